@@ -1,0 +1,1 @@
+"""Find, certify and draw low-loss paths between neural networks."""

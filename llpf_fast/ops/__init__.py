@@ -1,0 +1,23 @@
+"""The kernels as torch ops: ``torch.ops.llpf_fast.*``. Importing this room needs torch and nothing else."""
+
+from .affine import affine_
+from .coefficients import coefficients
+from .flags import Destination, SegmentFlag
+from .library import scratch_numel
+from .loss_gate import gate_state, loss_gate_
+from .moments import moments
+from .sgd import sgd_
+from .tick import tick_
+
+__all__ = [
+    "Destination",
+    "SegmentFlag",
+    "affine_",
+    "coefficients",
+    "gate_state",
+    "loss_gate_",
+    "moments",
+    "scratch_numel",
+    "sgd_",
+    "tick_",
+]

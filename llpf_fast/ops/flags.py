@@ -1,0 +1,37 @@
+"""Bit flags of a segment and the kinds of destination: the integers that Python, C++, CUDA and Triton share.
+
+``csrc/core/flags.h`` and ``kernels/flags.py`` repeat these values; ``tests/ops/test_flags.py`` compares them.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+
+class SegmentFlag(IntFlag):
+    """What may happen to a segment (column 4 of the segment table)."""
+
+    NONE = 0
+    #: Neither read nor written by moments, affine_ and tick_. Still trained by sgd_.
+    MASKED = 1
+    #: Not moved (t = 0) but still projected: the authors' "skipped layers are rescaled anyway".
+    HOLD = 2
+    #: Moves away from the destination by the same fraction (-t).
+    COMPENSATE = 4
+    #: With COMPENSATE: moves away twice as far (-2t).
+    TWICE = 8
+    #: Moved but never projected (s = 1): normalization layers, one-element tensors.
+    FREE = 16
+    #: Neither read nor written by sgd_ (requires_grad=False).
+    FROZEN = 32
+
+
+class Destination(IntEnum):
+    """Where a tick moves to. Every kind but POINT is a formula of the current values and needs no tensor ``d``."""
+
+    POINT = 0
+    ORIGIN = 1
+    INFINITY = 2
+    MEAN = 3
+    VARIANCE_SPHERE = 4
+    NORM_SPHERE = 5

@@ -1,0 +1,230 @@
+"""``sgd_``: the correction's update over the flat buffers, able to leave the moments of the next tick behind."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .flags import SegmentFlag
+from .library import (
+    MOMENT_COLUMNS,
+    accumulation_dtype,
+    check,
+    check_destination,
+    check_float64,
+    check_gate,
+    check_like,
+    check_no_partial_overlap,
+    check_parameters,
+    check_scratch,
+    check_table,
+    define,
+    gate_rows,
+    rows,
+)
+from .moments import moments_eager
+
+SCHEMA = (
+    "sgd_(Tensor(a!) p, Tensor g, Tensor(b!)? momentum_buffer, Tensor lr, Tensor segments, Tensor chunks, "
+    "Tensor? gate, Tensor? d, Tensor(c!)? moments_out, Tensor(d!)? scratch, *, float momentum, float dampening, "
+    "float weight_decay, bool nesterov) -> ()"
+)
+
+
+def sgd_(
+    p: Tensor,
+    g: Tensor,
+    momentum_buffer: Tensor | None,
+    lr: Tensor,
+    segments: Tensor,
+    chunks: Tensor,
+    gate: Tensor | None = None,
+    d: Tensor | None = None,
+    moments_out: Tensor | None = None,
+    scratch: Tensor | None = None,
+    *,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+) -> None:
+    """Stochastic gradient descent with momentum on every segment that is not FROZEN.
+
+    The update is that of ``torch.optim.SGD`` (its documentation): g += weight_decay p;
+    buffer = momentum buffer + (1 - dampening) g; step along buffer, or along g + momentum buffer with ``nesterov``.
+    ``momentum_buffer`` starts at zero, which equals torch's first step as long as dampening is 0.
+
+    Args:
+        p: ``[N]`` or ``[K, N]``, overwritten. Padding and FROZEN segments keep every bit.
+        g: gradient, p's shape, dtype and device.
+        momentum_buffer: p's shape and dtype; required exactly when ``momentum`` is not 0.
+        lr: float64 ``[]``, ``[1]``, ``[S]``, ``[K, 1]`` or ``[K, S]``.
+        segments, chunks: the table, see :func:`llpf_fast.ops.moments`.
+        gate: float64, one row a path: column 0 is ``open`` (0: this path changes nothing), column 1, where there
+            is one, is ``last`` (0: moments_out is not written). The ``state`` of ``loss_gate_`` serves as it is.
+        d: the destination that the moments are about, see :func:`llpf_fast.ops.moments`.
+        moments_out: float64 ``[S, 5]`` or ``[K, S, 5]``: receives the moments of the updated p and d, so that the
+            coming ``tick_`` needs no reduction pass.
+        scratch: required with moments_out, see :func:`llpf_fast.ops.moments`.
+
+    Raises:
+        ValueError: a shape, dtype, device or layout that differs from the above.
+    """
+    torch.ops.llpf_fast.sgd_.default(
+        p,
+        g,
+        momentum_buffer,
+        lr,
+        segments,
+        chunks,
+        gate,
+        d,
+        moments_out,
+        scratch,
+        momentum=momentum,
+        dampening=dampening,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+    )
+
+
+def check_sgd(
+    p: Tensor,
+    g: Tensor,
+    momentum_buffer: Tensor | None,
+    lr: Tensor,
+    segments: Tensor,
+    chunks: Tensor,
+    gate: Tensor | None,
+    d: Tensor | None,
+    moments_out: Tensor | None,
+    scratch: Tensor | None,
+    momentum: float,
+    nesterov: bool,
+) -> None:
+    check_parameters("sgd_", p)
+    check_like("sgd_", p, "g", g)
+    check_table("sgd_", p, segments, chunks)
+    k, s = rows(p), segments.shape[0]
+    check_float64("sgd_", p, "lr", lr, ((), (1,), (s,), (k, 1), (k, s)))
+    check(
+        (momentum_buffer is not None) == (momentum != 0.0),
+        lambda: (
+            f"sgd_: momentum_buffer belongs to momentum != 0 and to it only, got momentum {momentum} with buffer "
+            f"{'given' if momentum_buffer is not None else 'missing'}"
+        ),
+    )
+    check(
+        not nesterov or momentum != 0.0,
+        lambda: "sgd_: nesterov needs momentum, got momentum 0.0",
+    )
+    if momentum_buffer is not None:
+        check_like("sgd_", p, "momentum_buffer", momentum_buffer)
+    check_gate("sgd_", p, k, gate)
+    check_destination("sgd_", p, d)
+    if moments_out is not None:
+        check_float64("sgd_", p, "moments_out", moments_out, ((*p.shape[:-1], s, MOMENT_COLUMNS),))
+        if scratch is None:
+            raise ValueError("sgd_: moments_out needs scratch, got none")
+        check_scratch("sgd_", p, segments, chunks, scratch)
+
+
+def sgd_eager(
+    p: Tensor,
+    g: Tensor,
+    momentum_buffer: Tensor | None,
+    lr: Tensor,
+    segments: Tensor,
+    chunks: Tensor,
+    gate: Tensor | None,
+    d: Tensor | None,
+    moments_out: Tensor | None,
+    scratch: Tensor | None,
+    *,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> None:
+    check_sgd(
+        p,
+        g,
+        momentum_buffer,
+        lr,
+        segments,
+        chunks,
+        gate,
+        d,
+        moments_out,
+        scratch,
+        momentum,
+        nesterov,
+    )
+    for name, other in (("g", g), ("momentum_buffer", momentum_buffer), ("d", d)):
+        if other is not None:
+            check_no_partial_overlap("sgd_", p, name, other)
+    k, s = rows(p), segments.shape[0]
+    compute = accumulation_dtype(p.dtype)
+    opening = gate_rows(gate, k)
+    is_open = torch.ones(k, 1, dtype=torch.bool, device=p.device) if opening is None else opening[:, :1] != 0
+    values, gradient = p.reshape(k, -1), g.reshape(k, -1)
+    buffer = None if momentum_buffer is None else momentum_buffer.reshape(k, -1)
+    rate = lr.reshape(-1, lr.shape[-1] if lr.dim() else 1).expand(k, s).to(compute)
+    for segment, start, length in chunks.tolist():
+        if int(segments[segment, 4]) & SegmentFlag.FROZEN:
+            continue
+        part = slice(start, start + length)
+        old = values[:, part].to(compute)
+        direction = gradient[:, part].to(compute)
+        if weight_decay != 0.0:
+            direction = direction + weight_decay * old
+        if buffer is not None:
+            moving = momentum * buffer[:, part].to(compute) + (1.0 - dampening) * direction
+            direction = direction + momentum * moving if nesterov else moving
+            buffer[:, part] = torch.where(is_open, moving.to(p.dtype), buffer[:, part])
+        new = (old - rate[:, segment, None] * direction).to(p.dtype)
+        values[:, part] = torch.where(is_open, new, values[:, part])
+    if moments_out is not None:
+        assert scratch is not None
+        leave = is_open
+        if opening is not None and opening.shape[1] > 1:
+            leave = leave & (opening[:, 1:2] != 0)
+        fresh = moments_eager(p, d, segments, chunks, scratch)
+        leave = leave[..., None] if p.dim() == 2 else leave
+        moments_out.copy_(torch.where(leave, fresh, moments_out))
+
+
+def sgd_fake(
+    p: Tensor,
+    g: Tensor,
+    momentum_buffer: Tensor | None,
+    lr: Tensor,
+    segments: Tensor,
+    chunks: Tensor,
+    gate: Tensor | None,
+    d: Tensor | None,
+    moments_out: Tensor | None,
+    scratch: Tensor | None,
+    *,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> None:
+    check_sgd(
+        p,
+        g,
+        momentum_buffer,
+        lr,
+        segments,
+        chunks,
+        gate,
+        d,
+        moments_out,
+        scratch,
+        momentum,
+        nesterov,
+    )
+
+
+define(SCHEMA, sgd_eager, sgd_fake)
