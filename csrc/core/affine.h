@@ -1,0 +1,32 @@
+#pragma once
+
+#include "convert.h"
+#include "macros.h"
+
+// x = a p + b d + c for one segment.
+namespace llpf {
+
+/// A segment's map, rounded once to the type of the elementwise arithmetic.
+template <class T>
+struct Map {
+  T a = 1, b = 0, c = 0;
+  /// Exactly (1, 0, 0) in float64: the values keep every bit, so they are not written at all.
+  bool identity = true;
+
+  LLPF_HD static Map of(double a, double b, double c) {
+    return {static_cast<T>(a), static_cast<T>(b), static_cast<T>(c), a == 1.0 && b == 0.0 && c == 0.0};
+  }
+  /// Columns 0-2 of a coefficient row: the tick.
+  LLPF_HD static Map tick(const double* row) { return of(row[0], row[1], row[2]); }
+  /// Columns 3-4 of a coefficient row: the projection before the move, which a waypoint records.
+  LLPF_HD static Map projection(const double* row) { return of(row[3], 0.0, row[4]); }
+
+  /// d is read only where this holds: 0 times an infinite d must not count.
+  LLPF_HD bool reads_destination() const { return b != 0; }
+
+  // Rounded after every operation, as eager torch does: no fused multiply-add, on any instruction set.
+  LLPF_HD T operator()(T p, T d) const { return a * p + b * d + c; }
+  LLPF_HD T operator()(T p) const { return a * p + c; }
+};
+
+}  // namespace llpf

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+
+#include "macros.h"
+
+// Whether the correction goes on; columns of the state as in llpf_fast/ops/loss_gate.py.
+namespace llpf {
+
+struct LossGate {
+  static constexpr int kOpen = 0, kLast = 1, kRounds = 2, kMean = 3, kWindow = 4;
+
+  double threshold;
+  int64_t min_rounds, max_rounds;
+
+  /// Take the loss of one path into account; `state` is its row [4 + min_rounds].
+  LLPF_HD void operator()(double* state, double loss) const {
+    const bool open = state[kOpen] != 0 && state[kLast] == 0;
+    if (!open) {
+      state[kOpen] = state[kLast] = 0;
+      return;
+    }
+    double* window = state + kWindow;
+    window[static_cast<int64_t>(state[kRounds]) % min_rounds] = loss;
+    const double rounds = state[kRounds] + 1;
+    const double least = static_cast<double>(min_rounds), most = static_cast<double>(max_rounds);
+    double total = 0;
+    for (int64_t i = 0; i < min_rounds; ++i) total += window[i];
+    const double mean = total / (rounds < least ? rounds : least);
+    state[kOpen] = 1;
+    state[kLast] = (rounds >= least && mean <= threshold) || rounds >= most;
+    state[kRounds] = rounds;
+    state[kMean] = mean;
+  }
+};
+
+}  // namespace llpf

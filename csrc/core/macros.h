@@ -1,0 +1,14 @@
+#pragma once
+
+// Code that both a CPU core and a GPU thread execute: CPU tests run the very functions that the GPU runs.
+//
+// Contraction to fused multiply-add is off everywhere (-ffp-contract=off, nvcc --fmad=false): the arithmetic of these
+// functions has the same bits on every instruction set and on the GPU, and the kernels wait for memory anyway.
+//
+// On the host every such function is inlined by force. The chunk kernels are compiled once per instruction set, and an
+// out-of-line copy made with AVX-512 flags could otherwise be the one that the linker keeps for everybody.
+#if defined(__CUDACC__)
+#define LLPF_HD __host__ __device__ __forceinline__
+#else
+#define LLPF_HD inline __attribute__((always_inline))
+#endif

@@ -1,0 +1,105 @@
+#pragma once
+
+#include "moments.h"
+#include "table.h"
+
+// The reduction tree of a block of lanes, in the order in which a GPU's shuffles combine them. No atomics: the order is
+// fixed, so the bits are. The host runs the same tree lane by lane (`_moments_device_blocking`).
+//
+//   chunk    lane l takes elements [VEC (l + LANES j), + VEC) for j = 0, 1, ...; then the tree over lanes, by addition
+//   segment  lane l takes chunks first + l + LANES j for j = 0, 1, ...;          then the tree over lanes, by Chan
+namespace llpf {
+
+/// The GPU's blocking: a block of 256 threads, each loading 16 bytes of p at once; a chunk of 4096 float32 is four rounds.
+struct DeviceBlocking {
+  static constexpr int kLanes = 256;
+  template <class P>
+  static constexpr int kVector = 16 / sizeof(P);
+};
+
+constexpr int kWarp = 32;
+
+/// Calls `f(at, count)` for the runs of at most VEC neighbours that are `lane`'s share of `length` elements, in order.
+template <int LANES, int VEC, class F>
+LLPF_HD void for_each_run(int64_t length, int lane, F&& f) {
+  for (int64_t at = static_cast<int64_t>(lane) * VEC; at < length; at += static_cast<int64_t>(LANES) * VEC) {
+    const int64_t left = length - at;
+    f(at, static_cast<int>(left < VEC ? left : VEC));
+  }
+}
+
+/// One lane's share of a chunk; `d` may be null.
+template <int LANES, int VEC, class P, class D>
+LLPF_HD ShiftedSums lane_sums(const P* p, const D* d, int64_t length, const Shift& shift, int lane) {
+  ShiftedSums sums;
+  for_each_run<LANES, VEC>(length, lane, [&](int64_t at, int count) {
+    for (int i = 0; i < count; ++i) {
+      if (d == nullptr) sums.add(shift, widen(p[at + i]));
+      else sums.add(shift, widen(p[at + i]), widen(d[at + i]));
+    }
+  });
+  return sums;
+}
+
+/// One lane's share of a segment's chunks: `partials` is float64 [C, 5].
+template <int LANES>
+LLPF_HD Moments lane_moments(const Table& table, Range chunks, const double* partials, int lane) {
+  Moments total;
+  for (int64_t c = chunks.begin + lane; c < chunks.end; c += LANES) {
+    const double n = static_cast<double>(table.chunks[c].length);
+    total = merge(total, Moments::load(n, partials + c * kMomentColumns));
+  }
+  return total;
+}
+
+LLPF_HD ShiftedSums join(ShiftedSums left, const ShiftedSums& right) { return left += right; }
+LLPF_HD Moments join(const Moments& left, const Moments& right) { return merge(left, right); }
+
+/// The tree over lanes: halves within each warp, then halves over the warps' results. The result is in lanes[0].
+/// Lane l takes over lane l + offset, which is what __shfl_down_sync hands it.
+template <int LANES, class T>
+inline T tree(T (&lanes)[LANES]) {
+  static_assert(LANES % kWarp == 0 && (LANES & (LANES - 1)) == 0);
+  for (int warp = 0; warp < LANES; warp += kWarp)
+    for (int offset = kWarp / 2; offset > 0; offset /= 2)
+      for (int l = 0; l < offset; ++l) lanes[warp + l] = join(lanes[warp + l], lanes[warp + l + offset]);
+  for (int offset = LANES / kWarp / 2; offset > 0; offset /= 2)
+    for (int w = 0; w < offset; ++w) lanes[w * kWarp] = join(lanes[w * kWarp], lanes[(w + offset) * kWarp]);
+  return lanes[0];
+}
+
+#if defined(__CUDACC__)
+
+/// `value` of the lane `offset` further on in the warp; T is a struct of doubles.
+template <class T>
+__device__ __forceinline__ T shuffle_down(const T& value, int offset) {
+  constexpr int kWords = sizeof(T) / sizeof(double);
+  static_assert(sizeof(T) == kWords * sizeof(double));
+  double words[kWords];
+  memcpy(words, &value, sizeof(T));
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) words[i] = __shfl_down_sync(0xffffffffu, words[i], offset);
+  T out;
+  memcpy(&out, words, sizeof(T));
+  return out;
+}
+
+/// The same tree by a block of LANES threads; the result is valid in thread 0. `shared` holds LANES / 32 values and may
+/// be used again after the next __syncthreads().
+template <int LANES, class T>
+__device__ __forceinline__ T block_tree(T value, T* shared) {
+  static_assert(LANES % kWarp == 0 && LANES <= kWarp * kWarp && (LANES & (LANES - 1)) == 0);
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value = join(value, shuffle_down(value, offset));
+  if (LANES == kWarp) return value;
+  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  if (threadIdx.x < kWarp) {
+    value = threadIdx.x < LANES / kWarp ? shared[threadIdx.x] : T{};
+    for (int offset = LANES / kWarp / 2; offset > 0; offset /= 2) value = join(value, shuffle_down(value, offset));
+  }
+  return value;
+}
+
+#endif
+
+}  // namespace llpf

@@ -1,0 +1,33 @@
+#pragma once
+
+#include "convert.h"
+#include "macros.h"
+
+// One element of stochastic gradient descent; the update is that of torch.optim.SGD (its documentation).
+namespace llpf {
+
+template <class T>
+struct SgdRule {
+  T momentum = 0, fresh = 1, weight_decay = 0;  // fresh = 1 - dampening
+  bool nesterov = false;
+
+  LLPF_HD static SgdRule of(double momentum, double dampening, double weight_decay, bool nesterov) {
+    return {static_cast<T>(momentum), static_cast<T>(1.0 - dampening), static_cast<T>(weight_decay), nesterov};
+  }
+
+  LLPF_HD T decayed(T value, T gradient) const {
+    return weight_decay != 0 ? gradient + weight_decay * value : gradient;
+  }
+
+  /// Without momentum.
+  LLPF_HD T operator()(T value, T gradient, T rate) const { return value - rate * decayed(value, gradient); }
+
+  /// With momentum; `buffer` is replaced.
+  LLPF_HD T operator()(T value, T gradient, T rate, T& buffer) const {
+    const T direction = decayed(value, gradient);
+    buffer = momentum * buffer + fresh * direction;
+    return value - rate * (nesterov ? direction + momentum * buffer : buffer);
+  }
+};
+
+}  // namespace llpf
