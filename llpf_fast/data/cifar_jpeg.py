@@ -1,0 +1,80 @@
+"""CIFAR-10 as JPEG files inside one npz: close to CIFAR-10, not equal to it, and labelled so everywhere."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import LLPFError
+from .image_data import ImageData, from_pixels
+from .torchvision_sets import CIFAR10_MEAN, CIFAR10_STD
+
+_FILE = "cifar10-jpeg.npz"
+_PLACES = (_FILE, f"CIFAR10/{_FILE}")
+
+
+def load_cifar10_jpeg(root: Path | None, download: bool = False) -> ImageData:
+    """50,000 + 10,000 images ``[n, 3, 32, 32]`` from ``root``: the npz itself or a folder that holds it.
+
+    Arrays: ``jpeg`` uint8 (all files one after another), ``offsets [n + 1]``, ``labels [n]``, ``is_test [n]``,
+    ``classes``. Decoded by Pillow. There is nothing to download it from: ``download`` is ignored.
+    """
+    path = _find(root)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            data, offsets, labels, is_test, classes = (
+                arrays[key] for key in ("jpeg", "offsets", "labels", "is_test", "classes")
+            )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise LLPFError(f"{path} is not the npz it should be: {error}") from error
+    if len(offsets) != len(labels) + 1 or len(is_test) != len(labels):
+        raise LLPFError(
+            f"{path}: {len(labels)} labels, {len(is_test)} split marks and {len(offsets)} offsets do not fit"
+        )
+    pixels = torch.from_numpy(_decode(path, data, offsets)).permute(0, 3, 1, 2)
+    targets = torch.from_numpy(labels.astype(np.int64))
+    test = torch.from_numpy(is_test.astype(bool))
+    return from_pixels(
+        "cifar10-jpeg",
+        "CIFAR-10 (JPEG)",
+        len(classes),
+        (pixels[~test], targets[~test]),
+        (pixels[test], targets[test]),
+        CIFAR10_MEAN,
+        CIFAR10_STD,
+    )
+
+
+def _find(root: Path | None) -> Path:
+    if root is None:
+        raise LLPFError(f"data 'cifar10-jpeg' needs a folder: name the one that holds {_FILE}")
+    if not root.exists():
+        raise LLPFError(f"data folder {root} does not exist; name the folder that holds {_FILE}")
+    if root.is_file():
+        return root
+    for place in _PLACES:
+        if (root / place).is_file():
+            return root / place
+    raise LLPFError(f"data folder {root} holds no {_FILE}; name the folder that does")
+
+
+def _decode(path: Path, data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """uint8 ``[n, 32, 32, 3]``."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise LLPFError("data 'cifar10-jpeg' is decoded by Pillow: pip install pillow") from error
+    count = len(offsets) - 1
+    pixels = np.empty((count, 32, 32, 3), dtype=np.uint8)
+    stream = data.tobytes()
+    for index in range(count):
+        try:
+            with Image.open(io.BytesIO(stream[int(offsets[index]) : int(offsets[index + 1])])) as image:
+                pixels[index] = np.asarray(image.convert("RGB"))
+        except (OSError, ValueError) as error:
+            raise LLPFError(f"{path}: image {index} cannot be decoded as a 32x32 JPEG: {error}") from error
+    return pixels

@@ -1,0 +1,169 @@
+"""From a recipe's name or a YAML file, and ``key=value`` overrides, to checked :class:`Settings`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import LLPFError
+from ..find.settings import Settings
+from ..names import unknown_name
+
+_FOLDER = Path(__file__).parent
+_SUFFIXES = (".yaml", ".yml")
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package, sorted."""
+    return sorted(file.stem for file in _FOLDER.glob("*.yaml"))
+
+
+def recipe_descriptions() -> dict[str, str]:
+    """Name to the one-line ``description`` in each recipe's file."""
+    return {name: str(_read(name).get("description", "")) for name in recipe_names()}
+
+
+def load_recipe(name_or_path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Settings:
+    """Settings of a shipped recipe, or of a YAML file of one's own, with overrides such as ``step.relative=0.01``.
+
+    Values are YAML (``stages=[{start: 0, layers: [conv*]}]``); keys that the recipe leaves out keep the defaults of
+    :class:`Settings`; a later override wins. Raises :class:`LLPFError`, in one line, for an unknown recipe or key
+    (with the nearest known ones), a value of the wrong type or out of range, and a file that is no YAML mapping.
+    """
+    values = _read(name_or_path)
+    values.pop("description", None)
+    source = f"recipe {os.fspath(name_or_path)!r}"
+    _check_keys(values, Settings, source)
+    for override in overrides:
+        key, value = _split(override)
+        _check_keys(_nested(key, value), Settings, f"--set {override}")
+        _merge(values, key, value)
+    settings = _typed(values, source)
+    settings.validate()
+    return settings
+
+
+def _read(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
+    text_name = os.fspath(name_or_path)
+    if text_name.endswith(_SUFFIXES):
+        try:
+            text = Path(text_name).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise LLPFError(f"recipe file {text_name} cannot be read: {_one_line(error)}") from error
+    elif text_name in recipe_names():
+        text = (_FOLDER / f"{text_name}.yaml").read_text(encoding="utf-8")
+    else:
+        hint = unknown_name("recipe", text_name, recipe_names())
+        raise LLPFError(f"{hint} (a file of your own must end in .yaml)")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise LLPFError(f"recipe {text_name} is not YAML: {_one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise LLPFError(f"recipe {text_name} must be a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def _split(override: str) -> tuple[list[str], Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise LLPFError(f"--set {override}: write it as key=value, for example step.relative=0.01")
+    try:
+        return key.strip().split("."), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise LLPFError(f"--set {override}: the value is not YAML: {_one_line(error)}") from error
+
+
+def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return typing.cast("dict[str, Any]", value)
+
+
+def _merge(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    for key in keys[:-1]:
+        inner = values.get(key)
+        values[key] = inner = dict(inner) if isinstance(inner, Mapping) else {}
+        values = inner
+    if isinstance(value, Mapping) and isinstance(values.get(keys[-1]), Mapping):
+        for inner_key, inner_value in value.items():
+            _merge(values, [keys[-1], inner_key], inner_value)
+    else:
+        values[keys[-1]] = value
+
+
+def _check_keys(values: Any, kind: Any, source: str, path: str = "") -> None:
+    """Refuse what jsonargparse would let through or name less well: unknown keys, empty values, a value for a group."""
+    if values is None and type(None) not in typing.get_args(kind):
+        raise LLPFError(f"{source}: {path} has no value")
+    if isinstance(values, list) and typing.get_origin(kind) is list:
+        for index, item in enumerate(values):
+            _check_keys(item, typing.get_args(kind)[0], source, f"{path}[{index}]")
+    if not isinstance(kind, type) or not is_dataclass(kind):
+        return
+    hints = _hints(kind)
+    if not isinstance(values, Mapping):
+        raise LLPFError(f"{source}: {path} is a group of keys ({', '.join(hints)}), got {values!r}")
+    for key, value in values.items():
+        if key not in hints:
+            raise LLPFError(f"{source}: {_unknown_key(path, str(key), hints)}")
+        _check_keys(value, hints[key], source, f"{path}.{key}" if path else key)
+
+
+def _unknown_key(path: str, key: str, siblings: Mapping[str, Any]) -> str:
+    """The nearest keys: first within the group, then anywhere."""
+    prefix = f"{path}." if path else ""
+    near = [prefix + name for name in difflib.get_close_matches(key, siblings, cutoff=0.7)]
+    if not near:
+        leaves = {full.rpartition(".")[2]: full for full in reversed(list(_all_keys(Settings)))}
+        near = [leaves[name] for name in difflib.get_close_matches(key, leaves, cutoff=0.6)]
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known here: {', '.join(siblings)}"
+    return f"unknown key {prefix + key!r}; {hint}"
+
+
+def _all_keys(kind: type[Any], prefix: str = "") -> Iterator[str]:
+    for name, hint in _hints(kind).items():
+        yield prefix + name
+        if is_dataclass(hint):
+            yield from _all_keys(typing.cast("type[Any]", hint), f"{prefix}{name}.")
+
+
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _typed(values: dict[str, Any], source: str) -> Settings:
+    """jsonargparse checks every value against the dataclass, nested lists of stages included."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Settings, "settings")
+    try:
+        parsed = parser.parse_object({"settings": values})
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        return typing.cast(Settings, instantiate(parsed).settings)
+    except ArgumentError as error:
+        raise LLPFError(f"{source}: {_type_message(str(error))}") from error
+
+
+def _type_message(text: str) -> str:
+    """jsonargparse's nested lines as one: the full key, what it takes, what was given."""
+    keys = [key.removeprefix("settings.") for key in re.findall(r'key "([^"]+)"', text)]
+    wanted = re.search(r"Expected an? (.+?)\. Got value: (.*)", text, flags=re.DOTALL)
+    if not keys or wanted is None:
+        return _one_line(text)
+    kind = re.sub(r"<class '([^']+)'>", r"\1", wanted[1]).replace("typing.", "")
+    return f"{'.'.join(keys)} must be {kind}, got {_one_line(wanted[2])}"
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
