@@ -1,5 +1,16 @@
 """Flat buffers: a module's parameters as views of one tensor, and the table of its segments."""
 
+from .kinds import LayerKind, is_normalization, layer_kinds
+from .parameters import FlatParameters
 from .table import ALIGNMENT, CHUNK, Segment, SegmentTable
 
-__all__ = ["ALIGNMENT", "CHUNK", "Segment", "SegmentTable"]
+__all__ = [
+    "ALIGNMENT",
+    "CHUNK",
+    "FlatParameters",
+    "LayerKind",
+    "Segment",
+    "SegmentTable",
+    "is_normalization",
+    "layer_kinds",
+]

@@ -1,0 +1,114 @@
+"""What a module holds: the place of every parameter, and whether the parameters can share one flat buffer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import LLPFError
+
+#: Storage types the ops take.
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter hangs. A tied parameter has several places."""
+
+    #: ``state_dict`` key.
+    name: str
+    owner: nn.Module
+    #: Attribute of ``owner``.
+    attribute: str
+    parameter: nn.Parameter
+
+
+def places(module: nn.Module) -> Iterator[Place]:
+    """Every place of every parameter, in the order of ``module.named_parameters(remove_duplicate=False)``."""
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        for attribute, parameter in owner._parameters.items():
+            if parameter is not None:
+                yield Place(f"{prefix}.{attribute}" if prefix else attribute, owner, attribute, parameter)
+
+
+def check(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Refuse what cannot become views of one buffer.
+
+    Raises:
+        LLPFError: a lazy, integer, complex, sparse or subclassed tensor; two dtypes or devices; two parameters that
+            share memory; a state-dict hook that hides a parameter. The message names the parameters.
+    """
+    for name, tensor in (*parameters.items(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise LLPFError(f"{name!r} is lazy and has no shape yet: run one batch through the module first")
+    for name, parameter in parameters.items():
+        data = parameter.data
+        if type(data) is not Tensor or data.layout is not torch.strided:
+            raise LLPFError(
+                f"parameter {name!r} is a {type(data).__name__} of layout {data.layout}: only ordinary dense tensors "
+                "can be flattened"
+            )
+        if data.dtype not in DTYPES:
+            known = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+            raise LLPFError(f"parameter {name!r} is {data.dtype}: convert it to one of {known}")
+    first, reference = next(iter(parameters.items()))
+    for name, parameter in parameters.items():
+        if (parameter.dtype, parameter.device) != (reference.dtype, reference.device):
+            raise LLPFError(
+                f"parameters {first!r} ({reference.dtype} on {reference.device}) and {name!r} ({parameter.dtype} on "
+                f"{parameter.device}) differ: bring the module to one dtype and device with module.to()"
+            )
+    if reference.device.type != "meta":
+        _check_memory(parameters)
+    keys = module.state_dict(keep_vars=True)
+    for name, parameter in parameters.items():
+        if keys.get(name) is not parameter:
+            raise LLPFError(
+                f"parameter {name!r} is not in module.state_dict() under its own name: remove the state-dict hook "
+                "that renames, converts or drops it"
+            )
+
+
+def dense_stride(tensor: Tensor) -> tuple[int, ...]:
+    """The tensor's own strides if it covers its memory without holes, else strides of the same order without them."""
+    return torch.empty_like(tensor, device="meta").stride()
+
+
+def _check_memory(parameters: Mapping[str, nn.Parameter]) -> None:
+    by_storage: dict[int, list[tuple[int, int, str, Tensor]]] = defaultdict(list)
+    for name, parameter in parameters.items():
+        start = int(parameter.storage_offset())
+        extent = 1 + sum((n - 1) * stride for n, stride in zip(parameter.shape, parameter.stride(), strict=True))
+        by_storage[parameter.untyped_storage().data_ptr()].append((start, start + extent, name, parameter))
+    for members in by_storage.values():
+        members.sort(key=lambda member: member[:2])
+        disjoint = all(left[1] <= right[0] for left, right in pairwise(members))
+        if not disjoint or any(dense_stride(tensor) != tensor.stride() for *_, tensor in members):
+            _check_elements(members)
+
+
+def _check_elements(members: Sequence[tuple[int, int, str, Tensor]]) -> None:
+    """Exact but slow (one int64 an element of the storage): only for ranges that overlap or have holes."""
+    end = max(member[1] for member in members)
+    position = torch.arange(end)
+    taken_by = torch.full((end,), -1)
+    for i, (_, _, name, tensor) in enumerate(members):
+        elements = position.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).flatten()
+        if elements.unique().numel() < elements.numel():
+            raise LLPFError(
+                f"parameter {name!r} holds the same memory several times (an expanded tensor): give it its own with "
+                ".contiguous()"
+            )
+        other = int(taken_by[elements].max())
+        if other >= 0:
+            raise LLPFError(
+                f"parameters {members[other][2]!r} and {name!r} share memory but are two Parameter objects: tie them "
+                "by assigning the same Parameter, or clone one"
+            )
+        taken_by[elements] = i
