@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import LLPFError
-from ..names import unknown_name
+from ..wording import unknown_name
 from .cifar_jpeg import load_cifar10_jpeg
 from .digits import load_digits
 from .image_data import ImageData

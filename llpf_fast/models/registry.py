@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import LLPFError
-from ..names import unknown_name
+from ..wording import unknown_name
 from .lenet5 import LeNet5
 from .mlp import MLP
 

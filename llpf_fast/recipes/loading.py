@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -15,7 +14,7 @@ import yaml
 
 from ..errors import LLPFError
 from ..find.settings import Settings
-from ..names import unknown_name
+from ..wording import one_line, unknown_name, wrong_type
 
 _FOLDER = Path(__file__).parent
 _SUFFIXES = (".yaml", ".yml")
@@ -57,7 +56,7 @@ def _read(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
         try:
             text = Path(text_name).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise LLPFError(f"recipe file {text_name} cannot be read: {_one_line(error)}") from error
+            raise LLPFError(f"recipe file {text_name} cannot be read: {one_line(error)}") from error
     elif text_name in recipe_names():
         text = (_FOLDER / f"{text_name}.yaml").read_text(encoding="utf-8")
     else:
@@ -66,7 +65,7 @@ def _read(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise LLPFError(f"recipe {text_name} is not YAML: {_one_line(error)}") from error
+        raise LLPFError(f"recipe {text_name} is not YAML: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise LLPFError(f"recipe {text_name} must be a mapping of settings, got {type(values).__name__}")
     return values
@@ -79,7 +78,7 @@ def _split(override: str) -> tuple[list[str], Any]:
     try:
         return key.strip().split("."), yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise LLPFError(f"--set {override}: the value is not YAML: {_one_line(error)}") from error
+        raise LLPFError(f"--set {override}: the value is not YAML: {one_line(error)}") from error
 
 
 def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
@@ -152,18 +151,4 @@ def _typed(values: dict[str, Any], source: str) -> Settings:
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
         return typing.cast(Settings, instantiate(parsed).settings)
     except ArgumentError as error:
-        raise LLPFError(f"{source}: {_type_message(str(error))}") from error
-
-
-def _type_message(text: str) -> str:
-    """jsonargparse's nested lines as one: the full key, what it takes, what was given."""
-    keys = [key.removeprefix("settings.") for key in re.findall(r'key "([^"]+)"', text)]
-    wanted = re.search(r"Expected an? (.+?)\. Got value: (.*)", text, flags=re.DOTALL)
-    if not keys or wanted is None:
-        return _one_line(text)
-    kind = re.sub(r"<class '([^']+)'>", r"\1", wanted[1]).replace("typing.", "")
-    return f"{'.'.join(keys)} must be {kind}, got {_one_line(wanted[2])}"
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+        raise LLPFError(f"{source}: {wrong_type(str(error), 'settings.')}") from error

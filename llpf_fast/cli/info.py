@@ -1,0 +1,40 @@
+"""``llpf info``: which kernels are loaded, and why the rest is not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+HELP = "versions, hardware, which kernels are loaded and why the rest is not"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def run(args: Namespace) -> int:
+    import json
+
+    from .. import info
+
+    found = info()
+    if args.json:
+        print(json.dumps(found, indent=2, default=str))
+    else:
+        _print(found)
+    return 0
+
+
+def _print(value: object, name: str = "", indent: int = 0) -> None:
+    space = "  " * indent
+    if isinstance(value, dict):
+        if name:
+            print(f"{space}{name}:")
+        for key, inner in value.items():
+            _print(inner, str(key), indent + bool(name))
+    elif isinstance(value, (list, tuple)):
+        print(f"{space}{name}: {', '.join(map(str, value)) or 'none'}")
+    else:
+        print(f"{space}{name}: {'none' if value is None else value}")

@@ -1,0 +1,114 @@
+"""``llpf``: parse, dispatch, and turn every error a user can cause into one line and an exit status."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ..errors import LLPFError
+from ..wording import one_line, wrong_type
+from . import demo, find, info, recipes, train, verify
+
+_COMMANDS = {"train": train, "find": find, "verify": verify, "info": info, "recipes": recipes, "demo": demo}
+
+_POSITIONAL = ("run", "name")
+
+_DESCRIPTION = "Find, certify and draw low-loss paths between neural networks."
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns the exit status: 0 for success, 1 where a path is not connected or did not arrive, 2 for an error (said in
+    one line on stderr), 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    before, warnings.showwarning = warnings.showwarning, _show_warning
+    try:
+        return _run(arguments)
+    except LLPFError as error:
+        return _fail(str(error))
+    except ArgumentError as error:
+        return _fail(_usage_message(str(error), arguments))
+    except BrokenPipeError:
+        # The reader (head, less) has gone; without this Python complains once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        print(f"llpf: interrupted{_how_to_resume(arguments)}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    finally:
+        warnings.showwarning = before
+
+
+def parser() -> ArgumentParser:
+    """The whole command line."""
+    top = ArgumentParser(prog="llpf", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False)
+    top.add_argument("--version", action="version", version=_version())
+    commands = top.add_subcommands(dest="command", required=False)
+    for name, module in _COMMANDS.items():
+        sub = ArgumentParser(description=module.HELP, exit_on_error=False, allow_abbrev=False)
+        module.add_arguments(sub)
+        commands.add_subcommand(name, sub, help=module.HELP)
+    return top
+
+
+def _run(arguments: list[str]) -> int:
+    top = parser()
+    if not arguments:
+        top.print_help()
+        return EXIT_ERROR
+    parsed = top.parse_args(arguments)
+    return _COMMANDS[parsed.command].run(parsed[parsed.command])
+
+
+def _version() -> str:
+    from .. import __version__
+
+    return f"llpf_fast {__version__}"
+
+
+def _fail(message: str) -> int:
+    print(f"llpf: error: {one_line(message)}", file=sys.stderr)
+    return EXIT_ERROR
+
+
+def _usage_message(text: str, arguments: list[str]) -> str:
+    command = arguments[0] if arguments and arguments[0] in _COMMANDS else ""
+    message = wrong_type(text)
+    if command:
+        # jsonargparse names what is missing after its place in the tree of commands: verify.run, train.data_dir.
+        message = re.sub(rf"\b{command}\.(\w+)", lambda found: _as_typed(found[1]), message)
+    message = re.sub(r"^(\w+) must be", lambda found: f"{_as_typed(found[1])} must be", message)
+    return f"{message}; see llpf {command + ' ' if command else ''}--help"
+
+
+def _as_typed(name: str) -> str:
+    return name.upper() if name in _POSITIONAL else f"--{name.replace('_', '-')}"
+
+
+def _how_to_resume(arguments: list[str]) -> str:
+    if arguments[:1] != ["find"]:
+        return ""
+    again = [*arguments, *(() if "--resume" in arguments else ("--resume",))]
+    return f"; continue with: llpf {shlex.join(again)}"
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"llpf: warning: {one_line(message)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

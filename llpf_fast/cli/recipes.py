@@ -1,0 +1,34 @@
+"""``llpf recipes``: what there is to find."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+HELP = "list the recipes, or show one with every setting"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("name", type=str, nargs="?", metavar="NAME", help="show this one as YAML")
+
+
+def run(args: Namespace) -> int:
+    show(args.name)
+    return 0
+
+
+def show(name: str | None = None) -> None:
+    """Print the table of recipes, or the resolved settings of one as YAML that ``--recipe FILE.yaml`` takes."""
+    from ..recipes import load_recipe, recipe_descriptions
+
+    if name is not None:
+        import yaml
+
+        print(yaml.safe_dump(load_recipe(name).as_dict(), sort_keys=False), end="")
+        return
+    known = recipe_descriptions()
+    width = max(map(len, known))
+    for recipe, description in known.items():
+        print(f"{recipe:<{width}}  {description}")

@@ -1,0 +1,30 @@
+"""One-line messages: the nearest known names, and what jsonargparse says across several lines."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+
+def one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """``unknown recipe 'lenet-mnist'; did you mean 'lenet5-mnist-m2m'?``, or every known name where none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return f"unknown {kind} {name!r}; did you mean {' or '.join(map(repr, near))}?"
+    return f"unknown {kind} {name!r}; known: {', '.join(known)}"
+
+
+def wrong_type(text: str, prefix: str = "") -> str:
+    """jsonargparse's nested lines about a value of the wrong type as ``key must be float, got abc``."""
+    keys = [key.removeprefix(prefix) for key in re.findall(r'key "([^"]+)"', text)]
+    wanted = re.search(r"Expected an? (.+?)\. Got value: (.*)", text, flags=re.DOTALL)
+    if not keys or wanted is None:
+        return one_line(text)
+    kind = re.sub(r"<class '([^']+)'>", r"\1", wanted[1]).replace("typing.", "")
+    return f"{'.'.join(keys)} must be {kind}, got {one_line(wanted[2])}"
