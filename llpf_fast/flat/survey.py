@@ -41,8 +41,8 @@ def check(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
     """Refuse what cannot become views of one buffer.
 
     Raises:
-        LLPFError: a lazy, integer, complex, sparse or subclassed tensor; two dtypes or devices; two parameters that
-            share memory; a state-dict hook that hides a parameter. The message names the parameters.
+        LLPFError: a lazy, integer, complex, sparse, subclassed or inference tensor; two dtypes or devices; two
+            parameters that share memory; a state-dict hook that hides a parameter. The message names them.
     """
     for name, tensor in (*parameters.items(), *module.named_buffers()):
         if is_lazy(tensor):
@@ -57,6 +57,10 @@ def check(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         if data.dtype not in DTYPES:
             known = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
             raise LLPFError(f"parameter {name!r} is {data.dtype}: convert it to one of {known}")
+        if not _counts_versions(parameter):
+            raise LLPFError(
+                f"parameter {name!r} was made under torch.inference_mode() and can never be trained: make it outside"
+            )
     first, reference = next(iter(parameters.items()))
     for name, parameter in parameters.items():
         if (parameter.dtype, parameter.device) != (reference.dtype, reference.device):
@@ -78,6 +82,14 @@ def check(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
 def dense_stride(tensor: Tensor) -> tuple[int, ...]:
     """The tensor's own strides if it covers its memory without holes, else strides of the same order without them."""
     return torch.empty_like(tensor, device="meta").stride()
+
+
+def _counts_versions(parameter: nn.Parameter) -> bool:
+    """False for what was born in inference mode; True for a parameter that was merely given such memory since."""
+    try:
+        return parameter._version >= 0
+    except RuntimeError:
+        return False
 
 
 def _check_memory(parameters: Mapping[str, nn.Parameter]) -> None:
