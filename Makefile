@@ -66,14 +66,14 @@ gpu-check:  ## tests, timings and sanitizers on an NVIDIA GPU, with the system's
 clean:  ## remove what was built, not the environment
 	rm -rf build dist *.egg-info $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks $(BUILT)
 	rm -f llpf_fast/*.so
-	find llpf_fast kernels tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the environment too
 	rm -rf $(VENV)
 
 $(PY):
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.10 or newer found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo "make: $(PYTHON) is missing or older than 3.10; name another: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { echo "make: $(PYTHON) is missing or older than 3.10; name another: make PYTHON=..." >&2; exit 1; }
 	@echo "setting up $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(PY); echo "make: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
