@@ -24,9 +24,15 @@ struct Map {
   /// d is read only where this holds: 0 times an infinite d must not count.
   LLPF_HD bool reads_destination() const { return b != 0; }
 
-  // Rounded after every operation, as eager torch does: no fused multiply-add, on any instruction set.
-  LLPF_HD T operator()(T p, T d) const { return a * p + b * d + c; }
-  LLPF_HD T operator()(T p) const { return a * p + c; }
+  // V is T or a vector of T. Rounded after every operation, as eager torch does it.
+  template <class V>
+  LLPF_HD V operator()(V p, V d) const {
+    return a * p + b * d + c;
+  }
+  template <class V>
+  LLPF_HD V operator()(V p) const {
+    return a * p + c;
+  }
 };
 
 }  // namespace llpf

@@ -72,8 +72,7 @@ struct Narrow<Bfloat16> {
   LLPF_HD static Bfloat16 from(float value) {
     const uint32_t bits = bit_cast<uint32_t>(value);
     const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const uint32_t quiet = (bits >> 16) | 0x40u;
-    return {static_cast<uint16_t>(value != value ? quiet : rounded)};
+    return {static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
   }
 };
 
@@ -88,7 +87,7 @@ struct Narrow<Float16> {
     const uint32_t magnitude = bits & 0x7fffffffu;
     uint32_t half;
     if (magnitude > 0x7f800000u) {
-      half = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
+      half = 0x7e00u;
     } else if (magnitude >= 0x477ff000u) {  // 65520: the first value that rounds to infinity
       half = 0x7c00u;
     } else if (magnitude < 0x38800000u) {  // 2^-14: subnormal; adding 1/2 makes the hardware round at 2^-24

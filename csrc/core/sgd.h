@@ -15,16 +15,22 @@ struct SgdRule {
     return {static_cast<T>(momentum), static_cast<T>(1.0 - dampening), static_cast<T>(weight_decay), nesterov};
   }
 
-  LLPF_HD T decayed(T value, T gradient) const {
+  // V is T or a vector of T.
+  template <class V>
+  LLPF_HD V decayed(V value, V gradient) const {
     return weight_decay != 0 ? gradient + weight_decay * value : gradient;
   }
 
   /// Without momentum.
-  LLPF_HD T operator()(T value, T gradient, T rate) const { return value - rate * decayed(value, gradient); }
+  template <class V>
+  LLPF_HD V operator()(V value, V gradient, T rate) const {
+    return value - rate * decayed(value, gradient);
+  }
 
   /// With momentum; `buffer` is replaced.
-  LLPF_HD T operator()(T value, T gradient, T rate, T& buffer) const {
-    const T direction = decayed(value, gradient);
+  template <class V>
+  LLPF_HD V operator()(V value, V gradient, T rate, V& buffer) const {
+    const V direction = decayed(value, gradient);
     buffer = momentum * buffer + fresh * direction;
     return value - rate * (nesterov ? direction + momentum * buffer : buffer);
   }

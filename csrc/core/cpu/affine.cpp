@@ -1,0 +1,22 @@
+#include "../affine.h"
+
+#include "walk.h"
+
+namespace llpf::cpu {
+
+void affine(const Values& values, const Table& table, const double* coefficients, const Threads& threads) {
+  for_paths(values.paths, values.numel, threads, [&](int64_t k, const Threads& inner) {
+    const Row row(values, k);
+    const double* maps = coefficients + k * table.segment_count * kCoefficientColumns;
+    for_chunks(table, {0, table.chunk_count}, inner, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        const Chunk& chunk = table.chunks[c];
+        const double* map = maps + chunk.segment * kCoefficientColumns;
+        if (table.segments[chunk.segment].has(kMasked) || Map<double>::tick(map).identity) continue;
+        row.apply(chunk, row.p, map);
+      }
+    });
+  });
+}
+
+}  // namespace llpf::cpu

@@ -1,0 +1,38 @@
+#include <cstdlib>
+#include <cstring>
+
+#include "chunk.h"
+
+namespace llpf::cpu {
+
+extern const ChunkKernels k_plain;
+#if defined(LLPF_X86)
+extern const ChunkKernels k_avx2, k_avx512;
+#endif
+
+namespace {
+
+const ChunkKernels& choose() {
+  const char* most = std::getenv("LLPF_ISA");
+  const auto allowed = [most](const char* lower, const char* lowest) {
+    return most == nullptr || (std::strcmp(most, lower) != 0 && std::strcmp(most, lowest) != 0);
+  };
+#if defined(LLPF_X86)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx512 && allowed("avx2", "plain")) return k_avx512;
+  if (avx2 && allowed("plain", "plain")) return k_avx2;
+#endif
+  return k_plain;
+}
+
+}  // namespace
+
+const ChunkKernels& chunk_kernels() {
+  static const ChunkKernels& chosen = choose();
+  return chosen;
+}
+
+}  // namespace llpf::cpu

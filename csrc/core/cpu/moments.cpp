@@ -1,0 +1,19 @@
+#include "walk.h"
+
+namespace llpf::cpu {
+
+void moments(const Values& values, const Table& table, double* scratch, double* out, const Threads& threads) {
+  for_paths(values.paths, values.numel, threads, [&](int64_t k, const Threads& inner) {
+    const Row row(values, k);
+    double* partials = scratch + k * table.chunk_count * kMomentColumns;
+    for_chunks(table, {0, table.chunk_count}, inner, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        const Chunk& chunk = table.chunks[c];
+        if (!table.segments[chunk.segment].has(kMasked)) row.reduce(chunk, partials + c * kMomentColumns);
+      }
+    });
+    combine(table, {0, table.segment_count}, 0, partials, out + k * table.segment_count * kMomentColumns);
+  });
+}
+
+}  // namespace llpf::cpu
