@@ -1,0 +1,65 @@
+"""The file a search resumes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import LLPFError
+from .atomic import read_bytes, reading, write_bytes, writing
+from .plain import plain
+from .state import decode_state, encode_state, header
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How far the run had come at a checkpoint: where to cut its files when resuming there."""
+
+    serial: int
+    waypoints: int
+    index_bytes: int
+    index_sha256: str
+    metrics_bytes: int
+
+
+class Checkpoint:
+    """``checkpoint/checkpoint.safetensors``: tensors, plain values and the mark in one file, so that one rename
+    replaces all of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.path = folder / "checkpoint.safetensors"
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], mark: Mark) -> None:
+        """Replace the checkpoint, durably. Integers and float64 values of ``state`` keep every bit; NaN is allowed."""
+        with writing(self._folder):
+            self._folder.mkdir(exist_ok=True)
+        text = json.dumps({"mark": asdict(mark), "state": plain(state)})
+        write_bytes(self.path, encode_state(tensors, text))
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any], Mark]:
+        data = read_bytes(self.path)
+        mark, state = self._metadata(data)
+        return decode_state(data, self.path), state, mark
+
+    def mark(self) -> Mark:
+        """The mark alone, from the file's header."""
+        with reading(self.path), open(self.path, "rb") as file:
+            length = file.read(8)
+            data = length + file.read(int.from_bytes(length, "little"))
+        return self._metadata(data)[0]
+
+    def _metadata(self, data: bytes) -> tuple[Mark, dict[str, Any]]:
+        try:
+            content = json.loads(header(data, self.path)["__metadata__"]["llpf_fast"])
+            return Mark(**content["mark"]), content["state"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise LLPFError(f"{self.path} is damaged: not a checkpoint of llpf_fast") from error

@@ -1,0 +1,179 @@
+"""Files of one trained model, whoever wrote them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import LLPFError
+from .atomic import reading, write_bytes
+from .state import check_finite, compare_architectures, decode_state, detached, encode_state, header, state_digest
+
+__all__ = [
+    "ModelFile",
+    "check_finite",
+    "compare_architectures",
+    "load_model_file",
+    "save_model_file",
+    "state_digest",
+]
+
+#: Where checkpoint dictionaries keep the state dict: LLPF's authors and Lightning; PyTorch's tutorials; timm and DeiT.
+_STATE_KEYS = ("state_dict", "model_state_dict", "model")
+#: First byte of every pickle that torch.save has written outside a zip archive.
+_PICKLE = b"\x80"
+_SAFETENSORS = ".safetensors"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a model file holds: the state dict (CPU tensors) and, where the file says, names of model and data set."""
+
+    state: dict[str, Tensor]
+    model_name: str | None
+    dataset_name: str | None
+    path: Path
+
+
+def load_model_file(path: str | os.PathLike[str]) -> ModelFile:
+    """Load a model's state dict.
+
+    Understood are: a state dict saved by ``torch.save``; a dictionary that keeps one under ``state_dict`` (the LLPF
+    authors' ``*.model.pt`` with ``model_name`` and ``dataset_name``; Lightning), ``model_state_dict`` or ``model``;
+    safetensors.
+    What the content is decides, not the suffix. Code inside a pickle is never executed (``weights_only``).
+
+    Raises LLPFError, one line naming the file and what it is, when it is missing, a directory, empty, text, cut off, a
+    pickle with code or objects in it, or holds no tensors by name.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise LLPFError(f"{path} is a directory; name a model file")
+    with reading(path), open(path, "rb") as file:
+        start = file.read(4096)
+    if not start:
+        raise LLPFError(f"{path} is empty; it is no model file")
+    if _is_safetensors(start):
+        return _from_safetensors(path)
+    if _is_text(start):
+        raise LLPFError(f"{path} is a text file, not a model file (.pt, .pth or .safetensors)")
+    return _from_pickle(path, start)
+
+
+def save_model_file(
+    path: str | os.PathLike[str], state: Mapping[str, Tensor], model_name: str | None, dataset_name: str | None
+) -> None:
+    """Write ``state`` for ``load_model_file``: safetensors where ``path`` ends so, else the authors' dictionary.
+
+    Atomic and durable: ``path`` holds the old file or the new one, whole. LLPFError naming the folder when it is
+    missing or the disk refuses.
+    """
+    path = Path(path)
+    names = {"model_name": model_name, "dataset_name": dataset_name}
+    if path.suffix == _SAFETENSORS:
+        data = encode_state(state, json.dumps(names))
+    else:
+        buffer = io.BytesIO()
+        torch.save({"state_dict": {name: detached(tensor) for name, tensor in state.items()}, **names}, buffer)
+        data = buffer.getvalue()
+    write_bytes(path, data)
+
+
+def _is_safetensors(start: bytes) -> bool:
+    """Eight bytes of header length, of which the upper ones are 0, then a JSON object."""
+    return len(start) > 8 and start[8:9] == b"{" and start[5:8] == b"\0\0\0"
+
+
+def _is_text(start: bytes) -> bool:
+    try:
+        text = start.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(start) - 3:  # else the excerpt ends inside a character
+            return False
+        text = start[: error.start].decode()
+    return all(character.isprintable() or character.isspace() for character in text)
+
+
+def _from_safetensors(path: Path) -> ModelFile:
+    with reading(path):
+        data = path.read_bytes()
+    state = decode_state(data, path)
+    metadata = header(data, path).get("__metadata__", {})
+    try:
+        names = json.loads(metadata.get("llpf_fast", "{}"))
+    except ValueError:
+        names = {}
+    if not state:
+        raise LLPFError(f"{path} holds no tensors")
+    return ModelFile(state, _name(names, "model_name"), _name(names, "dataset_name"), path)
+
+
+def _name(content: Any, key: str) -> str | None:
+    value = content.get(key) if isinstance(content, Mapping) else None
+    return value if isinstance(value, str) else None
+
+
+def _from_pickle(path: Path, start: bytes) -> ModelFile:
+    if start.startswith(b"PK"):
+        _check_archive(path)
+    elif not start.startswith(_PICKLE):
+        raise LLPFError(f"{path} is not a model file (.pt, .pth or .safetensors), or is damaged")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise LLPFError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+    except pickle.UnpicklingError as error:
+        raise LLPFError(f"{path} {_why_not_loaded(str(error))}") from error
+    except Exception as error:  # a damaged pickle stream can raise nearly anything; none of it is ours
+        raise LLPFError(f"{path} is not a model file, or is damaged or cut off ({type(error).__name__})") from error
+    return _from_content(content, path)
+
+
+def _check_archive(path: Path) -> None:
+    """torch.save's files are zip archives with an entry ``*/data.pkl``; TorchScript's also hold code."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise LLPFError(f"{path} is damaged or cut off: its zip archive does not end as it should") from error
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise LLPFError(f"{path} is a TorchScript program; save the state_dict() of torch.jit.load's result instead")
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise LLPFError(f"{path} is a zip archive, but not one that torch.save wrote")
+
+
+def _why_not_loaded(message: str) -> str:
+    culprit = re.search(r"(?:GLOBAL |class |function )`?([A-Za-z_][\w.]*\.[\w.]*\w)", message)
+    if culprit:
+        of = culprit.group(1)
+        return f"holds Python objects or code ({of}), which is never executed; save the model's state_dict() instead"
+    return "is not a model file, or is damaged or cut off"
+
+
+def _from_content(content: Any, path: Path) -> ModelFile:
+    if isinstance(content, Tensor):
+        raise LLPFError(f"{path} holds one tensor without a name, not a state dict")
+    if not isinstance(content, Mapping):
+        raise LLPFError(f"{path} holds a {type(content).__name__}, not a state dict")
+    state = next((content[key] for key in _STATE_KEYS if isinstance(content.get(key), Mapping)), content)
+    if not any(isinstance(value, Tensor) for value in state.values()):
+        keys = ", ".join(str(key) for key in list(content)[:5]) or "nothing"
+        raise LLPFError(f"{path} is a dictionary without tensors (it has {keys}), not a state dict")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise LLPFError(f"{path}: entry {name!r} is a {type(value).__name__}, a state dict has named tensors only")
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise LLPFError(f"{path}: tensor {name!r} is sparse, quantized or without values; save it dense")
+    tensors = {name: value.detach() for name, value in state.items()}
+    return ModelFile(tensors, _name(content, "model_name"), _name(content, "dataset_name"), path)
