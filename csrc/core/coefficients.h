@@ -71,6 +71,7 @@ class Coefficients {
     Projected summary{pool(group, [this](int64_t s) { return moments(s); })};
     if (rule_.destination == Destination::kNormSphere) {
       double squared = 0;
+      LLPF_ROLLED
       for (int64_t s = group.begin; s < group.end; ++s) {
         const Moments p = projected(s, summary.q, first_scale(s, summary.q));
         squared += p.m2_p + p.n * p.mean_p * p.mean_p;
@@ -100,6 +101,7 @@ class Coefficients {
   /// The common fraction t of a distance group.
   LLPF_HD double summarise_move(Range group) const {
     double squared = 0;
+    LLPF_ROLLED
     for (int64_t s = group.begin; s < group.end; ++s) squared += at(s)[0];
     const double distance = sqrt(squared);
     const double fixed = path_.step[0], relative = path_.step[1] * distance;
@@ -127,6 +129,7 @@ class Coefficients {
   LLPF_HD Moved summarise_rescale(Range group) const {
     const Pooled q = pool(group, [this](int64_t s) { return moments(s); });
     Moved summary{pool(group, [&](int64_t s) { return moved(s, q); }), q.mean};
+    LLPF_ROLLED
     for (int64_t s = group.begin; s < group.end; ++s) {
       const Moments p = projected(s, q, at(s)[3]);
       const double t = at(s)[1];
@@ -162,22 +165,27 @@ class Coefficients {
   LLPF_HD void run(Range segments) const {
     for_each_group(segments, &Segment::variance_group, [this](Range group) {
       const Projected summary = summarise_project(group);
+      LLPF_ROLLED
       for (int64_t s = group.begin; s < group.end; ++s) project(s, summary);
     });
     for_each_group(segments, &Segment::distance_group, [this](Range group) {
       const double t = summarise_move(group);
+      LLPF_ROLLED
       for (int64_t s = group.begin; s < group.end; ++s) move(s, t);
     });
     for_each_group(segments, &Segment::variance_group, [this](Range group) {
       const Moved summary = summarise_rescale(group);
+      LLPF_ROLLED
       for (int64_t s = group.begin; s < group.end; ++s) rescale(s, summary);
     });
+    LLPF_ROLLED
     for (int64_t s = segments.begin; s < segments.end; ++s) compose(s);
   }
 
  private:
   template <class F>
   LLPF_HD void for_each_group(Range segments, int64_t Segment::* label, F&& f) const {
+    LLPF_ROLLED
     for (int64_t s = segments.begin; s < segments.end;) {
       const Range group = table_.group(s, label);
       f(group);
@@ -199,14 +207,17 @@ class Coefficients {
   template <class Member>
   LLPF_HD Pooled pool(Range group, Member&& member) const {
     Pooled all;
+    LLPF_ROLLED
     for (int64_t s = group.begin; s < group.end; ++s) all.n += member(s).n;
     const double shift = member(group.begin).mean_p;
     double gap = 0;
+    LLPF_ROLLED
     for (int64_t s = group.begin; s < group.end; ++s) {
       const Moments m = member(s);
       gap += (all.n > 0 ? m.n / all.n : 0.0) * (m.mean_p - shift);
     }
     all.mean = shift + gap;
+    LLPF_ROLLED
     for (int64_t s = group.begin; s < group.end; ++s) {
       const Moments m = member(s);
       const double off = m.mean_p - all.mean;

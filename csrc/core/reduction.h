@@ -45,6 +45,7 @@ LLPF_HD ShiftedSums lane_sums(const P* p, const D* d, int64_t length, const Shif
 template <int LANES>
 LLPF_HD Moments lane_moments(const Table& table, Range chunks, const double* partials, int lane) {
   Moments total;
+  LLPF_ROLLED
   for (int64_t c = chunks.begin + lane; c < chunks.end; c += LANES) {
     const double n = static_cast<double>(table.chunks[c].length);
     total = merge(total, Moments::load(n, partials + c * kMomentColumns));

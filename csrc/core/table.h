@@ -36,6 +36,7 @@ struct Table {
   /// First chunk whose segment is `segment` or a later one.
   LLPF_HD int64_t lower_bound(int64_t segment) const {
     int64_t low = 0, high = chunk_count;
+    LLPF_ROLLED
     while (low < high) {
       const int64_t middle = low + (high - low) / 2;
       if (chunks[middle].segment < segment) low = middle + 1;
@@ -50,7 +51,9 @@ struct Table {
   LLPF_HD Range group(int64_t segment, int64_t Segment::* label) const {
     const int64_t name = segments[segment].*label;
     Range rows{segment, segment + 1};
+    LLPF_ROLLED
     while (rows.begin > 0 && segments[rows.begin - 1].*label == name) --rows.begin;
+    LLPF_ROLLED
     while (rows.end < segment_count && segments[rows.end].*label == name) ++rows.end;
     return rows;
   }

@@ -1,0 +1,54 @@
+#pragma once
+
+#include "../affine.h"
+#include "common.cuh"
+
+// The elementwise pass over one chunk: x = a p + b d + c, and the projection where a waypoint is recorded.
+namespace llpf::cuda {
+
+/// The maps of one chunk; a default one is the identity.
+template <class P>
+struct ChunkMaps {
+  Map<Compute<P>> tick, projection;
+
+  /// Of the coefficient row of an unmasked segment.
+  __device__ static ChunkMaps of(const double* row, bool records) {
+    return {Map<Compute<P>>::tick(row), records ? Map<Compute<P>>::projection(row) : Map<Compute<P>>{}};
+  }
+};
+
+/// Writes one chunk. `read` fetches runs of p and, where it has one, of d; `waypoint` may be null. An identity is not
+/// arithmetic: 1 * p + 0 would turn -0 into 0.
+template <class P, class D, class Reader>
+__device__ __forceinline__ void write_chunk(const Reader& read, const ChunkMaps<P>& maps, int64_t length, P* p,
+                                            P* waypoint) {
+  if (maps.tick.identity && waypoint == nullptr) return;
+  using R = Run<P, kVector<P>>;
+  const auto write = [&](const Pair<P, D>& held, int64_t at, auto count) {
+    R out = held.p;
+    if (waypoint != nullptr) {
+      if (!maps.projection.identity) {
+#pragma unroll
+        for (int i = 0; i < kVector<P>; ++i) out.at[i] = narrow<P>(maps.projection(widen(held.p.at[i])));
+      }
+      store(out, waypoint + at, count);
+    }
+    if (maps.tick.identity) return;
+    if (read.d != nullptr) {
+#pragma unroll
+      for (int i = 0; i < kVector<P>; ++i) out.at[i] = narrow<P>(maps.tick(widen(held.p.at[i]), widen(held.d.at[i])));
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVector<P>; ++i) out.at[i] = narrow<P>(maps.tick(widen(held.p.at[i])));
+    }
+    store(out, p + at, count);
+  };
+  const bool words = read.words() && aligned<R>(p) && aligned<R>(waypoint);
+  for_each_batch<kVector<P>, kBatch<P>, Pair<P, D>>(length, words, read, [] {}, write);
+}
+
+/// Queues the elementwise pass for the open paths; `waypoint` may be null.
+cudaError_t launch_write(const Values& values, const Table& table, const Gate& gate, const double* coefficients,
+                         void* waypoint, cudaStream_t stream);
+
+}  // namespace llpf::cuda

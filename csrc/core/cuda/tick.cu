@@ -1,0 +1,270 @@
+#include <array>
+#include <mutex>
+
+#include <cooperative_groups.h>
+
+#include "affine.cuh"
+#include "coefficients.cuh"
+
+namespace llpf::cuda {
+namespace {
+
+// ---- in stages: chunk moments, then this, then the elementwise pass; 5 words of traffic a parameter
+
+/// Stage two for the rows linked to `first`: their moments from their chunks, then their coefficients. A closed path gets
+/// none, and the elementwise pass asks for none.
+__device__ __forceinline__ void chunks_to_coefficients(const Table& table, const RuleArguments& rule,
+                                                    const Scratch& scratch, int64_t k, int64_t first, Moments* shared) {
+  if (!rule.gate.open(k)) return;
+  const Range rows = linked_rows(table, first);
+  if (rows.begin == rows.end) return;
+  const int64_t row = k * table.segment_count;
+  join_chunks(table, rows, scratch.partials + k * table.chunk_count * kMomentColumns,
+              scratch.moments + row * kMomentColumns, shared);
+  const PathArguments path = rule.path(k, scratch.moments, table.segment_count);
+  solve({table, rule.rule, path, scratch.coefficients + row * kCoefficientColumns}, table, rows);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    tick_coefficients(int64_t paths, const __grid_constant__ Table table, const __grid_constant__ RuleArguments rule,
+                      const __grid_constant__ Scratch scratch) {
+  __shared__ WarpValues<Moments> shared;
+  for (int64_t k = blockIdx.y; k < paths; k += gridDim.y)
+    chunks_to_coefficients(table, rule, scratch, k, blockIdx.x, shared.get());
+}
+
+// ---- on the chip: one cooperative launch; p and d are read once, 3 words of traffic a parameter
+
+/// Where a block keeps the runs of one chunk between the two passes; p null: nowhere. A thread reads back only what it
+/// stored itself, so no barrier is needed for it.
+template <class P, class D>
+struct Room {
+  Run<P, kVector<P>>* p;
+  Run<D, kVector<P>>* d;
+};
+
+/// Runs from the chip where they were kept, else from memory, most likely from the level-2 cache.
+template <class P, class D>
+struct KeptReader {
+  Room<P, D> room;
+  PairReader<P, D> memory;
+  const D* d;
+
+  __device__ bool words() const { return memory.words(); }
+
+  template <class Count>
+  __device__ void operator()(Pair<P, D>& held, int64_t at, Count count) const {
+    if (room.p == nullptr) return memory(held, at, count);
+    held.p = room.p[at / kVector<P>];
+    if (d != nullptr) held.d = room.d[at / kVector<P>];
+  }
+};
+
+/// Shared memory of a block, dealt out chunk by chunk in the same order in both passes.
+template <class P, class D>
+class Tile {
+ public:
+  __device__ Tile(char* memory, int64_t bytes) : memory_(memory), left_(bytes) {}
+
+  __device__ Room<P, D> take(int64_t length, bool with_d) {
+    const int64_t runs = (length + kVector<P> - 1) / kVector<P>;
+    const int64_t p_bytes = runs * sizeof(Run<P, kVector<P>>);
+    const int64_t d_bytes = with_d ? (runs * sizeof(Run<D, kVector<P>>) + 15) / 16 * 16 : 0;
+    if (p_bytes + d_bytes > left_) return {nullptr, nullptr};
+    const Room<P, D> room{reinterpret_cast<Run<P, kVector<P>>*>(memory_),
+                                with_d ? reinterpret_cast<Run<D, kVector<P>>*>(memory_ + p_bytes) : nullptr};
+    memory_ += p_bytes + d_bytes;
+    left_ -= p_bytes + d_bytes;
+    return room;
+  }
+
+ private:
+  char* memory_;
+  int64_t left_;
+};
+
+/// Calls `f(path, chunk index, chunk)` for this block's share of all open paths' chunks.
+template <class F>
+__device__ __forceinline__ void for_each_item(const Table& table, int64_t paths, const Gate& gate, F&& f) {
+  for (int64_t item = blockIdx.x; item < table.chunk_count * paths; item += gridDim.x) {
+    const int64_t k = item / table.chunk_count, c = item % table.chunk_count;
+    if (gate.open(k)) f(k, c, table.chunks[c]);
+  }
+}
+
+template <class P, class D>
+__global__ void __launch_bounds__(kThreads)
+    tick_on_chip(const Streams<P, D> streams, const __grid_constant__ Table table,
+                 const __grid_constant__ RuleArguments rule, P* waypoint, const __grid_constant__ Scratch scratch,
+                 int64_t tile_bytes) {
+  extern __shared__ uint4 tile_memory[];
+  __shared__ WarpValues<Moments> shared;
+  char* const memory = reinterpret_cast<char*>(tile_memory);
+  const auto grid_barrier = cooperative_groups::this_grid();
+  const bool with_d = streams.d != nullptr;
+
+  Tile<P, D> filled(memory, tile_bytes);
+  for_each_item(table, streams.paths, rule.gate, [&](int64_t k, int64_t c, const Chunk& chunk) {
+    if (table.segments[chunk.segment].has(kMasked)) return;
+    const PairReader<P, D> read{streams.p_at(k, chunk.start), streams.d_at(k, chunk.start)};
+    const Room<P, D> room = filled.take(chunk.length, with_d);
+    LateShift<P, D> shift(read);
+    ShiftedSums sums;
+    const auto keep = [&](const Pair<P, D>& held, int64_t at, auto count) {
+      if (room.p != nullptr) {
+        room.p[at / kVector<P>] = held.p;
+        if (with_d) room.d[at / kVector<P>] = held.d;
+      }
+      add(sums, *shift, held, count, with_d);
+    };
+    for_each_batch<kVector<P>, kBatch<P>, Pair<P, D>>(
+        chunk.length, read.words(), read, [&] { shift.resolve(); }, keep);
+    store_chunk(sums, *shift, chunk.length, reinterpret_cast<ShiftedSums*>(shared.get()),
+                scratch.partials + (k * table.chunk_count + c) * kMomentColumns);
+    __syncthreads();
+  });
+  grid_barrier.sync();
+
+  for (int64_t i = blockIdx.x; i < table.segment_count * streams.paths; i += gridDim.x)
+    chunks_to_coefficients(table, rule, scratch, i / table.segment_count, i % table.segment_count, shared.get());
+  grid_barrier.sync();
+
+  Tile<P, D> kept(memory, tile_bytes);
+  for_each_item(table, streams.paths, rule.gate, [&](int64_t k, int64_t, const Chunk& chunk) {
+    P* const p = streams.p_at(k, chunk.start);
+    P* const record = waypoint == nullptr ? nullptr : waypoint + k * streams.numel + chunk.start;
+    const bool masked = table.segments[chunk.segment].has(kMasked);
+    const double* const row = scratch.coefficients + (k * table.segment_count + chunk.segment) * kCoefficientColumns;
+    const ChunkMaps<P> maps = masked ? ChunkMaps<P>{} : ChunkMaps<P>::of(row, record != nullptr);
+    const D* const d = maps.tick.reads_destination() ? streams.d_at(k, chunk.start) : nullptr;
+    const Room<P, D> room = masked ? Room<P, D>{} : kept.take(chunk.length, with_d);
+    write_chunk<P, D>(KeptReader<P, D>{room, {p, d}, d}, maps, chunk.length, p, record);
+  });
+}
+
+constexpr int kMostDevices = 64;
+/// More blocks a multiprocessor than this have too little shared memory each to hold a chunk of float32 p and d.
+constexpr int kMostBlocks = 6;
+/// Elements of a chunk that the choice below counts on (CHUNK of llpf_fast/flat/table.py). A table with longer chunks is
+/// ticked as correctly; some of its chunks are then read twice.
+constexpr int64_t kChunk = 4096;
+
+/// What one device can hold for one kernel: bytes of tile a block at 1, 2, ... resident blocks a multiprocessor.
+struct Chip {
+  int64_t multiprocessors = 0;
+  std::array<int64_t, kMostBlocks + 1> tile{};
+};
+
+template <class Kernel>
+cudaError_t measure(Kernel* kernel, int device, Chip& chip) {
+  int cooperative = 0, multiprocessors = 0, per_multiprocessor = 0, per_block = 0, reserved = 0;
+  cudaFuncAttributes attributes;
+  for (const auto& [to, attribute] : {std::pair{&cooperative, cudaDevAttrCooperativeLaunch},
+                                      std::pair{&multiprocessors, cudaDevAttrMultiProcessorCount},
+                                      std::pair{&per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor},
+                                      std::pair{&per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin},
+                                      std::pair{&reserved, cudaDevAttrReservedSharedMemoryPerBlock}}) {
+    const cudaError_t error = cudaDeviceGetAttribute(to, attribute, device);
+    if (error != cudaSuccess) return error;
+  }
+  if (cooperative == 0) return cudaSuccess;
+  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess) return error;
+  const int64_t fixed = static_cast<int64_t>(attributes.sharedSizeBytes);
+  const int64_t most = per_block - fixed;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
+  if (error != cudaSuccess) return error;
+  for (int blocks = 1; blocks <= kMostBlocks; ++blocks) {
+    const int64_t share = per_multiprocessor / blocks - reserved - fixed;
+    const int64_t tile = (share < most ? share : most) / 1024 * 1024;
+    int resident = 0;
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, static_cast<size_t>(tile));
+    if (error != cudaSuccess) return error;
+    if (resident >= blocks) chip.tile[blocks] = tile;
+  }
+  chip.multiprocessors = multiprocessors;
+  return cudaSuccess;
+}
+
+/// `measure`, once a device and kernel. The queries do not touch a stream, so the first call may be inside a capture.
+template <class P, class D>
+cudaError_t chip_of_current_device(Chip& chip) {
+  static std::array<Chip, kMostDevices> chips;
+  static std::array<bool, kMostDevices> known{};
+  static std::mutex mutex;
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess || device >= kMostDevices) return error;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (!known[device]) {
+    const cudaError_t failed = measure(tick_on_chip<P, D>, device, chips[device]);
+    if (failed != cudaSuccess) return failed;
+    known[device] = true;
+  }
+  chip = chips[device];
+  return cudaSuccess;
+}
+
+struct Launch {
+  int64_t blocks = 0, tile = 0;
+};
+
+/// The launch that holds the whole call on the chip with most blocks a multiprocessor, which hide each other's waits;
+/// none where the call is too large.
+template <class P, class D>
+Launch fit(const Chip& chip, const Streams<P, D>& streams, const Table& table) {
+  const int64_t items = table.chunk_count * streams.paths;
+  const int64_t element = sizeof(P) + (streams.d == nullptr ? 0 : sizeof(D));
+  for (int a_multiprocessor = kMostBlocks; a_multiprocessor > 0; --a_multiprocessor) {
+    if (chip.tile[a_multiprocessor] == 0) continue;
+    const int64_t resident = a_multiprocessor * chip.multiprocessors;
+    const int64_t blocks = items < resident ? items : resident;
+    const int64_t whole = (items + blocks - 1) / blocks * kChunk;
+    const int64_t share = streams.numel * streams.paths / blocks + kChunk;
+    if ((whole < share ? whole : share) * element <= chip.tile[a_multiprocessor])
+      return {blocks, chip.tile[a_multiprocessor]};
+  }
+  return {};
+}
+
+template <class P, class D>
+cudaError_t launch_on_chip(const Launch& launch, Streams<P, D> streams, Table table, RuleArguments rule, P* waypoint,
+                           Scratch scratch, cudaStream_t stream) {
+  int64_t tile = launch.tile;
+  void* arguments[] = {&streams, &table, &rule, &waypoint, &scratch, &tile};
+  return cudaLaunchCooperativeKernel(tick_on_chip<P, D>, dim3(static_cast<unsigned>(launch.blocks)), dim3(kThreads),
+                                     arguments, static_cast<size_t>(tile), stream);
+}
+
+}  // namespace
+
+cudaError_t tick(const Values& values, const Table& table, const RuleArguments& rule, const double* moments_in,
+                 void* waypoint, double* scratch, TickPlan plan, cudaStream_t stream) {
+  if (values.paths == 0 || table.chunk_count == 0 || table.segment_count == 0) return cudaSuccess;
+  const Scratch parts = Scratch::of(scratch, table, values.paths);
+  cudaError_t error = cudaSuccess;
+  if (moments_in != nullptr) {
+    error = coefficients(moments_in, values.paths, table, rule, parts.coefficients, stream);
+  } else {
+    bool launched = false;
+    error = with_types(values, [&]<class P, class D>(const Streams<P, D>& streams) {
+      if (plan == TickPlan::kStages) return cudaSuccess;
+      Chip chip;
+      const cudaError_t failed = chip_of_current_device<P, D>(chip);
+      if (failed != cudaSuccess) return failed;
+      const Launch launch = fit(chip, streams, table);
+      if (launch.blocks == 0) return plan == TickPlan::kOnChip ? cudaErrorCooperativeLaunchTooLarge : cudaSuccess;
+      launched = true;
+      return launch_on_chip(launch, streams, table, rule, static_cast<P*>(waypoint), parts, stream);
+    });
+    if (error != cudaSuccess || launched) return error;
+    error = launch_chunk_moments(values, table, rule.gate, parts.partials, stream);
+    if (error != cudaSuccess) return error;
+    tick_coefficients<<<grid(table.segment_count, values.paths), kThreads, 0, stream>>>(values.paths, table, rule, parts);
+    error = cudaGetLastError();
+  }
+  if (error != cudaSuccess) return error;
+  return launch_write(values, table, rule.gate, parts.coefficients, waypoint, stream);
+}
+
+}  // namespace llpf::cuda
