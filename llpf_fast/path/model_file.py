@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -130,7 +131,9 @@ def _from_pickle(path: Path, start: bytes) -> ModelFile:
     elif not start.startswith(_PICKLE):
         raise LLPFError(f"{path} is not a model file (.pt, .pth or .safetensors), or is damaged")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on old formats would come before our one line
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise LLPFError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
     except pickle.UnpicklingError as error:
@@ -158,7 +161,7 @@ def _why_not_loaded(message: str) -> str:
     if culprit:
         of = culprit.group(1)
         return f"holds Python objects or code ({of}), which is never executed; save the model's state_dict() instead"
-    return "is not a model file, or is damaged or cut off"
+    return "is a pickle, never executed, that holds something else than a state dict, or is damaged or cut off"
 
 
 def _from_content(content: Any, path: Path) -> ModelFile:

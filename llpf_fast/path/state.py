@@ -61,7 +61,7 @@ def shapes(data: bytes, path: Path | str) -> dict[str, list[int]]:
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The elements of ``tensor`` in row-major order, as stored (little-endian on every machine torch runs on)."""
-    return memoryview(detached(tensor).reshape(-1).view(torch.uint8).numpy())
+    return detached(tensor).reshape(-1).view(torch.uint8).numpy().data
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:
