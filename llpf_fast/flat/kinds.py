@@ -7,7 +7,6 @@ from collections.abc import Callable
 from enum import Enum
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import ParametrizationList
 
 from .survey import Place, places
@@ -25,9 +24,8 @@ class LayerKind(Enum):
     OTHER = "other"
 
 
-_NORM_TYPES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-#: Normalization layers that libraries write from scratch (LlamaRMSNorm, T5LayerNorm, EvoNorm2dB0, FusedLayerNorm, ...).
-#: Anchored at the end: a LayerNormMLP holds more than a normalization.
+#: torch's own normalization layers, and those that libraries write from scratch (LlamaRMSNorm, T5LayerNorm,
+#: EvoNorm2dB0, FusedLayerNorm, ...). Anchored at the end: a LayerNormMLP holds more than a normalization.
 _NORM_CLASS = re.compile(
     r"(batch|layer|group|instance|rms|evo|simple|switchable|filterresponse)_?norm(alization)?"
     r"(act|tlu|fp32)*([123]d)?(act)?(\w?\d)?$",
@@ -74,8 +72,8 @@ def _kind(place: Place, by_path: dict[str, nn.Module], is_norm: Callable[[nn.Mod
 
 
 def is_normalization(module: nn.Module) -> bool:
-    """Whether the module is a normalization layer: by isinstance, or by the name of a class it inherits from."""
-    return isinstance(module, _NORM_TYPES) or any(_NORM_CLASS.search(cls.__name__) for cls in type(module).__mro__)
+    """Whether the module is a normalization layer: its class, or one it inherits from, is named as one."""
+    return any(_NORM_CLASS.search(cls.__name__) for cls in type(module).__mro__)
 
 
 def _is_fused_linear(owner: nn.Module, child: str, parent: nn.Module) -> bool:

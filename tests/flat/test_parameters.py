@@ -244,6 +244,7 @@ def test_flattened_and_moved_under_inference_mode() -> None:
     module = network()
     with torch.inference_mode():
         flat = FlatParameters(module)
+        assert not flat.data.is_inference()
         flat.zero_grad()
         module.double()
         flat.ensure()
@@ -412,6 +413,10 @@ def tie(module: nn.Module) -> None:
     module[1].weight = module[0].bias
 
 
+def narrow(module: nn.Module) -> None:
+    module[4].weight.data = module[4].weight.data[:5]
+
+
 def share(module: nn.Module) -> None:
     module[1].weight.data = module[0].bias.data
 
@@ -420,6 +425,7 @@ def share(module: nn.Module) -> None:
     ("break_it", "words"),
     [
         (grow, ["'5.weight'", "[1, 7]", "[2, 7]"]),
+        (narrow, ["'4.weight'", "[7, 80]", "[5, 80]"]),
         (drop_bias, ["'4.bias'", "vanished"]),
         (lambda m: m.append(nn.Linear(1, 1)), ["'6.weight'", "'6.bias'", "appeared"]),
         (lambda m: m[4].double(), ["'0.weight'", "'4.weight'", "float64"]),
@@ -625,6 +631,10 @@ def test_gradients_in_every_way_they_appear() -> None:
     module.zero_grad()
     flat.zero_grad()
     check_gradients(flat, dict.fromkeys(own))
+
+    module[4].bias.grad.data = torch.ones(7)
+    flat.ensure_gradients()
+    check_gradients(flat, {**dict.fromkeys(own), "4.bias": torch.ones(7)})
 
 
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph:UserWarning")
