@@ -131,9 +131,11 @@ def _from_pickle(path: Path, start: bytes) -> ModelFile:
     elif not start.startswith(_PICKLE):
         raise LLPFError(f"{path} is not a model file (.pt, .pth or .safetensors), or is damaged")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on old formats would come before our one line
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        # An open file, because torch.load judges a path by its suffix; without torch's remarks on old formats, which
+        # would come before our one line.
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise LLPFError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
     except pickle.UnpicklingError as error:

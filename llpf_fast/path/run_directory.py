@@ -233,6 +233,7 @@ class RunDirectory:
             **plain(info),
         }
         write_json(self.folder / "status.json", finite_or_none(status))
+        self._set_aside.clear()
         lock.release(self.folder)
 
     @property

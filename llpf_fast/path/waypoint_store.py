@@ -24,8 +24,8 @@ class WaypointStore:
     """``waypoints/`` and ``waypoints.jsonl`` of the run in ``folder``.
 
     A file is written under a temporary name and renamed, then its line is appended: a kill -9 leaves at most files
-    without a line, never a line without its file. Neither is fsynced then (4 ms a waypoint on a busy disk; a resume does
-    not trust what came after its checkpoint); ``sync`` does it for all, before anything that must outlive a power
+    without a line, never a line without its file. Neither is fsynced then (4 ms a waypoint on a busy disk; a resume
+    does not trust what came after its checkpoint); ``sync`` does it for all, before anything that must outlive a power
     failure refers to them.
     """
 
@@ -110,6 +110,8 @@ class WaypointStore:
         if hashlib.sha256(content).hexdigest() != mark.index_sha256:
             raise LLPFError(f"{self.index.path} was changed after the checkpoint that counts its lines; cannot resume")
         if aside is not None:
+            # While files are exchanged the index must not list them: a kill here still leaves a run that checks.
+            self._write_index(b"".join(self.index.lines()[: aside[0]]))
             files = [self.folder / waypoint_name(number) for number in range(aside[0], mark.waypoints)]
             self._set_aside.give_back(files)
         self._write_index(content)
