@@ -1,0 +1,43 @@
+"""BatchNorm statistics re-estimated at a point of a path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .samples import FixedSamples, call
+
+
+def normalization_layers(module: nn.Module) -> Iterator[_BatchNorm]:
+    """The layers of ``module`` whose running statistics evaluation uses."""
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm) and layer.track_running_stats and layer.running_mean is not None:
+            yield layer
+
+
+def reestimate(module: nn.Module, samples: FixedSamples) -> None:
+    """Replace the running statistics by the cumulative mean over ``samples`` (as torch.optim.swa_utils.update_bn does).
+
+    Interpolated running statistics belong to no network: between two modes the activations' variance collapses
+    (REPAIR, arXiv 2211.08403), so a point is fairly judged only with statistics of its own. Only the BatchNorm layers
+    are put in training mode; dropout stays off. Every batch counts the same, so a last short one is left out.
+    Does nothing to a module without such layers.
+    """
+    layers = list(normalization_layers(module))
+    if not layers:
+        return
+    modes = [(layer, layer.training, layer.momentum) for layer in layers]
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.train()
+            layer.momentum = None
+        for value, _, size in samples:
+            if size == samples.sizes[0]:
+                call(module, value)
+    finally:
+        for layer, training, momentum in modes:
+            layer.train(training)
+            layer.momentum = momentum
