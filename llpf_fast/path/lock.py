@@ -14,7 +14,8 @@ try:
 except ImportError:  # Windows has no POSIX locks: there, nobody keeps two processes apart
     fcntl = None  # type: ignore[assignment]
 
-_held: dict[Path, int] = {}
+#: Handles by process and folder: a fork inherits the handle, but not the lock.
+_held: dict[tuple[int, Path], int] = {}
 
 
 def hold(folder: Path) -> None:
@@ -28,8 +29,9 @@ def hold(folder: Path) -> None:
     folder = folder.resolve()
     path = folder / ".lock"
     with writing(folder):
-        if folder in _held:
-            if path.exists() and os.path.samestat(os.fstat(_held[folder]), os.stat(path)):
+        held = _held.get((os.getpid(), folder))
+        if held is not None:
+            if path.exists() and os.path.samestat(os.fstat(held), os.stat(path)):
                 return
             release(folder)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -39,11 +41,11 @@ def hold(folder: Path) -> None:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             os.close(handle)
             raise LLPFError(f"{folder} is being written by another process; wait for it or stop it") from error
-    _held[folder] = handle
+    _held[os.getpid(), folder] = handle
 
 
 def release(folder: Path) -> None:
     """Let other processes write the run; nothing happens when this process does not hold it."""
-    handle = _held.pop(folder.resolve(), None)
+    handle = _held.pop((os.getpid(), folder.resolve()), None)
     if handle is not None:
         os.close(handle)

@@ -152,3 +152,53 @@ def test_refused_anywhere_says_so_and_keeps_the_checkpoint(tmp_path, monkeypatch
         run = RunDirectory.open(tmp_path / "run")
     assert refused >= 2
     assert message is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to tell what a handle is")
+@pytest.mark.parametrize("end", ["save_checkpoint", "finish"])
+def test_all_that_a_checkpoint_counts_is_on_disk_before_it(tmp_path, monkeypatch, end):
+    """A power failure cannot be tested; that every file was fsynced after its last change can."""
+    folder = tmp_path / "run"
+    dirty: set[str] = set()
+    at_rename: list[set[str]] = []
+    real = {name: getattr(os, name) for name in ("write", "fsync", "replace")}
+
+    def name_of(handle: int) -> str:
+        return os.path.relpath(os.readlink(f"/proc/self/fd/{handle}"), folder)
+
+    def write(handle: int, data: bytes) -> int:
+        dirty.add(name_of(handle))
+        return real["write"](handle, data)
+
+    def fsync(handle: int) -> None:
+        dirty.discard(name_of(handle))
+        real["fsync"](handle)
+
+    def replace(source: Path, target: Path) -> None:
+        source_name, target_name = (os.path.relpath(path, folder) for path in (source, target))
+        if target_name in ("checkpoint/checkpoint.safetensors", "status.json"):
+            at_rename.append(set(dirty))
+        if source_name in dirty:
+            dirty.remove(source_name)
+            dirty.add(target_name)
+        dirty.add(os.path.dirname(target_name) or ".")
+        real["replace"](source, target)
+
+    run = RunDirectory.create(folder, {})
+    for name, spy in (("write", write), ("fsync", fsync), ("replace", replace)):
+        monkeypatch.setattr(os, name, spy)
+    for tick in range(3):
+        run.add_waypoint(tick, _state(tick))
+        run.append_metrics({"tick": tick})
+    assert dirty == {
+        "waypoints",
+        "waypoints.jsonl",
+        "metrics.jsonl",
+        *(f"waypoints/{i:06d}.safetensors" for i in range(3)),
+    }
+    if end == "finish":
+        run.finish()
+    else:
+        run.save_checkpoint(_state(0), {})
+    assert at_rename == [set()]
+    assert dirty == set()
