@@ -1,0 +1,271 @@
+// Every CUDA kernel against the same functions run lane by lane on the host (host.h), bit for bit. No torch: buffers are
+// plain cudaMalloc of the exact size, so that compute-sanitizer sees an access beyond them. Scratch is NaN on entry.
+#include <cuda_runtime_api.h>
+
+#include <cstdlib>
+#include <type_traits>
+
+#include "../core/cuda/launch.h"
+#include "host.h"
+#include "report.h"
+
+namespace llpf::test {
+namespace {
+
+void must(cudaError_t error, const std::string& what) {
+  if (error == cudaSuccess) return;
+  std::printf("CUDA error in %s: %s\n", what.c_str(), cudaGetErrorString(error));
+  std::exit(2);
+}
+
+template <class T>
+class OnDevice {
+ public:
+  explicit OnDevice(const std::vector<T>& values) : size_(values.size()) {
+    must(cudaMalloc(reinterpret_cast<void**>(&data_), size_ * sizeof(T)), "cudaMalloc");
+    must(cudaMemcpy(data_, values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice), "upload");
+  }
+  OnDevice(const OnDevice&) = delete;
+  ~OnDevice() { cudaFree(data_); }
+
+  T* data() const { return data_; }
+  std::vector<T> host() const {
+    std::vector<T> out(size_);
+    must(cudaDeviceSynchronize(), "a kernel");
+    must(cudaMemcpy(out.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost), "download");
+    return out;
+  }
+
+ private:
+  T* data_ = nullptr;
+  size_t size_;
+};
+
+std::vector<double> nans(int64_t count) {
+  return std::vector<double>(static_cast<size_t>(count), std::numeric_limits<double>::quiet_NaN());
+}
+
+template <class T>
+constexpr Dtype kDtype = std::is_same_v<T, float>      ? Dtype::kFloat32
+                         : std::is_same_v<T, double>   ? Dtype::kFloat64
+                         : std::is_same_v<T, Bfloat16> ? Dtype::kBfloat16
+                                                       : Dtype::kFloat16;
+
+/// No gate; one whose last path is closed and whose first is the last round; columns as in loss_gate_'s state.
+std::vector<HostGate> gates(int64_t paths) {
+  HostGate partly{std::vector<double>(static_cast<size_t>(paths * 4), 0.0), 4};
+  for (int64_t k = 0; k < paths; ++k) partly.rows[static_cast<size_t>(k * 4)] = paths == 1 || k + 1 < paths;
+  partly.rows[1] = 1;
+  return {HostGate{}, partly};
+}
+
+template <class P, class D>
+class Checks {
+ public:
+  Checks(Report& report, const Case& c, const char* types)
+      : report_(report), c_(c), label_(c.name + ", " + types), host_(c.table()), segments_(c.segments), chunks_(c.chunks),
+        table_{segments_.data(), host_.segment_count, chunks_.data(), host_.chunk_count},
+        p_(random_values<P>(c, c.paths, 1)), d_(random_values<D>(c, c.d_shared ? 1 : c.paths, 2)), d_device_(d_),
+        target_(random_by_group(c, c.paths, 5)), target_device_(target_), radius_(random_by_group(c, 1, 6)),
+        radius_device_(radius_), step_device_(std::vector<double>(kStep, kStep + 2)) {}
+
+  void run() {
+    moments();
+    for (int64_t kind = 0; kind <= 5; ++kind)
+      for (const HostGate& gate : gates(c_.paths)) tick(static_cast<Destination>(kind), gate);
+    for (const HostGate& gate : gates(c_.paths))
+      for (const double momentum : {0.0, 0.9})
+        for (const bool leaves_moments : {false, true}) sgd(gate, momentum, leaves_moments);
+  }
+
+ private:
+  static constexpr double kStep[] = {0.01, 0.1};
+
+  int64_t rows() const { return c_.paths * host_.segment_count; }
+
+  OnDevice<double> scratch() const {
+    return OnDevice<double>(nans(c_.paths * (5 * host_.chunk_count + 10 * host_.segment_count)));
+  }
+
+  cuda::Values values(P* p, bool with_d) const {
+    return {p, kDtype<P>, c_.paths, c_.numel, with_d ? d_device_.data() : nullptr, kDtype<D>, c_.d_shared};
+  }
+  const D* d_row(int64_t k, bool with_d) const { return with_d ? d_.data() + k * c_.d_stride() : nullptr; }
+
+  std::vector<double> host_moments(const std::vector<P>& p, bool with_d) const {
+    std::vector<double> out(static_cast<size_t>(rows() * kMomentColumns));
+    for (int64_t k = 0; k < c_.paths; ++k)
+      test::moments(host_, p.data() + k * c_.numel, d_row(k, with_d),
+                    out.data() + k * host_.segment_count * kMomentColumns);
+    return out;
+  }
+
+  void moments() {
+    for (const bool with_d : {true, false}) {
+      const OnDevice<P> p(p_);
+      const OnDevice<double> scratch = this->scratch(), out(nans(rows() * kMomentColumns));
+      must(cuda::moments(values(p.data(), with_d), table_, scratch.data(), out.data(), nullptr), "moments");
+      report_.same_bits(out.host(), host_moments(p_, with_d), label_ + ", moments " + (with_d ? "with d" : "without d"));
+    }
+  }
+
+  /// Coefficients, affine and the tick in every plan.
+  void tick(Destination destination, const HostGate& gate) {
+    const std::string label = label_ + ", destination " + std::to_string(static_cast<int>(destination)) +
+                              (gate.rows.empty() ? "" : ", gated");
+    const bool with_d = destination == Destination::kPoint;
+    const bool sphere = destination == Destination::kVarianceSphere || destination == Destination::kNormSphere;
+    Rule rule;
+    rule.destination = destination;
+    rule.epsilon = 1e-4;
+    rule.combine_sum = with_d;
+    rule.project_first = true;
+    const int64_t count = host_.segment_count;
+
+    const auto measured = host_moments(p_, with_d);
+    std::vector<double> maps(static_cast<size_t>(rows() * kCoefficientColumns));
+    std::vector<P> ticked = p_, affined = p_, recorded = random_values<P>(c_, c_.paths, 7);
+    const std::vector<P> before_record = recorded;
+    for (int64_t k = 0; k < c_.paths; ++k) {
+      const PathArguments path{measured.data() + k * count * kMomentColumns, target_.data() + k * count, kStep,
+                               sphere ? radius_.data() : nullptr, gate.open(k)};
+      double* const mine = maps.data() + k * count * kCoefficientColumns;
+      Coefficients(host_, rule, path, mine).run({0, count});
+      const int64_t row = k * c_.numel;
+      write(host_, mine, affined.data() + row, d_row(k, with_d), static_cast<P*>(nullptr));
+      if (gate.open(k)) write(host_, mine, ticked.data() + row, d_row(k, with_d), recorded.data() + row);
+    }
+
+    const OnDevice<double> gate_device(gate.rows.empty() ? std::vector<double>{0.0} : gate.rows);
+    const cuda::RuleArguments arguments{
+        .rule = rule,
+        .target_variance = target_device_.data(),
+        .target_variance_stride = count,
+        .step = step_device_.data(),
+        .step_stride = 0,
+        .radius = sphere ? radius_device_.data() : nullptr,
+        .gate = gate.rows.empty() ? cuda::Gate{} : cuda::Gate{gate_device.data(), gate.columns},
+    };
+    const OnDevice<double> moments_device(measured), maps_device(nans(rows() * kCoefficientColumns));
+    must(cuda::coefficients(moments_device.data(), c_.paths, table_, arguments, maps_device.data(), nullptr),
+         "coefficients");
+    report_.same_bits(maps_device.host(), maps, label + ", coefficients");
+
+    const OnDevice<P> p(p_);
+    must(cuda::affine(values(p.data(), with_d), table_, maps_device.data(), nullptr), "affine");
+    report_.same_bits(p.host(), affined, label + ", affine");
+
+    struct Plan {
+      const char* name;
+      cuda::TickPlan plan;
+      bool moments_in, records;
+    };
+    for (const Plan& plan : {Plan{"stages", cuda::TickPlan::kStages, false, true},
+                             Plan{"stages without waypoint", cuda::TickPlan::kStages, false, false},
+                             Plan{"on chip", cuda::TickPlan::kOnChip, false, true},
+                             Plan{"on chip without waypoint", cuda::TickPlan::kOnChip, false, false},
+                             Plan{"from moments", cuda::TickPlan::kChoose, true, true}}) {
+      const OnDevice<P> moved(p_), waypoint(before_record);
+      const OnDevice<double> scratch = this->scratch();
+      must(cuda::tick(values(moved.data(), with_d), table_, arguments, plan.moments_in ? moments_device.data() : nullptr,
+                      plan.records ? waypoint.data() : nullptr, scratch.data(), plan.plan, nullptr),
+           plan.name);
+      report_.same_bits(moved.host(), ticked, label + ", tick " + plan.name);
+      report_.same_bits(waypoint.host(), plan.records ? recorded : before_record, label + ", waypoint " + plan.name);
+    }
+  }
+
+  void sgd(const HostGate& gate, double momentum, bool leaves_moments) {
+    const std::string label = label_ + ", sgd" + (momentum == 0 ? "" : " with momentum") +
+                              (leaves_moments ? ", moments left" : "") + (gate.rows.empty() ? "" : ", gated");
+    const double dampening = momentum == 0 ? 0 : 0.1, decay = 1e-3;
+    const bool nesterov = momentum != 0;
+    const auto g = random_values<P>(c_, c_.paths, 8);
+    const auto rates = random_by_group(c_, c_.paths, 9);
+    std::vector<P> p = p_, buffer = random_values<P>(c_, c_.paths, 10);
+    const std::vector<P> before = buffer;
+    const auto old = nans(rows() * kMomentColumns);
+    std::vector<double> left = old;
+    const auto rule = SgdRule<Compute<P>>::of(momentum, dampening, decay, nesterov);
+    for (int64_t k = 0; k < c_.paths; ++k) {
+      if (!gate.open(k)) continue;
+      const int64_t row = k * c_.numel;
+      test::sgd(host_, rule, rates.data() + k * host_.segment_count, p.data() + row, g.data() + row,
+                momentum == 0 ? nullptr : buffer.data() + row);
+      if (leaves_moments && gate.last(k))
+        test::moments(host_, p.data() + row, d_row(k, true), left.data() + k * host_.segment_count * kMomentColumns);
+    }
+
+    const OnDevice<P> p_device(p_), g_device(g), buffer_device(before);
+    const OnDevice<double> rates_device(rates), left_device(old), scratch = this->scratch(),
+                           gate_device(gate.rows.empty() ? std::vector<double>{0.0} : gate.rows);
+    const cuda::SgdArguments arguments{
+        .g = g_device.data(),
+        .momentum_buffer = momentum == 0 ? nullptr : buffer_device.data(),
+        .rates = rates_device.data(),
+        .path_stride = host_.segment_count,
+        .segment_stride = 1,
+        .momentum = momentum,
+        .dampening = dampening,
+        .weight_decay = decay,
+        .nesterov = nesterov,
+        .gate = gate.rows.empty() ? cuda::Gate{} : cuda::Gate{gate_device.data(), gate.columns},
+        .moments_out = leaves_moments ? left_device.data() : nullptr,
+    };
+    must(cuda::sgd(values(p_device.data(), true), table_, arguments, scratch.data(), nullptr), "sgd");
+    report_.same_bits(p_device.host(), p, label + ", p");
+    report_.same_bits(buffer_device.host(), buffer, label + ", momentum buffer");
+    report_.same_bits(left_device.host(), left, label + ", moments");
+  }
+
+  Report& report_;
+  const Case& c_;
+  const std::string label_;
+  const Table host_;
+  const OnDevice<Segment> segments_;
+  const OnDevice<Chunk> chunks_;
+  const Table table_;
+  const std::vector<P> p_;
+  const std::vector<D> d_;
+  const OnDevice<D> d_device_;
+  const std::vector<double> target_;
+  const OnDevice<double> target_device_;
+  const std::vector<double> radius_;
+  const OnDevice<double> radius_device_, step_device_;
+};
+
+/// Ten losses for each of three paths, which close at different rounds.
+void check_loss_gate(Report& report) {
+  constexpr int64_t kPaths = 3, kRounds = 2;
+  const LossGate rule{0.5, kRounds, 6};
+  const int64_t width = LossGate::kWindow + kRounds;
+  std::vector<double> state(static_cast<size_t>(kPaths * width), 0.0);
+  for (int64_t k = 0; k < kPaths; ++k) state[static_cast<size_t>(k * width)] = 1;
+  const OnDevice<double> device(state);
+  for (int round = 0; round < 10; ++round) {
+    const std::vector<float> loss = {1.0f / static_cast<float>(round + 1), 2.0f, round < 3 ? INFINITY : 0.25f};
+    const OnDevice<float> loss_device(loss);
+    must(cuda::loss_gate(device.data(), loss_device.data(), Dtype::kFloat32, kPaths, rule, nullptr), "loss_gate");
+    for (int64_t k = 0; k < kPaths; ++k) rule(&state[static_cast<size_t>(k * width)], loss[static_cast<size_t>(k)]);
+    report.same_bits(device.host(), state, "loss gate after round " + std::to_string(round));
+  }
+}
+
+}  // namespace
+}  // namespace llpf::test
+
+/// With an argument: only the cases whose name contains it.
+int main(int argc, char** argv) {
+  using namespace llpf::test;
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("no NVIDIA GPU\n");
+    return 3;
+  }
+  Report report;
+  check_loss_gate(report);
+  for (const Case& c : all_cases())
+    if (argc < 2 || c.name.find(argv[1]) != std::string::npos)
+      for_each_pair([&]<class P, class D>(P, D, const char* types) { Checks<P, D>(report, c, types).run(); });
+  return report.finish();
+}
