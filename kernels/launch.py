@@ -1,0 +1,71 @@
+"""What every launcher shares: where a kernel runs, and how the buffers are described to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from llpf_fast.ops.library import rows
+
+#: Elements of a whole tile. 128 threads hold 16 elements of each stream, four 16-byte loads in flight. A reduction then
+#: needs about 140 registers a thread, three programs a multiprocessor: 48 KiB of float32 p and d on their way at once,
+#: twice what hides the latency of memory at 4.8 TB/s. Tiles of 4096 over 256 threads left room for a single program.
+BLOCK = 2048
+#: Elements of a ragged tile. Single loads need an address and a predicate each; a quarter of the tile keeps them from
+#: setting the number of registers of the kernel.
+RAGGED = 512
+WARPS = 4
+
+_INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, warps: int, **constants: Any) -> None:
+    """Run ``kernel`` on the device and the current stream of ``like``.
+
+    Products and sums are never fused behind our back: where a fused multiply-add is wanted the kernel says ``tl.fma``,
+    so that the two ways through a chunk (whole, ragged) and two versions of Triton give the same bits.
+    """
+    if 0 in grid:
+        return
+    if like.is_cuda and like.device.index != torch.cuda.current_device():
+        with torch.cuda.device(like.device):
+            kernel[grid](*arguments, num_warps=warps, enable_fp_fusion=False, **constants)
+        return
+    if not like.is_cuda and not _INTERPRETED:
+        raise RuntimeError(
+            f"llpf_fast.kernels: Triton runs on CUDA tensors, got {like.device}; "
+            "set TRITON_INTERPRET=1 before the import to interpret the kernels on the CPU"
+        )
+    kernel[grid](*arguments, num_warps=warps, enable_fp_fusion=False, **constants)
+
+
+def row_stride(value: Tensor | None, width: int) -> int:
+    """Elements from one path's row to the next: 0 where one row serves all paths."""
+    return 0 if value is None or value.dim() < 2 else width
+
+
+def walk_constants(p: Tensor) -> dict[str, Any]:
+    """Compile-time facts of a streaming kernel over ``p``.
+
+    ALIGNED depends on the length of a row and not on the number of rows: a reduction in 16-byte loads adds in another
+    order than one in single loads, and a row of ``[K, N]`` must give the bits of its own ``[N]``.
+
+    VECTOR is 16 bytes of p. A 16-bit d beside a float32 p is read in 8-byte pieces, so that a thread holds the same
+    elements of both: in 16-byte pieces the tile would change threads through shared memory.
+    """
+    return {
+        "ALIGNED": p.shape[-1] % 16 == 0,
+        "VECTOR": 16 // p.element_size(),
+        "COMPUTE": tl.float64 if p.dtype == torch.float64 else tl.float32,
+        "BLOCK": BLOCK,
+        "RAGGED": RAGGED,
+    }
+
+
+def paths_and_length(p: Tensor) -> tuple[int, int]:
+    """K and N of ``[N]`` or ``[K, N]``."""
+    return rows(p), p.shape[-1]
