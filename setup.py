@@ -21,6 +21,7 @@ import sys
 import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
+from zlib import crc32
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -88,8 +89,8 @@ def cpu_part(torch: tuple[Path, str, str | None]) -> Part:
     build = f"torch {version}, {first_line(*CXX, '--version')}"
     part = Part("_C", demanded=wanted("LLPF_CPP") is True, compile=core_sources([]))
     include = [f"-isystem{home}/include", f"-isystem{home}/include/torch/csrc/api/include"]
-    flags = [*CXX, *OPTIMISE, "-O2", *STABLE_ABI, *include, f'-DLLPF_BUILD="{build}"']
-    part.compile[ROOT / "csrc/torch/cpu.cpp"] = flags
+    part.compile[ROOT / "csrc/torch/cpu.cpp"] = [*CXX, *OPTIMISE, "-O2", *STABLE_ABI, *include]
+    part.compile[ROOT / "csrc/torch/common/build.cpp"] = [*CXX, *OPTIMISE, f'-DLLPF_BUILD="{build}"']
     part.link = [*CXX, "-shared", f"-L{home}/lib", "-ltorch_cpu"]
     return part
 
@@ -144,7 +145,8 @@ def cuda_part(torch: tuple[Path, str, str | None]) -> Part | None:
         # No --use_fast_math and no contraction: the bits are those of the same functions on the CPU.
         part.compile[source] = [nvcc, "-std=c++20", "-O3", "--fmad=false", "-ccbin", CXX[0], *host, *architectures()]
     for source in sorted((ROOT / "csrc/torch").glob("cuda*.cpp")):
-        part.compile[source] = [*CXX, *OPTIMISE, "-O2", *STABLE_ABI, "-DUSE_CUDA", *include, f'-DLLPF_BUILD="{build}"']
+        part.compile[source] = [*CXX, *OPTIMISE, "-O2", *STABLE_ABI, "-DUSE_CUDA", *include]
+    part.compile[ROOT / "csrc/torch/common/build.cpp"] = [*CXX, *OPTIMISE, f'-DLLPF_BUILD="{build}"']
     libraries = next((toolkit / name for name in ("lib64", "lib") if (toolkit / name).is_dir()), toolkit)
     part.link = [*CXX, "-shared", f"-L{home}/lib", f"-L{libraries}", "-ltorch_cpu", "-ltorch_cuda", "-lcudart"]
     return part if any(source.suffix == ".cu" for source in part.compile) else None
@@ -165,24 +167,26 @@ def parts() -> list[Part]:
 
 
 def write_ninja(path: Path, every: list[Part]) -> None:
-    """Objects are shared: _core and _C link the same kernels."""
+    """An object is named by its source and command, so that _core and _C share the kernels."""
     from ninja.ninja_syntax import Writer, escape_path
 
     with path.open("w") as file:
         ninja = Writer(file, width=1 << 16)
         ninja.rule("compile", "$compiler -MD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc", description="$in")
         ninja.rule("link", "$linker $in -o $out $libraries", description="$out")
-        objects: dict[Path, str] = {}
+        known = set()
         for part in every:
+            objects = []
             for source, command in part.compile.items():
-                if source not in objects:
-                    objects[source] = escape_path(str(BUILD / f"{source.relative_to(ROOT)}.o".replace("/", "-")))
-                    line = {"compiler": shlex.join(command).replace("$", "$$")}
-                    ninja.build(objects[source], "compile", escape_path(str(source)), variables=line)
+                compiler = shlex.join(command).replace("$", "$$")
+                objects.append(escape_path(str(BUILD / f"{source.stem}-{crc32(f'{source} {compiler}'.encode()):08x}.o")))
+                if objects[-1] not in known:
+                    ninja.build(objects[-1], "compile", escape_path(str(source)), variables={"compiler": compiler})
+                    known.add(objects[-1])
             flags = [flag for flag in part.link if not flag.startswith("-l")]
             libraries = [flag for flag in part.link if flag.startswith("-l")]
             line = {"linker": shlex.join(flags), "libraries": shlex.join(libraries)}
-            ninja.build(str(part.file), "link", [objects[source] for source in part.compile], variables=line)
+            ninja.build(str(part.file), "link", objects, variables=line)
 
 
 class Build(build_ext):

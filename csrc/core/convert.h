@@ -23,6 +23,10 @@ struct Float16 {
 /// Storage types by number, for run-time dispatch and for foreign callers.
 enum class Dtype { kFloat32, kFloat64, kBfloat16, kFloat16 };
 
+LLPF_HD constexpr int64_t bytes_of(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+}
+
 /// Type of the elementwise arithmetic on storage T.
 template <class T>
 struct ComputeOf {

@@ -56,11 +56,11 @@ Table table_of(const Tensor& segments, const Tensor* chunks) {
 cuda::Values values_of(const Tensor& p, const OptionalTensor& d) {
   return {
       .p = p.mutable_data_ptr(),
-      .p_dtype = check::dtype_of(p.scalar_type()),
+      .p_dtype = check::dtype_of(p),
       .paths = check::paths(p),
       .numel = check::row_numel(p),
       .d = pointer<const void>(d),
-      .d_dtype = check::dtype_of((d ? *d : p).scalar_type()),
+      .d_dtype = check::dtype_of(d ? *d : p),
       .d_shared = d && d->dim() == 1,
   };
 }
@@ -173,7 +173,7 @@ void sgd_(const Tensor& p, const Tensor& g, const OptionalTensor& momentum_buffe
 void loss_gate_(const Tensor& state, const Tensor& loss, double threshold, int64_t min_rounds, int64_t max_rounds) {
   const int64_t paths = check::loss_gate(state, loss, min_rounds, max_rounds);
   const OnDeviceOf device(state);
-  STD_CUDA_CHECK(cuda::loss_gate(pointer(state), loss.const_data_ptr(), check::dtype_of(loss.scalar_type()), paths,
+  STD_CUDA_CHECK(cuda::loss_gate(pointer(state), loss.const_data_ptr(), check::dtype_of(loss), paths,
                                  {threshold, min_rounds, max_rounds}, device.stream()));
 }
 
@@ -186,13 +186,4 @@ STABLE_TORCH_LIBRARY_IMPL(llpf_fast, CUDA, m) {
   m.impl("tick_", TORCH_BOX(&tick_));
   m.impl("sgd_", TORCH_BOX(&sgd_));
   m.impl("loss_gate_", TORCH_BOX(&loss_gate_));
-}
-
-#ifndef LLPF_BUILD
-#define LLPF_BUILD "unknown"
-#endif
-
-extern "C" {
-/// For `llpf_fast.ops.info`: what the library was built against.
-__attribute__((visibility("default"))) const char* llpf_cuda_build() { return LLPF_BUILD; }
 }

@@ -1,8 +1,10 @@
 """The kernels as torch ops: ``torch.ops.llpf_fast.*``. Importing this room needs torch and nothing else."""
 
 from .affine import affine_
+from .backend import use_backend
 from .coefficients import coefficients
 from .flags import Destination, SegmentFlag
+from .info import info
 from .library import scratch_numel
 from .loss_gate import gate_state, loss_gate_
 from .moments import moments
@@ -15,9 +17,11 @@ __all__ = [
     "affine_",
     "coefficients",
     "gate_state",
+    "info",
     "loss_gate_",
     "moments",
     "scratch_numel",
     "sgd_",
     "tick_",
+    "use_backend",
 ]

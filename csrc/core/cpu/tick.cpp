@@ -4,8 +4,9 @@
 #include "walk.h"
 
 // A tick reads p and d for the moments and again for the map. It goes through the table group by group, since nothing
-// outside a group enters a group's map, and the second pass goes backwards: what was read last is still in the cache.
-// So only groups larger than the cache are read twice from memory.
+// outside a group enters a group's map, and so finds them in the cache the second time; only groups larger than the
+// cache are read twice from memory. (Walking those backwards, to begin with what is still cached, was measured 15%
+// slower: it unsettles the prefetcher.)
 namespace llpf::cpu {
 namespace {
 
@@ -61,7 +62,7 @@ void tick(const Values& values, const Table& table, const Rule& rule, const Rule
       }
       Coefficients(table, rule, path, maps).run(wave.segments);
       for_chunks(table, wave.chunks, inner, [&](int64_t begin, int64_t end) {
-        for (int64_t c = end; c-- > begin;) apply(row, table, table.chunks[c], maps, record_to);
+        for (int64_t c = begin; c < end; ++c) apply(row, table, table.chunks[c], maps, record_to);
       });
     }
   });

@@ -7,13 +7,10 @@
 // How the ops walk a table: by whole groups while they fit in the cache, by threads where there is enough work.
 namespace llpf::cpu {
 
-constexpr int64_t kBytesOf[kDtypes] = {4, 8, 2, 2};
 constexpr Dtype kStorageOfP[kPairs] = {Dtype::kFloat32, Dtype::kFloat64, Dtype::kBfloat16,
                                        Dtype::kFloat16, Dtype::kFloat32, Dtype::kFloat32};
 constexpr Dtype kStorageOfD[kPairs] = {Dtype::kFloat32, Dtype::kFloat64,  Dtype::kBfloat16,
                                        Dtype::kFloat16, Dtype::kBfloat16, Dtype::kFloat16};
-
-inline int64_t bytes_of(Dtype dtype) { return kBytesOf[static_cast<int>(dtype)]; }
 
 /// One path's p and d, with the loops for their types.
 struct Row {

@@ -1,0 +1,310 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "coefficients.h"
+#include "convert.h"
+#include "table.h"
+
+// What every op checks of its arguments, for any framework and device: the rules of llpf_fast/ops/library.py, with both
+// values in the message.
+//
+// An array type A (torch's Tensor, the Array of csrc/python) has dim, size, sizes, strides, numel, is_contiguous and
+// data_ptr, and a specialisation of ArrayTraits.
+namespace llpf::check {
+
+enum class Element { kFloat32, kFloat64, kBfloat16, kFloat16, kInt64, kOther };  // the first four in the order of Dtype
+
+struct Device {
+  int type, index;
+  bool operator==(const Device&) const = default;
+};
+
+/// `element(a)` and `device(a)` of an array type.
+template <class A>
+struct ArrayTraits;
+
+template <class A>
+Element element_of(const A& array) {
+  return ArrayTraits<A>::element(array);
+}
+
+template <class... Parts>
+[[noreturn, gnu::cold, gnu::noinline]] void refuse(const Parts&... parts) {
+  std::ostringstream out;
+  ((out << parts), ...);
+  throw std::invalid_argument(out.str());
+}
+
+/// Refuses the call unless the condition holds; the message is only put together when it is needed.
+#define LLPF_CHECK(condition, ...)                           \
+  do {                                                       \
+    if (!(condition)) [[unlikely]]                           \
+      ::llpf::check::refuse(__VA_ARGS__);                    \
+  } while (false)
+
+template <class Shape>
+std::string text(const Shape& shape) {
+  std::ostringstream out;
+  const char* separator = "[";
+  for (const int64_t size : shape) {
+    out << separator << size;
+    separator = ", ";
+  }
+  out << (*separator == '[' ? "[]" : "]");
+  return out.str();
+}
+
+inline const char* name_of(Element element) {
+  constexpr const char* names[] = {"float32", "float64", "bfloat16", "float16", "int64", "another dtype"};
+  return names[static_cast<int>(element)];
+}
+
+inline bool is_floating(Element element) { return element < Element::kInt64; }
+inline bool is_narrow(Element element) { return element == Element::kBfloat16 || element == Element::kFloat16; }
+
+/// The storage type of a checked array.
+template <class A>
+Dtype dtype_of(const A& array) {
+  return static_cast<Dtype>(element_of(array));
+}
+
+template <class A>
+std::string describe(const A& array) {
+  return std::string(name_of(element_of(array))) + ' ' + text(array.sizes());
+}
+
+template <class S, class T>
+bool same(const S& a, const T& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end());
+}
+
+/// K: 1 for a buffer [N], the leading size for [K, N].
+template <class A>
+int64_t paths(const A& p) {
+  return p.dim() == 1 ? 1 : p.size(0);
+}
+template <class A>
+int64_t row_numel(const A& p) {
+  return p.size(p.dim() - 1);
+}
+
+template <class A>
+void same_device(const char* op, const A& like, const char* name, const A& value) {
+  const Device device = ArrayTraits<A>::device(like), other = ArrayTraits<A>::device(value);
+  LLPF_CHECK(device == other, op, ": ", name, " must be on p's device (type ", device.type, ", index ", device.index,
+             "), got (type ", other.type, ", index ", other.index, ")");
+}
+
+template <class A>
+void contiguous(const char* op, const char* name, const A& value) {
+  LLPF_CHECK(value.is_contiguous(), op, ": ", name, " must be contiguous, got strides ", text(value.strides()), " for ",
+             text(value.sizes()));
+}
+
+template <class A>
+void parameters(const char* op, const A& p) {
+  LLPF_CHECK(p.dim() == 1 || p.dim() == 2, op, ": p must be [N] or [K, N], got ", text(p.sizes()));
+  LLPF_CHECK(is_floating(element_of(p)), op, ": p must be float32, float64, bfloat16 or float16, got ",
+             name_of(element_of(p)));
+  contiguous(op, "p", p);
+}
+
+template <class A>
+void destination(const char* op, const A& p, const std::optional<A>& d) {
+  if (!d) return;
+  const bool shared = d->dim() == 1 && d->size(0) == row_numel(p);
+  LLPF_CHECK(shared || same(d->sizes(), p.sizes()), op, ": d must be ", text(p.sizes()), " or [", row_numel(p), "], got ",
+             text(d->sizes()));
+  const Element own = element_of(p), other = element_of(*d);
+  LLPF_CHECK(other == own || (own == Element::kFloat32 && is_narrow(other)), op, ": d must be ", name_of(own),
+             " (or 16-bit beside a float32 p), got ", name_of(other));
+  same_device(op, p, "d", *d);
+  contiguous(op, "d", *d);
+}
+
+template <class A>
+void like(const char* op, const A& p, const char* name, const A& value) {
+  LLPF_CHECK(element_of(value) == element_of(p) && same(value.sizes(), p.sizes()), op, ": ", name, " must be ",
+             describe(p), ", got ", describe(value));
+  same_device(op, p, name, value);
+  contiguous(op, name, value);
+}
+
+template <class A>
+void int_table(const char* op, const A& like, const char* name, const A& table, int64_t columns) {
+  LLPF_CHECK(table.dim() == 2 && table.size(1) == columns && element_of(table) == Element::kInt64, op, ": ", name,
+             " must be int64 [*, ", columns, "], got ", describe(table));
+  contiguous(op, name, table);
+  same_device(op, like, name, table);
+}
+
+template <class A>
+void table(const char* op, const A& like, const A& segments, const std::type_identity_t<A>* chunks) {
+  int_table(op, like, "segments", segments, 5);
+  if (chunks != nullptr) int_table(op, like, "chunks", *chunks, 3);
+}
+
+/// `value` must be contiguous float64 of one of `shapes` on the device of `like`.
+template <class A>
+void float64(const char* op, const A& like, const char* name, const A& value,
+                    std::initializer_list<std::initializer_list<int64_t>> shapes) {
+  bool matches = false;
+  for (const auto& shape : shapes) matches = matches || same(value.sizes(), shape);
+  if (!matches || element_of(value) != Element::kFloat64) {
+    std::string wanted;
+    for (const auto& shape : shapes) wanted += (wanted.empty() ? "" : " or ") + text(shape);
+    LLPF_CHECK(false, op, ": ", name, " must be float64 of shape ", wanted, ", got ", describe(value));
+  }
+  contiguous(op, name, value);
+  same_device(op, like, name, value);
+}
+
+/// float64 [S, columns], or [K, S, columns] where p is [K, N].
+template <class A>
+void per_segment(const char* op, const A& p, const char* name, const A& value, int64_t segments,
+                        int64_t columns) {
+  if (p.dim() == 1) float64(op, p, name, value, {{segments, columns}});
+  else float64(op, p, name, value, {{p.size(0), segments, columns}});
+}
+
+/// Float64 elements that every op accepts as scratch; the number of `scratch_numel` in llpf_fast/ops/library.py.
+inline int64_t scratch_numel(int64_t paths, int64_t chunks, int64_t segments) {
+  return paths * (5 * chunks + 10 * segments);
+}
+
+template <class A>
+void scratch(const char* op, const A& p, const A& segments, const A& chunks, const A& value) {
+  const int64_t need = scratch_numel(paths(p), chunks.size(0), segments.size(0));
+  LLPF_CHECK(element_of(value) == Element::kFloat64 && value.numel() >= need, op,
+             ": scratch must be float64 with at least ", need, " elements, got ", name_of(element_of(value)), " with ",
+             value.numel());
+  contiguous(op, "scratch", value);
+  same_device(op, p, "scratch", value);
+}
+
+template <class A>
+void gate(const char* op, const A& like, int64_t paths, const std::optional<A>& value) {
+  if (!value) return;
+  LLPF_CHECK(element_of(*value) == Element::kFloat64 && value->numel() >= paths && (paths == 0 || value->numel() % paths == 0), op,
+             ": gate must be float64 with ", paths, " rows (one a path), got ", describe(*value));
+  contiguous(op, "gate", *value);
+  same_device(op, like, "gate", *value);
+}
+
+/// What `coefficients` and `tick_` check of their common arguments.
+template <class A>
+void rule(const char* op, const A& like, int64_t paths, int64_t segments, const A& target_variance,
+                 const A& step, const std::optional<A>& gate_, const std::optional<A>& radius, int64_t destination) {
+  float64(op, like, "target_variance", target_variance, {{segments}, {paths, segments}});
+  float64(op, like, "step", step, {{2}, {paths, 2}});
+  gate(op, like, paths, gate_);
+  LLPF_CHECK(destination >= 0 && destination <= static_cast<int64_t>(Destination::kNormSphere), op,
+             ": destination must be one of [0, 1, 2, 3, 4, 5], got ", destination);
+  const auto kind = static_cast<Destination>(destination);
+  const bool sphere = kind == Destination::kVarianceSphere || kind == Destination::kNormSphere;
+  LLPF_CHECK(radius.has_value() == sphere, op,
+             ": radius belongs to the sphere destinations and to them only, got destination ", destination,
+             " with radius ", radius ? "given" : "missing");
+  if (radius) float64(op, like, "radius", *radius, {{segments}});
+}
+
+/// An exact alias reads before it writes and is harmless; any other overlap is refused.
+template <class A>
+void no_partial_overlap(const char* op, const A& p, const char* name, const A& other) {
+  const auto* a = static_cast<const char*>(p.data_ptr());
+  const auto* b = static_cast<const char*>(other.data_ptr());
+  const int64_t a_bytes = p.numel() * bytes_of(dtype_of(p));
+  const int64_t b_bytes = other.numel() * bytes_of(dtype_of(other));
+  if (a_bytes == 0 || b_bytes == 0 || a + a_bytes <= b || b + b_bytes <= a) return;
+  LLPF_CHECK(a == b && element_of(p) == element_of(other) && same(p.sizes(), other.sizes()), op, ": p and ", name,
+             " overlap in memory without being the same tensor; clone one");
+}
+
+// ---- whole argument lists
+
+template <class A>
+void sgd(const A& p, const A& g, const std::optional<A>& momentum_buffer, const A& lr,
+                const A& segments, const A& chunks, const std::optional<A>& gate_, const std::optional<A>& d,
+                const std::optional<A>& moments_out, const std::optional<A>& scratch_, double momentum, bool nesterov) {
+  constexpr auto op = "sgd_";
+  parameters(op, p);
+  like(op, p, "g", g);
+  table(op, p, segments, &chunks);
+  const int64_t k = paths(p), s = segments.size(0);
+  float64(op, p, "lr", lr, {{}, {1}, {s}, {k, 1}, {k, s}});
+  LLPF_CHECK(momentum_buffer.has_value() == (momentum != 0.0), op,
+             ": momentum_buffer belongs to momentum != 0 and to it only, got momentum ", momentum, " with buffer ",
+             momentum_buffer ? "given" : "missing");
+  LLPF_CHECK(!nesterov || momentum != 0.0, op, ": nesterov needs momentum, got momentum ", momentum);
+  if (momentum_buffer) like(op, p, "momentum_buffer", *momentum_buffer);
+  gate(op, p, k, gate_);
+  destination(op, p, d);
+  if (moments_out) {
+    per_segment(op, p, "moments_out", *moments_out, s, kMomentColumns);
+    LLPF_CHECK(scratch_.has_value(), op, ": moments_out needs scratch, got none");
+    scratch(op, p, segments, chunks, *scratch_);
+  }
+  no_partial_overlap(op, p, "g", g);
+  if (momentum_buffer) no_partial_overlap(op, p, "momentum_buffer", *momentum_buffer);
+  if (d) no_partial_overlap(op, p, "d", *d);
+}
+
+template <class A>
+void tick(const A& p, const std::optional<A>& d, const A& segments, const A& chunks,
+                 const A& target_variance, const A& step, const std::optional<A>& gate_,
+                 const std::optional<A>& radius, const std::optional<A>& moments_in, const std::optional<A>& waypoint,
+                 const A& scratch_, int64_t destination_) {
+  constexpr auto op = "tick_";
+  parameters(op, p);
+  destination(op, p, d);
+  table(op, p, segments, &chunks);
+  rule(op, p, paths(p), segments.size(0), target_variance, step, gate_, radius, destination_);
+  const bool to_point = destination_ == static_cast<int64_t>(Destination::kPoint);
+  LLPF_CHECK(d.has_value() == to_point, op, ": d belongs to destination POINT and to it only, got destination ",
+             destination_, " with d ", d ? "given" : "missing");
+  if (moments_in) per_segment(op, p, "moments_in", *moments_in, segments.size(0), kMomentColumns);
+  if (waypoint) like(op, p, "waypoint", *waypoint);
+  scratch(op, p, segments, chunks, scratch_);
+  if (d) no_partial_overlap(op, p, "d", *d);
+  if (waypoint) {
+    LLPF_CHECK(p.numel() == 0 || waypoint->data_ptr() != p.data_ptr(), op, ": waypoint must not be p itself");
+    no_partial_overlap(op, p, "waypoint", *waypoint);
+  }
+}
+
+/// Number of paths of `moments` [S, 5] or [K, S, 5].
+template <class A>
+int64_t coefficients(const A& moments, const A& segments, const A& target_variance,
+                            const A& step, const std::optional<A>& gate_, const std::optional<A>& radius,
+                            int64_t destination) {
+  constexpr auto op = "coefficients";
+  table(op, moments, segments, nullptr);
+  const int64_t s = segments.size(0), k = moments.dim() == 3 ? moments.size(0) : 1;
+  float64(op, moments, "moments", moments, {{s, kMomentColumns}, {k, s, kMomentColumns}});
+  rule(op, moments, k, s, target_variance, step, gate_, radius, destination);
+  return k;
+}
+
+/// Number of paths.
+template <class A>
+int64_t loss_gate(const A& state, const A& loss, int64_t min_rounds, int64_t max_rounds) {
+  constexpr auto op = "loss_gate_";
+  LLPF_CHECK(1 <= min_rounds && min_rounds <= max_rounds, op, ": needs 1 <= min_rounds <= max_rounds, got ", min_rounds,
+             " and ", max_rounds);
+  const int64_t width = 4 + min_rounds, k = state.dim() == 2 ? state.size(0) : 1;
+  float64(op, state, "state", state, {{width}, {k, width}});
+  LLPF_CHECK(is_floating(element_of(loss)) && loss.numel() == k && loss.is_contiguous(), op,
+             ": loss must be floating point, contiguous, with ", k, " elements, got ", describe(loss));
+  same_device(op, state, "loss", loss);
+  return k;
+}
+
+}  // namespace llpf::check

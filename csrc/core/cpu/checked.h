@@ -1,0 +1,159 @@
+#pragma once
+
+#include <vector>
+
+#include "../checks.h"
+#include "ops.h"
+
+// The ops on any framework's CPU arrays (see core/checks.h): check, describe by pointers, run. What torch and pybind11
+// register are wrappers of these.
+namespace llpf::cpu::checked {
+
+template <class T = double, class A>
+T* pointer(const A& array) {
+  return static_cast<T*>(array.data_ptr());
+}
+template <class T = double, class A>
+T* pointer(const std::optional<A>& array) {
+  return array ? pointer<T>(*array) : nullptr;
+}
+
+/// Rows of a matrix [K, columns], or the one row of a vector for every path.
+template <class A>
+Rows<const double> rows(const A& matrix) {
+  return {pointer<const double>(matrix), matrix.dim() == 2 ? matrix.size(1) : 0};
+}
+
+/// Columns of a gate, one row a path whatever its shape.
+template <class A>
+int64_t gate_columns(const std::optional<A>& gate, int64_t paths) {
+  return gate && paths > 0 ? gate->numel() / paths : 0;
+}
+template <class A>
+Rows<const double> gate_rows(const std::optional<A>& gate, int64_t paths) {
+  return {pointer<const double>(gate), gate_columns(gate, paths)};
+}
+
+/// The table, after a look at every row: a wrong one is refused rather than followed out of the buffer. With a chunk for
+/// every 4096 elements the look costs a thousandth of the work.
+template <class A>
+Table table_of(const char* op, const A& p, const A& segments, const A& chunks) {
+  const Table table{pointer<const Segment>(segments), segments.size(0), pointer<const Chunk>(chunks), chunks.size(0)};
+  const TableFault fault = find_fault(table, check::row_numel(p));
+  LLPF_CHECK(fault.what == nullptr, op, ": ", fault.what, " (row ", fault.row, ", buffer of ", check::row_numel(p),
+             " elements)");
+  return table;
+}
+
+template <class A>
+Values values_of(const A& p, const std::optional<A>& d) {
+  const Dtype own = check::dtype_of(p), other = d ? check::dtype_of(*d) : own;
+  const Pair mixed = other == Dtype::kBfloat16 ? Pair::kFloat32Bfloat16 : Pair::kFloat32Float16;
+  return {
+      .p = p.data_ptr(),
+      .d = pointer<const void>(d),
+      .pair = own == other ? static_cast<Pair>(own) : mixed,
+      .paths = check::paths(p),
+      .numel = check::row_numel(p),
+      .d_per_path = d && d->dim() == 2,
+  };
+}
+
+template <class A>
+RuleArguments arguments_of(const A& target_variance, const A& step, const std::optional<A>& gate,
+                           const std::optional<A>& radius, int64_t paths) {
+  return {rows(target_variance), rows(step), gate_rows(gate, paths), pointer<const double>(radius)};
+}
+
+/// `new_moments(K, S)` makes the result.
+template <class A, class New>
+A moments(const A& p, const std::optional<A>& d, const A& segments, const A& chunks, const A& scratch,
+          const Threads& threads, New&& new_moments) {
+  check::parameters("moments", p);
+  check::destination("moments", p, d);
+  check::table("moments", p, segments, &chunks);
+  check::scratch("moments", p, segments, chunks, scratch);
+  const Table table = table_of("moments", p, segments, chunks);
+  const A out = new_moments();
+  cpu::moments(values_of(p, d), table, pointer(scratch), pointer(out), threads);
+  return out;
+}
+
+template <class A, class New>
+A moments_device_blocking(const A& p, const std::optional<A>& d, const A& segments, const A& chunks,
+                          New&& new_moments) {
+  constexpr auto op = "_moments_device_blocking";
+  check::parameters(op, p);
+  check::destination(op, p, d);
+  check::table(op, p, segments, &chunks);
+  const Table table = table_of(op, p, segments, chunks);
+  const A out = new_moments();
+  cpu::moments_device_blocking(values_of(p, d), table, pointer(out));
+  return out;
+}
+
+template <class A, class New>
+A coefficients(const A& moments, const A& segments, const A& target_variance, const A& step,
+               const std::optional<A>& gate, const std::optional<A>& radius, const Rule& rule, New&& new_coefficients) {
+  const int64_t paths = check::coefficients(moments, segments, target_variance, step, gate, radius,
+                                            static_cast<int64_t>(rule.destination));
+  const A out = new_coefficients();
+  cpu::coefficients({pointer<const Segment>(segments), segments.size(0), nullptr, 0}, rule,
+                    arguments_of(target_variance, step, gate, radius, paths), pointer(moments), paths, pointer(out));
+  return out;
+}
+
+template <class A>
+void affine(const A& p, const std::optional<A>& d, const A& coefficients, const A& segments, const A& chunks,
+            const Threads& threads) {
+  check::parameters("affine_", p);
+  check::destination("affine_", p, d);
+  check::table("affine_", p, segments, &chunks);
+  check::per_segment("affine_", p, "coefficients", coefficients, segments.size(0), kCoefficientColumns);
+  if (d) check::no_partial_overlap("affine_", p, "d", *d);
+  cpu::affine(values_of(p, d), table_of("affine_", p, segments, chunks), pointer(coefficients), threads);
+}
+
+template <class A>
+void tick(const A& p, const std::optional<A>& d, const A& segments, const A& chunks, const A& target_variance,
+          const A& step, const std::optional<A>& gate, const std::optional<A>& radius,
+          const std::optional<A>& moments_in, const std::optional<A>& waypoint, const A& scratch, const Rule& rule,
+          const Threads& threads) {
+  check::tick(p, d, segments, chunks, target_variance, step, gate, radius, moments_in, waypoint, scratch,
+              static_cast<int64_t>(rule.destination));
+  cpu::tick(values_of(p, d), table_of("tick_", p, segments, chunks), rule,
+            arguments_of(target_variance, step, gate, radius, check::paths(p)), pointer(moments_in),
+            pointer<void>(waypoint), pointer(scratch), threads);
+}
+
+template <class A>
+void sgd(const A& p, const A& g, const std::optional<A>& momentum_buffer, const A& lr, const A& segments,
+         const A& chunks, const std::optional<A>& gate, const std::optional<A>& d, const std::optional<A>& moments_out,
+         const std::optional<A>& scratch, const SgdSettings& settings, const Threads& threads) {
+  check::sgd(p, g, momentum_buffer, lr, segments, chunks, gate, d, moments_out, scratch, settings.momentum,
+             settings.nesterov);
+  const int64_t paths = check::paths(p), rates = lr.dim() == 0 ? 1 : lr.size(lr.dim() - 1);
+  const SgdArguments arguments{
+      .dtype = check::dtype_of(p),
+      .p = p.data_ptr(),
+      .g = g.data_ptr(),
+      .buffer = pointer<void>(momentum_buffer),
+      .paths = paths,
+      .numel = check::row_numel(p),
+      .lr = rows(lr),
+      .lr_step = rates == 1 ? 0 : 1,
+      .gate = gate_rows(gate, paths),
+      .gate_columns = gate_columns(gate, paths),
+      .settings = settings,
+  };
+  cpu::sgd(arguments, values_of(p, d), table_of("sgd_", p, segments, chunks), pointer(moments_out), pointer(scratch),
+           threads);
+}
+
+template <class A>
+void loss_gate(const A& state, const A& loss, const LossGate& gate) {
+  const int64_t paths = check::loss_gate(state, loss, gate.min_rounds, gate.max_rounds);
+  cpu::loss_gate(gate, pointer(state), loss.data_ptr(), check::dtype_of(loss), paths);
+}
+
+}  // namespace llpf::cpu::checked

@@ -1,0 +1,117 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "../core/cpu/checked.h"
+#include "array.h"
+
+// llpf_fast._core: the ops for NumPy arrays and whatever else offers the buffer protocol or DLPack on the CPU. Needs no
+// torch; arguments and promises are those of llpf_fast.ops, scratch is allocated here. One thread.
+namespace {
+
+using namespace llpf;
+using namespace pybind11::literals;
+namespace py = pybind11;
+namespace checked = cpu::checked;
+using python::Array;
+
+using Object = const py::object&;
+
+Array input(Object object, const char* name) { return Array::of(object, name, false); }
+Array output(Object object, const char* name) { return Array::of(object, name, true); }
+std::optional<Array> optional_input(Object object, const char* name) {
+  return object.is_none() ? std::nullopt : std::optional(input(object, name));
+}
+std::optional<Array> optional_output(Object object, const char* name) {
+  return object.is_none() ? std::nullopt : std::optional(output(object, name));
+}
+
+Array new_scratch(const Array& p, const Array& segments, const Array& chunks) {
+  if (p.dim() == 0 || segments.dim() == 0 || chunks.dim() == 0) return Array::make({0});  // refused by the checks
+  return Array::make({check::scratch_numel(check::paths(p), chunks.size(0), segments.size(0))});
+}
+
+std::vector<int64_t> moments_shape(const Array& p, const Array& segments) {
+  if (p.dim() == 1) return {segments.size(0), kMomentColumns};
+  return {p.size(0), segments.size(0), kMomentColumns};
+}
+
+py::array moments(Object p_, Object d_, Object segments_, Object chunks_) {
+  const Array p = input(p_, "p"), segments = input(segments_, "segments"), chunks = input(chunks_, "chunks");
+  const Array scratch = new_scratch(p, segments, chunks);
+  return checked::moments(p, optional_input(d_, "d"), segments, chunks, scratch, cpu::Threads{}, [&] {
+           return Array::make(moments_shape(p, segments));
+         }).made();
+}
+
+py::array coefficients(Object moments_, Object segments, Object target_variance, Object step, Object gate, Object radius,
+                       int64_t destination, double epsilon, bool combine_sum, bool clamp, bool project_first) {
+  const Array moments = input(moments_, "moments");
+  const Rule rule{static_cast<Destination>(destination), epsilon, combine_sum, clamp, project_first};
+  return checked::coefficients(moments, input(segments, "segments"), input(target_variance, "target_variance"),
+                               input(step, "step"), optional_input(gate, "gate"), optional_input(radius, "radius"), rule,
+                               [&] { return Array::make(moments.sizes()); })
+      .made();
+}
+
+void affine_(Object p, Object d, Object coefficients, Object segments, Object chunks) {
+  checked::affine(output(p, "p"), optional_input(d, "d"), input(coefficients, "coefficients"),
+                  input(segments, "segments"), input(chunks, "chunks"), cpu::Threads{});
+}
+
+void tick_(Object p_, Object d, Object segments_, Object chunks_, Object target_variance, Object step, Object gate,
+           Object radius, Object moments_in, Object waypoint, int64_t destination, double epsilon, bool combine_sum,
+           bool clamp, bool project_first) {
+  const Array p = output(p_, "p"), segments = input(segments_, "segments"), chunks = input(chunks_, "chunks");
+  const Rule rule{static_cast<Destination>(destination), epsilon, combine_sum, clamp, project_first};
+  checked::tick(p, optional_input(d, "d"), segments, chunks, input(target_variance, "target_variance"),
+                input(step, "step"), optional_input(gate, "gate"), optional_input(radius, "radius"),
+                optional_input(moments_in, "moments_in"), optional_output(waypoint, "waypoint"),
+                new_scratch(p, segments, chunks), rule, cpu::Threads{});
+}
+
+void sgd_(Object p_, Object g, Object momentum_buffer, Object lr, Object segments_, Object chunks_, Object gate, Object d,
+          Object moments_out, double momentum, double dampening, double weight_decay, bool nesterov) {
+  const Array p = output(p_, "p"), segments = input(segments_, "segments"), chunks = input(chunks_, "chunks");
+  checked::sgd(p, input(g, "g"), optional_output(momentum_buffer, "momentum_buffer"), input(lr, "lr"), segments, chunks,
+               optional_input(gate, "gate"), optional_input(d, "d"), optional_output(moments_out, "moments_out"),
+               std::optional(new_scratch(p, segments, chunks)), {momentum, dampening, weight_decay, nesterov},
+               cpu::Threads{});
+}
+
+void loss_gate_(Object state, Object loss, double threshold, int64_t min_rounds, int64_t max_rounds) {
+  checked::loss_gate(output(state, "state"), input(loss, "loss"), {threshold, min_rounds, max_rounds});
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() =
+      "The ops of llpf_fast.ops for NumPy arrays and whatever else offers the buffer protocol or DLPack on the CPU.\n\n"
+      "Needs no torch. Shapes, dtypes and meaning are those of the functions of the same name in llpf_fast.ops; arrays\n"
+      "are contiguous, those whose op ends in an underscore are written in place. bfloat16 comes by DLPack only.\n"
+      "ValueError: a shape, dtype, layout or table that differs; TypeError: an argument that is no array.";
+  const auto none = py::none();
+  m.def("moments", &moments, "p"_a, "d"_a, "segments"_a, "chunks"_a,
+        "Centred moments of p and d - p for every segment: float64 [S, 5], or [K, S, 5] for p [K, N].\n\n"
+        "p float32, float64, float16 or bfloat16 [N] or [K, N]; d of p's dtype, or 16-bit beside float32, [N] or of p's\n"
+        "shape, or None; segments int64 [S, 5]; chunks int64 [C, 3].");
+  m.def("coefficients", &coefficients, "moments"_a, "segments"_a, "target_variance"_a, "step"_a, "gate"_a = none,
+        "radius"_a = none, py::kw_only(), "destination"_a = 0, "epsilon"_a = 0.0, "combine_sum"_a = true, "clamp"_a = true,
+        "project_first"_a = false,
+        "The affine map of one tick for every segment: float64 of moments' shape, columns a, b, c, a0, c0.\n\n"
+        "moments float64 [S, 5] or [K, S, 5]; target_variance float64 [S] or [K, S]; step float64 [2] or [K, 2]; gate\n"
+        "float64, one row a path, or None; radius float64 [S] for the sphere destinations.");
+  m.def("affine_", &affine_, "p"_a, "d"_a, "coefficients"_a, "segments"_a, "chunks"_a,
+        "p = a p + b d + c for every segment that is not masked; coefficients float64 [S, 5] or [K, S, 5].");
+  m.def("tick_", &tick_, "p"_a, "d"_a, "segments"_a, "chunks"_a, "target_variance"_a, "step"_a, "gate"_a = none,
+        "radius"_a = none, "moments_in"_a = none, "waypoint"_a = none, py::kw_only(), "destination"_a = 0,
+        "epsilon"_a = 0.0, "combine_sum"_a = true, "clamp"_a = true, "project_first"_a = false,
+        "One LLPF tick on p, in place: moments, coefficients and affine_ together.");
+  m.def("sgd_", &sgd_, "p"_a, "g"_a, "momentum_buffer"_a, "lr"_a, "segments"_a, "chunks"_a, "gate"_a = none,
+        "d"_a = none, "moments_out"_a = none, py::kw_only(), "momentum"_a = 0.0, "dampening"_a = 0.0,
+        "weight_decay"_a = 0.0, "nesterov"_a = false,
+        "torch.optim.SGD's update of every segment that is not frozen, in place; lr float64 [], [1], [S], [K, 1], [K, S].");
+  m.def("loss_gate_", &loss_gate_, "state"_a, "loss"_a, py::kw_only(), "threshold"_a, "min_rounds"_a, "max_rounds"_a,
+        "Take one batch loss a path into account; state float64 [4 + min_rounds] or [K, 4 + min_rounds].");
+  m.def("isa", [] { return cpu::chunk_kernels().isa; }, "The instruction set in use: plain, avx2 or avx512.");
+}

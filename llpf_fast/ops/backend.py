@@ -1,0 +1,171 @@
+"""Which implementation of the ops runs: compiled libraries are loaded here, and here one is chosen over another.
+
+The compiled libraries register their kernels for a device's dispatch key, so that the usual choice costs nothing. Any
+other choice is an overriding Python registration for that key, which is destroyed to go back.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from ..errors import LLPFError
+from .affine import affine_eager
+from .coefficients import coefficients_eager
+from .loss_gate import loss_gate_eager
+from .moments import moments_eager
+from .sgd import sgd_eager
+from .tick import tick_eager
+
+EAGER: dict[str, Callable[..., Any]] = {
+    "moments": moments_eager,
+    "coefficients": coefficients_eager,
+    "affine_": affine_eager,
+    "tick_": tick_eager,
+    "sgd_": sgd_eager,
+    "loss_gate_": loss_gate_eager,
+}
+
+#: Backends of a device type, best first.
+ORDER = {"cpu": ("cpp", "eager"), "cuda": ("cuda", "triton", "eager")}
+NAMES = ("auto", "eager", "cpp", "cuda", "triton")
+
+#: Compiled libraries by backend: the file, and why it is not loaded (``None``: it is).
+FILES = {"cpp": Path(__file__).parent.parent / "_C.so", "cuda": Path(__file__).parent.parent / "_C_cuda.so"}
+_failed: dict[str, str | None] = {}
+_overrides: dict[str, torch.library.Library] = {}
+_in_use: dict[str, str] = {}
+_chosen = "auto"
+_lock = threading.Lock()
+
+
+def _load(name: str) -> str | None:
+    """Load a compiled library; why not, or ``None``. A failure is kept for :func:`why_not`, never raised."""
+    path, switch = FILES[name], {"cpp": "LLPF_CPP", "cuda": "LLPF_CUDA"}[name]
+    if name == "cuda" and torch.version.cuda is None:
+        return "this torch was built without CUDA"
+    if not path.exists():
+        return f"{path.name} was not built (install with {switch}=1 to see why)"
+    try:
+        torch.ops.load_library(str(path))
+    except Exception as error:  # a library of another torch fails in many ways
+        return f"{path.name} does not load beside torch {torch.__version__}: {error.__cause__ or error}"
+    return None
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def why_not(name: str, device: str) -> str | None:
+    """Why backend ``name`` cannot run ops on tensors of device type ``device`` here, or ``None`` if it can."""
+    if name == "eager":
+        return None
+    if name == "triton":
+        if find_spec("triton") is None:
+            return "triton is not installed"
+        if device == "cpu":
+            return None if _interpreted() else "Triton runs on CUDA tensors; TRITON_INTERPRET=1 interprets it on the CPU"
+    elif name not in ORDER.get(device, ()):
+        return f"{name} has no kernels for {device} tensors"
+    if device == "cuda" and not torch.cuda.is_available():
+        return "no CUDA device that torch can use"
+    return _failed.get(name)
+
+
+def _best(device: str) -> str:
+    return next(name for name in ORDER[device] if why_not(name, device) is None)
+
+
+def _switch(device: str, name: str) -> None:
+    if _in_use.get(device) == name:
+        return
+    previous = _overrides.pop(device, None)
+    if previous is not None:
+        previous._destroy()
+    compiled = ORDER[device][0]
+    if name != compiled:
+        # Eager needs no registration of its own where nothing compiled is in its way.
+        if name == "triton":
+            from llpf_fast.kernels import KERNELS as kernels
+        else:
+            kernels = EAGER if _failed[compiled] is None else {}
+        library = torch.library.Library("llpf_fast", "IMPL")
+        for op, kernel in kernels.items():
+            library.impl(op, kernel, device.upper())
+        _overrides[device] = library
+    _in_use[device] = name
+
+
+def _apply(name: str) -> None:
+    """Make ``name`` the choice on every device type where it can run, and the best one elsewhere."""
+    global _chosen
+    if name not in NAMES:
+        raise LLPFError(f"unknown backend {name!r}: choose one of {', '.join(NAMES)}")
+    target = {device: _best(device) for device in ORDER}
+    if name != "auto":
+        reasons = {device: why_not(name, device) for device in ORDER}
+        able = [device for device, reason in reasons.items() if reason is None]
+        if not able:
+            home = next((device for device in ("cpu", "cuda") if name in ORDER[device]), "cuda")
+            raise LLPFError(f"backend {name!r} is not available: {reasons[home]}")
+        target |= dict.fromkeys(able, name)
+    with _lock:
+        for device, backend in target.items():
+            _switch(device, backend)
+        _chosen = name
+
+
+class use_backend:  # noqa: N801  (called like a function)
+    """Choose the implementation of the ops: ``use_backend("triton")``, or ``with use_backend("triton"):``.
+
+    A plain call lasts until the next one; a ``with`` block ends with the choice that was in force before the call.
+    The choice is the process's, not the thread's, and holds for graphs that ``torch.compile`` has already made.
+
+    Args:
+        name: "auto" (CUDA tensors: CUDA C++, Triton, eager; CPU tensors: C++, eager), "eager" (the readable
+            specification), "cpp" (CPU tensors), "cuda" or "triton" (CUDA tensors; Triton also takes CPU tensors when
+            TRITON_INTERPRET=1 is set). Device types that the choice has no kernels for keep their best.
+            The environment variable LLPF_BACKEND sets the first choice of a process.
+
+    Raises:
+        LLPFError: an unknown name, or a backend that cannot run here; the message says why.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._previous = _chosen
+        _apply(name)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _apply(self._previous)
+
+
+def load_failure(name: str) -> str | None:
+    """Why the compiled library of backend "cpp" or "cuda" is not loaded, or ``None`` if it is."""
+    return _failed[name]
+
+
+def chosen() -> str:
+    """The name last chosen."""
+    return _chosen
+
+
+def in_use() -> dict[str, str]:
+    """The backend of each device type."""
+    return dict(_in_use)
+
+
+_failed.update({name: _load(name) for name in FILES})
+_apply(os.environ.get("LLPF_BACKEND") or "auto")

@@ -1,0 +1,70 @@
+"""``info``: what is loaded, and why the rest is not."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import platform
+from typing import Any
+
+import torch
+
+from . import backend
+
+
+def info() -> dict[str, Any]:
+    """What runs the ops in this process, as plain dictionaries: what ``llpf info`` prints.
+
+    Keys: ``llpf_fast``, ``python``, ``torch`` (versions), ``gpu`` (device names), ``threads`` (torch's, which the CPU
+    kernels use where there is enough work), ``backend`` (``chosen`` and the one in use for each device type),
+    ``available`` (for each backend "yes", or why not), ``cpp`` and ``cuda`` (the file, what it was built with and, for
+    the CPU, the instruction set in use) and ``core`` (the module for NumPy, or why it is missing).
+    """
+    from .. import __version__
+
+    in_use = backend.in_use()
+    if not torch.cuda.is_available():
+        in_use.pop("cuda", None)
+    return {
+        "llpf_fast": __version__,
+        "python": platform.python_version(),
+        "torch": f"{torch.__version__} (CUDA {torch.version.cuda or 'none'})",
+        "gpu": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "threads": torch.get_num_threads(),
+        "backend": {"chosen": backend.chosen(), **in_use},
+        "available": {
+            name: backend.why_not(name, "cuda" if name in ("cuda", "triton") else "cpu") or "yes"
+            for name in backend.NAMES[1:]
+        },
+        "cpp": _library("cpp"),
+        "cuda": _library("cuda"),
+        "core": _core(),
+    }
+
+
+def _library(name: str) -> dict[str, str]:
+    path, reason = backend.FILES[name], backend.load_failure(name)
+    if reason is not None:
+        return {"loaded": f"no: {reason}"}
+    library = ctypes.CDLL(str(path))
+    found = {"loaded": str(path), "built with": _text(library, "llpf_build"), "running on": f"torch {torch.__version__}"}
+    if name == "cpp":
+        found["instruction set"] = _text(library, "llpf_cpu_isa")
+    return found
+
+
+def _text(library: ctypes.CDLL, function: str) -> str:
+    try:
+        call = getattr(library, function)
+    except AttributeError:
+        return "unknown"
+    call.restype = ctypes.c_char_p
+    return bytes(call()).decode()
+
+
+def _core() -> str:
+    try:
+        core = importlib.import_module("llpf_fast._core")
+    except ImportError as error:
+        return f"no: {error}"
+    return str(core.__file__)
