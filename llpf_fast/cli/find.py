@@ -100,9 +100,11 @@ def find_between(
     from ..data import load_dataset
     from ..find import PathFinder
     from ..models import build_model, check_images
-    from ..path import compare_architectures, load_model_file
+    from ..path import check_finite, compare_architectures, load_model_file
 
     first, last = load_model_file(start), load_model_file(destination)
+    for end in (first, last):
+        check_finite(end.state, end.path)
     model = build_model(settings.model)
     compare_architectures(first.state, last.state, os.fspath(start), os.fspath(destination))
     compare_architectures(model.state_dict(), first.state, f"model {settings.model}", os.fspath(start))

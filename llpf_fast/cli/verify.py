@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import add_device, add_quiet
+from .common import add_device, add_quiet, choose_device
+from .progress import Progress
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -27,6 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     certificate = verify(args.run, data_dir=args.data, full=args.full, device=args.device, quiet=args.quiet)
     print(verdict(args.run, certificate))
+    print(f"picture: {draw(args.run)}")
     return 0 if certificate.connected else 1
 
 
@@ -38,13 +40,27 @@ def verify(
     device: str = "cpu",
     quiet: bool = False,
 ) -> Certificate:
-    """Compute and write the certificate, showing progress."""
-    raise NotImplementedError
+    """Compute ``RUN/certificate.json``, showing progress."""
+    where = choose_device(device)
+
+    from ..verify import verify_run
+
+    with Progress("point", quiet=quiet) as progress:
+        return verify_run(run_folder, data_dir=data_dir, full=full or None, device=where, progress=progress.update)
 
 
 def verdict(run_folder: str | os.PathLike[str], certificate: Certificate) -> str:
     """One line: the verdict and the numbers it rests on."""
-    raise NotImplementedError
+    said = "connected" if certificate.connected else "not connected"
+    return (
+        f"{os.fspath(run_folder)}: {said} at threshold {certificate.threshold:g}: highest training loss "
+        f"{certificate.max_loss:.4f}, lowest test accuracy {certificate.min_test_accuracy:.4f}, "
+        f"{certificate.points_evaluated:,} points"
+    )
 
 
-__all__ = ["Path"]
+def draw(run_folder: str | os.PathLike[str]) -> Path:
+    """Draw the certified path; returns the picture's file."""
+    from ..report.picture import draw_path
+
+    return Path(draw_path(run_folder))

@@ -175,7 +175,7 @@ def test_demo_in_a_minute(llpf, tmp_path):
         (["verify"], "required: RUN"),
         (["train", "--model", "mlp", "--data", "digits", "--out", "x", "--seed", "y"], "--seed must be int, got y"),
         (["train", "--model", "mlp", "--data", "digits", "--out", "x", "--epochs", "0"], "--epochs must be at least 1"),
-        (["train", "--model", "mlp", "--data", "digits", "--out", "x", "--lr", "nan"], "--lr must be 0 or more"),
+        (["train", "--model", "mlp", "--data", "digits", "--out", "x", "--lr", "-1"], "--lr must be 0 or more"),
         (["train", "--model", "mlp", "--data", "digits", "--out", "no/such/x"], "does not exist; create it first"),
         (["train", "--model", "mpl", "--data", "digits", "--out", "x"], "unknown model 'mpl'; did you mean 'mlp'?"),
         (["train", "--model", "mlp", "--data", "digit", "--out", "x"], "did you mean 'digits'?"),

@@ -47,6 +47,8 @@ def test_digits():
     assert abs(float(data.train_inputs.std()) - 1) < 1e-3
     # A black pixel, the commonest value, is where ImageData says it is.
     assert float(data.train_inputs.min()) == pytest.approx(-data.mean[0] / data.std[0], rel=1e-6)
+    pixels = data.train_inputs * data.std[0] + data.mean[0]
+    assert (float(pixels.min()), float(pixels.max())) == pytest.approx((0, 1), abs=1e-6)
     shares = data.test_targets.bincount() / data.train_targets.bincount()
     assert shares.min() > 0.24
     assert shares.max() < 0.26
@@ -84,7 +86,9 @@ def jpeg_file(path, *, colours, is_test, drop=()):
     files = []
     for colour in colours:
         stream = io.BytesIO()
-        pillow.new("RGB", (32, 32), colour).save(stream, "JPEG", quality=95)
+        image = pillow.new("RGB", (32, 32), colour)
+        image.paste("black", (0, 24, 32, 32))  # the lowest quarter
+        image.save(stream, "JPEG", quality=95, subsampling=0)
         files.append(stream.getvalue())
     arrays = {
         "jpeg": np.frombuffer(b"".join(files), dtype=np.uint8),
@@ -99,15 +103,17 @@ def jpeg_file(path, *, colours, is_test, drop=()):
 def test_cifar10_jpeg_small(tmp_path):
     jpeg_file(
         tmp_path / "cifar10-jpeg.npz",
-        colours=["red", "blue", "red", "blue"],
+        colours=["red", "blue", "lime", "white"],
         is_test=[False, False, True, True],
     )
     data = load_dataset("cifar10-jpeg", tmp_path)
     check_split(*data.train, (2, 3, 32, 32), 2)
     check_split(*data.test, (2, 3, 32, 32), 2)
-    pixels = data.train_inputs * torch.tensor(data.std).view(1, 3, 1, 1) + torch.tensor(data.mean).view(1, 3, 1, 1)
-    assert pixels[0].mean((1, 2)).tolist() == pytest.approx([1, 0, 0], abs=0.02)
-    assert pixels[1].mean((1, 2)).tolist() == pytest.approx([0, 0, 1], abs=0.02)
+    std, mean = (torch.tensor(values).view(1, 3, 1, 1) for values in (data.std, data.mean))
+    train, test = (inputs * std + mean for inputs in (data.train_inputs, data.test_inputs))
+    for image, colour in ((train[0], [1, 0, 0]), (train[1], [0, 0, 1]), (test[0], [0, 1, 0]), (test[1], [1, 1, 1])):
+        assert image[:, :24].mean((1, 2)).tolist() == pytest.approx(colour, abs=0.02)
+        assert image[:, 24:].mean((1, 2)).tolist() == pytest.approx([0, 0, 0], abs=0.02)
 
 
 def test_cifar10_jpeg_refuses(tmp_path):
