@@ -209,10 +209,10 @@ struct Launch {
   int64_t blocks = 0, tile = 0;
 };
 
-/// The launch that holds the whole call on the chip with most blocks a multiprocessor, which hide each other's waits;
-/// none where the call is too large.
+/// The launch that holds the whole call on the chip with most blocks a multiprocessor, which hide each other's waits. Where
+/// the call is too large: none, or, if `anyway`, one that holds a part.
 template <class P, class D>
-Launch fit(const Chip& chip, const Streams<P, D>& streams, const Table& table) {
+Launch fit(const Chip& chip, const Streams<P, D>& streams, const Table& table, bool anyway) {
   const int64_t items = table.chunk_count * streams.paths;
   const int64_t element = sizeof(P) + (streams.d == nullptr ? 0 : sizeof(D));
   for (int a_multiprocessor = kMostBlocks; a_multiprocessor > 0; --a_multiprocessor) {
@@ -221,7 +221,8 @@ Launch fit(const Chip& chip, const Streams<P, D>& streams, const Table& table) {
     const int64_t blocks = items < resident ? items : resident;
     const int64_t whole = (items + blocks - 1) / blocks * kChunk;
     const int64_t share = streams.numel * streams.paths / blocks + kChunk;
-    if ((whole < share ? whole : share) * element <= chip.tile[a_multiprocessor])
+    const bool holds_all = (whole < share ? whole : share) * element <= chip.tile[a_multiprocessor];
+    if (holds_all || (anyway && a_multiprocessor == 1))
       return {blocks, chip.tile[a_multiprocessor]};
   }
   return {};
@@ -252,7 +253,7 @@ cudaError_t tick(const Values& values, const Table& table, const RuleArguments& 
       Chip chip;
       const cudaError_t failed = chip_of_current_device<P, D>(chip);
       if (failed != cudaSuccess) return failed;
-      const Launch launch = fit(chip, streams, table);
+      const Launch launch = fit(chip, streams, table, plan == TickPlan::kOnChip);
       if (launch.blocks == 0) return plan == TickPlan::kOnChip ? cudaErrorCooperativeLaunchTooLarge : cudaSuccess;
       launched = true;
       return launch_on_chip(launch, streams, table, rule, static_cast<P*>(waypoint), parts, stream);
