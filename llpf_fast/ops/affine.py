@@ -70,6 +70,7 @@ def apply_maps(p: Tensor, d: Tensor | None, maps: Tensor, segments: Tensor, chun
         out[:, part] = torch.where(identity, p[:, part], x.to(p.dtype))
 
 
+@torch.no_grad()
 def affine_eager(p: Tensor, d: Tensor | None, coefficients: Tensor, segments: Tensor, chunks: Tensor) -> None:
     check_affine(p, d, coefficients, segments, chunks)
     if d is not None:

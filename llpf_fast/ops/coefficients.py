@@ -153,6 +153,7 @@ def _group_sum(group: Tensor, value: Tensor) -> Tensor:
     return total[..., at]
 
 
+@torch.no_grad()
 def coefficients_eager(
     moments: Tensor,
     segments: Tensor,

@@ -63,6 +63,7 @@ def check_loss_gate(state: Tensor, loss: Tensor, min_rounds: int, max_rounds: in
     check_same_device("loss_gate_", state, "loss", loss)
 
 
+@torch.no_grad()
 def loss_gate_eager(state: Tensor, loss: Tensor, *, threshold: float, min_rounds: int, max_rounds: int) -> None:
     check_loss_gate(state, loss, min_rounds, max_rounds)
     rows = state.reshape(-1, state.shape[-1])

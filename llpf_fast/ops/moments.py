@@ -134,6 +134,7 @@ def chan(left: Tensor, right: Tensor) -> Tensor:
     )
 
 
+@torch.no_grad()
 def moments_eager(p: Tensor, d: Tensor | None, segments: Tensor, chunks: Tensor, scratch: Tensor) -> Tensor:
     check_moments(p, d, segments, chunks, scratch)
     if p.dim() == 1:

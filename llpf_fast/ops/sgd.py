@@ -129,6 +129,7 @@ def check_sgd(
         check_scratch("sgd_", p, segments, chunks, scratch)
 
 
+@torch.no_grad()
 def sgd_eager(
     p: Tensor,
     g: Tensor,

@@ -124,6 +124,7 @@ def check_tick(
     check_scratch("tick_", p, segments, chunks, scratch)
 
 
+@torch.no_grad()
 def tick_eager(
     p: Tensor,
     d: Tensor | None,

@@ -1,0 +1,87 @@
+"""One thread, poisoned memory, repeatable property tests, and the implementations that this machine can run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from torch import Tensor
+
+from llpf_fast.ops.backend import use_backend, why_not
+
+torch.set_num_threads(1)
+
+_COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+#: The same examples on every run, so that a red run can be repeated; `--hypothesis-profile=fresh` looks for new ones.
+settings.register_profile("ci", derandomize=True, max_examples=80, **_COMMON)
+settings.register_profile("fresh", max_examples=800, **_COMMON)
+settings.load_profile("ci")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no NVIDIA GPU that torch can use")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Every test starts on one thread (two on busy cores were measured ten times slower) and leaves it so."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
+
+
+def _poisoning(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def poisoned(*args: Any, **kwargs: Any) -> Tensor:
+        value = allocate(*args, **kwargs)
+        if value.is_floating_point() and not torch.compiler.is_compiling():
+            with torch.no_grad():
+                value.fill_(torch.nan)
+        return value
+
+    return poisoned
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that Python code asks for uninitialised is NaN, so that reading it before writing shows."""
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch, "empty_strided"),
+        (Tensor, "new_empty"),
+    ):
+        monkeypatch.setattr(owner, name, _poisoning(getattr(owner, name)))
+
+
+@pytest.fixture
+def poisoned_everywhere() -> Iterator[None]:
+    """Uninitialised memory is NaN for compiled code too: torch's deterministic mode fills it."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+#: Triton's interpreter takes milliseconds a program: it joins only where TRITON_INTERPRET=1 asks for it.
+BACKENDS = ("eager", "cpp", "triton") if os.environ.get("TRITON_INTERPRET") == "1" else ("eager", "cpp")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each implementation in turn, chosen through the public switch."""
+    name: str = request.param
+    reason = why_not(name, "cpu")
+    if reason is not None:
+        pytest.skip(f"{name}: {reason}")
+    with use_backend(name):
+        yield name

@@ -1,0 +1,131 @@
+"""loss_gate_: the correction's rule, against a list of losses in plain Python."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llpf_fast import ops
+
+from .comparison import same_bits
+from .oracle import Gate
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+#: Multiples of 1/64: their sums are exact, so that the threshold can be met to the bit.
+LOSSES = st.one_of(st.integers(0, 192).map(lambda i: i / 64), st.sampled_from([math.nan, math.inf, -math.inf]))
+
+
+def feed(state: Tensor, loss: float | list[float], dtype: torch.dtype = torch.float32, **rule: float) -> None:
+    ops.loss_gate_(state, torch.tensor(loss, dtype=dtype), **rule)
+
+
+@given(
+    columns=st.integers(1, 3).flatmap(
+        lambda k: st.lists(st.lists(LOSSES, min_size=k, max_size=k), min_size=1, max_size=14)
+    ),
+    threshold=st.integers(0, 128).map(lambda i: i / 64),
+    min_rounds=st.integers(1, 5),
+    extra=st.integers(0, 6),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_equals_the_list(
+    columns: list[list[float]], threshold: float, min_rounds: int, extra: int, dtype: torch.dtype
+) -> None:
+    """Every column of the state after every loss, for one path and for several at once."""
+    paths, max_rounds = len(columns[0]), min_rounds + extra
+    state = ops.gate_state(min_rounds, paths)
+    models = [Gate(threshold, min_rounds, max_rounds, []) for _ in range(paths)]
+    for losses in columns:
+        held = torch.tensor(losses, dtype=dtype)
+        before = state.clone()
+        ops.loss_gate_(state, held, threshold=threshold, min_rounds=min_rounds, max_rounds=max_rounds)
+        for k, model in enumerate(models):
+            counts = model.take(float(held[k]))
+            row = state[k]
+            assert row[0].item() == float(counts)
+            assert row[1].item() == float(counts and model.closing)
+            if not counts:
+                assert same_bits(row[2:], before[k, 2:])
+                continue
+            assert row[2].item() == len(model.losses)
+            recent = model.losses[-min_rounds:]
+            mean = sum(recent) / len(recent)
+            assert row[3].item() == pytest.approx(mean, rel=1e-15, nan_ok=True)
+            if len(recent) == min_rounds and not math.isnan(mean):
+                assert sorted(row[4:].tolist()) == sorted(recent)
+
+
+@given(losses=st.lists(LOSSES, min_size=1, max_size=8), min_rounds=st.integers(1, 3))
+def test_a_path_of_many_is_a_path_alone(losses: list[float], min_rounds: int) -> None:
+    rule = {"threshold": 1.0, "min_rounds": min_rounds, "max_rounds": 5}
+    many, alone = ops.gate_state(min_rounds, 2), ops.gate_state(min_rounds)
+    for loss in losses:
+        feed(many, [0.5, loss], **rule)
+        feed(alone, loss, **rule)
+        assert same_bits(many[1], alone)
+
+
+def test_the_batch_that_meets_the_threshold_still_trains() -> None:
+    rule = {"threshold": 0.5, "min_rounds": 2, "max_rounds": 100}
+    state = ops.gate_state(2)
+    seen = []
+    for loss in (0.9, 0.25, 0.75, 0.1, 9.0):
+        feed(state, loss, **rule)
+        seen.append(state[:3].tolist())
+    assert seen == [[1, 0, 1], [1, 0, 2], [1, 1, 3], [0, 0, 3], [0, 0, 3]]
+    assert state[3].item() == 0.5
+
+
+def test_at_least_min_rounds_at_most_max_rounds() -> None:
+    rule = {"threshold": 0.5, "min_rounds": 3, "max_rounds": 4}
+    low, high = ops.gate_state(3), ops.gate_state(3)
+    opened = []
+    for _ in range(6):
+        feed(low, 0.0, **rule)
+        feed(high, 7.0, **rule)
+        opened.append((low[:2].tolist(), high[:2].tolist()))
+    assert [a for a, _ in opened] == [[1, 0], [1, 0], [1, 1], [0, 0], [0, 0], [0, 0]]
+    assert [b for _, b in opened] == [[1, 0], [1, 0], [1, 0], [1, 1], [0, 0], [0, 0]]
+
+
+def test_nan_never_meets_the_threshold_and_shows() -> None:
+    rule = {"threshold": 1e300, "min_rounds": 2, "max_rounds": 5}
+    state = ops.gate_state(2)
+    feed(state, 0.0, **rule)
+    for rounds in (2, 3):
+        feed(state, math.nan, **rule)
+        assert state[:3].tolist() == [1, 0, rounds]
+        assert math.isnan(state[3].item())
+    feed(state, 1.0, **rule)
+    assert state[:2].tolist() == [1, 0]
+    feed(state, 1.0, **rule)
+    assert state[:4].tolist() == [1, 1, 5, 1.0]
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_shapes_and_types_of_the_loss(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    state = ops.gate_state(1)
+    ops.loss_gate_(state, torch.full(shape, 0.625, dtype=dtype), threshold=1.0, min_rounds=1, max_rounds=1)
+    assert state.tolist() == [1, 1, 1, 0.625, 0.625]
+    row = ops.gate_state(1, 1)
+    ops.loss_gate_(row, torch.full((1,), 0.625, dtype=dtype), threshold=1.0, min_rounds=1, max_rounds=1)
+    assert row.tolist() == [state.tolist()]
+
+
+def test_the_loss_may_require_a_gradient() -> None:
+    """The training loop hands in the loss before its backward pass."""
+    weight = torch.ones((), requires_grad=True)
+    loss = weight * 0.5
+    state = ops.gate_state(1)
+    ops.loss_gate_(state, loss, threshold=1.0, min_rounds=1, max_rounds=1)
+    loss.backward()
+    assert weight.grad is not None
+    assert not state.requires_grad
+    assert state[1].item() == 1.0

@@ -1,0 +1,272 @@
+"""sgd_: torch.optim.SGD over the flat buffers, and the moments it leaves behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llpf_fast import ops
+from llpf_fast.flat.table import CHUNK, SegmentTable
+from llpf_fast.ops import SegmentFlag
+from llpf_fast.ops.sgd import sgd_eager
+
+from . import oracle
+from .comparison import assert_within, compute_type, exact, poison, same_bits, unit
+from .oracle import Array, Real
+from .strategies import Case, cases
+
+SIZES = (1, 2, 15, 16, 17, 129, CHUNK - 1, CHUNK, CHUNK + 1)
+RULES: tuple[dict[str, Any], ...] = (
+    {},
+    {"weight_decay": 5e-4},
+    {"momentum": 0.9},
+    {"momentum": 0.9, "nesterov": True},
+    {"momentum": 0.9, "weight_decay": 5e-3},
+    {"momentum": 0.7, "weight_decay": 5e-3, "nesterov": True},
+    {"momentum": 0.5, "dampening": 0.25, "weight_decay": 1e-2},
+)
+EVERY = {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False}
+
+
+def rate_for(case: Case, kind: int) -> Tensor:
+    """lr in each of its shapes."""
+    k, s = case.paths, len(case.table)
+    shape = ((), (1,), (s,), (k, 1), (k, s))[kind]
+    return torch.linspace(0.01, 0.2, max(1, k * s), dtype=torch.float64)[: torch.Size(shape).numel()].reshape(shape)
+
+
+def like(case: Case, seed: int) -> Tensor:
+    """Random values of p's shape and dtype with poisoned padding."""
+    out = torch.randn(case.p.shape, generator=torch.Generator().manual_seed(seed)).to(case.p.dtype)
+    poison(out, ~case.covered())
+    return out
+
+
+def step_size(p: Array, g: Array, buffer: Array | None, rate: Real, rule: dict[str, Any]) -> tuple[Array, Array]:
+    """Sum of the magnitudes of all terms of the new value and of the new buffer."""
+    direction = abs(g) + rule["weight_decay"] * abs(p)
+    moving = direction
+    if buffer is not None:
+        moving = rule["momentum"] * abs(buffer) + (1 - rule["dampening"]) * direction
+        direction = direction + rule["momentum"] * moving if rule["nesterov"] else moving
+    return abs(p) + rate * direction, moving
+
+
+@given(case=cases(), rule=st.sampled_from(RULES), kind=st.integers(0, 4))
+def test_equals_the_formula(case: Case, rule: dict[str, Any], kind: int, backend: str) -> None:
+    """Error at most eight roundings of the arithmetic and one unit of the storage, of the terms' magnitudes."""
+    rule = EVERY | rule
+    g, rate = like(case, case.seed), rate_for(case, kind)
+    buffer = like(case, case.seed + 1) if rule["momentum"] else None
+    p, new_buffer = case.p.clone(), None if buffer is None else buffer.clone()
+    ops.sgd_(p, g, new_buffer, rate, case.table.segments, case.table.chunks, case.gate, **rule)
+    rounding = Real(torch.finfo(compute_type(case.p.dtype)).eps) * 4
+    outside = ~case.covered()
+    shape = (case.paths, -1)
+    rates = exact(rate.reshape(-1, rate.shape[-1] if rate.dim() else 1).expand(case.paths, len(case.table)))
+    flat = lambda value: None if value is None else value.reshape(shape)
+    for k in range(case.paths):
+        before, held = case.p.reshape(shape)[k], None if buffer is None else flat(buffer)[k]
+        now, left = p.reshape(shape)[k], None if new_buffer is None else flat(new_buffer)[k]
+        if not case.is_open(k):
+            assert same_bits(now, before)
+            assert left is None or same_bits(left, held)
+            continue
+        assert same_bits(now[outside], before[outside])
+        assert left is None or same_bits(left[outside], held[outside])
+        x, gradient, old = exact(before), exact(g.reshape(shape)[k]), None if held is None else exact(held)
+        want, want_buffer = oracle.sgd(x, gradient, old, rates[k], case.layers, **rule)
+        for i, layer in enumerate(case.layers):
+            part = slice(layer.offset, layer.offset + layer.length)
+            if layer.has(oracle.FROZEN):
+                assert same_bits(now[part], before[part])
+                assert left is None or same_bits(left[part], held[part])
+                continue
+            moved = None if old is None else old[part]
+            size, buffer_size = step_size(x[part], gradient[part], moved, rates[k, i], rule)
+            assert_within(now[part], want[part], rounding * size + unit(size, case.p.dtype) / 2)
+            if left is not None:
+                bound = rounding * buffer_size + unit(buffer_size, case.p.dtype) / 2
+                assert_within(left[part], want_buffer[part], bound)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rule", RULES[:-1], ids=str)
+@pytest.mark.usefixtures("backend")
+def test_twenty_steps_of_torch(rule: dict[str, Any], dtype: torch.dtype) -> None:
+    """Against torch.optim.SGD in float64, error at most twice that of torch's own SGD at the storage type."""
+    lengths, rates = [300, 1, 17, 4099], [0.1, 0.05, 0.2, 0.01]
+    table = SegmentTable.from_lengths(lengths)
+    torch.manual_seed(0)
+    start = torch.randn(table.numel).to(dtype)
+    gradients = [torch.randn(table.numel).to(dtype) for _ in range(20)]
+    parts = [slice(row.offset, row.offset + row.length) for row in table.rows]
+
+    def torch_runs(precision: torch.dtype) -> Tensor:
+        parameters = [start[part].to(precision).requires_grad_() for part in parts]
+        optimizer = torch.optim.SGD(
+            [{"params": [w], "lr": lr} for w, lr in zip(parameters, rates, strict=True)], **rule
+        )
+        for g in gradients:
+            for w, part in zip(parameters, parts, strict=True):
+                w.grad = g[part].to(precision)
+            optimizer.step()
+        return torch.cat([w.detach().double() for w in parameters])
+
+    p, buffer = start.clone(), torch.zeros_like(start) if "momentum" in rule else None
+    for g in gradients:
+        lr = torch.tensor(rates, dtype=torch.float64)
+        ops.sgd_(p, g, buffer, lr, table.segments, table.chunks, **rule)
+    got, want = torch.cat([p[part] for part in parts]).double(), torch_runs(torch.float64)
+    if dtype == torch.float64:
+        assert torch.allclose(got, want, rtol=1e-14, atol=1e-14)
+        return
+    torch_error = (torch_runs(dtype) - want).abs().max()
+    assert (got - want).abs().max() <= 2 * torch_error + torch.finfo(dtype).eps
+
+
+@given(case=cases(), rule=st.sampled_from(RULES), kind=st.integers(0, 4), with_d=st.booleans())
+@pytest.mark.usefixtures("backend")
+def test_leaves_the_moments_of_what_it_wrote(case: Case, rule: dict[str, Any], kind: int, with_d: bool) -> None:
+    """Bit for bit those of moments(): whether the tick reduces or not must not change the path."""
+    rule, d = EVERY | rule, case.d if with_d else None
+    g, rate = like(case, case.seed), rate_for(case, kind)
+    buffer = torch.zeros_like(case.p) if rule["momentum"] else None
+    table = (case.table.segments, case.table.chunks)
+    plain, plain_buffer = case.p.clone(), None if buffer is None else buffer.clone()
+    ops.sgd_(plain, g, plain_buffer, rate, *table, case.gate, **rule)
+    p, left = case.p.clone(), torch.full((*case.p.shape[:-1], len(case.table), 5), torch.nan, dtype=torch.float64)
+    poison(left, torch.ones(5, dtype=torch.bool))
+    untouched = left.clone()
+    ops.sgd_(p, g, buffer, rate, *table, case.gate, d, left, case.scratch(), **rule)
+    assert same_bits(p, plain)
+    assert buffer is None or same_bits(buffer, plain_buffer)
+    want = ops.moments(p, d, *table, case.scratch())
+    for k in range(case.paths):
+        gate = None if case.gate is None else case.gate.reshape(case.paths, -1)[k]
+        written = gate is None or (bool(gate[0] != 0) and (len(gate) < 2 or bool(gate[1] != 0)))
+        row = lambda value, k=k: value.reshape(case.paths, -1, 5)[k]
+        assert same_bits(row(left), row(want if written else untouched))
+
+
+@given(case=cases(), rule=st.sampled_from(RULES), kind=st.integers(0, 4))
+@pytest.mark.usefixtures("backend")
+def test_repeats_bitwise_and_row_by_row(case: Case, rule: dict[str, Any], kind: int) -> None:
+    rule = EVERY | rule
+    g, rate = like(case, case.seed), rate_for(case, kind)
+    start = like(case, case.seed + 1) if rule["momentum"] else None
+    table = (case.table.segments, case.table.chunks)
+
+    def run() -> tuple[Tensor, Tensor | None, Tensor]:
+        p, buffer = case.p.clone(), None if start is None else start.clone()
+        left = torch.zeros(*p.shape[:-1], len(case.table), 5, dtype=torch.float64)
+        ops.sgd_(p, g, buffer, rate, *table, case.gate, case.d, left, case.scratch(), **rule)
+        return p, buffer, left
+
+    p, buffer, left = run()
+    for got, again in zip((p, buffer, left), run(), strict=True):
+        assert got is None or same_bits(got, again)
+    if case.p.dim() == 1:
+        return
+    for k in range(case.paths):
+        alone = case.row(k)
+        own, own_buffer = alone.p, None if start is None else start[k].clone()
+        own_left = torch.zeros(len(case.table), 5, dtype=torch.float64)
+        own_rate = rate[k].clone() if rate.dim() == 2 else rate
+        ops.sgd_(
+            own, g[k].clone(), own_buffer, own_rate, *table, alone.gate, alone.d, own_left, alone.scratch(), **rule
+        )
+        assert same_bits(own, p[k])
+        assert own_buffer is None or same_bits(own_buffer, buffer[k])
+        assert same_bits(own_left, left[k])
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.usefixtures("backend")
+def test_sizes_are_exact_where_nothing_rounds(n: int) -> None:
+    table = SegmentTable.from_lengths([n, n], flags=[SegmentFlag.NONE, SegmentFlag.FROZEN])
+    p, g, buffer = (torch.randint(-99, 99, (table.numel,)).float() for _ in range(3))
+    inside = torch.zeros(table.numel, dtype=torch.bool)
+    inside[:n] = True
+    for value in (p, g, buffer):
+        poison(value, ~inside)
+    new, new_buffer = p.clone(), buffer.clone()
+    lr = torch.tensor([0.25, 1.0], dtype=torch.float64)
+    ops.sgd_(new, g, new_buffer, lr, table.segments, table.chunks, momentum=0.5)
+    assert torch.equal(new_buffer[:n], 0.5 * buffer[:n] + g[:n])
+    assert torch.equal(new[:n], p[:n] - 0.25 * new_buffer[:n])
+    assert same_bits(new[~inside], p[~inside])
+    assert same_bits(new_buffer[~inside], buffer[~inside])
+
+
+@pytest.mark.usefixtures("backend")
+def test_masked_segments_still_train() -> None:
+    table = SegmentTable.from_lengths([20, 20], flags=[SegmentFlag.MASKED, SegmentFlag.HOLD])
+    p, g = torch.zeros(table.numel), torch.ones(table.numel)
+    ops.sgd_(p, g, None, torch.tensor(0.5, dtype=torch.float64), table.segments, table.chunks)
+    assert p[:20].eq(-0.5).all()
+    assert p[32:52].eq(-0.5).all()
+    assert not p[20:32].any()
+
+
+@pytest.mark.usefixtures("backend")
+def test_state_of_loss_gate_serves_as_gate() -> None:
+    """Open, open and last, closed: trains, trains and leaves the moments, changes nothing."""
+    table = SegmentTable.from_lengths([100])
+    lr, threshold = torch.tensor(0.5, dtype=torch.float64), {"threshold": 1.0, "min_rounds": 1, "max_rounds": 9}
+    state, p, buffer = ops.gate_state(1), torch.randn(table.numel), torch.zeros(table.numel)
+    left = torch.zeros(1, 5, dtype=torch.float64)
+    for loss, trains, writes in ((2.0, True, False), (0.5, True, True), (0.1, False, False), (5.0, False, False)):
+        before = [value.clone() for value in (p, buffer, left)]
+        ops.loss_gate_(state, torch.tensor(loss), **threshold)
+        g = torch.randn(table.numel)
+        rest = (table.segments, table.chunks, state, None, left, table.scratch())
+        ops.sgd_(p, g, buffer, lr, *rest, momentum=0.9)
+        changed = [not same_bits(now, then) for now, then in zip((p, buffer, left), before, strict=True)]
+        assert changed == [trains, trains, writes]
+
+
+@pytest.mark.usefixtures("backend")
+def test_closed_paths_are_not_read() -> None:
+    """A NaN gradient behind a closed gate changes nothing; the other path trains."""
+    table = SegmentTable.from_lengths([4097])
+    p, buffer = torch.randn(2, table.numel), torch.randn(2, table.numel)
+    g = torch.randn(2, table.numel)
+    g[1] = torch.nan
+    gate = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    new, new_buffer = p.clone(), buffer.clone()
+    lr = torch.tensor(0.5, dtype=torch.float64)
+    ops.sgd_(new, g, new_buffer, lr, table.segments, table.chunks, gate, momentum=0.9)
+    assert same_bits(new[1], p[1])
+    assert same_bits(new_buffer[1], buffer[1])
+    assert bool((new[0] != p[0])[:4097].all())
+
+
+@pytest.mark.parametrize("paths", [None, 3])
+def test_any_number_of_threads(paths: int | None, backend: str) -> None:
+    table = SegmentTable.from_lengths([600_003, 1, 100_001])
+    shape = (table.numel,) if paths is None else (paths, table.numel)
+    p, g, buffer, d = (torch.randn(shape) for _ in range(4))
+    lr = torch.tensor(0.1, dtype=torch.float64)
+
+    def run(kernel: Any) -> list[Tensor]:
+        new, new_buffer = p.clone(), buffer.clone()
+        left = torch.zeros(*shape[:-1], 3, 5, dtype=torch.float64)
+        scratch = table.scratch(paths or 1)
+        kernel(
+            new, g, new_buffer, lr, table.segments, table.chunks, None, d, left, scratch,
+            momentum=0.9, dampening=0.0, weight_decay=1e-3, nesterov=True,
+        )  # fmt: skip
+        return [new, new_buffer, left]
+
+    one = run(ops.sgd_)
+    torch.set_num_threads(2)
+    assert all(same_bits(a, b) for a, b in zip(one, run(ops.sgd_), strict=True))
+    if backend != "eager":
+        close = zip(one[:2], run(sgd_eager)[:2], strict=True)
+        assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-6) for a, b in close)
