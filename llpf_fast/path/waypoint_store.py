@@ -135,7 +135,7 @@ class WaypointStore:
         names = {waypoint_name(number) for number in range(count)}
         with writing(self.folder):
             for file in list(self.folder.iterdir()):
-                if file.name not in names and (is_temporary(file) or file.suffix == ".safetensors"):
+                if file.name not in names and (is_temporary(file) or file.stem.isdecimal()):
                     file.unlink()
         self._unsynced = [path for path in self._unsynced if path.name in names]
 

@@ -147,6 +147,7 @@ def test_refused_anywhere_says_so_and_keeps_the_checkpoint(tmp_path, monkeypatch
         assert message.startswith("cannot write in ")
         assert message.endswith(said)
         assert not _temporary(tmp_path)
+        assert {w.path for w in again.waypoints()} == set((tmp_path / "run" / "waypoints").iterdir())
         assert again.load_checkpoint()[1] in ({"tick": 0}, {"tick": 1})
         again.check()
         run = RunDirectory.open(tmp_path / "run")

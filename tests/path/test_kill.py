@@ -154,7 +154,7 @@ def test_killed_before_every_single_call(tmp_path, uninterrupted):
 
 def test_killed_again_and_again_while_resuming(tmp_path, uninterrupted):
     chosen = random.Random(0)
-    for trial in range(12):
+    for trial in range(6):
         folder = tmp_path / str(trial)
         if not _killed_at(chosen.randrange(60, 150), lambda folder=folder: _search(folder)):
             continue

@@ -110,6 +110,7 @@ def test_a_torn_metric_line_is_ignored_and_then_replaced(tmp_path):
     assert again.metrics() == [{"tick": 1}]
     again.append_metrics({"tick": 2})
     assert again.metrics() == [{"tick": 1}, {"tick": 2}]
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == b'{"tick": 1}\n{"tick": 2}\n'
     with open(tmp_path / "run" / "metrics.jsonl", "ab") as file:
         file.write(b"garbage\n")
     with pytest.raises(LLPFError, match=r"metrics\.jsonl is damaged: line 3 is not JSON"):
@@ -175,6 +176,7 @@ def test_the_checkpoint_takes_waypoints_and_metrics_back(tmp_path, make_state):
         run.add_waypoint(i, make_state(i))
         run.append_metrics({"tick": i})
     (folder / "waypoints" / ".000006.safetensors.1.tmp").write_text("half")
+    (folder / "waypoints" / "mine.safetensors").write_text("a file of the user's")
     again = RunDirectory.open(folder)
     assert len(again.waypoints()) == 6
     tensors, state = again.load_checkpoint()
@@ -183,6 +185,7 @@ def test_the_checkpoint_takes_waypoints_and_metrics_back(tmp_path, make_state):
     assert state == {"tick": 2}
     assert [w.tick for w in again.waypoints()] == [0, 1, 2]
     assert len(again.metrics()) == 3
+    (folder / "waypoints" / "mine.safetensors").unlink()
     assert sorted(file.name for file in (folder / "waypoints").iterdir()) == [f"{i:06d}.safetensors" for i in range(3)]
     again.check()
 
