@@ -33,12 +33,10 @@ CXX = shlex.split(os.environ.get("CXX", "c++"))
 OPTIMISE = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
 STABLE_ABI = ["-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-ISA_FLAGS = {
-    "isa_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
-    # GCC 12 warns inside its own intrinsics.
-    "isa_avx512.cpp": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
-    + ["-mprefer-vector-width=512", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
-}
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
+# GCC 12 warns inside its own AVX-512 intrinsics.
+ISA_FLAGS = {"isa_avx2.cpp": AVX2, "isa_avx512.cpp": [*AVX512, "-Wno-uninitialized", "-Wno-maybe-uninitialized"]}
 
 
 @dataclass
@@ -172,14 +170,16 @@ def write_ninja(path: Path, every: list[Part]) -> None:
 
     with path.open("w") as file:
         ninja = Writer(file, width=1 << 16)
-        ninja.rule("compile", "$compiler -MD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc", description="$in")
+        command = "$compiler -MD -MF $out.d -c $in -o $out"
+        ninja.rule("compile", command, depfile="$out.d", deps="gcc", description="$in")
         ninja.rule("link", "$linker $in -o $out $libraries", description="$out")
         known = set()
         for part in every:
             objects = []
             for source, command in part.compile.items():
                 compiler = shlex.join(command).replace("$", "$$")
-                objects.append(escape_path(str(BUILD / f"{source.stem}-{crc32(f'{source} {compiler}'.encode()):08x}.o")))
+                key = crc32(f"{source} {compiler}".encode())
+                objects.append(escape_path(str(BUILD / f"{source.stem}-{key:08x}.o")))
                 if objects[-1] not in known:
                     ninja.build(objects[-1], "compile", escape_path(str(source)), variables={"compiler": compiler})
                     known.add(objects[-1])

@@ -4,7 +4,7 @@ from .affine import affine_
 from .backend import use_backend
 from .coefficients import coefficients
 from .flags import Destination, SegmentFlag
-from .info import info
+from .info import info, kernels_in_use
 from .library import scratch_numel
 from .loss_gate import gate_state, loss_gate_
 from .moments import moments
@@ -18,6 +18,7 @@ __all__ = [
     "coefficients",
     "gate_state",
     "info",
+    "kernels_in_use",
     "loss_gate_",
     "moments",
     "scratch_numel",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,7 +73,7 @@ def why_not(name: str, device: str) -> str | None:
         if find_spec("triton") is None:
             return "triton is not installed"
         if device == "cpu":
-            return None if _interpreted() else "Triton runs on CUDA tensors; TRITON_INTERPRET=1 interprets it on the CPU"
+            return None if _interpreted() else "Triton runs on CUDA tensors (on the CPU with TRITON_INTERPRET=1)"
     elif name not in ORDER.get(device, ()):
         return f"{name} has no kernels for {device} tensors"
     if device == "cuda" and not torch.cuda.is_available():
@@ -93,13 +94,17 @@ def _switch(device: str, name: str) -> None:
     compiled = ORDER[device][0]
     if name != compiled:
         # Eager needs no registration of its own where nothing compiled is in its way.
+        kernels = EAGER if _failed[compiled] is None else {}
         if name == "triton":
-            from llpf_fast.kernels import KERNELS as kernels
-        else:
-            kernels = EAGER if _failed[compiled] is None else {}
+            from llpf_fast.kernels import KERNELS
+
+            kernels = KERNELS
         library = torch.library.Library("llpf_fast", "IMPL")
-        for op, kernel in kernels.items():
-            library.impl(op, kernel, device.upper())
+        with warnings.catch_warnings():
+            # Torch 2.11 warns that a kernel is overridden: that is the purpose.
+            warnings.filterwarnings("ignore", message="(?s).*previously registered kernel", category=UserWarning)
+            for op, kernel in kernels.items():
+                library.impl(op, kernel, device.upper())
         _overrides[device] = library
     _in_use[device] = name
 
@@ -109,13 +114,13 @@ def _apply(name: str) -> None:
     global _chosen
     if name not in NAMES:
         raise LLPFError(f"unknown backend {name!r}: choose one of {', '.join(NAMES)}")
-    target = {device: _best(device) for device in ORDER}
+    devices = [device for device in ORDER if device == "cpu" or torch.cuda.is_available()]
+    target = {device: _best(device) for device in devices}
     if name != "auto":
-        reasons = {device: why_not(name, device) for device in ORDER}
-        able = [device for device, reason in reasons.items() if reason is None]
+        able = [device for device in devices if why_not(name, device) is None]
         if not able:
-            home = next((device for device in ("cpu", "cuda") if name in ORDER[device]), "cuda")
-            raise LLPFError(f"backend {name!r} is not available: {reasons[home]}")
+            home = next(device for device in ORDER if name in ORDER[device])
+            raise LLPFError(f"backend {name!r} is not available: {why_not(name, home)}")
         target |= dict.fromkeys(able, name)
     with _lock:
         for device, backend in target.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.metadata
 import platform
 from typing import Any
 
@@ -20,18 +21,13 @@ def info() -> dict[str, Any]:
     ``available`` (for each backend "yes", or why not), ``cpp`` and ``cuda`` (the file, what it was built with and, for
     the CPU, the instruction set in use) and ``core`` (the module for NumPy, or why it is missing).
     """
-    from .. import __version__
-
-    in_use = backend.in_use()
-    if not torch.cuda.is_available():
-        in_use.pop("cuda", None)
     return {
-        "llpf_fast": __version__,
+        "llpf_fast": _version(),
         "python": platform.python_version(),
         "torch": f"{torch.__version__} (CUDA {torch.version.cuda or 'none'})",
         "gpu": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
-        "backend": {"chosen": backend.chosen(), **in_use},
+        "backend": {"chosen": backend.chosen(), **backend.in_use()},
         "available": {
             name: backend.why_not(name, "cuda" if name in ("cuda", "triton") else "cpu") or "yes"
             for name in backend.NAMES[1:]
@@ -42,12 +38,31 @@ def info() -> dict[str, Any]:
     }
 
 
+def kernels_in_use(device: str) -> str:
+    """What runs ops on tensors of a device type, for the record of a run: "eager", "cuda", "cpp avx2", ...
+
+    Runs with equal records on equal processors give the same bits.
+    """
+    name = backend.in_use().get(device, "eager")
+    if name == "cpp":
+        return f"cpp {_text(ctypes.CDLL(str(backend.FILES['cpp'])), 'llpf_cpu_isa')}"
+    return name
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("llpf_fast")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def _library(name: str) -> dict[str, str]:
     path, reason = backend.FILES[name], backend.load_failure(name)
     if reason is not None:
         return {"loaded": f"no: {reason}"}
     library = ctypes.CDLL(str(path))
-    found = {"loaded": str(path), "built with": _text(library, "llpf_build"), "running on": f"torch {torch.__version__}"}
+    built, running = _text(library, "llpf_build"), f"torch {torch.__version__}"
+    found = {"loaded": str(path), "built with": built, "running on": running}
     if name == "cpp":
         found["instruction set"] = _text(library, "llpf_cpu_isa")
     return found
