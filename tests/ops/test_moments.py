@@ -121,6 +121,25 @@ def test_against_exact_integers(n: int, kind: str) -> None:
         assert abs(got[column] - want[column]) <= relative * float(size[column])
 
 
+def test_eleven_million_against_integers() -> None:
+    """One huge segment whose mean is a million times its deviation: integers, so that int64 sums are exact."""
+    n = 11_000_000
+    table = SegmentTable.from_lengths([n])
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randint(-2, 3, (n,), generator=generator) for _ in range(2))
+    got = measure((x + 1_500_000).float(), (x + y + 1_500_000).float(), table)[0]
+    sums = [int(v.sum()) for v in (x, y, x * x, x * y, y * y)]
+    want = [
+        1_500_000 + sums[0] / n,
+        sums[1] / n,
+        sums[2] - sums[0] ** 2 / n,
+        sums[3] - sums[0] * sums[1] / n,
+        sums[4] - sums[1] ** 2 / n,
+    ]
+    for column, size in enumerate((1_500_000.0, 1.0, want[2], want[2], want[4])):
+        assert abs(got[column].item() - want[column]) <= 1e-11 * size
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_thousands_of_one_element_segments(dtype: torch.dtype) -> None:
     table = SegmentTable.from_lengths([1] * 3000)

@@ -293,6 +293,28 @@ def test_any_number_of_threads(paths: int | None, backend: str) -> None:
         assert same_bits(other, waypoint)
 
 
+def test_groups_larger_than_the_cache(backend: str) -> None:
+    """Groups that cross each other and span what an implementation would walk in one go; two threads and two paths."""
+    case = simple(
+        [70_000, 3, 80_000, 60_000, 5, 300_000, 1_000],
+        distance_groups=[0, 0, 1, 1, 2, 3, 4],
+        variance_groups=[0, 1, 1, 2, 2, 3, 4],
+    )
+    measured = group_variances(case.table, case.p)
+    assert_tick(replace(case, target=0.9 * measured), backend)
+    many = replace(case, p=torch.stack([case.p, 2 * case.p]))
+    x, waypoint = case.run(ops.tick_, own := poisoned_like(case.p)), poisoned_like(many.p)
+    torch.set_num_threads(2)
+    assert same_bits(many.run(ops.tick_, waypoint)[0], x)
+    assert same_bits(waypoint[0], own)
+    table = (case.table.segments, case.table.chunks)
+    measured = ops.moments(case.p, case.d, *table, case.scratch())
+    maps = ops.coefficients(measured, table[0], case.target, case.step, **case.options)
+    parts = case.p.clone()
+    ops.affine_(parts, case.d, maps, *table)
+    assert same_bits(parts, x)
+
+
 def test_eleven_million(backend: str) -> None:
     """One segment of ResNet18's size beside small ones, against plain float64 tensor operations."""
     case = simple([11_000_000, 1, 129], rule=Rule(project_first=True))
