@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import add_device, add_quiet, choose_device
+from .common import add_device, add_quiet, add_threads, choose_device
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -50,13 +50,14 @@ def verify(
 
 
 def verdict(run_folder: str | os.PathLike[str], certificate: Certificate) -> str:
-    """One line: the verdict and the numbers it rests on."""
+    """One line with the verdict and the numbers it rests on; then, where not connected, one line a reason."""
     said = "connected" if certificate.connected else "not connected"
-    return (
-        f"{os.fspath(run_folder)}: {said} at threshold {certificate.threshold:g}: highest training loss "
-        f"{certificate.max_loss:.4f}, lowest test accuracy {certificate.min_test_accuracy:.4f}, "
-        f"{certificate.points_evaluated:,} points"
-    )
+    numbers = [f"highest training loss {certificate.max_loss:.4f}"]
+    if certificate.min_test_accuracy is not None:
+        numbers.append(f"lowest test accuracy {certificate.min_test_accuracy:.4f}")
+    numbers.append(f"{certificate.points_evaluated:,} points")
+    first = f"{os.fspath(run_folder)}: {said} at threshold {certificate.threshold:g}: {', '.join(numbers)}"
+    return "\n".join([first, *(f"  {reason}" for reason in certificate.reasons)])
 
 
 def draw(run_folder: str | os.PathLike[str]) -> Path:
