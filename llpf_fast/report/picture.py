@@ -1,0 +1,237 @@
+"""The picture of a certified path: loss and accuracy along it, and along the straight line for comparison."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import LLPFError
+from ..path import RunDirectory
+from ..path.atomic import write_bytes
+from ..verify import Certificate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Okabe and Ito's colours: told apart with any colour vision, and by their line styles in grey.
+_PATH, _STRAIGHT, _LIMIT = "#0072B2", "#D55E00", "#444444"
+_STYLE: Any = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "svg.fonttype": "none",
+    # Ids in the SVG are random otherwise: the same certificate gives the same file.
+    "svg.hashsalt": "llpf_fast",
+}
+#: A loss axis whose highest and lowest values differ by more than this factor is logarithmic.
+_LOG_FROM = 10.0
+_COLUMNS = (
+    *("line", "position", "waypoint", "fraction", "train_loss", "train_samples", "standard_error", "screened_loss"),
+    *("train_accuracy", "test_loss", "test_accuracy"),
+)
+
+
+def draw_path(
+    source: str | os.PathLike[str] | Certificate | Mapping[str, Any], out: str | os.PathLike[str] | None = None
+) -> Path:
+    """Draw a certificate: training loss with the threshold, and accuracy, along the normalised arc length.
+
+    Writes a PNG (1,500 pixels wide), an SVG, and the numbers as a CSV, which differ in their suffix only.
+
+    Args:
+        source: a run directory with a certificate.json, or a certificate.
+        out: name of the picture, with or without suffix; ``path.png`` in the run directory when missing.
+
+    Returns:
+        The PNG's path.
+
+    Raises:
+        LLPFError: the run has no certificate yet; no ``out`` for a certificate without a folder; disk trouble.
+    """
+    certificate, folder = _read(source)
+    if out is None and folder is None:
+        raise LLPFError("name the picture: draw_path(certificate, out=...)")
+    base = Path(out) if out is not None else Path(str(folder), "path.png")
+    if base.suffix in (".png", ".svg", ".csv"):
+        base = base.with_suffix("")
+    files = {"png": _PNG_OPTIONS, "svg": _SVG_OPTIONS}
+
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # No pyplot: it would choose a backend for the whole process and keep the figure.
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 6), layout="constrained")
+        FigureCanvasAgg(figure)
+        _fill(figure, certificate)
+        for kind, options in files.items():
+            image = io.BytesIO()
+            figure.savefig(image, format=kind, **options)
+            write_bytes(base.with_name(f"{base.name}.{kind}"), image.getvalue(), durable=False)
+    write_bytes(base.with_name(f"{base.name}.csv"), _numbers(certificate).encode(), durable=False)
+    return base.with_name(f"{base.name}.png")
+
+
+_PNG_OPTIONS: dict[str, Any] = {"dpi": 150}
+_SVG_OPTIONS: dict[str, Any] = {"metadata": {"Date": None}}
+
+
+def _read(source: str | os.PathLike[str] | Certificate | Mapping[str, Any]) -> tuple[Mapping[str, Any], Path | None]:
+    if isinstance(source, Certificate):
+        return source.as_dict(), None
+    if isinstance(source, Mapping):
+        return source, None
+    run = RunDirectory.open(source)
+    certificate = run.certificate()
+    if certificate is None:
+        raise LLPFError(f"{run.folder} has no certificate.json; run llpf verify {run.folder} first")
+    return certificate, run.folder
+
+
+def _fill(figure: Figure, certificate: Mapping[str, Any]) -> None:
+    points, straight = certificate["points"], certificate["straight_line"]
+    has_accuracy = any(point["test_accuracy"] is not None for point in points)
+    rows = 2 if has_accuracy else 1
+    axes = figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=[3, 2][:rows])[:, 0]
+    _draw_loss(axes[0], certificate, points, straight)
+    if has_accuracy:
+        _draw_accuracy(axes[1], certificate, points, straight)
+    axes[-1].set_xlabel("position between the endpoints (share of each line's length)")
+    axes[-1].set_xlim(-0.01, 1.01)
+    figure.align_ylabels(axes)
+    _title(axes[0], certificate)
+
+
+def _title(axes: Axes, certificate: Mapping[str, Any]) -> None:
+    data = certificate["evaluation"]
+    names = [str(data[key]) for key in ("model", "data") if data.get(key)]
+    verdict = "connected" if certificate["connected"] else "not connected"
+    head = f"{' on '.join(names)}: {verdict}" if names else verdict.capitalize()
+    axes.set_title(f"{head} at training loss {certificate['threshold']:g}", loc="left", fontweight="bold")
+    train = data["train"]
+    every = f"{certificate['points_evaluated']:,} points, {certificate['waypoints']:,} waypoints"
+    if train["screened"]:
+        every += f"; {train['screening_samples']:,} of {train['samples']:,} samples"
+        every += f", all of them at {train['points_on_all_samples']} points"
+    else:
+        every += f"; {train['samples']:,} samples"
+    axes.annotate(
+        every, (1, 1), (0, 6), "axes fraction", textcoords="offset points", ha="right", va="bottom", fontsize=9,
+        color="#666666",
+    )  # fmt: skip
+
+
+def _draw_loss(axes: Axes, certificate: Mapping[str, Any], points: Sequence[Any], straight: Sequence[Any]) -> None:
+    threshold, lengths = certificate["threshold"], certificate["lengths"]
+    x, loss = _series(points, "train_loss")
+    if straight:
+        axes.plot(
+            *_series(straight, "train_loss"),
+            color=_STRAIGHT,
+            linestyle="--",
+            linewidth=1.8,
+            label=f"straight line (length {_length(lengths['straight'])})",
+        )
+    axes.plot(x, loss, color=_PATH, linewidth=2, label=f"path (length {_length(lengths['arc'])})")
+    waypoints = [point for point in points if point["at"]["fraction"] == 0]
+    axes.plot(*_series(waypoints, "train_loss"), color=_PATH, linestyle="none", marker="o", markersize=3.5)
+    axes.axhline(threshold, color=_LIMIT, linewidth=1.3, linestyle=":")
+    values = [value for value in (*loss, *_series(straight, "train_loss")[1], threshold) if value > 0]
+    if min(values, default=1.0) * _LOG_FROM < max(values, default=1.0):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(_plain_number)
+        axes.set_ylim(min(values) / 1.5, max(values) * 1.6)
+    else:
+        axes.set_ylim(0, max(values, default=1.0) * 1.15)
+    axes.annotate(
+        f"threshold {threshold:g}",
+        (1, threshold),
+        (0, 3),
+        axes.get_yaxis_transform(),
+        textcoords="offset points",
+        ha="right",
+        color=_LIMIT,
+    )
+    top = certificate["max_loss_at"]
+    highest = certificate["max_loss"]
+    if highest is not None and math.isfinite(highest):
+        axes.plot(top["arc"], highest, "D", color=_PATH, markersize=6, markeredgecolor="white", zorder=4)
+        _say(axes, f"highest {highest:.3g}", top["arc"], highest, below=True)
+    for point in points:
+        if not _finite(point["train_loss"]):
+            axes.axvline(point["at"]["arc"], color=_LIMIT, linewidth=0.8, alpha=0.4)
+    if not _finite(highest):
+        axes.plot([], [], color=_LIMIT, linewidth=0.8, alpha=0.6, label="loss not finite")
+    axes.set_ylabel("training loss")
+    axes.legend(frameon=False, loc="best", fontsize=10)
+
+
+def _draw_accuracy(axes: Axes, certificate: Mapping[str, Any], points: Sequence[Any], straight: Sequence[Any]) -> None:
+    if straight:
+        x, accuracy = _series(straight, "test_accuracy")
+        axes.plot(x, [100 * value for value in accuracy], color=_STRAIGHT, linestyle="--", linewidth=1.8)
+    x, accuracy = _series([point for point in points if point["test_accuracy"] is not None], "test_accuracy")
+    axes.plot(x, [100 * value for value in accuracy], color=_PATH, linewidth=2)
+    lowest, where = 100 * certificate["min_test_accuracy"], certificate["min_test_accuracy_at"]["arc"]
+    axes.plot(where, lowest, "D", color=_PATH, markersize=6, markeredgecolor="white", zorder=4)
+    _say(axes, f"lowest {lowest:.2f} %", where, lowest, below=True)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.12 * (high - low), min(high, 100.5))
+    axes.set_ylabel("test accuracy (%)")
+
+
+def _say(axes: Axes, text: str, x: float, y: float, *, below: bool) -> None:
+    """Write beside a point, toward the middle of the picture."""
+    axes.annotate(
+        text,
+        (x, y),
+        (-6 if x > 0.5 else 6, -6 if below else 6),
+        textcoords="offset points",
+        ha="right" if x > 0.5 else "left",
+        va="top" if below else "bottom",
+        color=_PATH,
+    )
+
+
+def _series(points: Sequence[Any], key: str) -> tuple[list[float], list[float]]:
+    """Positions and values; what is missing or not finite is a gap in the line."""
+    x = [point["at"]["arc"] if "at" in point else point["fraction"] for point in points]
+    return x, [point[key] if _finite(point[key]) else math.nan for point in points]
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _length(value: float | None) -> str:
+    return f"{value:.3g}" if value is not None and math.isfinite(value) else "unknown"
+
+
+def _plain_number(value: float, _: Any = None) -> str:
+    return f"{value:g}"
+
+
+def _numbers(certificate: Mapping[str, Any]) -> str:
+    """The figure's numbers, a row a point; ``position`` is 0..1 along each line."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for point in certificate["points"]:
+        at = point["at"]
+        writer.writerow(
+            {**point, "line": "path", "position": at["arc"], "waypoint": at["waypoint"], "fraction": at["fraction"]}
+        )
+    for point in certificate["straight_line"]:
+        writer.writerow({**point, "line": "straight", "position": point["fraction"], "fraction": ""})
+    return text.getvalue()
