@@ -44,10 +44,10 @@ template <class... Parts>
 }
 
 /// Refuses the call unless the condition holds; the message is only put together when it is needed.
-#define LLPF_CHECK(condition, ...)                           \
-  do {                                                       \
-    if (!(condition)) [[unlikely]]                           \
-      ::llpf::check::refuse(__VA_ARGS__);                    \
+#define LLPF_CHECK(condition, ...)        \
+  do {                                    \
+    if (!(condition)) [[unlikely]]        \
+      ::llpf::check::refuse(__VA_ARGS__); \
   } while (false)
 
 template <class Shape>
@@ -121,8 +121,8 @@ template <class A>
 void destination(const char* op, const A& p, const std::optional<A>& d) {
   if (!d) return;
   const bool shared = d->dim() == 1 && d->size(0) == row_numel(p);
-  LLPF_CHECK(shared || same(d->sizes(), p.sizes()), op, ": d must be ", text(p.sizes()), " or [", row_numel(p), "], got ",
-             text(d->sizes()));
+  LLPF_CHECK(shared || same(d->sizes(), p.sizes()), op, ": d must be ", text(p.sizes()), " or [", row_numel(p),
+             "], got ", text(d->sizes()));
   const Element own = element_of(p), other = element_of(*d);
   LLPF_CHECK(other == own || (own == Element::kFloat32 && is_narrow(other)), op, ": d must be ", name_of(own),
              " (or 16-bit beside a float32 p), got ", name_of(other));
@@ -155,7 +155,7 @@ void table(const char* op, const A& like, const A& segments, const std::type_ide
 /// `value` must be contiguous float64 of one of `shapes` on the device of `like`.
 template <class A>
 void float64(const char* op, const A& like, const char* name, const A& value,
-                    std::initializer_list<std::initializer_list<int64_t>> shapes) {
+             std::initializer_list<std::initializer_list<int64_t>> shapes) {
   bool matches = false;
   for (const auto& shape : shapes) matches = matches || same(value.sizes(), shape);
   if (!matches || element_of(value) != Element::kFloat64) {
@@ -169,8 +169,7 @@ void float64(const char* op, const A& like, const char* name, const A& value,
 
 /// float64 [S, columns], or [K, S, columns] where p is [K, N].
 template <class A>
-void per_segment(const char* op, const A& p, const char* name, const A& value, int64_t segments,
-                        int64_t columns) {
+void per_segment(const char* op, const A& p, const char* name, const A& value, int64_t segments, int64_t columns) {
   if (p.dim() == 1) float64(op, p, name, value, {{segments, columns}});
   else float64(op, p, name, value, {{p.size(0), segments, columns}});
 }
@@ -193,16 +192,17 @@ void scratch(const char* op, const A& p, const A& segments, const A& chunks, con
 template <class A>
 void gate(const char* op, const A& like, int64_t paths, const std::optional<A>& value) {
   if (!value) return;
-  LLPF_CHECK(element_of(*value) == Element::kFloat64 && value->numel() >= paths && (paths == 0 || value->numel() % paths == 0), op,
-             ": gate must be float64 with ", paths, " rows (one a path), got ", describe(*value));
+  const bool whole = value->numel() >= paths && (paths == 0 || value->numel() % paths == 0);
+  LLPF_CHECK(element_of(*value) == Element::kFloat64 && whole, op, ": gate must be float64 with ", paths,
+             " rows (one a path), got ", describe(*value));
   contiguous(op, "gate", *value);
   same_device(op, like, "gate", *value);
 }
 
 /// What `coefficients` and `tick_` check of their common arguments.
 template <class A>
-void rule(const char* op, const A& like, int64_t paths, int64_t segments, const A& target_variance,
-                 const A& step, const std::optional<A>& gate_, const std::optional<A>& radius, int64_t destination) {
+void rule(const char* op, const A& like, int64_t paths, int64_t segments, const A& target_variance, const A& step,
+          const std::optional<A>& gate_, const std::optional<A>& radius, int64_t destination) {
   float64(op, like, "target_variance", target_variance, {{segments}, {paths, segments}});
   float64(op, like, "step", step, {{2}, {paths, 2}});
   gate(op, like, paths, gate_);
@@ -231,9 +231,9 @@ void no_partial_overlap(const char* op, const A& p, const char* name, const A& o
 // ---- whole argument lists
 
 template <class A>
-void sgd(const A& p, const A& g, const std::optional<A>& momentum_buffer, const A& lr,
-                const A& segments, const A& chunks, const std::optional<A>& gate_, const std::optional<A>& d,
-                const std::optional<A>& moments_out, const std::optional<A>& scratch_, double momentum, bool nesterov) {
+void sgd(const A& p, const A& g, const std::optional<A>& momentum_buffer, const A& lr, const A& segments,
+         const A& chunks, const std::optional<A>& gate_, const std::optional<A>& d, const std::optional<A>& moments_out,
+         const std::optional<A>& scratch_, double momentum, bool nesterov) {
   constexpr auto op = "sgd_";
   parameters(op, p);
   like(op, p, "g", g);
@@ -258,10 +258,10 @@ void sgd(const A& p, const A& g, const std::optional<A>& momentum_buffer, const 
 }
 
 template <class A>
-void tick(const A& p, const std::optional<A>& d, const A& segments, const A& chunks,
-                 const A& target_variance, const A& step, const std::optional<A>& gate_,
-                 const std::optional<A>& radius, const std::optional<A>& moments_in, const std::optional<A>& waypoint,
-                 const A& scratch_, int64_t destination_) {
+void tick(const A& p, const std::optional<A>& d, const A& segments, const A& chunks, const A& target_variance,
+          const A& step, const std::optional<A>& gate_, const std::optional<A>& radius,
+          const std::optional<A>& moments_in, const std::optional<A>& waypoint, const A& scratch_,
+          int64_t destination_) {
   constexpr auto op = "tick_";
   parameters(op, p);
   destination(op, p, d);
@@ -282,9 +282,8 @@ void tick(const A& p, const std::optional<A>& d, const A& segments, const A& chu
 
 /// Number of paths of `moments` [S, 5] or [K, S, 5].
 template <class A>
-int64_t coefficients(const A& moments, const A& segments, const A& target_variance,
-                            const A& step, const std::optional<A>& gate_, const std::optional<A>& radius,
-                            int64_t destination) {
+int64_t coefficients(const A& moments, const A& segments, const A& target_variance, const A& step,
+                     const std::optional<A>& gate_, const std::optional<A>& radius, int64_t destination) {
   constexpr auto op = "coefficients";
   table(op, moments, segments, nullptr);
   const int64_t s = segments.size(0), k = moments.dim() == 3 ? moments.size(0) : 1;

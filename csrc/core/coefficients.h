@@ -5,8 +5,8 @@
 #include "moments.h"
 #include "table.h"
 
-// From moments to one affine map a segment; the formulas are those of llpf_fast/ops/coefficients.py, sums serial in table
-// order as there.
+// From moments to one affine map a segment; the formulas are those of llpf_fast/ops/coefficients.py, sums serial in
+// table order as there.
 //
 // Four stages, each a loop over the segments of one path, with a barrier between stages. A stage first summarises a
 // group, then treats a member: a GPU thread takes one segment and summarises its group itself, O(group) work; the CPU
@@ -18,8 +18,8 @@
 //   rescale   s                 t, or k          c
 //   compose   a                 b                c         a0    c0
 //
-// For a destination that is a formula of the values the move is m = P + k (P - h) with k = t (alpha - 1), and h the mean
-// of the variance group or 0: alpha, t and beta of the specification in one number.
+// For a destination that is a formula of the values the move is m = P + k (P - h) with k = t (alpha - 1), and h the
+// mean of the variance group or 0: alpha, t and beta of the specification in one number.
 namespace llpf {
 
 /// Columns of float64 `coefficients[S, 5]`: a, b, c and the projection's own map a0, c0.
@@ -252,16 +252,13 @@ class Coefficients {
 
   LLPF_HD double alpha(int64_t s, const Projected& summary, double s0) const {
     switch (rule_.destination) {
-      case Destination::kInfinity:
-        return 2.0;
+      case Destination::kInfinity: return 2.0;
       case Destination::kVarianceSphere: {
         const double n = summary.q.n, variance = s0 * s0 * summary.q.m2 / (n > 2 ? n - 1.0 : 1.0);
         return variance > 0 && n > 1 ? sqrt(path_.radius[s] / variance) : 1.0;
       }
-      case Destination::kNormSphere:
-        return summary.norm > 0 ? path_.radius[s] / summary.norm : 1.0;
-      default:
-        return 0.0;
+      case Destination::kNormSphere: return summary.norm > 0 ? path_.radius[s] / summary.norm : 1.0;
+      default: return 0.0;
     }
   }
   LLPF_HD double beta(double alpha) const { return rule_.about_mean() ? 1.0 - alpha : 0.0; }

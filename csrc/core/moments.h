@@ -52,8 +52,8 @@ struct Shift {
 
 /// Sums of one lane about the shift of its piece: plain sums, so lanes of one piece combine by addition.
 ///
-/// float64 throughout. A difference or product of two float32 values is then (nearly) exact, so that p within 1e-6 of d,
-/// and a mean a million times the deviation, cost no digits; float32 runs would hide a variance that truly vanishes.
+/// float64 throughout. A difference or product of two float32 values is then (nearly) exact, so that p within 1e-6 of
+/// d, and a mean a million times the deviation, cost no digits; float32 runs would hide a variance that truly vanishes.
 struct ShiftedSums {
   double p = 0, delta = 0, pp = 0, p_delta = 0, delta_delta = 0;
 

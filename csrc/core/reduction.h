@@ -10,7 +10,8 @@
 //   segment  lane l takes chunks first + l + LANES j for j = 0, 1, ...;          then the tree over lanes, by Chan
 namespace llpf {
 
-/// The GPU's blocking: a block of 256 threads, each loading 16 bytes of p at once; a chunk of 4096 float32 is four rounds.
+/// The GPU's blocking: a block of 256 threads, each loading 16 bytes of p at once; a chunk of 4096 float32 is four
+/// rounds.
 struct DeviceBlocking {
   static constexpr int kLanes = 256;
   template <class P>

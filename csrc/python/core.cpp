@@ -38,18 +38,19 @@ std::vector<int64_t> moments_shape(const Array& p, const Array& segments) {
 py::array moments(Object p_, Object d_, Object segments_, Object chunks_) {
   const Array p = input(p_, "p"), segments = input(segments_, "segments"), chunks = input(chunks_, "chunks");
   const Array scratch = new_scratch(p, segments, chunks);
-  return checked::moments(p, optional_input(d_, "d"), segments, chunks, scratch, cpu::Threads{}, [&] {
-           return Array::make(moments_shape(p, segments));
-         }).made();
+  return checked::moments(p, optional_input(d_, "d"), segments, chunks, scratch, cpu::Threads{},
+                          [&] { return Array::make(moments_shape(p, segments)); })
+      .made();
 }
 
-py::array coefficients(Object moments_, Object segments, Object target_variance, Object step, Object gate, Object radius,
-                       int64_t destination, double epsilon, bool combine_sum, bool clamp, bool project_first) {
+py::array coefficients(Object moments_, Object segments, Object target_variance, Object step, Object gate,
+                       Object radius, int64_t destination, double epsilon, bool combine_sum, bool clamp,
+                       bool project_first) {
   const Array moments = input(moments_, "moments");
   const Rule rule{static_cast<Destination>(destination), epsilon, combine_sum, clamp, project_first};
   return checked::coefficients(moments, input(segments, "segments"), input(target_variance, "target_variance"),
-                               input(step, "step"), optional_input(gate, "gate"), optional_input(radius, "radius"), rule,
-                               [&] { return Array::make(moments.sizes()); })
+                               input(step, "step"), optional_input(gate, "gate"), optional_input(radius, "radius"),
+                               rule, [&] { return Array::make(moments.sizes()); })
       .made();
 }
 
@@ -69,8 +70,8 @@ void tick_(Object p_, Object d, Object segments_, Object chunks_, Object target_
                 new_scratch(p, segments, chunks), rule, cpu::Threads{});
 }
 
-void sgd_(Object p_, Object g, Object momentum_buffer, Object lr, Object segments_, Object chunks_, Object gate, Object d,
-          Object moments_out, double momentum, double dampening, double weight_decay, bool nesterov) {
+void sgd_(Object p_, Object g, Object momentum_buffer, Object lr, Object segments_, Object chunks_, Object gate,
+          Object d, Object moments_out, double momentum, double dampening, double weight_decay, bool nesterov) {
   const Array p = output(p_, "p"), segments = input(segments_, "segments"), chunks = input(chunks_, "chunks");
   checked::sgd(p, input(g, "g"), optional_output(momentum_buffer, "momentum_buffer"), input(lr, "lr"), segments, chunks,
                optional_input(gate, "gate"), optional_input(d, "d"), optional_output(moments_out, "moments_out"),
@@ -87,17 +88,19 @@ void loss_gate_(Object state, Object loss, double threshold, int64_t min_rounds,
 PYBIND11_MODULE(_core, m) {
   m.doc() =
       "The ops of llpf_fast.ops for NumPy arrays and whatever else offers the buffer protocol or DLPack on the CPU.\n\n"
-      "Needs no torch. Shapes, dtypes and meaning are those of the functions of the same name in llpf_fast.ops; arrays\n"
+      "Needs no torch. Shapes, dtypes and meaning are those of the functions of the same name in llpf_fast.ops; "
+      "arrays\n"
       "are contiguous, those whose op ends in an underscore are written in place. bfloat16 comes by DLPack only.\n"
       "ValueError: a shape, dtype, layout or table that differs; TypeError: an argument that is no array.";
   const auto none = py::none();
-  m.def("moments", &moments, "p"_a, "d"_a, "segments"_a, "chunks"_a,
-        "Centred moments of p and d - p for every segment: float64 [S, 5], or [K, S, 5] for p [K, N].\n\n"
-        "p float32, float64, float16 or bfloat16 [N] or [K, N]; d of p's dtype, or 16-bit beside float32, [N] or of p's\n"
-        "shape, or None; segments int64 [S, 5]; chunks int64 [C, 3].");
+  m.def(
+      "moments", &moments, "p"_a, "d"_a, "segments"_a, "chunks"_a,
+      "Centred moments of p and d - p for every segment: float64 [S, 5], or [K, S, 5] for p [K, N].\n\n"
+      "p float32, float64, float16 or bfloat16 [N] or [K, N]; d of p's dtype, or 16-bit beside float32, [N] or of p's\n"
+      "shape, or None; segments int64 [S, 5]; chunks int64 [C, 3].");
   m.def("coefficients", &coefficients, "moments"_a, "segments"_a, "target_variance"_a, "step"_a, "gate"_a = none,
-        "radius"_a = none, py::kw_only(), "destination"_a = 0, "epsilon"_a = 0.0, "combine_sum"_a = true, "clamp"_a = true,
-        "project_first"_a = false,
+        "radius"_a = none, py::kw_only(), "destination"_a = 0, "epsilon"_a = 0.0, "combine_sum"_a = true,
+        "clamp"_a = true, "project_first"_a = false,
         "The affine map of one tick for every segment: float64 of moments' shape, columns a, b, c, a0, c0.\n\n"
         "moments float64 [S, 5] or [K, S, 5]; target_variance float64 [S] or [K, S]; step float64 [2] or [K, 2]; gate\n"
         "float64, one row a path, or None; radius float64 [S] for the sphere destinations.");
@@ -110,7 +113,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("sgd_", &sgd_, "p"_a, "g"_a, "momentum_buffer"_a, "lr"_a, "segments"_a, "chunks"_a, "gate"_a = none,
         "d"_a = none, "moments_out"_a = none, py::kw_only(), "momentum"_a = 0.0, "dampening"_a = 0.0,
         "weight_decay"_a = 0.0, "nesterov"_a = false,
-        "torch.optim.SGD's update of every segment that is not frozen, in place; lr float64 [], [1], [S], [K, 1], [K, S].");
+        "torch.optim.SGD's update of every segment that is not frozen, in place; lr float64 [], [1], [S], [K, 1], [K, "
+        "S].");
   m.def("loss_gate_", &loss_gate_, "state"_a, "loss"_a, py::kw_only(), "threshold"_a, "min_rounds"_a, "max_rounds"_a,
         "Take one batch loss a path into account; state float64 [4 + min_rounds] or [K, 4 + min_rounds].");
   m.def("isa", [] { return cpu::chunk_kernels().isa; }, "The instruction set in use: plain, avx2 or avx512.");

@@ -4,8 +4,8 @@
 #include "../core/cpu/checked.h"
 #include "common/checks.h"
 
-// Registration of csrc/core/cpu for the CPU dispatch key. Schemas, eager kernels and kernels for tracing are registered by
-// llpf_fast/ops; this library adds nothing but speed, holds no Python and uses torch's stable ABI only.
+// Registration of csrc/core/cpu for the CPU dispatch key. Schemas, eager kernels and kernels for tracing are registered
+// by llpf_fast/ops; this library adds nothing but speed, holds no Python and uses torch's stable ABI only.
 namespace {
 
 using namespace llpf;
@@ -16,8 +16,7 @@ using check::Tensor;
 
 /// Torch's threads, as many as torch.set_num_threads says at this moment.
 cpu::Threads threads() {
-  return {static_cast<int>(torch::stable::get_num_threads()),
-          [](int64_t count, int64_t grain, const cpu::Body& body) {
+  return {static_cast<int>(torch::stable::get_num_threads()), [](int64_t count, int64_t grain, const cpu::Body& body) {
             torch::stable::parallel_for(0, count, grain, body);
           }};
 }
@@ -88,6 +87,4 @@ STABLE_TORCH_LIBRARY_IMPL(llpf_fast, CPU, m) {
 }
 
 /// For `llpf_fast.ops.info`: the loops in use.
-extern "C" __attribute__((visibility("default"))) const char* llpf_cpu_isa() {
-  return llpf::cpu::chunk_kernels().isa;
-}
+extern "C" __attribute__((visibility("default"))) const char* llpf_cpu_isa() { return llpf::cpu::chunk_kernels().isa; }

@@ -34,8 +34,8 @@ Rows<const double> gate_rows(const std::optional<A>& gate, int64_t paths) {
   return {pointer<const double>(gate), gate_columns(gate, paths)};
 }
 
-/// The table, after a look at every row: a wrong one is refused rather than followed out of the buffer. With a chunk for
-/// every 4096 elements the look costs a thousandth of the work.
+/// The table, after a look at every row: a wrong one is refused rather than followed out of the buffer. With a chunk
+/// for every 4096 elements the look costs a thousandth of the work.
 template <class A>
 Table table_of(const char* op, const A& p, const A& segments, const A& chunks) {
   const Table table{pointer<const Segment>(segments), segments.size(0), pointer<const Chunk>(chunks), chunks.size(0)};

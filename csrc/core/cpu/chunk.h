@@ -26,7 +26,8 @@ struct ChunkKernels {
   void (*sgd[kDtypes])(void* p, const void* g, void* buffer, int64_t n, double rate, const SgdSettings& settings);
 };
 
-/// The widest instruction set that the processor has, LLPF_ISA ("plain", "avx2", "avx512") allows and the build contains.
+/// The widest instruction set that the processor has, LLPF_ISA ("plain", "avx2", "avx512") allows and the build
+/// contains.
 const ChunkKernels& chunk_kernels();
 
 }  // namespace llpf::cpu

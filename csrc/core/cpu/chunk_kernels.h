@@ -11,7 +11,8 @@ namespace llpf::LLPF_ISA {
 
 /// Lanes of the reduction, the same for all instruction sets: element i belongs to lane i mod 8.
 constexpr int kReductionLanes = 8;
-/// Registers that hold one sum of all lanes. Two times five accumulators is what AVX2's sixteen registers have room for.
+/// Registers that hold one sum of all lanes. Two times five accumulators is what AVX2's sixteen registers have room
+/// for.
 constexpr int kParts = kReductionLanes / kLanes<double>;
 
 struct Accumulator {

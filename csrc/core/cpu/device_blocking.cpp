@@ -24,8 +24,8 @@ constexpr Reduce erased = [](const void* p, const void* d, int64_t n, double* pa
   reduce_block(static_cast<const P*>(p), static_cast<const D*>(d), n, partial);
 };
 
-constexpr Reduce kReduce[kPairs] = {erased<float, float>,       erased<double, double>,  erased<Bfloat16, Bfloat16>,
-                                    erased<Float16, Float16>,   erased<float, Bfloat16>, erased<float, Float16>};
+constexpr Reduce kReduce[kPairs] = {erased<float, float>,     erased<double, double>,  erased<Bfloat16, Bfloat16>,
+                                    erased<Float16, Float16>, erased<float, Bfloat16>, erased<float, Float16>};
 
 }  // namespace
 

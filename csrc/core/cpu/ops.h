@@ -28,7 +28,8 @@ class Body {
   void (*call_)(void*, int64_t, int64_t);
 };
 
-/// The caller's threads. `run` covers [0, count) by disjoint calls of the body, each of at least `grain` (but the last).
+/// The caller's threads. `run` covers [0, count) by disjoint calls of the body, each of at least `grain` (but the
+/// last).
 struct Threads {
   int count = 1;
   void (*run)(int64_t count, int64_t grain, const Body& body) = nullptr;
@@ -63,7 +64,7 @@ struct SgdArguments {
   Dtype dtype;
   void* p;
   const void* g;
-  void* buffer;             // null without momentum
+  void* buffer;  // null without momentum
   int64_t paths, numel;
   Rows<const double> lr;
   int64_t lr_step;          // 1: a rate for each segment, 0: one for all
@@ -80,7 +81,8 @@ void affine(const Values&, const Table&, const double* coefficients, const Threa
 void tick(const Values&, const Table&, const Rule&, const RuleArguments&, const double* moments_in, void* waypoint,
           double* scratch, const Threads&);
 /// `measured` holds the d of the moments and is read only where moments_out is not null.
-void sgd(const SgdArguments&, const Values& measured, const Table&, double* moments_out, double* scratch, const Threads&);
+void sgd(const SgdArguments&, const Values& measured, const Table&, double* moments_out, double* scratch,
+         const Threads&);
 void loss_gate(const LossGate&, double* state, const void* loss, Dtype loss_dtype, int64_t paths);
 /// The moments as the GPU's block of threads computes them, lane by lane: slow, for tests.
 void moments_device_blocking(const Values&, const Table&, double* out);

@@ -1,7 +1,7 @@
 #include "walk.h"
 
-// The update and the moments of the updated values in one pass: a chunk is measured while it is still in the first-level
-// cache.
+// The update and the moments of the updated values in one pass: a chunk is measured while it is still in the
+// first-level cache.
 namespace llpf::cpu {
 
 void sgd(const SgdArguments& a, const Values& measured, const Table& table, double* moments_out, double* scratch,

@@ -1,5 +1,5 @@
-// Vectors of the instruction set that this translation unit is compiled for. Include it from isa_*.cpp only: they define
-// LLPF_ISA, the namespace that keeps code of different instruction sets apart.
+// Vectors of the instruction set that this translation unit is compiled for. Include it from isa_*.cpp only: they
+// define LLPF_ISA, the namespace that keeps code of different instruction sets apart.
 #pragma once
 
 #include <cstdint>

@@ -78,8 +78,8 @@ struct Wave {
   }
 };
 
-/// Below this many elements a thread is not worth waking: a quarter million take about 0.1 ms, and on a busy machine two
-/// threads were measured ten times slower than one.
+/// Below this many elements a thread is not worth waking: a quarter million take about 0.1 ms, and on a busy machine
+/// two threads were measured ten times slower than one.
 constexpr int64_t kElementsPerThread = int64_t{1} << 18;
 
 /// Calls body(begin, end) over [range.begin, range.end) chunks.
@@ -94,8 +94,8 @@ void for_chunks(const Table& table, Range range, const Threads& threads, F&& bod
   threads.run(count, grain, Body([&](int64_t begin, int64_t end) { body(range.begin + begin, range.begin + end); }));
 }
 
-/// Calls body(path, threads): paths side by side where there are enough of them, else one after another with all threads.
-/// Either way a path is computed as if it were alone.
+/// Calls body(path, threads): paths side by side where there are enough of them, else one after another with all
+/// threads. Either way a path is computed as if it were alone.
 template <class F>
 void for_paths(int64_t paths, int64_t numel, const Threads& threads, F&& body) {
   if (threads.count <= 1 || paths < threads.count || paths * numel < 2 * kElementsPerThread) {
