@@ -20,7 +20,7 @@ SOURCES = ROOT / "csrc/core/cuda"
 CACHE = ROOT / "build/cuda_compile"
 FLAGS = ("-std=c++20", "-O3", "-arch=sm_90", "--fmad=false", "-cubin", "-Xptxas", "-v")
 
-#: Registers a thread at most. 65,536 a multiprocessor over blocks of 256 threads: 128 are two blocks, 80 three, 64 four.
+#: Registers a thread at most. Of 65,536 a multiprocessor, 128 allow two blocks of 256 threads, 80 three, 64 four.
 REGISTERS = {
     "moments": {"chunk_moments": 80, "segment_moments": 64},
     "coefficients": {"solve_coefficients": 96},
@@ -84,7 +84,7 @@ def compiled(op: str) -> list[Kernel]:
         log.write_text(run.stderr)
         fresh.replace(cubin)
     sass = subprocess.run([disassembler, "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
-    code = {name: text for name, text in re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function :|\Z)", sass, re.DOTALL)}
+    code = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function :|\Z)", sass, re.DOTALL))
     return [kernel(block, code) for block in log.read_text().split("Compiling entry function ")[1:]]
 
 
@@ -111,7 +111,7 @@ def test_kernels_fit_the_chip(op: str) -> None:
     assert {kernel.name for kernel in kernels} == set(REGISTERS[op])
     for one in kernels:
         label = f"{one.name} {one.types}"
-        assert one.spills == 0 and one.stack == 0, f"{label}: {one.spills} bytes spilled, {one.stack} bytes of stack"
+        assert (one.spills, one.stack) == (0, 0), f"{label}: {one.spills} bytes spilled, {one.stack} bytes of stack"
         assert count(one.sass, "LDL") == count(one.sass, "STL") == 0, f"{label}: local memory"
         assert one.registers <= REGISTERS[op][one.name], f"{label}: {one.registers} registers"
         # The barrier of a cooperative grid is made of atomics; BAR.RED is __syncthreads_count.

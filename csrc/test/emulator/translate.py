@@ -1,6 +1,6 @@
 """Turn a .cu file into C++ for the emulator: kernel launches become calls, dynamic shared memory a pointer.
 
-    python translate.py FROM.cu TO.cpp
+python translate.py FROM.cu TO.cpp
 """
 
 import re
@@ -20,7 +20,9 @@ def translate(source: str) -> str:
         out += [source[at : launch.start()], f"emulator::launch({launch[2]}, [&] {{ {launch[1]}({arguments}); }})"]
         at = end + 1
     text = "".join([*out, source[at:]])
-    return re.sub(r"extern __shared__ (\w+) (\w+)\[\];", r"auto* \2 = static_cast<\1*>(emulator::shared_memory());", text)
+    return re.sub(
+        r"extern __shared__ (\w+) (\w+)\[\];", r"auto* \2 = static_cast<\1*>(emulator::shared_memory());", text
+    )
 
 
 if __name__ == "__main__":
