@@ -88,7 +88,7 @@ def map_tile(
     tl.store(tile + lane, new, mask=tile_mask(moves, left, VECTOR, BLOCK))
 
 
-@triton.jit(do_not_specialize=["length", "d_stride", "segment_count"])
+@triton.jit(do_not_specialize=["length", "d_stride", "segment_count"], do_not_specialize_on_alignment=["maps", "gate"])
 def map_kernel(
     p,
     d,

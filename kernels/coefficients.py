@@ -312,7 +312,10 @@ def rescale(
     tl.store(result + 2, tl.where(there, c, 0.0), mask=own)
 
 
-@triton.jit(do_not_specialize=["count", "target_stride", "step_stride"])
+@triton.jit(
+    do_not_specialize=["count", "target_stride", "step_stride"],
+    do_not_specialize_on_alignment=["moments", "target_variance", "step", "gate", "radius", "work", "out"],
+)
 def coefficient_kernel(
     moments,
     segments,

@@ -28,6 +28,9 @@ def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, wa
 
     Products and sums are never fused behind our back: where a fused multiply-add is wanted the kernel says ``tl.fma``,
     so that the two ways through a chunk (whole, ragged) and two versions of Triton give the same bits.
+
+    Kernels are not specialised on counts, strides or the alignment of small float64 arguments: slices of scratch begin
+    where the table makes them, and each new table would compile for seconds what it runs in microseconds.
     """
     if 0 in grid:
         return

@@ -93,7 +93,7 @@ def measure_tile(p, d, at_p, at_d, left, VECTOR: tl.constexpr, BLOCK: tl.constex
         return tile_moments(x, y, tl.load(p + at_p), tl.load(d + at_d), left, VECTOR, BLOCK)
 
 
-@triton.jit(do_not_specialize=["length", "d_stride"])
+@triton.jit(do_not_specialize=["length", "d_stride"], do_not_specialize_on_alignment=["partial"])
 def chunk_kernel(
     p,
     d,
@@ -149,7 +149,9 @@ def first_chunk(chunks, count, segment, LANES: tl.constexpr):
     return low
 
 
-@triton.jit(do_not_specialize=["segment_count", "chunk_count"])
+@triton.jit(
+    do_not_specialize=["segment_count", "chunk_count"], do_not_specialize_on_alignment=["partial", "out", "gate"]
+)
 def combine_kernel(
     segments,
     chunks,

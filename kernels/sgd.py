@@ -155,7 +155,10 @@ def train_and_measure(
     return mean_p, mean_d, m2_p, c, m2_d
 
 
-@triton.jit(do_not_specialize=["length", "d_stride", "lr_row", "lr_column"])
+@triton.jit(
+    do_not_specialize=["length", "d_stride", "lr_row", "lr_column"],
+    do_not_specialize_on_alignment=["lr", "gate", "partial"],
+)
 def sgd_kernel(
     p,
     g,

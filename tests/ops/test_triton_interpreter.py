@@ -214,7 +214,7 @@ else:
 
     @pytest.mark.parametrize(("destination", "switches", "project_first"), COMBINATIONS)
     def test_coefficients(destination: Destination, switches: tuple[bool, bool], project_first: bool) -> None:
-        paths = 3 if project_first == switches[0] else None
+        paths = 3 if destination in (Destination.POINT, Destination.NORM_SPHERE) else None
         table = random_table(int(destination) + 10, LENGTHS * 5, longest=12)
         count = len(table)
         generator = torch.Generator().manual_seed(11)

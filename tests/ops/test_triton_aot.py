@@ -1,0 +1,273 @@
+"""Every Triton kernel compiled for sm_90 without a GPU, and what the compiler made of it.
+
+Checked on the PTX and on the resources that ``cuobjdump`` (from triton's own wheel) reads from the cubin: no spills, no
+local memory, few enough registers, 16-byte loads and stores, no float64 where float32 is promised, no approximations.
+Interpreted kernels cannot be compiled, so under ``TRITON_INTERPRET=1`` the tests run in a process of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+
+    def test_kernels_compile_where_they_are_not_interpreted() -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_") and k != "TRITON_INTERPRET"}
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", __file__],
+            cwd=Path(__file__).parents[2],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+
+else:
+    import torch
+    import triton.language as tl
+    from llpf_fast.kernels import KERNELS, affine, coefficients, loss_gate, moments, sgd
+    from llpf_fast.kernels.launch import BLOCK, RAGGED, WARPS
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.runtime import driver
+
+    from llpf_fast.flat import SegmentTable
+    from llpf_fast.ops import Destination
+
+    CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    BITS = {"*fp32": 32, "*fp64": 64, "*bf16": 16, "*fp16": 16}
+
+    # Registers that let the programs share a multiprocessor as kernels/launch.py counts on: 65,536 over 128 threads
+    # leave room for eight programs, four, three and two.
+    ELEMENTWISE, ELEMENTWISE_DOUBLE, REDUCING, REDUCING_DOUBLE = 64, 128, 168, 232
+
+    @dataclass
+    class Variant:
+        """One kernel with the types and constants of a launch. ``moved`` counts the 16-byte accesses of a thread."""
+
+        name: str
+        kernel: Any
+        types: dict[str, str]
+        constants: dict[str, Any]
+        registers: int
+        warps: int = WARPS
+        loads: int | None = None
+        stores: int | None = None
+        float32_only: bool = False
+
+    COMMON = {
+        "segments": "*i64",
+        "chunks": "*i64",
+        "gate": "*fp64",
+        "maps": "*fp64",
+        "partial": "*fp64",
+        "lr": "*fp64",
+        "length": "i64",
+        "d_stride": "i64",
+        "lr_row": "i32",
+        "lr_column": "i32",
+        "segment_count": "i32",
+        "chunk_count": "i32",
+        "momentum": "fp64",
+        "share": "fp64",
+        "weight_decay": "fp64",
+    }
+
+    def walk(p: str) -> dict[str, Any]:
+        compute = tl.float64 if p == "*fp64" else tl.float32
+        return {"ALIGNED": True, "VECTOR": 128 // BITS[p], "COMPUTE": compute, "BLOCK": BLOCK, "RAGGED": RAGGED}
+
+    def reducing(p: str) -> int:
+        return REDUCING_DOUBLE if p == "*fp64" else REDUCING
+
+    def elementwise(p: str) -> int:
+        return ELEMENTWISE_DOUBLE if p == "*fp64" else ELEMENTWISE
+
+    def pieces(*streams: str | None) -> int:
+        """16-byte accesses of one thread for a whole tile of each stream."""
+        return sum(BLOCK // (32 * WARPS) * BITS[s] // 128 for s in streams if s is not None)
+
+    def missing(**values: str | None) -> dict[str, None]:
+        return {name: None for name, value in values.items() if value is None}
+
+    def variants() -> list[Variant]:
+        out = []
+        for p, d in (("*fp32", "*fp32"), ("*fp32", "*bf16"), ("*fp32", None), ("*bf16", "*bf16"), ("*fp64", "*fp64")):
+            types = COMMON | {"p": p, "d": d or "", "waypoint": p}
+            # A narrow d beside a float32 p is read in 8-byte pieces: see kernels/launch.py.
+            wide = d if d == p else None
+            constants = walk(p) | missing(d=d)
+            out.append(
+                Variant(f"moments {p} {d}", moments.chunk_kernel, types, constants, reducing(p), loads=pieces(p, wide))
+            )
+            for waypoint in (None, p):
+                extra = {"GATE": 0, "gate": None, "waypoint": None} if waypoint is None else {"GATE": 1}
+                out.append(
+                    Variant(
+                        f"affine {p} {d} waypoint {waypoint}",
+                        affine.map_kernel,
+                        types,
+                        constants | extra,
+                        elementwise(p),
+                        loads=pieces(p, wide),
+                        stores=pieces(p, waypoint),
+                        float32_only=p != "*fp64",
+                    )
+                )
+        for p in ("*fp32", "*bf16", "*fp64"):
+            for buffer in (None, p):
+                for d in (None, p):
+                    types = COMMON | {"p": p, "g": p, "buffer": p, "d": p}
+                    measured = {} if d else {"partial": None}
+                    switches = {"DECAY": True, "NESTEROV": buffer is not None, "GATE": 5}
+                    out.append(
+                        Variant(
+                            f"sgd {p} buffer {buffer} moments {d}",
+                            sgd.sgd_kernel,
+                            types,
+                            walk(p) | switches | measured | missing(buffer=buffer, d=d),
+                            reducing(p) if d else elementwise(p),
+                            loads=pieces(p, p, buffer, d),
+                            stores=pieces(p, buffer),
+                            float32_only=p != "*fp64" and d is None,
+                        )
+                    )
+        types = COMMON | {"out": "*fp64"}
+        out.append(Variant("combine", moments.combine_kernel, types, {"GATE": 2, "LANES": moments._LANES}, 96, warps=8))
+        types = COMMON | dict.fromkeys(["moments", "target_variance", "step", "radius", "work", "out"], "*fp64")
+        types |= {"count": "i32", "target_stride": "i32", "step_stride": "i32", "epsilon": "fp64"}
+        # The other destinations compile to parts of these, at three seconds each.
+        for destination in (Destination.POINT, Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE):
+            sphere = destination in (Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE)
+            constants = {
+                "GATE": 1,
+                "DESTINATION": int(destination),
+                "SUM": destination % 2 == 0,
+                "CLAMP": True,
+                "PROJECT": True,
+                "LANES": coefficients._LANES,
+                "WIDTH": coefficients._WIDTH,
+            } | missing(radius="*fp64" if sphere else None)
+            out.append(
+                Variant(f"coefficients {destination.name}", coefficients.coefficient_kernel, types, constants, 224)
+            )
+        types = {"state": "*fp64", "loss": "*fp32", "threshold": "fp64", "max_rounds": "i32"}
+        out.append(Variant("loss_gate", loss_gate.gate_kernel, types, {"MIN_ROUNDS": 5, "WIDTH": 9}, 64, warps=1))
+        return out
+
+    def compile_for_hopper(variant: Variant, aligned: bool = True) -> Any:
+        names = variant.kernel.arg_names
+        signature = {name: "constexpr" if name in variant.constants else variant.types[name] for name in names}
+        attributes = {
+            (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if aligned and signature[name][0] == "*"
+        }
+        source = ASTSource(fn=variant.kernel, signature=signature, constexprs=variant.constants, attrs=attributes)
+        options = {"num_warps": variant.warps, "enable_fp_fusion": False}
+        return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+    def resources(cubin: bytes, folder: Path) -> dict[str, int]:
+        file = folder / "kernel.cubin"
+        file.write_bytes(cubin)
+        text = subprocess.run([CUOBJDUMP, "-res-usage", file], capture_output=True, text=True, check=True).stdout
+        found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", text)}
+        assert found.keys() == {"REG", "STACK", "LOCAL", "SHARED"}, text
+        return found
+
+    def wide_accesses(ptx: str, kind: str) -> int:
+        """Loads (``ld``) or stores (``st``) of 16 bytes in global memory."""
+        found = re.findall(rf"\b{kind}\.global(?:\.\w+(?:::\w+)?)*?\.v(\d)\.[bfsu](\d+)", ptx)
+        return sum(int(count) * int(width) == 128 for count, width in found)
+
+    @pytest.mark.parametrize("variant", variants(), ids=lambda variant: variant.name)
+    def test_compiles_for_hopper(variant: Variant, tmp_path: Path) -> None:
+        kernel = compile_for_hopper(variant)
+        ptx = kernel.asm["ptx"]
+        assert not re.findall(r"\S*\.(?:approx|ftz)\S*", ptx)
+        if variant.loads is not None:
+            assert wide_accesses(ptx, "ld") == variant.loads
+        if variant.stores is not None:
+            assert wide_accesses(ptx, "st") == variant.stores
+        if variant.float32_only:
+            # Coefficients are compared with the identity and converted in float64; nothing is computed in it.
+            computed = set(re.findall(r"\b[a-z]+(?:\.\w+)*\.f64\b", ptx)) - {"cvt.rn.f32.f64"}
+            assert not {instruction for instruction in computed if not instruction.startswith("setp.")}
+        if not CUOBJDUMP.exists():
+            pytest.skip(f"the resource report needs {CUOBJDUMP}")
+        used = resources(kernel.asm["cubin"], tmp_path)
+        assert used["STACK"] == 0
+        assert used["LOCAL"] == 0
+        assert used["REG"] <= variant.registers
+
+    def test_unaligned_buffers_are_never_read_in_wide_pieces() -> None:
+        variant = next(v for v in variants() if v.name == "moments *fp32 *fp32")
+        assert wide_accesses(compile_for_hopper(variant, aligned=False).asm["ptx"], "ld") == 0
+        variant.constants["ALIGNED"] = False
+        assert wide_accesses(compile_for_hopper(variant).asm["ptx"], "ld") == 0
+
+    class Hopper:
+        """As much of a driver as compiling for a launch asks for."""
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", 90, 32)
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here and launches for real in tests/gpu")
+    def test_launchers_bind_their_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+        """What a launch does before the GPU: bind arguments to types and constants, compile. Counts the launches."""
+        launched: list[tuple[str, dict[str, str], str]] = []
+
+        def warm_up(
+            kernel: Any, grid: tuple[int, ...], like: torch.Tensor, *arguments: Any, warps: int, **rest: Any
+        ) -> None:
+            built = kernel.warmup(*arguments, grid=grid, num_warps=warps, enable_fp_fusion=False, **rest)
+            assert not built.metadata.enable_fp_fusion
+            assert built.metadata.num_warps == warps
+            launched.append((kernel.fn.__name__, built.src.signature, built.asm["ptx"]))
+
+        def names() -> list[str]:
+            taken = [name for name, _, _ in launched]
+            launched.clear()
+            return taken
+
+        for module in (moments, affine, coefficients, sgd, loss_gate):
+            monkeypatch.setattr(module, "launch", warm_up)
+        table = SegmentTable.from_lengths([5000, 16])
+        p, d = torch.zeros(table.numel), torch.zeros(table.numel)
+        two, gate = torch.ones(2, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
+        known, scratch = torch.zeros(2, 5, dtype=torch.float64), table.scratch()
+        rule = {"destination": 0, "epsilon": 1e-4, "combine_sum": True, "clamp": True, "project_first": True}
+        update = {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False}
+        segments, chunks = table.segments, table.chunks
+        # Not set_active: its undoing needs a real driver.
+        monkeypatch.setattr(driver, "_active", Hopper())
+        KERNELS["tick_"](p, d, segments, chunks, two, two, None, None, None, None, scratch, **rule)
+        wide = {name: wide_accesses(ptx, "ld") for name, _, ptx in launched}
+        assert wide["chunk_kernel"] == wide["map_kernel"] == pieces("*fp32", "*fp32")
+        types = {name: signature for name, signature, _ in launched}
+        assert types["coefficient_kernel"]["epsilon"] == "fp64"
+        assert names() == ["chunk_kernel", "combine_kernel", "coefficient_kernel", "map_kernel"]
+        KERNELS["tick_"](p, d, segments, chunks, two, two, None, None, known, None, scratch, **rule)
+        assert names() == ["coefficient_kernel", "map_kernel"]
+        KERNELS["sgd_"](p, d, None, two[0], segments, chunks, gate, None, None, None, **update)
+        assert launched[0][1]["momentum"] == "fp64"
+        assert names() == ["sgd_kernel"]
+        KERNELS["sgd_"](p, d, None, two[0], segments, chunks, gate, d, known, scratch, **update)
+        assert names() == ["sgd_kernel", "combine_kernel"]
+        KERNELS["loss_gate_"](gate, torch.tensor(1.0), threshold=0.1, min_rounds=2, max_rounds=4)
+        assert launched[0][1]["threshold"] == "fp64"
