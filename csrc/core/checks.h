@@ -27,7 +27,7 @@ struct Device {
   bool operator==(const Device&) const = default;
 };
 
-/// `element(a)` and `device(a)` of an array type.
+/// `element(a)`, `device(a)` and `other_dtype(a)` of an array type.
 template <class A>
 struct ArrayTraits;
 
@@ -62,9 +62,12 @@ std::string text(const Shape& shape) {
   return out.str();
 }
 
-inline const char* name_of(Element element) {
-  constexpr const char* names[] = {"float32", "float64", "bfloat16", "float16", "int64", "another dtype"};
-  return names[static_cast<int>(element)];
+/// The dtype's name; the array type knows those that no op takes.
+template <class A>
+std::string dtype_name(const A& array) {
+  constexpr const char* names[] = {"float32", "float64", "bfloat16", "float16", "int64"};
+  const Element element = element_of(array);
+  return element == Element::kOther ? ArrayTraits<A>::other_dtype(array) : names[static_cast<int>(element)];
 }
 
 inline bool is_floating(Element element) { return element < Element::kInt64; }
@@ -78,7 +81,7 @@ Dtype dtype_of(const A& array) {
 
 template <class A>
 std::string describe(const A& array) {
-  return std::string(name_of(element_of(array))) + ' ' + text(array.sizes());
+  return dtype_name(array) + ' ' + text(array.sizes());
 }
 
 template <class S, class T>
@@ -112,8 +115,7 @@ void contiguous(const char* op, const char* name, const A& value) {
 template <class A>
 void parameters(const char* op, const A& p) {
   LLPF_CHECK(p.dim() == 1 || p.dim() == 2, op, ": p must be [N] or [K, N], got ", text(p.sizes()));
-  LLPF_CHECK(is_floating(element_of(p)), op, ": p must be float32, float64, bfloat16 or float16, got ",
-             name_of(element_of(p)));
+  LLPF_CHECK(is_floating(element_of(p)), op, ": p must be float32, float64, bfloat16 or float16, got ", dtype_name(p));
   contiguous(op, "p", p);
 }
 
@@ -124,8 +126,8 @@ void destination(const char* op, const A& p, const std::optional<A>& d) {
   LLPF_CHECK(shared || same(d->sizes(), p.sizes()), op, ": d must be ", text(p.sizes()), " or [", row_numel(p),
              "], got ", text(d->sizes()));
   const Element own = element_of(p), other = element_of(*d);
-  LLPF_CHECK(other == own || (own == Element::kFloat32 && is_narrow(other)), op, ": d must be ", name_of(own),
-             " (or 16-bit beside a float32 p), got ", name_of(other));
+  LLPF_CHECK(other == own || (own == Element::kFloat32 && is_narrow(other)), op, ": d must be ", dtype_name(p),
+             " (or 16-bit beside a float32 p), got ", dtype_name(*d));
   same_device(op, p, "d", *d);
   contiguous(op, "d", *d);
 }
@@ -183,7 +185,7 @@ template <class A>
 void scratch(const char* op, const A& p, const A& segments, const A& chunks, const A& value) {
   const int64_t need = scratch_numel(paths(p), chunks.size(0), segments.size(0));
   LLPF_CHECK(element_of(value) == Element::kFloat64 && value.numel() >= need, op,
-             ": scratch must be float64 with at least ", need, " elements, got ", name_of(element_of(value)), " with ",
+             ": scratch must be float64 with at least ", need, " elements, got ", dtype_name(value), " with ",
              value.numel());
   contiguous(op, "scratch", value);
   same_device(op, p, "scratch", value);

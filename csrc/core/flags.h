@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-// The integers of llpf_fast/ops/flags.py; tests/ops/test_backend.py compares them. Meanings are explained there.
+// The integers of llpf_fast/ops/flags.py; tests/ops/test_flags.py compares them. Meanings are explained there.
 namespace llpf {
 
 enum Flag : int64_t {

@@ -50,6 +50,7 @@ class Array {
   const std::vector<int64_t>& strides() const { return strides_; }
   void* data_ptr() const { return data_; }
   check::Element element() const { return element_; }
+  const std::string& other_dtype() const { return other_dtype_; }
 
   int64_t numel() const {
     int64_t total = 1;
@@ -85,6 +86,7 @@ class Array {
     data_ = view->ptr;
     readonly_ = view->readonly;
     element_ = from_format(view->format, view->itemsize);
+    other_dtype_ = "buffer format " + view->format;
     shape_.assign(view->shape.begin(), view->shape.end());
     for (const auto bytes : view->strides) strides_.push_back(bytes / std::max<int64_t>(view->itemsize, 1));
     owner_ = std::move(view);
@@ -122,6 +124,8 @@ class Array {
     const dlpack::Tensor& tensor = managed->tensor;
     data_ = static_cast<char*>(tensor.data) + tensor.byte_offset;
     element_ = from_dlpack(tensor.dtype);
+    other_dtype_ =
+        "DLPack type " + std::to_string(tensor.dtype.code) + " of " + std::to_string(tensor.dtype.bits) + " bits";
     shape_.assign(tensor.shape, tensor.shape + tensor.ndim);
     if (tensor.strides != nullptr) strides_.assign(tensor.strides, tensor.strides + tensor.ndim);
     else strides_ = compact(shape_);
@@ -148,6 +152,7 @@ class Array {
 
   void* data_ = nullptr;
   check::Element element_ = check::Element::kOther;
+  std::string other_dtype_;
   bool readonly_ = false;
   std::vector<int64_t> shape_, strides_;  // in elements
   std::shared_ptr<void> owner_;           // keeps the memory alive
@@ -161,6 +166,7 @@ namespace llpf::check {
 template <>
 struct ArrayTraits<python::Array> {
   static Element element(const python::Array& array) { return array.element(); }
+  static std::string other_dtype(const python::Array& array) { return array.other_dtype(); }
   static Device device(const python::Array&) { return {dlpack::kCpu, 0}; }
 };
 

@@ -27,6 +27,8 @@ struct ArrayTraits<Tensor> {
     }
   }
 
+  static std::string other_dtype(const Tensor& tensor) { return torch::headeronly::toString(tensor.scalar_type()); }
+
   static Device device(const Tensor& tensor) {
     const auto device = tensor.device();
     return {static_cast<int>(device.type()), static_cast<int>(device.index())};
