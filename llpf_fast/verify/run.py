@@ -75,7 +75,8 @@ def verify_run(
     limit = settings.get("threshold") if threshold is None else threshold
     if not isinstance(limit, (int, float)):
         raise LLPFError(f"{run.folder / 'run.yaml'} names no threshold; pass threshold=")
-    module = model or build_model(_named(run, settings, "model"))
+    with torch.random.fork_rng(devices=[]):  # initial values, drawn only to be replaced
+        module = model or build_model(_named(run, settings, "model"))
     if train is None:
         data = load_dataset(_named(run, settings, "data"), data_dir or _recorded_folder(run))
         train, test = data.train, test or data.test

@@ -1,0 +1,317 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from llpf_fast.errors import LLPFError
+from llpf_fast.models import build_model
+from llpf_fast.verify import Evaluation, Evaluator, Refinement, certify
+from llpf_fast.verify.polyline import Polyline, Position
+
+
+def point(*values):
+    return {"x": torch.tensor(values, dtype=torch.float64)}
+
+
+def measured(function, *, samples=1000, error=0.0, accuracy=None):
+    """An evaluation whose loss is ``function`` of the point's coordinates."""
+
+    def evaluate(state):
+        loss = function(*state["x"].tolist())
+        return Evaluation(loss, error, accuracy, samples, int(not math.isfinite(loss)))
+
+    return evaluate
+
+
+def bump(centre, width, height, floor=0.01):
+    return measured(lambda x: floor + height * math.exp(-(((x - centre) / width) ** 2)))
+
+
+LINE = [point(0.0), point(1.0)]
+
+
+class TestWhereTheHighestLossIs:
+    @pytest.mark.parametrize("peak", [0.0, 0.13, 0.3, 0.5, 0.77, 1.0])
+    def test_of_a_quadratic(self, peak):
+        found = certify(LINE, measured(lambda x: 0.09 - (x - peak) ** 2), threshold=0.1, interior=3)
+        assert found.connected
+        assert found.max_loss_at.waypoint + found.max_loss_at.fraction == pytest.approx(peak, abs=1 / 64)
+        assert 0.09 - (1 / 64) ** 2 <= found.max_loss <= 0.09
+        assert found.max_loss_standard_error is None
+        assert (found.start_loss, found.destination_loss) == (
+            pytest.approx(0.09 - peak**2),
+            pytest.approx(0.09 - (1 - peak) ** 2),
+        )
+
+    def test_between_waypoints_that_are_low(self):
+        """Corners alone would pass."""
+        found = certify([point(0.0), point(1.0), point(2.0)], bump(1.5, 0.1, 1.0), threshold=0.1)
+        assert max(found.start_loss, found.destination_loss) < 0.1
+        assert not found.connected
+        assert (found.max_loss_at.waypoint, found.max_loss_at.fraction) == (1, 0.5)
+        assert found.max_loss == pytest.approx(1.01)
+        assert found.max_loss_at.arc == pytest.approx(0.75)
+        assert "1.01 at waypoint 1 + 0.5" in found.reasons[0]
+
+    @pytest.mark.parametrize("centre", [0.36, 0.41, 0.64])
+    def test_refinement_finds_what_the_first_points_miss(self, centre):
+        """At a quarter, a half and three quarters the loss is below the threshold."""
+        loss = bump(centre, 0.12, 0.1, floor=0.02)
+        coarse = certify(LINE, loss, threshold=0.11, interior=3, refinement=Refinement(rounds=0, most_rounds=0))
+        assert coarse.connected
+        fine = certify(LINE, loss, threshold=0.11, interior=3)
+        assert not fine.connected
+        assert fine.max_loss == pytest.approx(0.12, abs=0.002)
+
+    def test_refinement_spends_where_the_loss_is_high(self):
+        line = [point(float(i)) for i in range(20)]
+        found = certify(line, bump(7.3, 1.0, 0.09), threshold=0.2, interior=1, refinement=Refinement(rounds=3))
+        extra = found.points_evaluated - (20 + 19)
+        assert extra == 24
+        places = [p.at.waypoint + p.at.fraction for p in found.points if p.at.fraction not in (0, 0.5)]
+        assert all(4 < place < 11 for place in places)
+        assert found.resolution["widest_gap"] == 0.5
+        assert found.resolution["gaps_that_may_exceed"] == 0
+
+    def test_says_where_it_did_not_look(self):
+        """The curvature at the points says that the loss between them may be above the threshold."""
+        none = Refinement(rounds=0, most_rounds=0)
+        found = certify(LINE, measured(lambda x: 0.09 - (x - 0.375) ** 2), threshold=0.08, interior=3, refinement=none)
+        assert found.connected
+        assert found.resolution["gaps_that_may_exceed"] >= 1
+        assert found.resolution["highest_estimate_between_points"] >= 0.09
+        looked = certify(LINE, measured(lambda x: 0.09 - (x - 0.375) ** 2), threshold=0.08, interior=3)
+        assert not looked.connected
+
+    def test_gaps_have_a_finest_width(self):
+        rule = Refinement(rounds=50, gaps=100, most_rounds=50, finest=1 / 8)
+        found = certify(LINE, bump(0.5, 0.1, 1.0), threshold=0.1, interior=1, refinement=rule)
+        assert found.points_evaluated == 9
+        assert found.resolution["narrowest_gap"] == found.resolution["widest_gap"] == 1 / 8
+
+    @pytest.mark.parametrize(("segments", "inside"), [(1, 15), (13, 15), (20, 7), (50, 3), (89, 1), (400, 1)])
+    def test_every_segment_has_interior_points(self, segments, inside):
+        line = [point(float(i)) for i in range(segments + 1)]
+        found = certify(line, measured(lambda x: 0.0), threshold=0.1, refinement=Refinement(rounds=0))
+        assert found.points_evaluated == segments + 1 + segments * inside
+        assert found.resolution["interior_per_segment"] == inside
+
+
+class TestVerdict:
+    def test_threshold_below_the_endpoints(self):
+        found = certify(LINE, measured(lambda x: 0.2), threshold=0.1)
+        assert not found.connected
+        assert found.start_loss == found.destination_loss == 0.2
+        assert f"at {found.points_evaluated} of {found.points_evaluated} points" in found.reasons[0]
+
+    def test_at_the_threshold_is_connected(self):
+        assert certify(LINE, measured(lambda x: 0.1), threshold=0.1).connected
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    @pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
+    def test_not_finite(self, value, where):
+        found = certify(LINE, measured(lambda x: value if x == where else 0.01), threshold=0.1, interior=1)
+        assert not found.connected
+        assert not math.isfinite(found.max_loss)
+        assert found.max_loss_at.waypoint + found.max_loss_at.fraction == where
+        assert "not finite at 1 points" in found.reasons[0]
+        assert f"{found.max_loss_at}" in found.reasons[0]
+
+    def test_one_sample_that_is_not_finite(self):
+        """A loss function may skip a NaN; a certificate may not."""
+        found = certify(LINE, lambda state: Evaluation(0.01, None, None, 10, 1), threshold=0.1)
+        assert not found.connected
+
+    def test_nan_in_a_waypoint(self):
+        found = certify([point(0.0), point(math.nan), point(2.0)], measured(lambda x: 0.01 + 0 * x), threshold=0.1)
+        assert not found.connected
+        assert found.max_loss_at.waypoint in (0, 1)
+        assert all(0 <= p.at.arc <= 1 for p in found.points)
+
+    def test_other_reasons(self):
+        found = certify(LINE, measured(lambda x: 0.0), threshold=0.1, also_wrong=["it stops halfway"])
+        assert (found.connected, found.reasons) == (False, ["it stops halfway"])
+
+    def test_one_waypoint(self):
+        found = certify([point(0.0)], measured(lambda x: 0.05), threshold=0.1)
+        assert (found.points_evaluated, found.segments, found.lengths["arc"]) == (1, 0, 0.0)
+
+    def test_refusals(self):
+        with pytest.raises(LLPFError, match="no waypoints"):
+            certify([], measured(lambda x: 0.0), threshold=0.1)
+        with pytest.raises(LLPFError, match="threshold"):
+            certify(LINE, measured(lambda x: 0.0), threshold=math.nan)
+        with pytest.raises(LLPFError, match="inside each segment"):
+            certify(LINE, measured(lambda x: 0.0), threshold=0.1, interior=0)
+
+
+class TestScreening:
+    def certify(self, screened, full, *, error=0.001, **options):
+        line = [point(float(i)) for i in range(11)]
+        return certify(
+            line,
+            measured(screened, samples=10, error=error),
+            threshold=0.1,
+            full_train=measured(full, samples=60),
+            interior=1,
+            refinement=Refinement(rounds=0, most_rounds=0),
+            **options,
+        )
+
+    def test_ends_and_worst_points_on_all_samples(self):
+        found = self.certify(lambda x: 0.05 - 0.001 * x, lambda x: 0.051 - 0.001 * x, worst=4)
+        on_all = {p.at.waypoint + p.at.fraction for p in found.points if p.train_samples == 60}
+        assert on_all == {0, 0.5, 1, 1.5, 10}
+        assert found.connected
+        assert found.max_loss == pytest.approx(0.051)
+        assert found.max_loss_standard_error is None
+        for p in found.points:
+            if p.train_samples == 60:
+                assert p.standard_error is None
+                assert p.screened_loss == pytest.approx(p.train_loss - 0.001)
+            else:
+                assert (p.standard_error, p.screened_loss) == (0.001, None)
+        train = found.evaluation["train"]
+        assert (train["samples"], train["screening_samples"], train["screened"]) == (60, 10, True)
+        assert train["points_on_all_samples"] == 5
+
+    def test_near_the_threshold_the_full_set_decides(self):
+        """0.098 is within three errors of 0.001 of 0.1, 0.09 is not."""
+        near = self.certify(lambda x: 0.098 if x in (3, 4, 5) else 0.09, lambda x: 0.099, worst=1)
+        on_all = {p.at.waypoint for p in near.points if p.train_samples == 60}
+        assert on_all == {0, 3, 4, 5, 10}
+        assert near.connected
+        above = self.certify(lambda x: 0.098 if x in (3, 4, 5) else 0.09, lambda x: 0.101 if x == 5 else 0.09, worst=1)
+        assert not above.connected
+        assert (above.max_loss, above.max_loss_at.waypoint) == (0.101, 5)
+
+    def test_screened_above_but_truly_below(self):
+        found = self.certify(lambda x: 0.104 if x == 3 else 0.05, lambda x: 0.099 if x == 3 else 0.05, worst=1)
+        assert found.connected
+        assert found.max_loss == 0.099
+
+    def test_highest_point_is_known_on_all_samples(self):
+        """The subset is harder than the whole: full values of the worst fall below the screened rest."""
+        found = self.certify(lambda x: 0.05 + 0.001 * x, lambda x: 0.045 + 0.001 * x, worst=6)
+        assert found.max_loss == pytest.approx(0.055)
+        assert found.max_loss_at.waypoint == 10
+        assert found.max_loss_standard_error is None
+
+    def test_what_stays_screened_has_an_error(self):
+        found = self.certify(lambda x: 0.05, lambda x: 0.01, worst=2)
+        assert found.max_loss_standard_error == 0.001
+        assert found.max_loss == 0.05
+
+    def test_truly_above_ends_the_work(self):
+        calls = []
+
+        def full(x):
+            calls.append(x)
+            return 0.5
+
+        found = self.certify(lambda x: 0.5, full, worst=2)
+        assert not found.connected
+        assert len(calls) <= 4
+
+    def test_nan_on_the_subset(self):
+        found = self.certify(lambda x: math.nan if x == 5 else 0.01, lambda x: math.nan if x == 5 else 0.01)
+        assert not found.connected
+
+
+class TestGeometry:
+    def test_lengths_and_places(self):
+        line = [point(0.0, 0.0), point(3.0, 0.0), point(3.0, 4.0)]
+        found = certify(line, measured(lambda x, y: y / 100), threshold=0.1, interior=1)
+        assert found.lengths == {"arc": pytest.approx(7), "straight": pytest.approx(5)}
+        assert [p.at.arc for p in found.points if p.at.fraction in (0, 0.5)] == pytest.approx(
+            [0, 1.5 / 7, 3 / 7, 5 / 7, 1]
+        )
+
+    def test_only_parameters_have_length(self):
+        line = [{**point(float(i)), "statistics": torch.tensor(100.0 * i)} for i in range(3)]
+        found = certify(line, measured(lambda x: 0.0), threshold=0.1, parameter_names={"x"})
+        assert found.lengths["arc"] == pytest.approx(2)
+
+    def test_waypoints_that_are_alike(self):
+        found = certify([point(1.0)] * 3, measured(lambda x: 0.0), threshold=0.1)
+        assert found.connected
+        assert [p.at.arc for p in found.points] == sorted({p.at.arc for p in found.points})
+
+    def test_interpolation(self):
+        a = {"w": torch.tensor([1.0, 0.1]), "half": torch.tensor([1.0], dtype=torch.float16), "n": torch.tensor(3)}
+        b = {"w": torch.tensor([2.0, 0.2]), "half": torch.tensor([3.0], dtype=torch.float16), "n": torch.tensor(8)}
+        line = Polyline([lambda: a, lambda: b])
+        assert line.state(Position(0, 0.0)) is a
+        assert line.state(Position(1, 0.0)) is b
+        between = line.state(Position(0, 0.375))
+        assert between["w"].dtype == between["half"].dtype == torch.float64
+        assert between["w"].tolist() == [1.375, 0.625 * a["w"][1].item() + 0.375 * b["w"][1].item()]
+        assert between["half"].item() == 1.75
+        assert between["n"].item() == 3
+
+    def test_straight_line(self):
+        line = [point(0.0, 0.0), point(1.0, 2.0), point(4.0, 0.0)]
+        found = certify(
+            line, measured(lambda x, y: x + y), measured(lambda x, y: x, accuracy=0.5), threshold=9, straight_points=5
+        )
+        assert [(p.fraction, p.train_loss, p.test_loss) for p in found.straight_line] == [
+            (i / 4, float(i), float(i)) for i in range(5)
+        ]
+        assert found.connected
+        assert certify(line, measured(lambda x, y: 0.0), threshold=9, straight_points=0).straight_line == []
+
+
+def test_test_set_is_reported_not_judged():
+    def test(state):
+        x = state["x"].item()
+        return Evaluation(100 * x, None, 0.99 - 0.1 * x * (1 - x), 10, 0)
+
+    found = certify(LINE, measured(lambda x: 0.01), test, threshold=0.1, interior=3)
+    assert found.connected
+    assert found.min_test_accuracy == pytest.approx(0.965)
+    assert found.min_test_accuracy_at.fraction == 0.5
+    assert found.max_test_loss == 100
+    assert found.points_evaluated_on_test == 5
+
+
+def test_progress_counts_up():
+    seen = []
+    certify(
+        LINE,
+        measured(lambda x: 0.05, error=0.001),
+        threshold=0.1,
+        full_train=measured(lambda x: 0.05),
+        progress=lambda *said: seen.append(said),
+    )
+    done = [said[0] for said in seen]
+    assert done == list(range(1, len(seen) + 1))
+    assert all(total >= count for count, total, _ in seen)
+    assert "highest loss 0.0500" in seen[-1][2]
+
+
+def test_several_workers_find_the_same():
+    module = build_model("mlp", hidden=16)
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(300, 64, generator=generator), torch.randint(10, (300,), generator=generator)
+    line = [
+        {name: torch.randn(value.shape, generator=generator) for name, value in module.state_dict().items()}
+        for _ in range(4)
+    ]
+    train = Evaluator(module, F.cross_entropy, inputs, targets)
+    threads = torch.get_num_threads()
+    before = torch.get_rng_state()
+    found = [certify(line, train, train, threshold=0.1, workers=workers).as_dict() for workers in (1, 3, 3)]
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), before)
+    for certificate in found:
+        assert certificate.pop("environment")["workers"] in (1, 3)
+    assert found[0] == found[1] == found[2]
+
+
+def test_errors_of_workers_surface():
+    def fail(state):
+        raise LLPFError("no such layer")
+
+    with pytest.raises(LLPFError, match="no such layer"):
+        certify(LINE, fail, threshold=0.1, workers=2)
