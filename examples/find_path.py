@@ -15,6 +15,7 @@ import llpf_fast
 from llpf_fast.data import load_dataset
 from llpf_fast.find import CorrectionSettings, Settings, StepSettings
 from llpf_fast.models import accuracy, train_model
+from llpf_fast.report.picture import draw_path
 
 
 def network() -> nn.Module:
@@ -39,6 +40,10 @@ def main() -> None:
     out = Path(tempfile.mkdtemp()) / "run"
     path = llpf_fast.find_path(network(), ends[0], ends[1], data=data.train, settings=settings, out=out)
     print(f"path of {len(path)} waypoints in {out}")
+
+    certificate = llpf_fast.verify_run(out, model=network(), train=data.train, test=data.test)
+    print(f"connected: {certificate.connected}, highest training loss {certificate.max_loss:.4f}")
+    print(f"picture: {draw_path(out)}")
 
 
 if __name__ == "__main__":
