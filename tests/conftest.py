@@ -10,27 +10,39 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from torch import Tensor
 
 from llpf_fast.ops.backend import use_backend, why_not
 
 torch.set_num_threads(1)
 
-_COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+#: Without hypothesis's explain phase: it takes minutes for an op and says what the failure's own message says.
+_COMMON: dict[str, Any] = {
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": list(HealthCheck),
+    "phases": [Phase.explicit, Phase.generate, Phase.shrink],
+}
 #: The same examples on every run, so that a red run can be repeated; `--hypothesis-profile=fresh` looks for new ones.
 settings.register_profile("ci", derandomize=True, max_examples=80, **_COMMON)
-settings.register_profile("fresh", max_examples=800, **_COMMON)
-settings.load_profile("ci")
+settings.register_profile("fresh", max_examples=400, **_COMMON)
+settings.register_profile("interpreter", derandomize=True, max_examples=8, **_COMMON)
+settings.load_profile("interpreter" if INTERPRETED else "ci")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "many_elements: more elements than Triton's interpreter gets through")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="no NVIDIA GPU that torch can use")
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU that torch can use"))
+        if "many_elements" in item.keywords and INTERPRETED:
+            item.add_marker(pytest.mark.skip(reason="too many elements for Triton's interpreter"))
 
 
 @pytest.fixture(autouse=True)
@@ -72,8 +84,8 @@ def poisoned_everywhere() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-#: Triton's interpreter takes milliseconds a program: it joins only where TRITON_INTERPRET=1 asks for it.
-BACKENDS = ("eager", "cpp", "triton") if os.environ.get("TRITON_INTERPRET") == "1" else ("eager", "cpp")
+#: `TRITON_INTERPRET=1 pytest tests/ops` puts the Triton kernels, in their interpreter, through the same tests.
+BACKENDS = ("triton",) if INTERPRETED else ("eager", "cpp")
 
 
 @pytest.fixture(params=BACKENDS)

@@ -80,6 +80,7 @@ def test_repeats_bitwise_and_row_by_row(case: Case, seed: int) -> None:
             assert same_bits(x[k], run(row, maps[k].clone(), row.d))
 
 
+@pytest.mark.many_elements
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rounds_to_nearest_even(dtype: torch.dtype, backend: str) -> None:
     """Every 16-bit pattern: the float32 arithmetic's value, stored as torch stores it; infinities and NaN included."""
@@ -161,6 +162,7 @@ def test_d_may_be_p_itself() -> None:
     assert torch.equal(x[:, :5000], (2.5 * p + 1.0)[:, :5000])
 
 
+@pytest.mark.many_elements
 @pytest.mark.parametrize("paths", [None, 3])
 @pytest.mark.usefixtures("backend")
 def test_any_number_of_threads(paths: int | None) -> None:
@@ -175,6 +177,7 @@ def test_any_number_of_threads(paths: int | None) -> None:
     assert same_bits(one, two)
 
 
+@pytest.mark.many_elements
 def test_the_bound_of_eager_is_reachable() -> None:
     """The bound is not so wide that it would hide a map rounded to bfloat16 or a forgotten term."""
     p, d = torch.randn(1000), torch.randn(1000)

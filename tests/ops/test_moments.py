@@ -121,6 +121,7 @@ def test_against_exact_integers(n: int, kind: str) -> None:
         assert abs(got[column] - want[column]) <= relative * float(size[column])
 
 
+@pytest.mark.many_elements
 def test_eleven_million_against_integers() -> None:
     """One huge segment whose mean is a million times its deviation: integers, so that int64 sums are exact."""
     n = 11_000_000
@@ -140,6 +141,7 @@ def test_eleven_million_against_integers() -> None:
         assert abs(got[column].item() - want[column]) <= 1e-11 * size
 
 
+@pytest.mark.many_elements
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_thousands_of_one_element_segments(dtype: torch.dtype) -> None:
     table = SegmentTable.from_lengths([1] * 3000)
@@ -162,6 +164,7 @@ def test_all_masked_and_no_segments() -> None:
     assert measure(torch.randn(2, 16), None, nothing).shape == (2, 0, 5)
 
 
+@pytest.mark.many_elements
 @pytest.mark.parametrize("paths", [None, 3])
 def test_any_number_of_threads(paths: int | None) -> None:
     """Large enough that a threaded implementation splits it."""

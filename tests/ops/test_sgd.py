@@ -95,6 +95,7 @@ def test_equals_the_formula(case: Case, rule: dict[str, Any], kind: int, backend
                 assert_within(left[part], want_buffer[part], bound)
 
 
+@pytest.mark.many_elements
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rule", RULES[:-1], ids=str)
 @pytest.mark.usefixtures("backend")
@@ -247,6 +248,7 @@ def test_closed_paths_are_not_read() -> None:
     assert bool((new[0] != p[0])[:4097].all())
 
 
+@pytest.mark.many_elements
 @pytest.mark.parametrize("paths", [None, 3])
 def test_any_number_of_threads(paths: int | None, backend: str) -> None:
     table = SegmentTable.from_lengths([600_003, 1, 100_001])

@@ -177,6 +177,7 @@ def test_distance_and_variance_groups(destination: Destination, backend: str) ->
     assert_tick(replace(case, radius=radius), backend)
 
 
+@pytest.mark.many_elements
 def test_thousands_of_one_element_segments(backend: str) -> None:
     case = simple([1] * 3000)
     assert_tick(case, backend)
@@ -278,6 +279,7 @@ def test_uninitialised_memory_never_leaks(backend: str) -> None:
     assert bool(waypoint.isfinite().all())
 
 
+@pytest.mark.many_elements
 @pytest.mark.parametrize("paths", [None, 3])
 def test_any_number_of_threads(paths: int | None, backend: str) -> None:
     """Large enough that a threaded implementation splits it, in one path and over paths."""
@@ -293,6 +295,7 @@ def test_any_number_of_threads(paths: int | None, backend: str) -> None:
         assert same_bits(other, waypoint)
 
 
+@pytest.mark.many_elements
 def test_groups_larger_than_the_cache(backend: str) -> None:
     """Groups that cross each other and span what an implementation would walk in one go; two threads and two paths."""
     case = simple(
@@ -315,6 +318,7 @@ def test_groups_larger_than_the_cache(backend: str) -> None:
     assert same_bits(parts, x)
 
 
+@pytest.mark.many_elements
 def test_eleven_million(backend: str) -> None:
     """One segment of ResNet18's size beside small ones, against plain float64 tensor operations."""
     case = simple([11_000_000, 1, 129], rule=Rule(project_first=True))
