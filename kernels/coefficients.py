@@ -262,6 +262,8 @@ def move(
     mean_delta, c = tl.load(mine + 2, mask=own, other=0.0), tl.load(mine + 3, mask=own, other=0.0)
     m2_delta = tl.load(mine + 4, mask=own, other=0.0)
     m2_m = m2_p + 2 * t * c + t * t * m2_delta
+    # A tile smaller than the program lives in several threads at once: all have read their row before one writes it.
+    tl.debug_barrier()
     tl.store(mine, mean_p + t * mean_delta, mask=own)
     tl.store(mine + 1, tl.where(m2_m < 0, 0.0, m2_m), mask=own)
     tl.store(mine + 2, m2_p + t * t * m2_delta, mask=own)
@@ -307,6 +309,7 @@ def rescale(
         keep = s * (1.0 - t + t * alpha)
         b = tl.zeros([LANES], tl.float64)
         c = keep * c0 + s * t * toward + (1.0 - s) * group_mean
+    tl.debug_barrier()
     tl.store(result, tl.where(there, keep * s0, 1.0), mask=own)
     tl.store(result + 1, tl.where(there, b, 0.0), mask=own)
     tl.store(result + 2, tl.where(there, c, 0.0), mask=own)

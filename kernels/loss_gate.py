@@ -42,20 +42,19 @@ def gate_kernel(
     row = tl.program_id(0).to(tl.int64)
     state += row * WIDTH
     is_open = (tl.load(state) != 0) & (tl.load(state + 1) == 0)
-    last = is_open
-    if is_open:
-        rounds = tl.load(state + 2)
-        slot = rounds.to(tl.int64) % MIN_ROUNDS
-        newest = tl.load(loss + row).to(tl.float64)
-        total = tl.full([], 0.0, tl.float64)
-        for i in range(MIN_ROUNDS):
-            total += tl.where(slot == i, newest, tl.load(state + 4 + i))
-        rounds += 1
-        count = tl.where(rounds < MIN_ROUNDS, rounds, MIN_ROUNDS)
-        mean = total / count
-        last = ((rounds >= MIN_ROUNDS) & (mean <= threshold)) | (rounds >= max_rounds)
-        tl.store(state + 4 + slot, newest)
-        tl.store(state + 2, rounds)
-        tl.store(state + 3, mean)
-    tl.store(state + 1, last.to(tl.float64))
+    rounds = tl.load(state + 2)
+    slot = rounds.to(tl.int64) % MIN_ROUNDS
+    newest = tl.load(loss + row).to(tl.float64)
+    total = tl.full([], 0.0, tl.float64)
+    for i in range(MIN_ROUNDS):
+        total += tl.where(slot == i, newest, tl.load(state + 4 + i))
+    rounds += 1
+    mean = total / tl.where(rounds < MIN_ROUNDS, rounds, MIN_ROUNDS)
+    last = is_open & (((rounds >= MIN_ROUNDS) & (mean <= threshold)) | (rounds >= max_rounds))
+    # Every thread has read the state before one of them writes it.
+    tl.debug_barrier()
     tl.store(state, is_open.to(tl.float64))
+    tl.store(state + 1, last.to(tl.float64))
+    tl.store(state + 2, rounds, mask=is_open)
+    tl.store(state + 3, mean, mask=is_open)
+    tl.store(state + 4 + slot, newest, mask=is_open)
