@@ -1,4 +1,4 @@
-"""Everything that decides a path, as typed dataclasses: what recipes (YAML), the command line and Python callers set."""
+"""Everything that decides a path, as typed dataclasses: recipes (YAML), the command line and Python callers set it."""
 
 from __future__ import annotations
 

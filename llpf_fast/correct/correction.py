@@ -1,0 +1,129 @@
+"""The loss-constraint correction: train after a move until the loss is back under the threshold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..errors import LLPFError
+from ..flat import FlatParameters
+from ..ops.loss_gate import LAST, MEAN
+from .draw import Batches
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """What one correction did: gradient steps, mean loss of the window at its end, whether that met the threshold."""
+
+    rounds: int
+    loss: float
+    met: bool
+
+
+class Correction:
+    """Trains ``flat.module`` in train mode; one iteration is draw, forward, loss, gate, backward, update.
+
+    Args:
+        flat: the module and its flat buffers.
+        loss_fn: (model output, targets) -> scalar mean loss.
+        batches: where batches come from.
+        threshold, min_rounds, max_rounds: see :func:`llpf_fast.ops.loss_gate_`.
+        lr, momentum, weight_decay, nesterov: of the fused update ``sgd_``; ignored with ``optimizer``.
+        keep_momentum: carry the momentum buffer from one correction to the next.
+        optimizer: any ``torch.optim`` optimiser over the module's parameters, instead of ``sgd_``.
+    """
+
+    def __init__(
+        self,
+        flat: FlatParameters,
+        loss_fn: LossFunction,
+        batches: Batches,
+        *,
+        threshold: float,
+        min_rounds: int,
+        max_rounds: int,
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        keep_momentum: bool = False,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self._flat, self._loss_fn, self._batches = flat, loss_fn, batches
+        self._rule = {"threshold": threshold, "min_rounds": min_rounds, "max_rounds": max_rounds}
+        self._optimizer = optimizer
+        device = flat.data.device
+        self._lr = torch.tensor(lr, dtype=torch.float64, device=device)
+        self._hyper = {
+            "momentum": momentum,
+            "dampening": 0.0,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+        }
+        self._keep_momentum = keep_momentum
+        self.momentum_buffer = torch.zeros_like(flat.data) if momentum and optimizer is None else None
+        self._fresh = ops.gate_state(min_rounds, device=device)
+        self._state = self._fresh.clone()
+
+    @property
+    def module(self) -> nn.Module:
+        return self._flat.module
+
+    def run(self, first_round: int, *, threshold: float | None = None) -> Corrected:
+        """Train from round ``first_round`` of the stream until the gate closes.
+
+        Raises:
+            LLPFError: the loss became NaN or infinite.
+        """
+        rule = self._rule if threshold is None else {**self._rule, "threshold": threshold}
+        self._state.copy_(self._fresh)
+        if self.momentum_buffer is not None and not self._keep_momentum:
+            self.momentum_buffer.zero_()
+        self.module.train()
+        rounds = 0
+        while True:
+            loss = self._iterate(first_round + rounds, rule)
+            rounds += 1
+            if not math.isfinite(loss):
+                raise LLPFError(
+                    f"the training loss became {loss} in round {rounds} of the correction; "
+                    "try a smaller correction.lr or a smaller step"
+                )
+            if self._state[LAST]:
+                mean = float(self._state[MEAN])
+                return Corrected(rounds, mean, mean <= rule["threshold"])
+
+    def _iterate(self, round_: int, rule: dict[str, Any]) -> float:
+        flat = self._flat
+        inputs, targets = self._batches.draw(round_)
+        flat.zero_grad()
+        loss = self._loss_fn(self.module(inputs), targets)
+        value = loss.detach()
+        torch.ops.llpf_fast.loss_gate_.default(self._state, value, **rule)
+        loss.backward()
+        if self._optimizer is not None:
+            self._optimizer.step()
+            return float(value)
+        flat.ensure_gradients()
+        torch.ops.llpf_fast.sgd_.default(
+            flat.data,
+            flat.grad,
+            self.momentum_buffer,
+            self._lr,
+            flat.table.segments,
+            flat.table.chunks,
+            self._state,
+            None,
+            None,
+            None,
+            **self._hyper,
+        )
+        return float(value)

@@ -1,0 +1,94 @@
+"""The finder's own judgement of points and chords on a small fixed set; the certificate never relies on it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..correct import LossFunction
+from ..errors import LLPFError
+from ..flat import FlatParameters
+
+_BATCH = 500
+
+
+class Screen:
+    """Eval-mode loss of flat points on a fixed set of training samples.
+
+    Args:
+        module: architecture; copied, so that judging never touches the module being trained.
+        loss_fn: (model output, targets) -> mean loss.
+        batches: list of (inputs, targets) on the module's device.
+    """
+
+    def __init__(self, module: nn.Module, loss_fn: LossFunction, batches: list[tuple[Any, Any]], **flat: Any) -> None:
+        twin = copy.deepcopy(module)
+        twin.eval().requires_grad_(False)
+        self._flat = FlatParameters(twin, **flat)
+        self._loss_fn, self._batches = loss_fn, batches
+
+    @torch.inference_mode()
+    def loss(self, values: Tensor, buffers: dict[str, Tensor]) -> float:
+        """Mean loss at the flat point ``values [N]`` with the given buffers; NaN counts as infinite.
+
+        Raises:
+            LLPFError: the model's forward or the loss fails on the data.
+        """
+        self._flat.data.copy_(values)
+        for name, buffer in self._flat.module.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
+        total, count = 0.0, 0
+        for inputs, targets in self._batches:
+            try:
+                value = self._loss_fn(self._flat.module(inputs), targets)
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                shape = list(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+                first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise LLPFError(f"the model's forward fails on data of shape {shape}: {first}") from error
+            size = len(targets)
+            total, count = total + float(value) * size, count + size
+        mean = total / count
+        return mean if math.isfinite(mean) else math.inf
+
+    def chord(self, a: Tensor, b: Tensor, buffers: dict[str, Tensor], points: int, limit: float) -> float:
+        """Highest loss at ``points`` equally spaced interior points from a to b; stops at the first above ``limit``.
+
+        The middle comes first: that is where a barrier is highest.
+        """
+        fractions = sorted((i / (points + 1) for i in range(1, points + 1)), key=lambda f: abs(f - 0.5))
+        highest = 0.0
+        for fraction in fractions:
+            highest = max(highest, self.loss(torch.lerp(a, b, fraction), buffers))
+            if highest > limit:
+                break
+        return highest
+
+
+def screen_batches(data: Any, size: int, device: torch.device) -> list[tuple[Any, Any]]:
+    """The first ``size`` samples of a loader, or a fixed stratified subset of (inputs, targets) tensors, in batches."""
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
+        from ..verify import stratified_subset
+
+        inputs, targets = data
+        if len(inputs) == 0:
+            raise LLPFError("the training data is empty")
+        if size and size < len(inputs):
+            index = stratified_subset(targets, size)
+            inputs, targets = inputs[index], targets[index]
+        parts = zip(inputs.split(_BATCH), targets.split(_BATCH), strict=True)
+        return [(x.to(device), y.to(device)) for x, y in parts]
+    chosen: list[tuple[Any, Any]] = []
+    seen = 0
+    for inputs, targets in data:
+        chosen.append((inputs.to(device), targets.to(device)))
+        seen += len(targets)
+        if size and seen >= size:
+            break
+    if not seen:
+        raise LLPFError("the training data is empty")
+    return chosen
