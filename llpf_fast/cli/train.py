@@ -96,6 +96,7 @@ def train_endpoint(
     check_images(model_name, data.train_inputs)
     began = time.monotonic()
     with Progress("epoch", quiet=quiet) as progress:
+        progress.update(0, epochs)
         train_model(
             model.to(where),
             data.train_inputs.to(where),
