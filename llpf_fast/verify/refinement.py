@@ -19,14 +19,14 @@ class Refinement:
 
     The loss inside a gap between two neighbouring points may reach about the higher end plus what the curvature seen
     nearby allows. Each of ``rounds`` rounds halves the ``gaps`` gaps where that estimate is highest. Rounds go on, up
-    to ``most_rounds``, while the estimate of some gap exceeds the threshold though both its ends are below it. Gaps of
-    ``finest`` of their segment are not halved.
+    to ``most_rounds``, while the estimate of some gap exceeds the threshold though both its ends are below it. No gap
+    becomes narrower than ``finest`` of the path's length.
     """
 
     rounds: int = 4
     gaps: int = 8
     most_rounds: int = 12
-    finest: float = 1 / 64
+    finest: float = 1 / 1024
 
 
 @dataclass(frozen=True)

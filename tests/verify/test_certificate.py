@@ -71,7 +71,7 @@ class TestWhereTheHighestLossIs:
         assert extra == 24
         places = [p.at.waypoint + p.at.fraction for p in found.points if p.at.fraction not in (0, 0.5)]
         assert all(4 < place < 11 for place in places)
-        assert found.resolution["widest_gap"] == 0.5
+        assert found.resolution["widest_gap"] == pytest.approx(0.5 / 19)
         assert found.resolution["gaps_that_may_exceed"] == 0
 
     def test_says_where_it_did_not_look(self):
@@ -90,12 +90,19 @@ class TestWhereTheHighestLossIs:
         assert found.points_evaluated == 9
         assert found.resolution["narrowest_gap"] == found.resolution["widest_gap"] == 1 / 8
 
-    @pytest.mark.parametrize(("segments", "inside"), [(1, 15), (13, 15), (20, 7), (50, 3), (89, 1), (400, 1)])
+    @pytest.mark.parametrize(("segments", "inside"), [(1, 63), (10, 7), (16, 3), (64, 1), (400, 1)])
     def test_every_segment_has_interior_points(self, segments, inside):
         line = [point(float(i)) for i in range(segments + 1)]
         found = certify(line, measured(lambda x: 0.0), threshold=0.1, refinement=Refinement(rounds=0))
         assert found.points_evaluated == segments + 1 + segments * inside
-        assert found.resolution["interior_per_segment"] == inside
+        assert found.resolution["fewest_interior_points"] == found.resolution["most_interior_points"] == inside
+        assert found.resolution["widest_gap"] <= 1 / 64
+
+    def test_long_segments_have_more(self):
+        line = [point(float(x)) for x in (0, 1, 2, 2, 100)]
+        found = certify(line, measured(lambda x: 0.0), threshold=0.1, refinement=Refinement(rounds=0))
+        inside = [p.at.waypoint for p in found.points if p.at.fraction > 0]
+        assert [inside.count(i) for i in range(4)] == [1, 1, 1, 63]
 
 
 class TestVerdict:
