@@ -152,9 +152,9 @@ class PathFinder:
         c = self.settings.correction
         batches: Any
         if isinstance(self._train, tuple):
-            batches = TensorBatches(
-                *self._train, c.batch_size, seed=self.settings.seed, augment=augmentation(self.settings.augmentation)
-            )
+            inputs, targets = self._train
+            augment = augmentation(self.settings.augmentation)
+            batches = TensorBatches(inputs, targets, c.batch_size, seed=self.settings.seed, augment=augment)
         else:
             batches = LoaderBatches(self._train, self._device)
         return Correction(
@@ -212,7 +212,7 @@ class PathFinder:
         """Search until arrival or ``max_ticks``; returns at once when the run is complete already."""
         settings, began = self.settings, time.monotonic()
         if self._run.complete:
-            return self._result(True, 0.0)
+            return self._result(self._run.arrived, 0.0)
         arrived = False
         while self._tick < settings.max_ticks:
             self._tick += 1
@@ -354,6 +354,8 @@ class PathFinder:
         if saved is None:
             if not run.complete:
                 run.truncate(waypoints=1, metrics=0)
+                if not run.waypoints():
+                    run.add_waypoint(0, self._start)
             return
         tensors, state = saved
         with torch.no_grad():
