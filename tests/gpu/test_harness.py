@@ -1,0 +1,58 @@
+"""The GPU checks can fail, and gpu_check.py says so when there is no GPU: tested without one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gpu_checks
+import pytest
+import torch
+from torch import Tensor
+
+from llpf_fast import ops
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["moments", "affine", "loss_gate", "rows"])
+def test_checks_pass_on_the_cpu(name: str) -> None:
+    gpu_checks.run_check(name, "auto", CPU)
+
+
+@pytest.mark.parametrize("name", ["graph", "launches", "no_allocation", "no_synchronisation", "streams"])
+def test_checks_of_the_device_say_that_they_need_one(name: str) -> None:
+    with pytest.raises(gpu_checks.NotHere):
+        gpu_checks.run_check(name, "auto", CPU)
+
+
+def test_a_wrong_affine_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ops.affine_
+
+    def wrong(p: Tensor, *others: Tensor) -> None:
+        right(p, *others)
+        p.reshape(-1)[-1] += 1e-3
+
+    monkeypatch.setattr(ops, "affine_", wrong)
+    with pytest.raises(AssertionError, match="affine_ of padded"):
+        gpu_checks.check_affine(CPU)
+
+
+def test_wrong_moments_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ops.moments
+    monkeypatch.setattr(ops, "moments", lambda *given: right(*given) * (1 + 1e-9))
+    with pytest.raises(AssertionError, match="moments of padded"):
+        gpu_checks.check_moments(CPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_check_without_a_gpu_is_one_line() -> None:
+    command = [sys.executable, ROOT / "benchmarks/gpu_check.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LLPF_CUDA": "0"})
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "no NVIDIA GPU" in done.stderr
