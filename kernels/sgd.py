@@ -43,6 +43,8 @@ def sgd_triton(
     for name, other in (("g", g), ("momentum_buffer", momentum_buffer), ("d", d)):
         if other is not None:
             check_no_partial_overlap("sgd_", p, name, other)
+            if momentum_buffer is not None:
+                check_no_partial_overlap("sgd_", momentum_buffer, name, other, "momentum_buffer")
     paths, length = paths_and_length(p)
     launch(
         sgd_kernel,

@@ -10,6 +10,7 @@ from llpf_fast.ops.library import (
     MOMENT_COLUMNS,
     check,
     check_no_partial_overlap,
+    overlap,
     rows,
 )
 from llpf_fast.ops.tick import check_tick
@@ -53,6 +54,7 @@ def tick_triton(
     if waypoint is not None:
         check(waypoint.data_ptr() != p.data_ptr(), lambda: "tick_: waypoint must not be p itself")
         check_no_partial_overlap("tick_", p, "waypoint", waypoint)
+        check(d is None or not overlap(waypoint, d), lambda: "tick_: waypoint and d overlap in memory; clone one")
     paths, count, pieces = rows(p), segments.shape[0], chunks.shape[0]
     scratch = scratch.view(-1)
     partial, rest = scratch[: 5 * paths * pieces], scratch[5 * paths * pieces :]

@@ -218,15 +218,21 @@ void rule(const char* op, const A& like, int64_t paths, int64_t segments, const 
   if (radius) float64(op, like, "radius", *radius, {{segments}});
 }
 
-/// An exact alias reads before it writes and is harmless; any other overlap is refused.
 template <class A>
-void no_partial_overlap(const char* op, const A& p, const char* name, const A& other) {
-  const auto* a = static_cast<const char*>(p.data_ptr());
-  const auto* b = static_cast<const char*>(other.data_ptr());
-  const int64_t a_bytes = p.numel() * bytes_of(dtype_of(p));
-  const int64_t b_bytes = other.numel() * bytes_of(dtype_of(other));
-  if (a_bytes == 0 || b_bytes == 0 || a + a_bytes <= b || b + b_bytes <= a) return;
-  LLPF_CHECK(a == b && element_of(p) == element_of(other) && same(p.sizes(), other.sizes()), op, ": p and ", name,
+bool overlap(const A& left, const A& right) {
+  const auto* a = static_cast<const char*>(left.data_ptr());
+  const auto* b = static_cast<const char*>(right.data_ptr());
+  const int64_t a_bytes = left.numel() * bytes_of(dtype_of(left));
+  const int64_t b_bytes = right.numel() * bytes_of(dtype_of(right));
+  return a_bytes > 0 && b_bytes > 0 && a < b + b_bytes && b < a + a_bytes;
+}
+
+/// `p` is written: an exact alias reads before it writes and is harmless; any other overlap is refused.
+template <class A>
+void no_partial_overlap(const char* op, const A& p, const char* name, const A& other, const char* own = "p") {
+  if (!overlap(p, other)) return;
+  const bool alias = p.data_ptr() == other.data_ptr() && element_of(p) == element_of(other);
+  LLPF_CHECK(alias && same(p.sizes(), other.sizes()), op, ": ", own, " and ", name,
              " overlap in memory without being the same tensor; clone one");
 }
 
@@ -257,6 +263,10 @@ void sgd(const A& p, const A& g, const std::optional<A>& momentum_buffer, const 
   no_partial_overlap(op, p, "g", g);
   if (momentum_buffer) no_partial_overlap(op, p, "momentum_buffer", *momentum_buffer);
   if (d) no_partial_overlap(op, p, "d", *d);
+  if (momentum_buffer) {
+    no_partial_overlap(op, *momentum_buffer, "g", g, "momentum_buffer");
+    if (d) no_partial_overlap(op, *momentum_buffer, "d", *d, "momentum_buffer");
+  }
 }
 
 template <class A>
@@ -279,6 +289,8 @@ void tick(const A& p, const std::optional<A>& d, const A& segments, const A& chu
   if (waypoint) {
     LLPF_CHECK(p.numel() == 0 || waypoint->data_ptr() != p.data_ptr(), op, ": waypoint must not be p itself");
     no_partial_overlap(op, p, "waypoint", *waypoint);
+    // The waypoint is written before d is read, so that even an exact alias would be wrong.
+    LLPF_CHECK(!d || !overlap(*waypoint, *d), op, ": waypoint and d overlap in memory; clone one");
   }
 }
 

@@ -167,17 +167,20 @@ def check_gate(op: str, like: Tensor, paths: int, gate: Tensor | None) -> None:
     check_same_device(op, like, "gate", gate)
 
 
-def check_no_partial_overlap(op: str, p: Tensor, name: str, other: Tensor) -> None:
-    """An exact alias reads before it writes and is harmless; any other overlap is refused."""
-    if p.numel() == 0 or other.numel() == 0 or p.device != other.device:
-        return
-    a, b = p.data_ptr(), other.data_ptr()
-    if a == b and p.dtype == other.dtype and p.shape == other.shape:
-        return
-    disjoint = a + p.numel() * p.element_size() <= b or b + other.numel() * other.element_size() <= a
+def overlap(left: Tensor, right: Tensor) -> bool:
+    """Whether two contiguous tensors share memory."""
+    if left.numel() == 0 or right.numel() == 0 or left.device != right.device:
+        return False
+    a, b = left.data_ptr(), right.data_ptr()
+    return a < b + right.numel() * right.element_size() and b < a + left.numel() * left.element_size()
+
+
+def check_no_partial_overlap(op: str, p: Tensor, name: str, other: Tensor, own: str = "p") -> None:
+    """``p`` is written: an exact alias reads before it writes and is harmless; any other overlap is refused."""
+    same = p.data_ptr() == other.data_ptr() and p.dtype == other.dtype and p.shape == other.shape
     check(
-        disjoint,
-        lambda: f"{op}: p and {name} overlap in memory without being the same tensor; clone one",
+        same or not overlap(p, other),
+        lambda: f"{op}: {own} and {name} overlap in memory without being the same tensor; clone one",
     )
 
 

@@ -164,6 +164,8 @@ def sgd_eager(
     for name, other in (("g", g), ("momentum_buffer", momentum_buffer), ("d", d)):
         if other is not None:
             check_no_partial_overlap("sgd_", p, name, other)
+            if momentum_buffer is not None:
+                check_no_partial_overlap("sgd_", momentum_buffer, name, other, "momentum_buffer")
     k, s = rows(p), segments.shape[0]
     compute = accumulation_dtype(p.dtype)
     opening = gate_rows(gate, k)

@@ -21,6 +21,7 @@ from .library import (
     check_table,
     define,
     gate_rows,
+    overlap,
     rows,
 )
 from .moments import moments_eager
@@ -166,6 +167,8 @@ def tick_eager(
             lambda: "tick_: waypoint must not be p itself",
         )
         check_no_partial_overlap("tick_", p, "waypoint", waypoint)
+        # The waypoint is written before d is read, so that even an exact alias would be wrong.
+        check(d is None or not overlap(waypoint, d), lambda: "tick_: waypoint and d overlap in memory; clone one")
     measured = moments_in if moments_in is not None else moments_eager(p, d, segments, chunks, scratch)
     maps = coefficients_eager(
         measured,

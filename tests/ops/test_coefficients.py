@@ -119,6 +119,26 @@ def test_flags(flag: SegmentFlag, share: float) -> None:
     assert simple([flag], [0.0, 0.25])[0].tolist() == pytest.approx([1 - share, share, 0, 1, 0], abs=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("destination", "radius", "want"),
+    [
+        (Destination.POINT, None, [0.75, 0.25, 0.0]),
+        (Destination.ORIGIN, None, [0.75, 0.0, 0.0]),
+        (Destination.INFINITY, None, [1.25, 0.0, 0.0]),
+        (Destination.MEAN, None, [0.75, 0.0, 0.25]),
+        (Destination.VARIANCE_SPHERE, 4.0, [1.25, 0.0, -0.25]),
+        (Destination.NORM_SPHERE, 2 * 19**0.5, [1.25, 0.0, 0.0]),
+    ],
+)
+def test_a_quarter_of_the_way_to_each_destination(
+    destination: Destination, radius: float | None, want: list[float]
+) -> None:
+    """Mean 1, variance 1, ten elements: the norm is sqrt(19), twice the deviation is the variance sphere of 4."""
+    sphere = None if radius is None else torch.tensor([radius], dtype=torch.float64)
+    got = simple([SegmentFlag.FREE], [0.0, 0.25], destination=destination, radius=sphere)
+    assert got[0].tolist() == pytest.approx([*want, 1.0, 0.0], abs=1e-15)
+
+
 def test_step_rules() -> None:
     """The paper adds the fixed and the relative part, the authors' code takes the larger and oversteps."""
     distance = 2 * 10**0.5

@@ -105,18 +105,18 @@ def change(name: str, make: Callable[[Any], Any]) -> Callable[[Arguments], None]
     return lambda arguments: arguments.update({name: make(arguments[name])})
 
 
-def shifted(name: str) -> Callable[[Arguments], None]:
-    """``name`` overlaps p, eight elements later."""
+def shifted(name: str, other: str = "p") -> Callable[[Arguments], None]:
+    """``name`` overlaps ``other``, eight elements later."""
 
     def spoil(arguments: Arguments) -> None:
         both = torch.randn(2 * N)
-        arguments["p"], arguments[name] = both[:N], both[8 : 8 + N]
+        arguments[other], arguments[name] = both[:N], both[8 : 8 + N]
 
     return spoil
 
 
-def alias(name: str) -> Callable[[Arguments], None]:
-    return lambda arguments: arguments.update({name: arguments["p"]})
+def alias(name: str, other: str = "p") -> Callable[[Arguments], None]:
+    return lambda arguments: arguments.update({name: arguments[other]})
 
 
 def to_sphere(radius: torch.Tensor | None) -> Callable[[Arguments], None]:
@@ -211,6 +211,8 @@ def bad() -> list[Bad]:
     add("sgd_", "g with strides", change("g", strided), "g must be contiguous", "[2]")
     add("sgd_", "g overlaps p", shifted("g"), "p and g overlap")
     add("sgd_", "buffer overlaps p", shifted("momentum_buffer"), "p and momentum_buffer overlap")
+    add("sgd_", "buffer overlaps g", shifted("momentum_buffer", "g"), "momentum_buffer and g overlap")
+    add("sgd_", "buffer overlaps d", shifted("momentum_buffer", "d"), "momentum_buffer and d overlap")
     add("sgd_", "buffer of float64", change("momentum_buffer", lambda b: b.double()), "momentum_buffer", "32", "64")
     add("sgd_", "no buffer", without("momentum_buffer"), "momentum_buffer", "0.9", "missing")
     add("sgd_", "buffer without momentum", lambda a: a.update(momentum=0.0), "momentum_buffer", "given")
@@ -248,3 +250,28 @@ def test_refused(op: str, spoil: Callable[[Arguments], None], says: list[str]) -
         assert any(word in message for word in words.split("|")), f"{words!r} missing in: {message}"
     for name, value in tensors.items():
         assert same_bits(value, before[name]), f"{name} was written before the refusal"
+
+
+@pytest.mark.parametrize("op", ["moments", "affine_", "tick_", "sgd_"])
+@pytest.mark.parametrize(
+    ("name", "row", "column", "value"),
+    [
+        ("segments", 1, 0, N - 9),
+        ("segments", 0, 0, -1),
+        ("segments", 1, 1, 1 << 62),
+        ("segments", 0, 1, -1),
+        ("chunks", 0, 0, 2),
+        ("chunks", 1, 0, 0),
+        ("chunks", 0, 0, -1),
+        ("chunks", 1, 1, 0),
+        ("chunks", 1, 2, 11),
+        ("chunks", 1, 2, 1 << 62),
+    ],
+)
+def test_a_table_that_leaves_the_buffer(op: str, name: str, row: int, column: int, value: int, backend: str) -> None:
+    if backend != "cpp":
+        pytest.skip(f"{backend} trusts SegmentTable: a look at the table would cost a GPU a synchronisation")
+    arguments = GOOD[op]()
+    arguments[name][row, column] = value
+    with pytest.raises(RuntimeError, match=rf"{op}: (segments|chunks): .*buffer of {N} elements"):
+        getattr(torch.ops.llpf_fast, op)(**arguments)
