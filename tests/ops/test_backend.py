@@ -1,0 +1,277 @@
+"""Which implementation runs: the switch, what it says where it cannot, what the compiled one promises besides."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llpf_fast import ops
+from llpf_fast.errors import LLPFError
+from llpf_fast.flat.table import SegmentTable
+from llpf_fast.ops import backend
+
+from .comparison import same_bits
+
+needs_cpp = pytest.mark.skipif(backend.why_not("cpp", "cpu") is not None, reason="_C is not built")
+
+TABLE = SegmentTable.from_lengths([5000, 7, 300], distance_groups=[0, 0, 1])
+
+
+@pytest.fixture(autouse=True)
+def first_choice() -> Iterator[None]:
+    yield
+    backend.use_backend(os.environ.get("LLPF_BACKEND") or "auto")
+
+
+def moments(p: Tensor | None = None) -> Tensor:
+    p = torch.linspace(-1, 1, TABLE.numel) if p is None else p
+    return ops.moments(p, p.flip(-1), TABLE.segments, TABLE.chunks, TABLE.scratch())
+
+
+def calls_of_eager(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the ops whose eager kernel ran, from now on."""
+    calls: list[str] = []
+
+    def spied(name: str, kernel: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            return kernel(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(backend, "EAGER", {name: spied(name, kernel) for name, kernel in backend.EAGER.items()})
+    return calls
+
+
+def python(code: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A fresh process, since the first choice and the instruction set are made once."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    root = Path(__file__).parents[2]
+    return subprocess.run(
+        [sys.executable, *flags, "-c", code], cwd=root, env=environment, capture_output=True, text=True
+    )
+
+
+@needs_cpp
+def test_the_switch_switches_and_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = calls_of_eager(monkeypatch)
+    ops.use_backend("cpp")
+    moments()
+    assert calls == []
+    with ops.use_backend("eager"):
+        moments()
+        assert calls == ["moments"]
+        with ops.use_backend("cpp"):
+            moments()
+            assert calls == ["moments"]
+        moments()
+        assert calls == ["moments"] * 2
+    moments()
+    assert calls == ["moments"] * 2
+
+
+@needs_cpp
+def test_a_plain_call_lasts_and_an_error_ends_a_block() -> None:
+    ops.use_backend("eager")
+    assert backend.chosen() == "eager"
+    assert backend.in_use()["cpu"] == "eager"
+    with pytest.raises(KeyError), ops.use_backend("cpp"):
+        raise KeyError
+    assert backend.chosen() == "eager"
+    assert ops.kernels_in_use("cpu") == "eager"
+    ops.use_backend("auto")
+    assert backend.in_use()["cpu"] == "cpp"
+    assert ops.kernels_in_use("cpu").startswith("cpp ")
+
+
+def test_unknown_and_unavailable_backends_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LLPFError, match=r"unknown backend 'fast': choose one of auto, eager, cpp, cuda, triton"):
+        ops.use_backend("fast")
+    before = backend.chosen(), backend.in_use()
+    monkeypatch.setitem(backend._failed, "cpp", "_C.so was not built")
+    with pytest.raises(LLPFError, match=r"backend 'cpp' is not available: _C\.so was not built"):
+        ops.use_backend("cpp")
+    if not torch.cuda.is_available():
+        with pytest.raises(LLPFError, match="no CUDA device"):
+            ops.use_backend("cuda")
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            with pytest.raises(LLPFError, match="'triton' is not available"):
+                ops.use_backend("triton")
+    assert (backend.chosen(), backend.in_use()) == before
+
+
+def test_a_library_that_is_missing_or_broken_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "_C.so"
+    monkeypatch.setitem(backend.FILES, "cpp", broken)
+    assert "was not built" in str(backend._load("cpp"))
+    broken.write_bytes(b"no library")
+    assert f"does not load beside torch {torch.__version__}" in str(backend._load("cpp"))
+
+
+def test_the_environment_makes_the_first_choice() -> None:
+    say = "from llpf_fast.ops import backend; print(backend.chosen(), backend.in_use()['cpu'])"
+    assert python(say, LLPF_BACKEND="eager").stdout.split() == ["eager", "eager"]
+    refused = python(say, LLPF_BACKEND="fast")
+    assert refused.returncode != 0
+    assert refused.stderr.splitlines()[-1].endswith(
+        "unknown backend 'fast': choose one of auto, eager, cpp, cuda, triton"
+    )
+
+
+def test_switching_warns_of_nothing_and_imports_no_triton() -> None:
+    code = (
+        "import sys; from llpf_fast import ops\n"
+        "for name in ('eager', 'auto', 'eager', 'auto'): ops.use_backend(name)\n"
+        "print('llpf_fast.kernels' in sys.modules)"
+    )
+    done = python(code, "-W", "error::UserWarning")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.strip() == str(torch.cuda.is_available() and "cuda" not in backend.in_use().values())
+
+
+@needs_cpp
+def test_a_compiled_graph_follows_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = calls_of_eager(monkeypatch)
+    compiled = torch.compile(moments, backend="aot_eager", fullgraph=True)
+    p = torch.randn(TABLE.numel)
+    ops.use_backend("cpp")
+    first = compiled(p)
+    with ops.use_backend("eager"):
+        second = compiled(p)
+    assert calls == ["moments"]
+    torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
+
+
+@needs_cpp
+def test_opcheck_passes_behind_an_override() -> None:
+    p = torch.randn(TABLE.numel)
+    arguments = (p, p.flip(0), TABLE.segments, TABLE.chunks, TABLE.scratch())
+    with ops.use_backend("eager"):
+        torch.library.opcheck(torch.ops.llpf_fast.moments.default, arguments)
+    torch.library.opcheck(torch.ops.llpf_fast.moments.default, arguments)
+
+
+def test_info_is_text_about_everything() -> None:
+    found = ops.info()
+    assert found["backend"]["chosen"] == backend.chosen()
+    assert set(found["available"]) == {"eager", "cpp", "cuda", "triton"}
+    assert found["threads"] == torch.get_num_threads()
+    for name in ("cpp", "cuda"):
+        reason = backend.load_failure(name)
+        if reason is None:
+            assert found[name]["built with"].startswith("torch ")
+            assert found[name]["running on"] == f"torch {torch.__version__}"
+        else:
+            assert found[name] == {"loaded": f"no: {reason}"}
+
+
+# ---- what the compiled CPU kernels promise beyond the specification
+
+#: Prints every result of one seeded call of each op, as hexadecimal floats.
+RESULTS = """
+import sys, torch
+from llpf_fast import ops
+from llpf_fast.flat.table import SegmentTable
+torch.manual_seed(0)
+t = SegmentTable.from_lengths([5000, 7, 300], distance_groups=[0, 0, 1])
+print(ops.info()['cpp']['instruction set'], file=sys.stderr)
+for own, other in ((torch.float32,) * 2, (torch.float64,) * 2, (torch.bfloat16,) * 2, (torch.float16,) * 2,
+                   (torch.float32, torch.bfloat16), (torch.float32, torch.float16)):
+    p, d, g = (torch.randn(t.numel, dtype=torch.float64) for _ in range(3))
+    p, d, g = p.to(own), d.to(other), g.to(own)
+    m = ops.moments(p, d, t.segments, t.chunks, t.scratch())
+    print('moments', *map(float.hex, m.flatten().tolist()))
+    ops.affine_(p, d, torch.tensor([[.9, .2, .01, 1, 0]] * 3, dtype=torch.float64), t.segments, t.chunks)
+    ops.sgd_(p, g, torch.zeros_like(p).add_(g), torch.tensor(.1, dtype=torch.float64), t.segments, t.chunks,
+             momentum=.9, weight_decay=.01, nesterov=True)
+    print('values', *map(float.hex, p.double().tolist()))
+"""
+
+
+def results(isa: str) -> tuple[str, list[tuple[str, Tensor]]]:
+    done = python(RESULTS, LLPF_ISA=isa, LLPF_BACKEND="cpp")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    parsed = [(kind, torch.tensor([float.fromhex(x) for x in values], dtype=torch.float64)) for kind, *values in lines]
+    return done.stderr.strip(), parsed
+
+
+@needs_cpp
+def test_instruction_sets_agree() -> None:
+    """Elementwise ops bit for bit; moments up to the fused multiply-adds that the plain loops do not have."""
+    used, plain = results("plain")
+    assert used == "plain"
+    for isa in {"avx2", ops.kernels_in_use("cpu").removeprefix("cpp ")}:
+        used, wide = results(isa)
+        assert used in ("plain", isa)
+        for (kind, ours), (_, theirs) in zip(wide, plain, strict=True):
+            if kind == "values":
+                assert same_bits(ours, theirs)
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@needs_cpp
+@pytest.mark.parametrize("paths", [None, 1, 3])
+def test_bits_do_not_depend_on_threads(paths: int | None) -> None:
+    table = SegmentTable.from_lengths([700_000, 100, 900_000, 64], distance_groups=[0, 0, 1, 1])
+    shape = (table.numel,) if paths is None else (paths, table.numel)
+    p, d, g = torch.randn(shape), torch.randn(shape), torch.randn(shape)
+    variance = torch.rand(4, dtype=torch.float64)
+    step, lr = torch.tensor([0.1, 0.1], dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64)
+    got = []
+    with ops.use_backend("cpp"):
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            x, scratch = p.clone(), table.scratch(paths or 1).fill_(torch.nan)
+            waypoint = torch.zeros_like(p)
+            left = torch.zeros(*shape[:-1], 4, 5, dtype=torch.float64)
+            ops.sgd_(x, g, None, lr, table.segments, table.chunks, None, d, left, scratch)
+            ops.tick_(x, d, table.segments, table.chunks, variance, step, waypoint=waypoint, scratch=scratch)
+            got.append((x, waypoint, left, ops.moments(x, d, table.segments, table.chunks, scratch)))
+    for other in got[1:]:
+        assert all(same_bits(a, b) for a, b in zip(got[0], other, strict=True))
+
+
+@needs_cpp
+def test_unsorted_chunks_are_refused() -> None:
+    p = torch.randn(TABLE.numel)
+    with ops.use_backend("cpp"), pytest.raises((ValueError, RuntimeError), match=r"not sorted by segment \(row 3,"):
+        ops.moments(p, p, TABLE.segments, TABLE.chunks[[0, 1, 3, 2]], TABLE.scratch())
+
+
+@needs_cpp
+@pytest.mark.parametrize(
+    ("which", "row", "column", "value", "says"),
+    [
+        ("segments", 0, 0, -16, "a row leaves the buffer"),
+        ("segments", 2, 1, 10**6, "a row leaves the buffer"),
+        ("segments", 2, 1, 2**63 - 1, "a row leaves the buffer"),
+        ("chunks", 0, 0, 3, "names no segment"),
+        ("chunks", 0, 0, -1, "names no segment"),
+        ("chunks", 1, 1, 4095, "overlap or are not in order"),
+        ("chunks", 1, 1, 4097, "a row leaves its segment"),
+        ("chunks", 1, 1, -4096, "a row leaves its segment"),
+        ("chunks", 1, 2, 905, "a row leaves its segment"),
+        ("chunks", 1, 2, -1, "a row leaves its segment"),
+        ("chunks", 1, 2, 2**63 - 1, "a row leaves its segment"),
+    ],
+)
+def test_a_wrong_table_is_refused_not_followed(which: str, row: int, column: int, value: int, says: str) -> None:
+    tables = {"segments": TABLE.segments.clone(), "chunks": TABLE.chunks.clone()}
+    tables[which][row, column] = value
+    p = torch.randn(TABLE.numel)
+    coefficients = torch.ones(3, 5, dtype=torch.float64)
+    with ops.use_backend("cpp"):
+        with pytest.raises((ValueError, RuntimeError), match=f"moments: {which}: .*{says}.*row {row}"):
+            ops.moments(p, p, **tables, scratch=TABLE.scratch())
+        with pytest.raises((ValueError, RuntimeError), match=f"affine_: {which}: "):
+            ops.affine_(p, p.clone(), coefficients, **tables)
