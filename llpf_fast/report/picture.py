@@ -118,23 +118,21 @@ def _title(axes: Axes, certificate: Mapping[str, Any]) -> None:
     names = [str(data[key]) for key in ("model", "data") if data.get(key)]
     verdict = "connected" if certificate["connected"] else "not connected"
     head = f"{' on '.join(names)}: {verdict}" if names else verdict.capitalize()
-    axes.set_title(f"{head} at training loss {certificate['threshold']:g}", loc="left", fontweight="bold")
+    axes.set_title(f"{head} at training loss {certificate['threshold']:g}\n", loc="left", fontweight="bold")
     train = data["train"]
-    every = f"{certificate['points_evaluated']:,} points, {certificate['waypoints']:,} waypoints"
+    basis = f"{certificate['points_evaluated']:,} points on and between {certificate['waypoints']:,} waypoints; "
     if train["screened"]:
-        every += f"; {train['screening_samples']:,} of {train['samples']:,} samples"
-        every += f", all of them at {train['points_on_all_samples']} points"
+        basis += f"{train['screening_samples']:,} training samples at each, "
+        basis += f"all {train['samples']:,} at {train['points_on_all_samples']} of them"
     else:
-        every += f"; {train['samples']:,} samples"
-    axes.annotate(
-        every, (1, 1), (0, 6), "axes fraction", textcoords="offset points", ha="right", va="bottom", fontsize=9,
-        color="#666666",
-    )  # fmt: skip
+        basis += f"all {train['samples']:,} training samples at each"
+    axes.annotate(basis, (0, 1), (0, 6), "axes fraction", textcoords="offset points", fontsize=10, color="#555555")
 
 
 def _draw_loss(axes: Axes, certificate: Mapping[str, Any], points: Sequence[Any], straight: Sequence[Any]) -> None:
     threshold, lengths = certificate["threshold"], certificate["lengths"]
     x, loss = _series(points, "train_loss")
+    axes.plot(x, loss, color=_PATH, linewidth=2, zorder=3, label=f"path (length {_length(lengths['arc'])})")
     if straight:
         axes.plot(
             *_series(straight, "train_loss"),
@@ -143,31 +141,20 @@ def _draw_loss(axes: Axes, certificate: Mapping[str, Any], points: Sequence[Any]
             linewidth=1.8,
             label=f"straight line (length {_length(lengths['straight'])})",
         )
-    axes.plot(x, loss, color=_PATH, linewidth=2, label=f"path (length {_length(lengths['arc'])})")
     waypoints = [point for point in points if point["at"]["fraction"] == 0]
     axes.plot(*_series(waypoints, "train_loss"), color=_PATH, linestyle="none", marker="o", markersize=3.5)
-    axes.axhline(threshold, color=_LIMIT, linewidth=1.3, linestyle=":")
+    axes.axhline(threshold, color=_LIMIT, linewidth=1.3, linestyle=":", label=f"threshold {threshold:g}")
     values = [value for value in (*loss, *_series(straight, "train_loss")[1], threshold) if value > 0]
     if min(values, default=1.0) * _LOG_FROM < max(values, default=1.0):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(_plain_number)
-        axes.set_ylim(min(values) / 1.5, max(values) * 1.6)
+        axes.set_ylim(min(values) / 1.5, max(values) * 2)
     else:
-        axes.set_ylim(0, max(values, default=1.0) * 1.15)
-    axes.annotate(
-        f"threshold {threshold:g}",
-        (1, threshold),
-        (0, 3),
-        axes.get_yaxis_transform(),
-        textcoords="offset points",
-        ha="right",
-        color=_LIMIT,
-    )
+        axes.set_ylim(0, max(values, default=1.0) * 1.2)
     top = certificate["max_loss_at"]
     highest = certificate["max_loss"]
     if highest is not None and math.isfinite(highest):
-        axes.plot(top["arc"], highest, "D", color=_PATH, markersize=6, markeredgecolor="white", zorder=4)
-        _say(axes, f"highest {highest:.3g}", top["arc"], highest, below=True)
+        _mark(axes, top["arc"], highest, f"highest on the path {highest:.3g}")
     for point in points:
         if not _finite(point["train_loss"]):
             axes.axvline(point["at"]["arc"], color=_LIMIT, linewidth=0.8, alpha=0.4)
@@ -184,24 +171,17 @@ def _draw_accuracy(axes: Axes, certificate: Mapping[str, Any], points: Sequence[
     x, accuracy = _series([point for point in points if point["test_accuracy"] is not None], "test_accuracy")
     axes.plot(x, [100 * value for value in accuracy], color=_PATH, linewidth=2)
     lowest, where = 100 * certificate["min_test_accuracy"], certificate["min_test_accuracy_at"]["arc"]
-    axes.plot(where, lowest, "D", color=_PATH, markersize=6, markeredgecolor="white", zorder=4)
-    _say(axes, f"lowest {lowest:.2f} %", where, lowest, below=True)
+    _mark(axes, where, lowest, f"lowest on the path {lowest:.2f} %")
     low, high = axes.get_ylim()
-    axes.set_ylim(low - 0.12 * (high - low), min(high, 100.5))
+    axes.set_ylim(low, min(high, 100.5))
     axes.set_ylabel("test accuracy (%)")
+    axes.legend(frameon=False, loc="best", fontsize=10)
 
 
-def _say(axes: Axes, text: str, x: float, y: float, *, below: bool) -> None:
-    """Write beside a point, toward the middle of the picture."""
-    axes.annotate(
-        text,
-        (x, y),
-        (-6 if x > 0.5 else 6, -6 if below else 6),
-        textcoords="offset points",
-        ha="right" if x > 0.5 else "left",
-        va="top" if below else "bottom",
-        color=_PATH,
-    )
+def _mark(axes: Axes, x: float, y: float, label: str) -> None:
+    """A diamond on the path; its value goes to the legend, where it hides nothing."""
+    style = {"color": _PATH, "linestyle": "none", "markeredgecolor": "white", "zorder": 4}
+    axes.plot(x, y, marker="D", markersize=7, label=label, **style)  # type: ignore[arg-type]
 
 
 def _series(points: Sequence[Any], key: str) -> tuple[list[float], list[float]]:

@@ -1,0 +1,115 @@
+import copy
+import csv
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+import torch
+from matplotlib import image as images
+
+from llpf_fast.errors import LLPFError
+from llpf_fast.path import RunDirectory
+from llpf_fast.report import draw_path
+from llpf_fast.verify import Evaluation, certify
+
+
+def loss_at(x):
+    return 0.01 + 0.05 * math.sin(3 * x) ** 2
+
+
+@pytest.fixture(scope="module")
+def certificate():
+    def train(state):
+        return Evaluation(loss_at(state["x"].item()), 0.002, 0.98, 100, 0)
+
+    def test(state):
+        return Evaluation(0.2, None, 0.97 - 0.01 * state["x"].item(), 50, 0)
+
+    line = [{"x": torch.tensor(float(i), dtype=torch.float64)} for i in range(5)]
+    about = {"evaluation": {"model": "lenet5", "data": "mnist"}}
+    return certify(line, train, test, threshold=0.1, interior=3, about=about)
+
+
+@pytest.fixture
+def run(certificate, tmp_path):
+    directory = RunDirectory.create(tmp_path / "run", {})
+    directory.add_waypoint(0, {"x": torch.zeros(1)})
+    directory.write_certificate(certificate.as_dict())
+    return directory.folder
+
+
+def texts(svg):
+    return [element.text or "" for element in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_files_beside_the_run(run):
+    picture = draw_path(run)
+    assert picture == run / "path.png"
+    height, width, _ = images.imread(picture).shape
+    assert (height, width) == (900, 1500)
+    said = " ".join(texts(run / "path.svg"))
+    for words in ("lenet5 on mnist: connected", "threshold 0.1", "straight line", "training loss", "test accuracy (%)"):
+        assert words in said
+
+
+def test_numbers_are_the_certificates(run, certificate):
+    draw_path(run)
+    rows = list(csv.DictReader((run / "path.csv").open()))
+    path = [row for row in rows if row["line"] == "path"]
+    assert len(path) == certificate.points_evaluated
+    for row in path:
+        assert float(row["train_loss"]) == loss_at(int(row["waypoint"]) + float(row["fraction"]))
+        assert float(row["position"]) == pytest.approx((int(row["waypoint"]) + float(row["fraction"])) / 4)
+    straight = [row for row in rows if row["line"] == "straight"]
+    assert [float(row["position"]) for row in straight] == [point.fraction for point in certificate.straight_line]
+
+
+def test_same_files_again(run, certificate, tmp_path):
+    draw_path(run)
+    draw_path(certificate, tmp_path / "again.svg")
+    draw_path(json.loads((run / "certificate.json").read_text()), tmp_path / "plain")
+    for suffix in ("png", "svg", "csv"):
+        expected = (run / f"path.{suffix}").read_bytes()
+        assert (tmp_path / f"again.{suffix}").read_bytes() == expected
+        assert (tmp_path / f"plain.{suffix}").read_bytes() == expected
+
+
+def test_not_finite_and_no_accuracy(certificate, tmp_path):
+    odd = copy.deepcopy(certificate.as_dict())
+    odd.update(connected=False, max_loss=None, min_test_accuracy=None, min_test_accuracy_at=None, straight_line=[])
+    odd["lengths"] = {"arc": None, "straight": None}
+    for number, point in enumerate(odd["points"]):
+        point["test_accuracy"] = None
+        if number in (4, 5):
+            point["train_loss"] = None
+    draw_path(odd, tmp_path / "odd")
+    said = " ".join(texts(tmp_path / "odd.svg"))
+    assert "not connected" in said
+    assert "loss not finite" in said
+    assert "accuracy" not in said
+
+
+def test_one_waypoint(tmp_path):
+    line = [{"x": torch.zeros(1)}]
+    found = certify(line, lambda state: Evaluation(0.0, None, None, 1, 0), threshold=0.1)
+    assert draw_path(found, tmp_path / "dot.png").exists()
+
+
+def test_does_not_touch_matplotlibs_settings(run):
+    import matplotlib
+
+    before, backend = dict(matplotlib.rcParams), matplotlib.get_backend(auto_select=False)
+    draw_path(run)
+    assert dict(matplotlib.rcParams) == before
+    assert matplotlib.get_backend(auto_select=False) == backend
+
+
+def test_refusals(certificate, tmp_path):
+    bare = RunDirectory.create(tmp_path / "bare", {}).folder
+    with pytest.raises(LLPFError, match="llpf verify"):
+        draw_path(bare)
+    with pytest.raises(LLPFError, match="name the picture"):
+        draw_path(certificate)
+    with pytest.raises(LLPFError, match="nowhere"):
+        draw_path(certificate, tmp_path / "nowhere" / "path.png")
