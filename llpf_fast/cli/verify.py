@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import add_device, add_quiet, add_threads, choose_device
+from ..errors import LLPFError
+from .common import add_device, add_quiet, choose_device
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -21,12 +22,17 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, metavar="RUN", help="run directory")
     parser.add_argument("--data", type=str, metavar="DIR", help="folder that holds the data, where it has moved")
     parser.add_argument("--full", action="store_true", help="the whole training set at every point")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="points measured at a time on a CPU (default: torch's thread count)"
+    )
     add_device(parser)
     add_quiet(parser)
 
 
 def run(args: Namespace) -> int:
-    certificate = verify(args.run, data_dir=args.data, full=args.full, device=args.device, quiet=args.quiet)
+    certificate = verify(
+        args.run, data_dir=args.data, full=args.full, device=args.device, threads=args.threads, quiet=args.quiet
+    )
     print(verdict(args.run, certificate))
     print(f"picture: {draw(args.run)}")
     return 0 if certificate.connected else 1
@@ -38,15 +44,25 @@ def verify(
     data_dir: str | None = None,
     full: bool = False,
     device: str = "cpu",
+    threads: int | None = None,
     quiet: bool = False,
 ) -> Certificate:
     """Compute ``RUN/certificate.json``, showing progress."""
+    if threads is not None and threads < 1:
+        raise LLPFError(f"--threads must be at least 1, got {threads}")
     where = choose_device(device)
 
     from ..verify import verify_run
 
     with Progress("point", quiet=quiet) as progress:
-        return verify_run(run_folder, data_dir=data_dir, full=full or None, device=where, progress=progress.update)
+        return verify_run(
+            run_folder,
+            data_dir=data_dir,
+            full=full or None,
+            device=where,
+            workers=threads,
+            progress=progress.update,
+        )
 
 
 def verdict(run_folder: str | os.PathLike[str], certificate: Certificate) -> str:

@@ -111,7 +111,7 @@ def test_interrupt_says_how_to_resume_and_the_resumed_path_is_the_same(llpf, end
 def test_verify_connected(llpf, finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    outcome = llpf("verify", run, "--quiet")
+    outcome = llpf("verify", run, "--quiet", "--threads", 2)
     assert outcome.status == 0, outcome.err
     certificate = json.loads((run / "certificate.json").read_text())
     assert certificate["connected"] is True
@@ -181,6 +181,7 @@ def test_demo_in_a_minute(llpf, tmp_path):
         (["train", "--model", "mlp", "--data", "digit", "--out", "x"], "did you mean 'digits'?"),
         (["train", "--model", "mlp", "--data", "digits", "--out", "x", "--device", "tpu"], "--device tpu: no such"),
         (["train", "--model", "mlp", "--data", "digits", "--out", "x", "--threads", "0"], "--threads must be at least"),
+        (["verify", "run", "--threads", "0"], "--threads must be at least 1"),
         (["train", "--model", "lenet5", "--data", "digits", "--out", "x"], "images of 1x28x28, these are 1x8x8"),
     ],
 )
