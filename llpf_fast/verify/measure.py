@@ -15,9 +15,9 @@ Result = TypeVar("Result")
 class Crew:
     """Applies a function to many items, in order, with ``workers`` threads of one CPU thread each.
 
-    Points are independent, so whole points in parallel need no meeting inside an operation, which on busy cores made two
-    threads ten times slower than one (LeNet5). torch releases the GIL in its operations; threads, unlike processes,
-    share the data set (MNIST: 188 MB) and need neither pickling nor a guard in the caller's script.
+    Points are independent, so whole points in parallel need no meeting inside an operation (on busy cores two threads
+    inside operations were ten times slower than one, LeNet5). torch releases the GIL in its operations; threads, unlike
+    processes, share the data set (MNIST: 188 MB) and need neither pickling nor a guard in the caller's script.
     With one worker everything happens in the calling thread, with its number of CPU threads.
     """
 
