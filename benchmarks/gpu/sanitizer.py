@@ -18,7 +18,7 @@ FLAGS = (
     "-std=c++20",
     "-O2",
     "-lineinfo",
-    "-gencode=arch=compute_90,code=sm_90",
+    "-arch=native",
     "--fmad=false",
     "-Xcompiler",
     "-ffp-contract=off",
@@ -79,6 +79,8 @@ def run(deadline: float, emit: Callable[[dict[str, Any]], None]) -> None:
             started = time.monotonic()
             done = _run([*checker, str(binary), *arguments], deadline)
             said = (done.stdout + done.stderr).strip().splitlines() or [""]
-            result = {0: "passed", 124: "skipped"}.get(done.returncode, "failed")
+            # What compute-sanitizer says where the machine's runtime keeps it from the GPU (gVisor).
+            refused = any("Device not supported" in line for line in said)
+            result = "skipped" if refused else {0: "passed", 124: "skipped"}.get(done.returncode, "failed")
             row |= {"result": result, "program": origin, "seconds": round(time.monotonic() - started, 1)}
             emit(row | {"said": said[-1][:300]} | ({} if result == "passed" else {"why": " | ".join(said[-4:])[:800]}))

@@ -25,7 +25,7 @@ from llpf_fast.ops.sgd import sgd_eager
 from llpf_fast.ops.tick import tick_eager
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-RULES = (
+RULES: tuple[dict[str, Any], ...] = (
     {"epsilon": 0.0, "combine_sum": True, "clamp": True, "project_first": True},
     {"epsilon": 1e-4, "combine_sum": False, "clamp": False, "project_first": False},
 )
@@ -162,7 +162,7 @@ def check_coefficients(device: torch.device) -> None:
                 for rule in RULES:
                     arguments = at.rule(kind, gate)
                     got = ops.coefficients(measured.to(device), at.table.segments, **arguments, **rule)
-                    plain = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in arguments.items()}
+                    plain: dict[str, Any] = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in arguments.items()}
                     plain["destination"] = int(kind)
                     want = coefficients_eager(measured, at.cpu.segments, **plain, **rule)
                     close(got, want, 1e-11 * (1 + want.abs()), f"coefficients of {case}, {kind.name}")
@@ -240,7 +240,7 @@ def _one_tick(at: Inputs, kind: Destination, gate: Tensor | None, rule: dict[str
 
 
 def check_sgd(device: torch.device) -> None:
-    settings = (
+    settings: tuple[dict[str, Any], ...] = (
         {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False},
         {"momentum": 0.9, "dampening": 0.1, "weight_decay": 1e-3, "nesterov": False},
         {"momentum": 0.9, "dampening": 0.0, "weight_decay": 0.0, "nesterov": True},
