@@ -69,7 +69,7 @@ def record(device: str) -> dict[str, Any]:
     """Hardware, versions and commit."""
     import torch
 
-    found = {
+    found: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU: {processor()}",
         "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")

@@ -117,14 +117,13 @@ class Inputs:
         """The specification on the CPU, in ``dtype`` (``None``: the storage types as they are)."""
         p = self.p.cpu().to(dtype or self.p.dtype, copy=True)
         d = None if kind != Destination.POINT else self.d.cpu() if dtype is None else self.d.cpu().to(dtype)
-        arguments = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self.rule(kind, gate).items()}
-        tick_eager(
-            *(p, d, self.cpu.segments, self.cpu.chunks),
-            *(arguments[name] for name in ("target_variance", "step", "gate", "radius")),
-            *(None, waypoint, poisoned_scratch(on_cpu(self.case))),
-            **rule,
-            destination=int(kind),
-        )
+        common = self.rule(kind, gate)
+        tensors = [
+            v if v is None else v.cpu() for v in (common[n] for n in ("target_variance", "step", "gate", "radius"))
+        ]
+        scratch = poisoned_scratch(on_cpu(self.case))
+        given = [p, d, self.cpu.segments, self.cpu.chunks, *tensors, None, waypoint, scratch]
+        tick_eager(*given, destination=int(kind), **rule)
         return p
 
 
