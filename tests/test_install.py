@@ -54,12 +54,11 @@ def shared_libraries(names: set[str]) -> set[str]:
     return {Path(name).name.partition(".")[0] for name in names if name.endswith(".so")}
 
 
-def new_environment(path: Path, *, see_ours: bool) -> Path:
-    """A virtual environment's Python; with ``see_ours`` it finds the packages installed here."""
-    assert run(sys.executable, "-m", "venv", path).returncode == 0
-    if see_ours:
-        (packages,) = path.glob("lib/python*/site-packages")
-        (packages / "ours.pth").write_text(f"import site; site.addsitedir({site.getsitepackages()[0]!r})\n")
+def new_environment(path: Path) -> Path:
+    """A virtual environment's Python that finds the packages installed here."""
+    assert run(sys.executable, "-m", "venv", "--without-pip", path).returncode == 0
+    (packages,) = path.glob("lib/python*/site-packages")
+    (packages / "ours.pth").write_text(f"{site.getsitepackages()[0]}\n")
     return path / "bin/python"
 
 
@@ -117,7 +116,7 @@ def test_a_demanded_cuda_part_needs_a_toolkit(sources: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_editable_install_builds_again_only_what_changed(sources: Path, tmp_path: Path) -> None:
-    python = new_environment(tmp_path / "environment", see_ours=True)
+    python = new_environment(tmp_path / "environment")
     install = (python, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "-e", sources)
     done = run(*install, LLPF_CUDA="0", LLPF_CPP="1")
     assert done.returncode == 0, done.stderr
@@ -142,7 +141,7 @@ def test_editable_install_builds_again_only_what_changed(sources: Path, tmp_path
 @pytest.mark.slow
 def test_isolated_install_from_the_sources(sources: Path, tmp_path: Path) -> None:
     """What a user types: pip fetches torch into its own build environment."""
-    python = new_environment(tmp_path / "environment", see_ours=True)
+    python = new_environment(tmp_path / "environment")
     uv = Path(sys.executable).parent / "uv"
     if not uv.exists():
         pytest.skip("no uv beside this Python; pip alone would fetch gigabytes")
