@@ -106,12 +106,18 @@ def moments(p: Array, d: Array | None, layers: list[Layer]) -> Array:
 
 
 def project(
-    parts: dict[int, Array], layers: list[Layer], target: Array, epsilon: float, terms: dict[int, Real] | None
+    parts: dict[int, Array],
+    layers: list[Layer],
+    target: Array,
+    epsilon: float,
+    before: dict[int, Array] | None = None,
+    terms: dict[int, Real] | None = None,
 ) -> tuple[dict[int, Array], dict[int, Real], list[float], float]:
     """W' = mean(W) + sqrt((v + epsilon) / (Var(W) + epsilon)) (W - mean(W)) over each variance group.
 
-    ``terms[i]`` is what a layer's variance was summed from; a group with no more than 2^-40 of it left is kept.
-    Returns the values, the scale of each layer, the shares of variance left, and the worst condition of a scale.
+    After a move, ``before`` holds the values it started from, and ``terms[i]`` what a layer's variance was summed
+    from: a group with no more than 2^-40 of it left is kept. Returns the values, the scale of each layer, the shares
+    of variance left, and the worst condition of a scale.
     """
     out, scale, share, condition = dict(parts), dict.fromkeys(parts, Real(1)), [], 1.0
     for members in groups(layers, lambda layer: layer.variance_group):
@@ -125,7 +131,8 @@ def project(
         if square <= DEGENERATE * reference:
             continue
         variance = square / (len(together) - 1)
-        condition = max(condition, float(reference / square), float(np.sqrt((together**2).sum() / square)))
+        size = sum((((before or parts)[i] ** 2).sum() for i in members), (together**2).sum())
+        condition = max(condition, float(reference / square), float(np.sqrt(size / square)))
         for i in members:
             if not layers[i].has(FREE):
                 scale[i] = np.sqrt((target[i] + Real(epsilon)) / (variance + Real(epsilon)))
@@ -193,18 +200,19 @@ def tick(
     first = dict.fromkeys(q, Real(1))
     start, condition = q, 1.0
     if rule.project_first:
-        start, first, _, condition = project(q, layers, target, rule.epsilon, None)
+        start, first, _, condition = project(q, layers, target, rule.epsilon)
     towards, factor = goal(start, d, layers, rule.destination, radius)
     t = fractions(start, towards, layers, step, rule)
     moved = {i: start[i] + t[i] * (towards[i] - start[i]) for i in q}
     terms = {i: centred_square(start[i]) + t[i] ** 2 * centred_square(towards[i] - start[i]) for i in q}
-    end, last, share, last_condition = project(moved, layers, target, rule.epsilon, terms)
+    end, last, share, last_condition = project(moved, layers, target, rule.epsilon, start, terms)
 
     x, waypoint, size, waypoint_size, reach = np.full((5, len(p)), np.nan, dtype=Real)
     maps = np.zeros((len(layers), 5), Real)
     out = Ticked(x, waypoint, size, waypoint_size, reach, maps, max(condition, last_condition), share)
     for members in groups(layers, lambda layer: layer.variance_group):
-        top = max(max(abs(q[i]).max() * max(1, first[i]), abs(moved[i]).max() * max(1, last[i])) for i in members)
+        amplified = ((q, first), (start, last), (moved, last))
+        top = max(abs(parts[i]).max() * max(1, scale[i]) for parts, scale in amplified for i in members)
         for i in members:
             layers[i].of(reach)[:] = top
     for i, layer in enumerate(layers):

@@ -184,7 +184,8 @@ def destination_values(table: SegmentTable, p: Tensor, kinds: list[str], dtype: 
             out[..., part] = here * (1 + 1e-6 * noise)
         elif kind in ("equal", "opposite"):
             out[..., part] = here if kind == "equal" else -here
-    out = out.to(dtype)
+    largest = torch.finfo(dtype).max / 8
+    out = out.clamp(-largest, largest).to(dtype)
     poison(out, out.reshape(-1, table.numel)[0].isnan())
     return out
 

@@ -24,14 +24,15 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     def test_kernels_compile_where_they_are_not_interpreted() -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_") and k != "TRITON_INTERPRET"}
         run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", __file__],
+            [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", __file__],
             cwd=Path(__file__).parents[2],
             env=environment,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=900,
         )
         assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+        assert " passed" in run.stdout
 
 else:
     import torch
@@ -42,6 +43,7 @@ else:
     from triton.compiler import ASTSource
     from triton.runtime import driver
 
+    from llpf_fast.errors import LLPFError
     from llpf_fast.flat import SegmentTable
     from llpf_fast.ops import Destination
 
@@ -273,3 +275,15 @@ else:
         assert names() == ["sgd_kernel", "combine_kernel"]
         KERNELS["loss_gate_"](gate, torch.tensor(1.0), threshold=0.1, min_rounds=2, max_rounds=4)
         assert launched[0][1]["threshold"] == "fp64"
+
+    def test_cpu_tensors_are_refused_by_name() -> None:
+        table = SegmentTable.from_lengths([16])
+        p = torch.zeros(table.numel)
+        with pytest.raises(LLPFError, match="Triton runs on CUDA tensors, got cpu"):
+            KERNELS["moments"](p, p, table.segments, table.chunks, table.scratch())
+
+    def test_without_triton_the_import_says_so() -> None:
+        code = "import sys; sys.modules['triton'] = None; import llpf_fast, llpf_fast.ops; import llpf_fast.kernels"
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert run.returncode != 0
+        assert "ImportError: llpf_fast.kernels needs triton, which is not installed: pip install triton" in run.stderr

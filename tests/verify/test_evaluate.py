@@ -77,6 +77,18 @@ def test_batches_are_read_once_and_joined(module, data):
     assert one_shot(state).loss == pytest.approx(expected.loss, rel=1e-6)
 
 
+def test_model_that_draws_numbers_even_in_eval_mode(data):
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return F.dropout(super().forward(x), 0.5, training=True)
+
+    module = Noisy(5, 4)
+    evaluate = Evaluator(module, F.cross_entropy, *data)
+    before = torch.get_rng_state()
+    assert evaluate(module.state_dict()) == evaluate(module.state_dict())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_any_loss_from_batch_means(module, data):
     inputs, targets = data
     state = module.state_dict()

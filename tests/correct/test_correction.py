@@ -1,0 +1,148 @@
+"""The correction against a loop over plain torch: same batches, same updates, same stopping rule."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from llpf_fast import LLPFError
+from llpf_fast.correct import Correction, TensorBatches
+from llpf_fast.flat import FlatParameters
+
+
+@pytest.fixture
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 6, generator=generator)
+    return x, (x[:, 0] + 0.5 * x[:, 1] > 0).long()
+
+
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def plain_loop(module, batches, *, threshold, min_rounds, max_rounds, step) -> list[float]:
+    losses: list[float] = []
+    module.train()
+    while True:
+        x, y = batches.draw(len(losses))
+        module.zero_grad()
+        loss = nn.functional.cross_entropy(module(x), y)
+        losses.append(float(loss))
+        window = losses[-min_rounds:]
+        loss.backward()
+        step()
+        done = len(losses) >= min_rounds and sum(window) / len(window) <= threshold
+        if done or len(losses) >= max_rounds:
+            return losses
+
+
+@pytest.mark.parametrize(
+    "hyper",
+    [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}],
+    ids=["plain", "momentum", "nesterov"],
+)
+def test_equals_plain_sgd(data, hyper) -> None:
+    reference = network()
+    module = copy.deepcopy(reference)
+    rule = {"threshold": 0.45, "min_rounds": 5, "max_rounds": 300}
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.05, **hyper)
+    losses = plain_loop(reference, TensorBatches(*data, 16, seed=4), step=optimizer.step, **rule)
+
+    flat = FlatParameters(module)
+    batches = TensorBatches(*data, 16, seed=4)
+    correction = Correction(flat, nn.functional.cross_entropy, batches, lr=0.05, **hyper, **rule)
+    result = correction.run(0)
+
+    assert 5 < result.rounds == len(losses) < 300
+    assert result.met
+    assert result.loss == pytest.approx(sum(losses[-5:]) / 5, rel=1e-4)
+    for (name, value), other in zip(module.state_dict().items(), reference.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_any_torch_optimiser(data) -> None:
+    reference = network()
+    module = copy.deepcopy(reference)
+    rule = {"threshold": 0.3, "min_rounds": 3, "max_rounds": 200}
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=0.01)
+    losses = plain_loop(reference, TensorBatches(*data, 16, seed=4), step=optimizer.step, **rule)
+    flat = FlatParameters(module)
+    correction = Correction(
+        flat,
+        nn.functional.cross_entropy,
+        TensorBatches(*data, 16, seed=4),
+        lr=0.0,
+        optimizer=torch.optim.AdamW(module.parameters(), lr=0.01),
+        **rule,
+    )
+    assert correction.run(0).rounds == len(losses)
+    for value, other in zip(module.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-6)
+
+
+def test_stops_at_max_rounds_and_says_so(data) -> None:
+    flat = FlatParameters(network())
+    correction = Correction(
+        flat,
+        nn.functional.cross_entropy,
+        TensorBatches(*data, 16, seed=0),
+        threshold=1e-9,
+        min_rounds=2,
+        max_rounds=7,
+        lr=0.01,
+    )
+    result = correction.run(0)
+    assert (result.rounds, result.met) == (7, False)
+
+
+def test_momentum_is_dropped_between_corrections_unless_kept(data) -> None:
+    rule = {"threshold": 1e-9, "min_rounds": 1, "max_rounds": 3, "lr": 0.05, "momentum": 0.9}
+    ends = []
+    for keep in (False, True):
+        flat = FlatParameters(network())
+        batches = TensorBatches(*data, 16, seed=0)
+        correction = Correction(flat, nn.functional.cross_entropy, batches, keep_momentum=keep, **rule)
+        correction.run(0)
+        correction.run(3)
+        ends.append(flat.data.clone())
+    assert not torch.equal(ends[0], ends[1])
+
+
+def test_frozen_parameters_do_not_train(data) -> None:
+    module = network()
+    module[0].weight.requires_grad_(False)
+    before = module[0].weight.clone()
+    flat = FlatParameters(module)
+    correction = Correction(
+        flat,
+        nn.functional.cross_entropy,
+        TensorBatches(*data, 16, seed=0),
+        threshold=1e-9,
+        min_rounds=1,
+        max_rounds=5,
+        lr=0.1,
+        weight_decay=0.1,
+    )
+    correction.run(0)
+    assert torch.equal(module[0].weight, before)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(data) -> None:
+    flat = FlatParameters(network())
+    flat.data.fill_(float("nan"))
+    correction = Correction(
+        flat,
+        nn.functional.cross_entropy,
+        TensorBatches(*data, 16, seed=0),
+        threshold=0.1,
+        min_rounds=1,
+        max_rounds=5,
+        lr=0.1,
+    )
+    with pytest.raises(LLPFError, match="became nan in round 1.*smaller"):
+        correction.run(0)
