@@ -2,6 +2,7 @@
 
 Importing needs triton and no GPU; kernels compile at their first launch. With ``TRITON_INTERPRET=1`` set before the
 import they run on CPU tensors in Triton's interpreter, which is how they are tested without a GPU.
+Parameters of kernels carry no types because Triton would evaluate them (hence ``allow-untyped-defs`` for mypy).
 """
 
 from __future__ import annotations

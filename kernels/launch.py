@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llpf_fast.errors import LLPFError
 from llpf_fast.ops.library import rows
 
 #: Elements of a whole tile. 128 threads hold 16 elements of each stream, four 16-byte loads in flight. A reduction then
@@ -39,9 +40,9 @@ def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, wa
             kernel[grid](*arguments, num_warps=warps, enable_fp_fusion=False, **constants)
         return
     if not like.is_cuda and not _INTERPRETED:
-        raise RuntimeError(
-            f"llpf_fast.kernels: Triton runs on CUDA tensors, got {like.device}; "
-            "set TRITON_INTERPRET=1 before the import to interpret the kernels on the CPU"
+        raise LLPFError(
+            f"llpf_fast.kernels: Triton runs on CUDA tensors, got {like.device}; choose another backend, "
+            "or set TRITON_INTERPRET=1 before the start to interpret the kernels (slow, for tests)"
         )
     kernel[grid](*arguments, num_warps=warps, enable_fp_fusion=False, **constants)
 
