@@ -56,6 +56,11 @@ def test_a_mean_a_million_times_the_deviation(dtype: torch.dtype) -> None:
     torch.testing.assert_close(blocked(p, d, table), want, rtol=1e-9, atol=0)
 
 
+def uneven(count: int, dtype: torch.dtype) -> Tensor:
+    """Values of many magnitudes: the sums of similar float32 values would be exact in any order."""
+    return (torch.randn(count) * torch.exp(5 * torch.randn(count))).to(dtype)
+
+
 def fold(lanes: list[list[float]], join: Callable[[list[float], list[float]], list[float]]) -> list[float]:
     """Halves within each warp, then halves over the warps."""
     for width, step in ((WARP, 1), (LANES // WARP, WARP)):
@@ -109,7 +114,7 @@ def chan(left: list[float], right: list[float]) -> list[float]:
 def test_the_order_is_the_promised_one(dtype: torch.dtype, vector: int) -> None:
     """Bit for bit, with more chunks than lanes, so that a lane takes more than one of them."""
     table = SegmentTable.from_lengths([30 * LANES + 77], chunk=29)
-    p, d = torch.randn(table.numel).to(dtype), torch.randn(table.numel).to(dtype)
+    p, d = uneven(table.numel, dtype), uneven(table.numel, dtype)
     p_values, d_values = p.double().tolist(), d.double().tolist()
     lanes = [[0.0] * 6 for _ in range(LANES)]
     for i, (_, start, length) in enumerate(table.chunks.tolist()):
@@ -123,7 +128,7 @@ def test_the_order_is_the_promised_one(dtype: torch.dtype, vector: int) -> None:
 def test_the_order_within_a_chunk() -> None:
     """A chunk longer than one round of the block."""
     table = SegmentTable.from_lengths([3 * 4 * LANES + 5], chunk=1 << 20)
-    p, d = torch.randn(table.numel), torch.randn(table.numel)
+    p, d = uneven(table.numel, torch.float32), uneven(table.numel, torch.float32)
     length = table.rows[0].length
     want = chunk_moments(p[:length].double().tolist(), d[:length].double().tolist(), 4)[1:]
     assert same_bits(blocked(p, d, table), torch.tensor([want], dtype=torch.float64))
