@@ -115,6 +115,8 @@ class PathFinder:
         self.flat.load(self._start)
         if torch.equal(self._goal, self.flat.data):
             raise LLPFError("start and destination have equal parameters: there is no path to find")
+        for stage in settings.stages:
+            match_layers(self.flat.table.names, stage.layers)
         self._mover = self._make_mover()
         self._initial_distance = self._distance()
         self._optimizer = optimizer(module.parameters()) if optimizer else None

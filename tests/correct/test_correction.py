@@ -32,7 +32,7 @@ def plain_loop(module, batches, *, threshold, min_rounds, max_rounds, step) -> l
         x, y = batches.draw(len(losses))
         module.zero_grad()
         loss = nn.functional.cross_entropy(module(x), y)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         window = losses[-min_rounds:]
         loss.backward()
         step()
@@ -144,5 +144,5 @@ def test_a_loss_that_is_not_finite_is_an_error(data) -> None:
         max_rounds=5,
         lr=0.1,
     )
-    with pytest.raises(LLPFError, match="became nan in round 1.*smaller"):
+    with pytest.raises(LLPFError, match=r"became nan in round 1.*smaller"):
         correction.run(0)

@@ -16,7 +16,8 @@ State = dict[str, Tensor]
 
 
 def network() -> nn.Module:
-    return nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+    hidden = [nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU()]
+    return nn.Sequential(*hidden, nn.Linear(32, 10))
 
 
 def train(seed: int, data: tuple[Tensor, Tensor]) -> State:

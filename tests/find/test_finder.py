@@ -43,7 +43,7 @@ def test_finds_a_path_between_independent_networks(finder, endpoints, digits, tm
 
 
 def test_waypoints_lie_on_the_starts_variance_spheres(finder, endpoints, tmp_path) -> None:
-    result = finder(tmp_path / "run", settings=quick(max_ticks=6)).run()
+    result = finder(tmp_path / "run", settings=quick(max_ticks=6, arrival_every=100)).run()
     assert not result.arrived
     path = LowLossPath(result.folder)
     assert len(path) == 7
