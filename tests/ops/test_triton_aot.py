@@ -37,14 +37,14 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 else:
     import torch
     import triton.language as tl
-    from llpf_fast.kernels import KERNELS, affine, coefficients, loss_gate, moments, sgd
-    from llpf_fast.kernels.launch import BLOCK, RAGGED, WARPS
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.runtime import driver
 
     from llpf_fast.errors import LLPFError
     from llpf_fast.flat import SegmentTable
+    from llpf_fast.kernels import KERNELS, affine, coefficients, loss_gate, moments, sgd
+    from llpf_fast.kernels.launch import BLOCK, RAGGED, WARPS
     from llpf_fast.ops import Destination
 
     CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

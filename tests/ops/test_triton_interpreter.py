@@ -36,10 +36,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
         assert " passed" in run.stdout
 
 else:
+    from llpf_fast.flat import SegmentTable
     from llpf_fast.kernels import KERNELS
     from llpf_fast.kernels.moments import launch_combine
-
-    from llpf_fast.flat import SegmentTable
     from llpf_fast.ops import Destination, SegmentFlag, gate_state
     from llpf_fast.ops.affine import affine_eager
     from llpf_fast.ops.coefficients import coefficients_eager
