@@ -1,4 +1,5 @@
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -314,6 +315,21 @@ def test_several_workers_find_the_same():
     for certificate in found:
         assert certificate.pop("environment")["workers"] in (1, 3)
     assert found[0] == found[1] == found[2]
+
+
+def test_threads_made_later_are_as_before():
+    own = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        found = certify(
+            LINE, lambda state: Evaluation(torch.get_num_threads(), None, None, 1, 0), threshold=9, workers=2
+        )
+        assert {p.train_loss for p in found.points} == {1}
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(own)
 
 
 def test_errors_of_workers_surface():

@@ -105,7 +105,7 @@ def test_weighted_loss_is_the_users_own_mean(module, data):
     inputs, targets = data
     loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.1, 2.0]))
     found = Evaluator(module, loss, inputs, targets, batch_size=230)(module.state_dict())
-    assert found.loss == pytest.approx(float(loss(module.eval()(inputs), targets)), rel=1e-6)
+    assert found.loss == pytest.approx(float(loss(module.eval()(inputs), targets).detach()), rel=1e-6)
 
 
 def test_regression_has_no_accuracy(data):
@@ -165,7 +165,7 @@ class TestStatistics:
         state = net.state_dict()
         state["1.running_mean"] = torch.full((4,), 7.0)
         found = Evaluator(net, F.cross_entropy, *images)(state)
-        other = copy.deepcopy(net)
+        other = copy.deepcopy(net).requires_grad_(False)
         other.load_state_dict(state)
         assert found.loss == pytest.approx(float(F.cross_entropy(other.eval()(images[0]), images[1])), rel=1e-5)
         assert found.statistics == "stored"
@@ -184,7 +184,7 @@ class TestStatistics:
         evaluate = Evaluator(
             net, F.cross_entropy, *images, statistics="reestimated", statistics_inputs=images[0], batch_size=64
         )
-        twin = copy.deepcopy(net)
+        twin = copy.deepcopy(net).requires_grad_(False)
         twin[2].p = 0.0
         torch.optim.swa_utils.update_bn(images[0].split(64), twin)
         expected = F.cross_entropy(twin.eval()(images[0]), images[1])

@@ -100,6 +100,9 @@ def test_screened_run(verify, waypoints, tmp_path, monkeypatch, digits):
     assert not full.evaluation["train"]["screened"]
     assert screened.connected
     assert full.connected
+    on_both = [point for point in screened.points if point.screened_loss is not None]
+    assert 2 <= len(on_both) < screened.points_evaluated
+    assert all(abs(point.screened_loss - point.train_loss) < 0.05 for point in on_both)
     assert screened.start_loss == full.start_loss
     assert screened.destination_loss == full.destination_loss
 
@@ -189,6 +192,18 @@ class TestUnreached:
         run = write_run(tmp_path / "run", waypoints[:-1], destination=waypoints[-1])
         with pytest.raises(LLPFError, match="not bit-identical to the destination"):
             verify(run)
+
+
+def test_names_in_run_yaml(tmp_path):
+    with torch.random.fork_rng():
+        states = [state_of(build_model("mlp")) for _ in range(2)]
+    run = write_run(tmp_path / "run", states, settings={"model": "mlp", "data": "digits", "threshold": 9.0})
+    before = torch.get_rng_state()
+    found = verify_run(run, workers=1, interior=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert found.connected
+    assert (found.evaluation["model"], found.evaluation["loss"]) == ("mlp", "cross_entropy")
+    assert not verify_run(run, workers=1, interior=1, threshold=0.1).connected
 
 
 def test_own_model_data_and_statistics(tmp_path):
