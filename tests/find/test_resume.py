@@ -47,9 +47,11 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "optimizer", ["None", "lambda ps: torch.optim.AdamW(ps, lr=0.005)"], ids=["fused-sgd", "adamw"]
+    ("optimizer", "planned"),
+    [("None", 3), ("lambda ps: torch.optim.AdamW(ps, lr=0.005)", 1)],
+    ids=["fused-sgd", "adamw"],
 )
-def test_killed_and_resumed_equals_uninterrupted(endpoints, digits, tmp_path, optimizer) -> None:
+def test_killed_and_resumed_equals_uninterrupted(endpoints, digits, tmp_path, optimizer, planned) -> None:
     inputs = tmp_path / "inputs.pt"
     torch.save({"a": endpoints[0], "b": endpoints[1], "data": digits}, inputs)
     whole = start(inputs, tmp_path / "whole", optimizer)
@@ -61,8 +63,8 @@ def test_killed_and_resumed_equals_uninterrupted(endpoints, digits, tmp_path, op
         process = start(inputs, out, optimizer)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        if kills < 4:
-            time.sleep(chance.uniform(0.02, 0.8))
+        if kills < planned:
+            time.sleep(chance.uniform(0.02, 0.5))
             process.send_signal(signal.SIGKILL)
         process.communicate()
         if process.returncode == 0:
@@ -70,7 +72,7 @@ def test_killed_and_resumed_equals_uninterrupted(endpoints, digits, tmp_path, op
         kills += 1
         RunDirectory.open(out)
     assert process.returncode == 0
-    assert kills >= 2
+    assert kills == planned
     assert files(out) == files(tmp_path / "whole")
     a, b = LowLossPath(out), LowLossPath(tmp_path / "whole")
     assert a.metrics() == b.metrics()
