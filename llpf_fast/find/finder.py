@@ -272,7 +272,7 @@ class PathFinder:
         """Whether the straight way from the projected current point to the destination stays below the threshold."""
         here = self.flat.data.clone()
         self._mover.project(here)
-        limit = self.settings.threshold
+        limit = self.settings.threshold * self.settings.arrival_margin
         buffers = self.flat.buffers()
         if self._screen.loss(here, buffers) > limit:
             return False
