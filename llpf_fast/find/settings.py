@@ -73,7 +73,8 @@ class Settings:
     arrival_margin: float = 0.6
     #: Ticks between two looks at the rest of the way to the destination, taken straight.
     arrival_every: int = 10
-    #: Ticks between two recorded waypoints, at most; fewer are kept while the chord stays below the threshold.
+    #: Ticks between two recorded waypoints. The path is the polyline through those recorded, and the certificate
+    #: judges that one: with long strides a chord may cut a corner that the ticks went round.
     record_every: int = 1
     #: Ticks between two checkpoints.
     checkpoint_every: int = 50
