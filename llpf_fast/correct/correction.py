@@ -77,20 +77,19 @@ class Correction:
     def module(self) -> nn.Module:
         return self._flat.module
 
-    def run(self, first_round: int, *, threshold: float | None = None) -> Corrected:
+    def run(self, first_round: int) -> Corrected:
         """Train from round ``first_round`` of the stream until the gate closes.
 
         Raises:
             LLPFError: the loss became NaN or infinite.
         """
-        rule = self._rule if threshold is None else {**self._rule, "threshold": threshold}
         self._state.copy_(self._fresh)
         if self.momentum_buffer is not None and not self._keep_momentum:
             self.momentum_buffer.zero_()
         self.module.train()
         rounds = 0
         while True:
-            loss = self._iterate(first_round + rounds, rule)
+            loss = self._iterate(first_round + rounds)
             rounds += 1
             if not math.isfinite(loss):
                 raise LLPFError(
@@ -99,15 +98,15 @@ class Correction:
                 )
             if self._state[LAST]:
                 mean = float(self._state[MEAN])
-                return Corrected(rounds, mean, mean <= rule["threshold"])
+                return Corrected(rounds, mean, mean <= self._rule["threshold"])
 
-    def _iterate(self, round_: int, rule: dict[str, Any]) -> float:
+    def _iterate(self, round_: int) -> float:
         flat = self._flat
         inputs, targets = self._batches.draw(round_)
         flat.zero_grad()
         loss = self._loss_fn(self.module(inputs), targets)
         value = loss.detach()
-        torch.ops.llpf_fast.loss_gate_.default(self._state, value, **rule)
+        torch.ops.llpf_fast.loss_gate_.default(self._state, value, **self._rule)
         loss.backward()
         if self._optimizer is not None:
             self._optimizer.step()

@@ -232,10 +232,9 @@ class PathFinder:
         trained = self._tick > 1
         record = trained and (self._tick - 1) % self.settings.record_every == 0
         self.flat.ensure()
-        buffers = {name: b.clone() for name, b in self.flat.buffers().items()} if record else {}
         self._mover.tick(self.flat.data, project_first=trained, waypoint=self._waypoint if record else None)
         if record:
-            self._record(self._tick - 1, self._waypoint, buffers)
+            self._run.add_waypoint(self._tick - 1, self.flat.state_dict(self._waypoint))
         corrected = self._correct()
         self._rounds += corrected.rounds
         self._report(corrected, began)
@@ -282,16 +281,14 @@ class PathFinder:
         """Record the last point, and the destination where the rest of the way is low."""
         self.flat.ensure()
         self._mover.project(self.flat.data)
-        self._record(self._tick, self.flat.data, self.flat.buffers())
+        self._run.add_waypoint(self._tick, self.flat.state_dict(self.flat.data))
         if arrived:
             self._run.add_waypoint(self._tick + 1, self._destination)
-        self._save(began)
+        # No checkpoint here: one that counts the destination would, after a kill just before finish, let a resume tick
+        # on beyond it. Such a kill costs the ticks since the last checkpoint.
         self._run.finish(
             arrived=arrived, ticks=self._tick, sgd_steps=self._rounds, seconds=self._seconds(began), **self._last
         )
-
-    def _record(self, tick: int, values: Tensor, buffers: Mapping[str, Tensor]) -> None:
-        self._run.add_waypoint(tick, {**self.flat.state_dict(values), **buffers})
 
     def _report(self, corrected: Corrected, began: float) -> None:
         table = self.flat.table
@@ -344,7 +341,6 @@ class PathFinder:
             "tick": self._tick,
             "rounds": self._rounds,
             "seconds": self._seconds(began),
-            "step": self._mover.step.tolist(),
         }
         if self._optimizer is not None:
             more, state["optimizer"] = optimizer_state.pack(self._optimizer)
@@ -352,12 +348,15 @@ class PathFinder:
         self._run.save_checkpoint(tensors, state)
 
     def _load(self, run: RunDirectory) -> None:
+        if run.complete:
+            done = run.status or {}
+            self._tick, self._rounds, self._earlier_seconds = done["ticks"], done["sgd_steps"], done["seconds"]
+            return
         saved = run.load_checkpoint()
         if saved is None:
-            if not run.complete:
-                run.truncate(waypoints=1, metrics=0)
-                if not run.waypoints():
-                    run.add_waypoint(0, self._start)
+            run.truncate(waypoints=1, metrics=0)
+            if not run.waypoints():
+                run.add_waypoint(0, self._start)
             return
         tensors, state = saved
         with torch.no_grad():
@@ -370,7 +369,6 @@ class PathFinder:
             optimizer_state.unpack(self._optimizer, tensors, state["optimizer"])
         self._tick, self._rounds = state["tick"], state["rounds"]
         self._earlier_seconds = state["seconds"]
-        self._mover.step.copy_(torch.tensor(state["step"], dtype=torch.float64))
 
     def _result(self, arrived: bool, seconds: float) -> FindResult:
         return FindResult(

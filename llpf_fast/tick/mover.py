@@ -54,10 +54,6 @@ class Mover:
         """Change which segments move; lengths and groups stay."""
         self.table = self.table.with_flags(flags)
 
-    def scale_step(self, factor: float) -> None:
-        """Multiply both step lengths by ``factor`` (pacing)."""
-        self.step.mul_(factor)
-
     def tick(self, p: Tensor, *, project_first: bool, waypoint: Tensor | None = None) -> None:
         """Project (where ``project_first``), move, project: p ``[N]`` in place; ``waypoint`` receives P."""
         self._tick(p, self.step, project_first, waypoint)

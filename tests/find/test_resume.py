@@ -118,3 +118,21 @@ def test_a_changed_environment_warns(finder, tmp_path) -> None:
     (tmp_path / "run" / "run.yaml").write_text(text.replace(f"torch: {torch.__version__}", "torch: 1.0.0"))
     with pytest.warns(UserWarning, match="torch was '1.0.0'.*need not be bit-identical|bit-identical.*torch was"):
         finder(tmp_path / "run", settings=quick(max_ticks=3), resume=True)
+
+
+def test_a_kill_between_the_destination_and_the_end_resumes_to_the_same_path(finder, tmp_path, monkeypatch) -> None:
+    whole = finder(tmp_path / "whole").run()
+    assert whole.arrived
+    searching = finder(tmp_path / "run")
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            searching.run()
+    del searching
+    again = finder(tmp_path / "run", resume=True).run()
+    assert (again.arrived, again.ticks, again.sgd_steps) == (True, whole.ticks, whole.sgd_steps)
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
