@@ -8,6 +8,7 @@ from .model_file import (
     save_model_file,
     state_digest,
 )
+from .names import fit_names
 from .path import LowLossPath, open_path
 from .run_directory import RunDirectory
 from .waypoint import Waypoint
@@ -19,6 +20,7 @@ __all__ = [
     "Waypoint",
     "check_finite",
     "compare_architectures",
+    "fit_names",
     "load_model_file",
     "open_path",
     "save_model_file",

@@ -9,16 +9,17 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import LLPFError
 from .atomic import reading, write_bytes
+from .names import fit_names, is_averaged
 from .state import check_finite, compare_architectures, decode_state, detached, encode_state, header, state_digest
 
 __all__ = [
@@ -30,8 +31,10 @@ __all__ = [
     "state_digest",
 ]
 
-#: Where checkpoint dictionaries keep the state dict: LLPF's authors and Lightning; PyTorch's tutorials; timm and DeiT.
-_STATE_KEYS = ("state_dict", "model_state_dict", "model")
+#: Where checkpoint dictionaries keep the state dict: LLPF's authors and Lightning; PyTorch's tutorials; timm and DeiT;
+#: much-copied CIFAR code.
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")
+ModelFormat = Literal["authors", "state_dict", "safetensors"]
 #: First byte of every pickle that torch.save has written outside a zip archive.
 _PICKLE = b"\x80"
 _SAFETENSORS = ".safetensors"
@@ -47,16 +50,27 @@ class ModelFile:
     path: Path
 
 
-def load_model_file(path: str | os.PathLike[str]) -> ModelFile:
+def load_model_file(
+    path: str | os.PathLike[str], expected: Mapping[str, Any] | Collection[str] | None = None, *, key: str | None = None
+) -> ModelFile:
     """Load a model's state dict.
 
     Understood are: a state dict saved by ``torch.save``; a dictionary that keeps one under ``state_dict`` (the LLPF
-    authors' ``*.model.pt`` with ``model_name`` and ``dataset_name``; Lightning), ``model_state_dict`` or ``model``;
-    safetensors.
-    What the content is decides, not the suffix. Code inside a pickle is never executed (``weights_only``).
+    authors' ``*.model.pt`` with ``model_name`` and ``dataset_name``; Lightning), ``model_state_dict``, ``model`` or
+    ``net``, or that has only one state dict anywhere in it; safetensors. What the content is decides, not the suffix.
+    Code inside a pickle is never executed (``weights_only``).
 
-    Raises LLPFError, one line naming the file and what it is, when it is missing, a directory, empty, text, cut off, a
-    pickle with code or objects in it, or holds no tensors by name.
+    Args:
+        path: the file.
+        expected: the names of the architecture's tensors (its ``state_dict()`` will do). What DataParallel,
+            torch.compile, Lightning modules and other wrappers put before names is left out where the names are then
+            exactly these (``fit_names``); without ``expected`` names stay as they are.
+        key: the entry of a checkpoint dictionary to take, where another one is meant (``"state_dict_ema"``).
+
+    Raises:
+        LLPFError: one line naming the file and what it is, when it is missing, a directory, empty, text, cut off, a
+            pickle with code or objects in it, or holds no tensors by name; when it holds averaged weights (EMA) only,
+            or several state dicts, and no ``key`` was given; when the expected network is mixed with other tensors.
     """
     path = Path(path)
     if path.is_dir():
@@ -66,29 +80,47 @@ def load_model_file(path: str | os.PathLike[str]) -> ModelFile:
     if not start:
         raise LLPFError(f"{path} is empty; it is no model file")
     if _is_safetensors(start):
-        return _from_safetensors(path)
-    if _is_text(start):
+        if key is not None:
+            raise LLPFError(f"{path} is a safetensors file, which has no entry {key!r}; leave key away")
+        loaded = _from_safetensors(path)
+    elif _is_text(start):
         raise LLPFError(f"{path} is a text file, not a model file (.pt, .pth or .safetensors)")
-    return _from_pickle(path, start)
+    else:
+        loaded = _from_pickle(path, start, key)
+    if expected is None:
+        return loaded
+    return replace(loaded, state=fit_names(loaded.state, expected, path))
 
 
 def save_model_file(
-    path: str | os.PathLike[str], state: Mapping[str, Tensor], model_name: str | None, dataset_name: str | None
+    path: str | os.PathLike[str],
+    state: Mapping[str, Tensor],
+    model_name: str | None = None,
+    dataset_name: str | None = None,
+    *,
+    format: ModelFormat | None = None,
 ) -> None:
-    """Write ``state`` for ``load_model_file``: safetensors where ``path`` ends so, else the authors' dictionary.
+    """Write ``state`` (any device; views are copied) so that ``load_model_file`` reads it back bit for bit.
+
+    ``format`` is ``"authors"`` (the LLPF authors' dictionary of ``state_dict``, ``model_name`` and ``dataset_name``,
+    which their programs read as ``*.model.pt``), ``"state_dict"`` (a bare one, which has no room for the names) or
+    ``"safetensors"``; when missing, safetensors where ``path`` ends so and otherwise the authors'.
 
     Atomic and durable: ``path`` holds the old file or the new one, whole. LLPFError naming the folder when it is
-    missing or the disk refuses.
+    missing or the disk refuses, and for a format that does not exist.
     """
     path = Path(path)
     names = {"model_name": model_name, "dataset_name": dataset_name}
-    if path.suffix == _SAFETENSORS:
-        data = encode_state(state, json.dumps(names))
-    else:
-        buffer = io.BytesIO()
-        torch.save({"state_dict": {name: detached(tensor) for name, tensor in state.items()}, **names}, buffer)
-        data = buffer.getvalue()
-    write_bytes(path, data)
+    chosen = format or ("safetensors" if path.suffix == _SAFETENSORS else "authors")
+    if chosen == "safetensors":
+        write_bytes(path, encode_state(state, json.dumps(names)))
+        return
+    if chosen not in ("authors", "state_dict"):
+        raise LLPFError(f"unknown model file format {format!r}; known: authors, state_dict, safetensors")
+    tensors = {name: detached(tensor) for name, tensor in state.items()}
+    buffer = io.BytesIO()
+    torch.save({"state_dict": tensors, **names} if chosen == "authors" else tensors, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def _is_safetensors(start: bytes) -> bool:
@@ -125,7 +157,7 @@ def _name(content: Any, key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _from_pickle(path: Path, start: bytes) -> ModelFile:
+def _from_pickle(path: Path, start: bytes, key: str | None) -> ModelFile:
     if start.startswith(b"PK"):
         _check_archive(path)
     elif not start.startswith(_PICKLE):
@@ -142,7 +174,7 @@ def _from_pickle(path: Path, start: bytes) -> ModelFile:
         raise LLPFError(f"{path} {_why_not_loaded(str(error))}") from error
     except Exception as error:  # a damaged pickle stream can raise nearly anything; none of it is ours
         raise LLPFError(f"{path} is not a model file, or is damaged or cut off ({type(error).__name__})") from error
-    return _from_content(content, path)
+    return _from_content(content, path, key)
 
 
 def _check_archive(path: Path) -> None:
@@ -166,15 +198,16 @@ def _why_not_loaded(message: str) -> str:
     return "is a pickle, never executed, that holds something else than a state dict, or is damaged or cut off"
 
 
-def _from_content(content: Any, path: Path) -> ModelFile:
+def _from_content(content: Any, path: Path, key: str | None) -> ModelFile:
     if isinstance(content, Tensor):
         raise LLPFError(f"{path} holds one tensor without a name, not a state dict")
     if not isinstance(content, Mapping):
         raise LLPFError(f"{path} holds a {type(content).__name__}, not a state dict")
-    state = next((content[key] for key in _STATE_KEYS if isinstance(content.get(key), Mapping)), content)
+    state = _choose_state(content, path) if key is None else content.get(key)
+    if not isinstance(state, Mapping):
+        raise LLPFError(f"{path} has no state dict under {key!r} (it has {_keys(content)})")
     if not any(isinstance(value, Tensor) for value in state.values()):
-        keys = ", ".join(str(key) for key in list(content)[:5]) or "nothing"
-        raise LLPFError(f"{path} is a dictionary without tensors (it has {keys}), not a state dict")
+        raise LLPFError(f"{path} is a dictionary without tensors (it has {_keys(content)}), not a state dict")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise LLPFError(f"{path}: entry {name!r} is a {type(value).__name__}, a state dict has named tensors only")
@@ -182,3 +215,31 @@ def _from_content(content: Any, path: Path) -> ModelFile:
             raise LLPFError(f"{path}: tensor {name!r} is sparse, quantized or without values; save it dense")
     tensors = {name: value.detach() for name, value in state.items()}
     return ModelFile(tensors, _name(content, "model_name"), _name(content, "dataset_name"), path)
+
+
+def _choose_state(content: Mapping[Any, Any], path: Path) -> Mapping[Any, Any]:
+    """The state dict of a checkpoint dictionary: where it is by custom, or the only one there is; else ``content``."""
+    for known in _STATE_KEYS:
+        if isinstance(content.get(known), Mapping):
+            found: Mapping[Any, Any] = content[known]
+            return found
+    inside = {
+        name: value
+        for name, value in content.items()
+        if isinstance(value, Mapping) and value and all(isinstance(tensor, Tensor) for tensor in value.values())
+    }
+    if not inside or any(isinstance(value, Tensor) for value in content.values()):
+        return content
+    names = " and ".join(repr(name) for name in list(inside)[:5])
+    if all(is_averaged(str(name)) for name in inside):
+        raise LLPFError(
+            f"{path} holds averaged weights only (under {names}); pass key= if it is these you mean, or save them as a "
+            "plain state dict"
+        )
+    if len(inside) > 1:
+        raise LLPFError(f"{path} holds several state dicts (under {names}); pass key=, or save the one you mean alone")
+    return next(iter(inside.values()))
+
+
+def _keys(content: Mapping[Any, Any]) -> str:
+    return ", ".join(str(key) for key in list(content)[:5]) or "nothing"

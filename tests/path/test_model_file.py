@@ -200,3 +200,58 @@ def test_dictionaries_that_are_no_state_dicts(tmp_path, content, said):
 def test_safetensors_without_tensors(tmp_path):
     save_model_file(tmp_path / "a.safetensors", {}, None, None)
     assert "holds no tensors" in _refused(tmp_path / "a.safetensors")
+
+
+def test_each_format_is_what_others_read(tmp_path, make_state):
+    state = make_state(1)
+    path = tmp_path / "a.model.pt"
+    save_model_file(path, state, "lenet5", "dataset_mnist", format="authors")
+    saved = torch.load(path, weights_only=True)
+    assert list(saved) == ["state_dict", "model_name", "dataset_name"]
+    assert (saved["model_name"], saved["dataset_name"]) == ("lenet5", "dataset_mnist")
+    save_model_file(path, state, "lenet5", "dataset_mnist", format="state_dict")
+    assert torch.load(path, weights_only=True).keys() == state.keys()
+    save_model_file(path, state, "lenet5", format="safetensors")
+    assert path.read_bytes()[8:9] == b"{"
+    loaded = load_model_file(path)
+    assert state_digest(loaded.state) == state_digest(state)
+    assert (loaded.model_name, loaded.dataset_name) == ("lenet5", None)
+    with pytest.raises(LLPFError, match="unknown model file format 'onnx'; known: authors, state_dict"):
+        save_model_file(path, state, format="onnx")
+
+
+def test_much_copied_code_and_one_state_dict_anywhere(tmp_path, make_state):
+    state, path = make_state(1), tmp_path / "ckpt.pth"
+    for content in (
+        {"net": state, "acc": 95.4, "epoch": 199},
+        {"weights_of_encoder": state, "step": 7},
+        {"state_dict": state, "state_dict_ema": make_state(2)},
+        {"student": state, "optimizer": {"state": {}, "param_groups": []}},
+    ):
+        torch.save(content, path)
+        assert state_digest(load_model_file(path).state) == state_digest(state)
+
+
+def test_averaged_weights_are_taken_only_when_asked_for(tmp_path, make_state):
+    path = tmp_path / "a.pt"
+    torch.save({"state_dict": make_state(1), "state_dict_ema": make_state(2)}, path)
+    assert state_digest(load_model_file(path, key="state_dict_ema").state) == state_digest(make_state(2))
+    torch.save({"model_ema": make_state(2), "epoch": 3}, path)
+    message = _refused(path)
+    assert "averaged weights only (under 'model_ema')" in message
+    assert "key=" in message
+    assert state_digest(load_model_file(path, key="model_ema").state) == state_digest(make_state(2))
+    torch.save({"generator": make_state(1), "critic": make_state(2)}, path)
+    assert "several state dicts (under 'generator' and 'critic')" in _refused(path)
+    with pytest.raises(LLPFError, match=r"no state dict under 'ema' \(it has generator, critic\)"):
+        load_model_file(path, key="ema")
+    save_model_file(tmp_path / "a.safetensors", make_state(1))
+    with pytest.raises(LLPFError, match="no entry 'ema'"):
+        load_model_file(tmp_path / "a.safetensors", key="ema")
+
+
+def test_names_are_fitted_on_loading(tmp_path, make_state):
+    state, path = make_state(1), tmp_path / "last.ckpt"
+    torch.save({"state_dict": {f"model.{name}": value for name, value in state.items()}, "epoch": 1}, path)
+    assert state_digest(load_model_file(path, expected=state).state) == state_digest(state)
+    assert all(name.startswith("model.") for name in load_model_file(path).state)
