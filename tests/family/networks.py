@@ -81,7 +81,8 @@ def values(seed: int, *, wider: bool = False) -> dict[str, np.ndarray]:
     """float64 arrays by parameter name, each exactly a float32.
 
     Weights of ``fine`` have variance 1e-5, where the authors' epsilon of 1e-4 decides the scale. Of the start
-    (``wider`` False) the bias of ``head`` is zero, as freshly initialised: it has no variance to return to.
+    (``wider`` False) the bias of ``head`` is zero, as freshly initialised: it has no variance to return to. Query, key
+    and value rows differ in variance, so that it shows whose sphere they are put on.
     """
     generator = np.random.default_rng(seed)
     module = Zoo()
@@ -95,6 +96,10 @@ def values(seed: int, *, wider: bool = False) -> dict[str, np.ndarray]:
         drawn = mean + spread * (_WIDER if wider else 1.0) * generator.standard_normal(tuple(parameter.shape))
         if name == "head.bias" and not wider:
             drawn = np.zeros(tuple(parameter.shape))
+        if "qkv" in name or "in_proj" in name:
+            third = drawn.shape[0] // 3
+            drawn[:third] *= 2.0
+            drawn[2 * third :] *= 0.5
         found[name] = drawn.astype(np.float32).astype(np.float64)
     return found
 

@@ -129,6 +129,7 @@ class Walk:
         sphere: Mapping[str, float] | None = None,
     ) -> None:
         self.layers, self.rules, self.goal, self.sphere = layers, rules, goal, sphere or {}
+        self.start, self.blend = start, 0.0
         self.now = {name: value.copy() for name, value in start.items()}
         self.start_variance = {name: variance_of(value) for name, value in start.items()}
         self.target = dict(self.start_variance)
@@ -177,6 +178,7 @@ class Walk:
     def move(self, blend: float = 0.0) -> None:
         """Every layer of the stage one step; then back onto its sphere. ``blend``: share of the goal's variance."""
         self.tick += 1
+        self.blend = blend
         if blend:
             assert self.goal is not None
             for name, value in self.goal.items():
@@ -234,17 +236,33 @@ class Walk:
         if self.rules.goal != "model":
             return
         for layer in self.layers:
-            if self._is_rescaled(layer):
-                self.now[layer.name] = rescaled(self.now[layer.name], self.target[layer.name], self.rules.epsilon)
+            rows = self._rescaled_rows(layer)
+            if rows is not None:
+                whole = self.now[layer.name]
+                target = self.target[layer.name]
+                if rows.start > 0:
+                    target = self._target_of_rows(layer, rows)
+                whole[rows] = rescaled(whole[rows], target, self.rules.epsilon)
 
-    def _is_rescaled(self, layer: Layer) -> bool:
+    def _rescaled_rows(self, layer: Layer) -> slice | None:
+        """Rows put back together. Where idle layers are left alone, so are the query and key rows that stay."""
         rules = self.rules
         if layer.norm and not rules.rescale_norms:
-            return False
+            return None
         if self._habit(layer) == "stay" and not rules.rescale_idle:
-            return False
-        # The paper's ratio with target 0 would flatten the tensor; the authors' epsilon keeps it finite.
-        return self.target[layer.name] > 0.0 or rules.epsilon > 0.0
+            return None
+        if self.target[layer.name] == 0.0 and rules.epsilon == 0.0:
+            # The ratio with target 0 would flatten the tensor; an epsilon keeps it finite.
+            return None
+        return slice(0, None) if rules.rescale_idle else self._moving_rows(layer)
+
+    def _target_of_rows(self, layer: Layer, rows: slice) -> float:
+        """Rows that move without the rest are a layer of their own, with a sphere of their own."""
+        target = variance_of(self.start[layer.name][rows])
+        if self.blend:
+            assert self.goal is not None
+            target = (1 - self.blend) * target + self.blend * variance_of(self.goal[layer.name][rows])
+        return target
 
     def trained(self, change: Arrays) -> None:
         """What training did, and the second variance correction: afterwards ``now`` is the tick's waypoint."""
