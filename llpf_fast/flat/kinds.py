@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from enum import Enum
+from dataclasses import dataclass
 
 from torch import nn
-from torch.nn.utils.parametrize import ParametrizationList
 
-from .survey import Place, places
-
-
-class LayerKind(Enum):
-    """What a parameter is for. Running statistics are buffers, never parameters, and so have no kind."""
-
-    #: Affine weight or bias of a normalization layer.
-    NORM = "norm"
-    #: Additive term of any other layer.
-    BIAS = "bias"
-    #: Query, key and value projections stacked in one tensor, a third of the rows each (weight or bias).
-    FUSED_ATTENTION = "fused_attention"
-    OTHER = "other"
-
+from .attention import projections
+from .layer_kind import LayerKind
+from .survey import Place, host, places
 
 #: torch's own normalization layers, and those that libraries write from scratch (LlamaRMSNorm, T5LayerNorm,
 #: EvoNorm2dB0, FusedLayerNorm, ...). Anchored at the end: a LayerNormMLP holds more than a normalization.
@@ -31,8 +19,20 @@ _NORM_CLASS = re.compile(
     r"(act|tlu|fp32)*([123]d)?(act)?(\w?\d)?$",
     re.IGNORECASE,
 )
-_ATTENTION_CLASS = re.compile("attention|attn", re.IGNORECASE)
-_FUSED_LINEARS = ("qkv", "to_qkv")
+_LAYER_NORM = re.compile("layer_?norm", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Role:
+    """All that is told of one parameter."""
+
+    kind: LayerKind
+    #: An additive term, of whatever kind: the bias of a normalization layer or of a query projection too.
+    is_bias: bool
+    #: Of a layer normalization: torch's, one derived from it, or one named so; not of an RMSNorm.
+    is_layer_norm: bool = False
+    #: What the rows of a stack of projections (FUSED_ATTENTION) are, in order and equal shares; else empty.
+    pieces: tuple[LayerKind, ...] = ()
 
 
 def layer_kinds(module: nn.Module, is_norm: Callable[[nn.Module], bool] | None = None) -> dict[str, LayerKind]:
@@ -45,44 +45,45 @@ def layer_kinds(module: nn.Module, is_norm: Callable[[nn.Module], bool] | None =
         module: any module.
         is_norm: also counts every module for which it returns True as a normalization layer.
     """
+    return {name: role.kind for name, role in roles(module, is_norm).items()}
+
+
+def roles(module: nn.Module, is_norm: Callable[[nn.Module], bool] | None = None) -> dict[str, Role]:
+    """As :func:`layer_kinds`, with all that is told of a parameter."""
     by_path = dict(module.named_modules(remove_duplicate=False))
-    kinds: dict[str, LayerKind] = {}
-    first: dict[int, LayerKind] = {}
+    found: dict[str, Role] = {}
+    first: dict[int, Role] = {}
     for place in places(module):
-        kind = first.setdefault(id(place.parameter), _kind(place, by_path, is_norm))
-        kinds[place.name] = kind
-    return kinds
+        if id(place.parameter) not in first:
+            first[id(place.parameter)] = _role(place, by_path, is_norm)
+        found[place.name] = first[id(place.parameter)]
+    return found
 
 
-def _kind(place: Place, by_path: dict[str, nn.Module], is_norm: Callable[[nn.Module], bool] | None) -> LayerKind:
-    path, attribute, owner = place.name.rpartition(".")[0], place.attribute, place.owner
-    if isinstance(owner, ParametrizationList):
-        # HOST.parametrizations.TENSOR.original0 stands for TENSOR of HOST.
-        path, _, attribute = path.rpartition(".")
-        path = path.removesuffix("parametrizations").removesuffix(".")
-        owner = by_path[path]
-    if is_normalization(owner) or (is_norm is not None and is_norm(owner)):
-        return LayerKind.NORM
-    if isinstance(owner, nn.MultiheadAttention) and attribute in ("in_proj_weight", "in_proj_bias"):
-        return LayerKind.FUSED_ATTENTION
+def _role(place: Place, by_path: dict[str, nn.Module], is_norm: Callable[[nn.Module], bool] | None) -> Role:
+    path, attribute = host(place)
+    owner = by_path[path]
+    is_bias = _is_bias(attribute)
+    norm_class = normalization_class(owner)
+    if norm_class or (is_norm is not None and is_norm(owner)):
+        return Role(LayerKind.NORM, is_bias, is_layer_norm=bool(_LAYER_NORM.search(norm_class)))
     parent_path, _, child = path.rpartition(".")
-    if path and _is_fused_linear(owner, child, by_path[parent_path]):
-        return LayerKind.FUSED_ATTENTION
-    return LayerKind.BIAS if _is_bias(attribute) else LayerKind.OTHER
+    pieces = projections(owner, attribute, child, by_path[parent_path] if path else None)
+    if len(pieces) > 1:
+        return Role(LayerKind.FUSED_ATTENTION, is_bias, pieces=pieces)
+    if pieces:
+        return Role(pieces[0], is_bias)
+    return Role(LayerKind.BIAS if is_bias else LayerKind.OTHER, is_bias)
 
 
 def is_normalization(module: nn.Module) -> bool:
     """Whether the module is a normalization layer: its class, or one it inherits from, is named as one."""
-    return any(_NORM_CLASS.search(cls.__name__) for cls in type(module).__mro__)
+    return bool(normalization_class(module))
 
 
-def _is_fused_linear(owner: nn.Module, child: str, parent: nn.Module) -> bool:
-    return (
-        isinstance(owner, nn.Linear)
-        and child in _FUSED_LINEARS
-        and owner.out_features == 3 * owner.in_features
-        and any(_ATTENTION_CLASS.search(cls.__name__) for cls in type(parent).__mro__)
-    )
+def normalization_class(module: nn.Module) -> str:
+    """Name of the module's class, or of the nearest it inherits from, that is named as a normalization; else ''."""
+    return next((cls.__name__ for cls in type(module).__mro__ if _NORM_CLASS.search(cls.__name__)), "")
 
 
 def _is_bias(attribute: str) -> bool:

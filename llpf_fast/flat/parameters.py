@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -15,7 +15,8 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import LLPFError
 from ..ops import SegmentFlag
-from .kinds import LayerKind, layer_kinds
+from .kinds import Role, roles
+from .layer_kind import LayerKind
 from .survey import Place, check, dense_stride, places
 from .table import CHUNK, SegmentTable
 
@@ -28,12 +29,24 @@ _members_of: Callable[[dict[str, Any]], Iterable[Any]] = dict.values
 
 @dataclass(frozen=True)
 class _Layout:
-    """How one segment holds its parameter: which memory order its elements have."""
+    """Where the buffer holds a parameter, and which memory order its elements have."""
 
     name: str
     offset: int
     shape: torch.Size
     stride: tuple[int, ...]
+    #: Row ranges it is cut into: one segment each. Empty: one segment.
+    pieces: tuple[LayerKind, ...] = ()
+
+    def check_rows(self) -> None:
+        """Refuse pieces that the memory order tears apart, or shares that do not come out even."""
+        rows = self.shape[0] if self.shape else 1
+        if self.pieces and (rows % len(self.pieces) or self.stride[0] * rows != self.shape.numel()):
+            raise LLPFError(
+                f"parameter {self.name!r} {list(self.shape)} (strides {list(self.stride)}) cannot be cut into "
+                f"{' and '.join(kind.value for kind in self.pieces)}: that takes equal shares of rows, each contiguous "
+                "in memory; make it contiguous or do not cut attention"
+            )
 
     def view(self, buffer: Tensor) -> Tensor:
         return buffer.as_strided(self.shape, self.stride, buffer.storage_offset() + self.offset)
@@ -44,9 +57,12 @@ class FlatParameters:
 
     Each parameter is one segment of ``table``, in the order of ``module.named_parameters()`` (with ``join_bias`` a
     bias follows its weight); tied parameters are one segment, under their first name; parameters without elements
-    have none. Names are ``state_dict`` keys. ``FROZEN`` is set where ``requires_grad`` is False, no other flag. A
-    segment keeps the memory order of its parameter, so a channels_last weight stays channels_last: ``[N]`` buffers
-    are exchanged through :meth:`flatten`, :meth:`state_dict` and :meth:`views`, which convert.
+    have none. With ``cut_attention`` a stack of attention projections has one segment a projection instead, called
+    ``NAME[query]``, ``NAME[key]``, ``NAME[value]``, in the parameter's own distance and variance group; everywhere
+    but in ``table`` it stays one tensor under its own name. Names are ``state_dict`` keys. ``FROZEN`` is set where
+    ``requires_grad`` is False, no other flag. A segment keeps the memory order of its parameter, so a channels_last
+    weight stays channels_last: ``[N]`` buffers are exchanged through :meth:`flatten`, :meth:`state_dict` and
+    :meth:`views`, which convert.
 
     The Parameter objects stay the module's own: optimisers, hooks and compiled graphs made before go on working.
     Whatever replaces a parameter's memory (``.to()``, ``load_state_dict(assign=True)``, ``parameter.data = ...``)
@@ -60,25 +76,33 @@ class FlatParameters:
         join_bias: a weight and the bias of the same submodule share a distance group.
         chunk: elements a chunk of the table.
         is_norm: also counts a module for which it returns True as a normalization layer (``kinds``).
+        cut_attention: cut every FUSED_ATTENTION parameter, weight or bias, into its projections.
 
     Attributes:
         module: the module.
         data: ``[N]``, parameter dtype and device, N a multiple of 16. Replaced only when ``version`` changes.
         table: where each parameter lies; replaced when a ``requires_grad`` or the device changes.
-        kinds: one :class:`LayerKind` a segment.
+        kinds: one :class:`LayerKind` a segment; that of the piece where a parameter is cut.
+        is_bias: one bool a segment: an additive term of whatever kind, so that a policy can hold query weights only.
+        is_layer_norm: one bool a segment: of a layer normalization (the authors' code compensates these alone).
+        parameter_names: one name a segment: the parameter it is, or is a piece of.
         aliases: other names of tied parameters, each with the name its segment has.
         version: counts changes of dtype, device or memory order. ``[N]`` buffers made under another version do not
             fit any more.
 
     Raises:
         LLPFError: no parameters; lazy, integer, complex, sparse or subclassed parameters; mixed dtypes or devices;
-            distinct parameters that share memory. The message names them.
+            distinct parameters that share memory; with ``cut_attention`` a stack whose projections are no contiguous
+            equal shares (a transposed weight). The message names them.
     """
 
     module: nn.Module
     data: Tensor
     table: SegmentTable
     kinds: tuple[LayerKind, ...]
+    is_bias: tuple[bool, ...]
+    is_layer_norm: tuple[bool, ...]
+    parameter_names: tuple[str, ...]
     aliases: dict[str, str]
     version: int
 
@@ -89,14 +113,17 @@ class FlatParameters:
         join_bias: bool = False,
         chunk: int = CHUNK,
         is_norm: Callable[[nn.Module], bool] | None = None,
+        cut_attention: bool = False,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise LLPFError(f"expected a torch.nn.Module, got {type(module).__name__}")
-        self._build(module, join_bias, chunk, layer_kinds(module, is_norm))
+        self._build(module, join_bias, chunk, cut_attention, roles(module, is_norm))
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _build(self, module: nn.Module, join_bias: bool, chunk: int, kinds: Mapping[str, LayerKind]) -> None:
+    def _build(
+        self, module: nn.Module, join_bias: bool, chunk: int, cut_attention: bool, told: Mapping[str, Role]
+    ) -> None:
         found = list(places(module))
         first_names: dict[nn.Parameter, str] = {}
         for place in found:
@@ -112,27 +139,32 @@ class FlatParameters:
         parameters.sort(key=lambda p: (groups[p], p in leaders))
         names = [first_names[p] for p in parameters]
 
-        self.module = module
-        self.version = 0
-        self._join_bias = join_bias
-        self._kinds_by_name = dict(kinds)
-        self.kinds = tuple(kinds[name] for name in names)
-        segments = {name: i for i, name in enumerate(names)}
-        #: Segment of every name; None for parameters without elements.
-        self._segments = {p.name: segments.get(first_names[p.parameter]) for p in found}
-        self.aliases = {name: names[i] for name, i in self._segments.items() if i is not None and names[i] != name}
         reference = parameters[0]
-        self.table = SegmentTable.from_lengths(
+        whole = SegmentTable.from_lengths(
             [p.numel() for p in parameters],
             names=names,
             flags=[_flag(p) for p in parameters],
             distance_groups=[groups[p] for p in parameters],
             chunk=chunk,
         ).to(reference.device)
-        self._layouts = tuple(
-            _Layout(row.name, row.offset, p.shape, dense_stride(p))
-            for row, p in zip(self.table.rows, parameters, strict=True)
+        layouts = tuple(
+            _Layout(row.name, row.offset, p.shape, dense_stride(p), told[row.name].pieces if cut_attention else ())
+            for row, p in zip(whole.rows, parameters, strict=True)
         )
+        for layout in layouts:
+            layout.check_rows()
+
+        self.module = module
+        self.version = 0
+        self._join_bias = join_bias
+        self._cut_attention = cut_attention
+        self._told = dict(told)
+        self._layouts = layouts
+        self._describe_segments(whole)
+        positions = {name: i for i, name in enumerate(names)}
+        #: Parameter (index of its layout) of every name; None for parameters without elements.
+        self._positions = {p.name: positions.get(first_names[p.parameter]) for p in found}
+        self.aliases = {name: names[i] for name, i in self._positions.items() if i is not None and names[i] != name}
         self.data = torch.zeros(self.table.numel, dtype=reference.dtype, device=reference.device)
         self._grad: Tensor | None = None
         self._released = False
@@ -141,6 +173,26 @@ class FlatParameters:
             view.copy_(parameter)
             parameter.data = view
         self._remember(parameters)
+
+    def _describe_segments(self, whole: SegmentTable) -> None:
+        """The table and what is known of its segments, from a table of one segment a parameter."""
+        cuts = {
+            i: [(f"[{kind.value}]", layout.shape.numel() // len(layout.pieces)) for kind in layout.pieces]
+            for i, layout in enumerate(self._layouts)
+            if layout.pieces
+        }
+        self.table = whole.cut(cuts)
+        segments = [
+            (i, layout.name, kind)
+            for i, layout in enumerate(self._layouts)
+            for kind in layout.pieces or (self._told[layout.name].kind,)
+        ]
+        #: Parameter (index of its layout) of every segment.
+        self._parameter_of = [i for i, _, _ in segments]
+        self.parameter_names = tuple(name for _, name, _ in segments)
+        self.kinds = tuple(kind for _, _, kind in segments)
+        self.is_bias = tuple(self._told[name].is_bias for name in self.parameter_names)
+        self.is_layer_norm = tuple(self._told[name].is_layer_norm for name in self.parameter_names)
 
     def _remember(self, parameters: list[nn.Parameter]) -> None:
         """What :meth:`ensure` compares with. Holding the objects keeps their ids from being used again."""
@@ -188,9 +240,11 @@ class FlatParameters:
         reference = parameters[0]
         moved = (reference.dtype, reference.device) != (self.data.dtype, self.data.device)
         layouts = tuple(
-            _Layout(layout.name, layout.offset, layout.shape, dense_stride(parameter))
+            replace(layout, stride=dense_stride(parameter))
             for layout, parameter in zip(self._layouts, parameters, strict=True)
         )
+        for layout in layouts:
+            layout.check_rows()
         strayed = [
             (layout, parameter)
             for layout, parameter in zip(layouts, parameters, strict=True)
@@ -212,26 +266,26 @@ class FlatParameters:
             self._layouts = layouts
             # Made anew, in the new order, from the gradients that the parameters have.
             self._grad = None
-        flags = [_flag(parameter) for parameter in parameters]
+        flags = [_flag(parameters[i]) for i in self._parameter_of]
         if flags != [row.flags for row in self.table.rows]:
             self.table = self.table.with_flags(flags)
         self._remember(parameters)
 
     def _present(self) -> tuple[list[nn.Parameter], list[tuple[Place, nn.Parameter]]]:
-        """The module's parameters as they are now, one a segment, and the places whose ties were cut."""
+        """The module's parameters as they are now, one a layout, and the places whose ties were cut."""
         if self._released:
             raise LLPFError("these FlatParameters were released: make new ones from the module")
         found = {place.name: place for place in places(self.module)}
         for change, names in (
-            ("vanished from", [name for name in self._segments if name not in found]),
-            ("appeared in", [name for name in found if name not in self._segments]),
+            ("vanished from", [name for name in self._positions if name not in found]),
+            ("appeared in", [name for name in found if name not in self._positions]),
         ):
             if names:
                 raise LLPFError(
                     f"{_listed(map(repr, names))} {change} the module since it was flattened: make new FlatParameters"
                 )
         parameters = [found[layout.name].parameter for layout in self._layouts]
-        for name, i in self._segments.items():
+        for name, i in self._positions.items():
             shape = torch.Size([0]) if i is None else self._layouts[i].shape
             now = found[name].parameter
             if (now.numel() > 0) if i is None else (is_lazy(now) or now.shape != shape):
@@ -256,7 +310,7 @@ class FlatParameters:
                     f"parameters {names_of[parameter]!r} and {layout.name!r} have been tied since the module was "
                     "flattened: make new FlatParameters"
                 )
-        check(self.module, {n: found[n].parameter for n, i in self._segments.items() if n not in self.aliases})
+        check(self.module, {n: found[n].parameter for n, i in self._positions.items() if n not in self.aliases})
         return parameters, retie
 
     def release(self) -> None:
@@ -378,7 +432,7 @@ class FlatParameters:
         """
         self.ensure()
         groups: list[list[str]] = [[] for _ in self._layouts]
-        for name, i in self._segments.items():
+        for name, i in self._positions.items():
             if i is not None and name in state:
                 groups[i].append(name)
         problems = []
@@ -392,7 +446,7 @@ class FlatParameters:
                     problems.append(f"{name!r} is {kind}, not a floating point tensor")
                 elif value.shape != layout.shape:
                     problems.append(f"{name!r} is {list(value.shape)}, not {list(layout.shape)}")
-        known = self._segments.keys() | self.module.state_dict(keep_vars=True).keys() | self.buffers().keys()
+        known = self._positions.keys() | self.module.state_dict(keep_vars=True).keys() | self.buffers().keys()
         for name, value in state.items():
             if name not in known:
                 problems.append(f"unexpected {name!r}{f' {list(value.shape)}' if isinstance(value, Tensor) else ''}")
@@ -432,7 +486,7 @@ class FlatParameters:
         self.data.copy_(values)
         for name, buffer in buffers.items():
             buffer.copy_(state[name])
-        extra = {name: state[name] for name in state if name not in buffers and name not in self._segments}
+        extra = {name: state[name] for name in state if name not in buffers and name not in self._positions}
         if extra:
             self.module.load_state_dict(extra, strict=False)
 
@@ -449,7 +503,7 @@ class FlatParameters:
         views = list(self._views(self.data if values is None else values).values())
         state = {}
         for name, value in self.module.state_dict(keep_vars=True).items():
-            i = self._segments.get(name)
+            i = self._positions.get(name)
             if not isinstance(value, Tensor):
                 state[name] = copy.deepcopy(value)
             else:
@@ -467,12 +521,13 @@ class FlatParameters:
             "module": self.module,
             "join_bias": self._join_bias,
             "chunk": self.table.chunk,
-            "kinds": self._kinds_by_name,
+            "cut_attention": self._cut_attention,
+            "told": self._told,
             "grad": self._grad,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._build(state["module"], state["join_bias"], state["chunk"], state["kinds"])
+        self._build(state["module"], state["join_bias"], state["chunk"], state["cut_attention"], state["told"])
         if state["grad"] is not None:
             self.grad.copy_(state["grad"])
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
 
 from ..errors import LLPFError
 
@@ -35,6 +36,18 @@ def places(module: nn.Module) -> Iterator[Place]:
         for attribute, parameter in owner._parameters.items():
             if parameter is not None:
                 yield Place(f"{prefix}.{attribute}" if prefix else attribute, owner, attribute, parameter)
+
+
+def host(place: Place) -> tuple[str, str]:
+    """Path of the layer that uses the parameter, and the name it has there.
+
+    HOST.parametrizations.TENSOR.original0 stands for TENSOR of HOST; every other parameter's layer is its owner.
+    """
+    path, attribute = place.name.rpartition(".")[0], place.attribute
+    if isinstance(place.owner, ParametrizationList):
+        path, _, attribute = path.rpartition(".")
+        path = path.removesuffix("parametrizations").removesuffix(".")
+    return path, attribute
 
 
 def check(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -24,7 +24,12 @@ class Segment:
     """One row of the table: a parameter tensor, or a range of its rows.
 
     ``distance_group`` and ``variance_group`` are labels; segments with equal labels form a group and must be
-    neighbours in the table.
+    neighbours in the table. What a flag on *some* members means for the others (flags on all are the usual case):
+
+    - MASKED: counts nowhere; distance, mean and variance are those of the rest, so the target variance has to be too.
+    - HOLD: counts in mean and variance but not in the distance, and is projected with the rest.
+    - FREE: counts in mean, variance and distance and moves, but is not scaled, so the group as a whole misses its
+      target variance. Defined, and the same in every backend, but hardly ever wanted: set FREE on all or none.
     """
 
     name: str
@@ -126,6 +131,24 @@ class SegmentTable:
             raise LLPFError(f"segment table: {len(self.rows)} segments but {len(flags)} flags")
         rows = tuple(replace(row, flags=flag) for row, flag in zip(self.rows, flags, strict=True))
         return replace(self, rows=rows)
+
+    def cut(self, pieces: Mapping[int, Sequence[tuple[str, int]]]) -> SegmentTable:
+        """The same buffer with some segments (by index) cut into consecutive pieces: (suffix of the name, length).
+
+        The pieces keep group labels and flags, so a tick stays what it was. A piece may start anywhere:
+        only whole parameters are aligned.
+        """
+        rows: list[Segment] = []
+        for i, row in enumerate(self.rows):
+            offset = row.offset
+            for suffix, length in pieces.get(i, [("", row.length)]):
+                rows.append(replace(row, name=row.name + suffix, offset=offset, length=length))
+                offset += length
+            if offset != row.offset + row.length:
+                raise LLPFError(
+                    f"segment table: the pieces of {row.name!r} have {offset - row.offset} elements, not {row.length}"
+                )
+        return replace(self, rows=tuple(rows))
 
     def scratch(self, paths: int = 1) -> Tensor:
         """Scratch for every op on this table: float64 on ``device``, contents meaningless."""

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 from llpf_fast.flat import FlatParameters, LayerKind, is_normalization, layer_kinds
 
 NORM, BIAS, FUSED, OTHER = LayerKind.NORM, LayerKind.BIAS, LayerKind.FUSED_ATTENTION, LayerKind.OTHER
+QUERY, KEY, VALUE = LayerKind.QUERY, LayerKind.KEY, LayerKind.VALUE
 
 
 class LlamaRMSNorm(nn.Module):
@@ -108,12 +109,18 @@ def test_multihead_attention() -> None:
         "in_proj_bias": FUSED,
         "out_proj.weight": OTHER,
         "out_proj.bias": BIAS,
-        "bias_k": BIAS,
-        "bias_v": BIAS,
+        "bias_k": KEY,
+        "bias_v": VALUE,
     }
     separate = layer_kinds(nn.MultiheadAttention(4, 2, kdim=6, vdim=6))
-    assert separate["q_proj_weight"] is OTHER
-    assert FUSED not in {kind for name, kind in separate.items() if name.endswith("weight")}
+    assert separate == {
+        "q_proj_weight": QUERY,
+        "k_proj_weight": KEY,
+        "v_proj_weight": VALUE,
+        "in_proj_bias": FUSED,
+        "out_proj.weight": OTHER,
+        "out_proj.bias": BIAS,
+    }
 
 
 @pytest.mark.parametrize("name", ["qkv", "to_qkv"])
