@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
+from ..errors import LLPFError
 from .common import add_device, add_quiet, add_threads, check_new_file, choose_device, set_threads
 from .progress import Progress, duration
 
@@ -15,51 +17,95 @@ HELP = "train one network: an endpoint of a path"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", type=str, required=True, metavar="NAME", help="lenet5, mlp, ...")
+    parser.add_argument("--model", type=str, required=True, metavar="NAME", help="lenet5, resnet18, cct7, ...")
     parser.add_argument("--data", type=str, required=True, metavar="NAME", help="digits, mnist, cifar10, ...")
     parser.add_argument("--data-dir", type=str, metavar="DIR", help="folder that holds the data; digits need none")
+    parser.add_argument(
+        "--augmentation",
+        type=Literal["none", "mnist", "cifar"],
+        default="none",
+        help="the papers': mnist turns and shifts, cifar mirrors and shifts",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of initial weights and batch order")
+    parser.add_argument("--init", type=str, metavar="FILE", help="start from this checkpoint's weights instead")
     parser.add_argument("--out", type=str, required=True, metavar="FILE", help="checkpoint to write")
     parser.add_argument("--epochs", type=int, default=20, metavar="N")
+    parser.add_argument(
+        "--checkpoint-epochs",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="also write FILE-epochN after these epochs (0: before the first), to train on from with --init",
+    )
+    parser.add_argument("--optimizer", type=Literal["sgd", "adamw"], default="sgd")
     parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--momentum", type=float, default=0.9)
+    parser.add_argument(
+        "--lr-schedule",
+        type=Literal["constant", "cosine", "steps", "one-cycle"],
+        default="constant",
+        help="cosine ends at 0, steps divides by 10 after each of --lr-epochs, one-cycle peaks at --lr",
+    )
+    parser.add_argument("--lr-epochs", type=int, nargs="+", default=[], metavar="N", help="for --lr-schedule steps")
+    parser.add_argument("--warmup-epochs", type=int, default=0, metavar="N", help="of the learning rate's first rise")
+    parser.add_argument("--momentum", type=float, default=0.9, help="of sgd")
     parser.add_argument("--weight-decay", type=float, default=0.0)
+    parser.add_argument("--label-smoothing", type=float, default=0.0)
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
     parser.add_argument("--download", action="store_true", help="let torchvision fetch data that is not there")
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE where it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     add_device(parser)
     add_threads(parser)
     add_quiet(parser)
 
 
 def run(args: Namespace) -> int:
-    from ..errors import LLPFError
-
     for name in ("epochs", "batch_size"):
         if args[name] < 1:
             raise LLPFError(f"--{name.replace('_', '-')} must be at least 1, got {args[name]}")
     for name in ("lr", "momentum", "weight_decay"):
         if not 0 <= args[name] < float("inf"):
             raise LLPFError(f"--{name.replace('_', '-')} must be 0 or more, got {args[name]}")
+    if not 0 <= args.label_smoothing < 1:
+        raise LLPFError(f"--label-smoothing must be at least 0 and below 1, got {args.label_smoothing}")
+    for name, first in (("checkpoint_epochs", 0), ("lr_epochs", 1)):
+        beyond = [epoch for epoch in args[name] if not first <= epoch <= args.epochs]
+        if beyond:
+            raise LLPFError(f"--{name.replace('_', '-')} must be {first} to {args.epochs}, got {beyond[0]}")
     out = Path(args.out)
-    check_new_file(out, overwrite=args.overwrite)
+    for file in (out, *(checkpoint_file(out, epoch) for epoch in args.checkpoint_epochs)):
+        check_new_file(file, overwrite=args.overwrite)
     train_endpoint(
         args.model,
         args.data,
         out,
         seed=args.seed,
         data_dir=args.data_dir,
-        epochs=args.epochs,
-        lr=args.lr,
-        momentum=args.momentum,
-        weight_decay=args.weight_decay,
-        batch_size=args.batch_size,
+        augmentation=args.augmentation,
+        init=args.init,
+        checkpoint_epochs=args.checkpoint_epochs,
         device=args.device,
         threads=args.threads,
         download=args.download,
         quiet=args.quiet,
+        epochs=args.epochs,
+        optimizer=args.optimizer,
+        lr=args.lr,
+        schedule=args.lr_schedule,
+        lr_epochs=args.lr_epochs,
+        warmup_epochs=args.warmup_epochs,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        label_smoothing=args.label_smoothing,
+        batch_size=args.batch_size,
     )
     return 0
+
+
+def checkpoint_file(out: Path, epoch: int) -> Path:
+    """``a.pt`` to ``a-epoch3.pt``, ``a.model.pt`` (the authors' suffix) to ``a-epoch3.model.pt``."""
+    suffix = ".model.pt" if out.name.endswith(".model.pt") else out.suffix
+    return out.with_name(f"{out.name.removesuffix(suffix)}-epoch{epoch}{suffix}")
 
 
 def train_endpoint(
@@ -68,34 +114,55 @@ def train_endpoint(
     out: Path,
     *,
     seed: int,
-    data_dir: str | None = None,
     epochs: int = 20,
-    lr: float = 0.01,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    batch_size: int = 64,
+    data_dir: str | None = None,
+    augmentation: str = "none",
+    init: str | None = None,
+    checkpoint_epochs: Sequence[int] = (),
     device: str = "cpu",
     threads: int | None = None,
     download: bool = False,
     quiet: bool = False,
+    **training: Any,
 ) -> None:
-    """Train, print the test accuracy, write ``out`` and load it back."""
+    """Train with the options of :func:`llpf_fast.models.train_model`, write ``out``, print the test accuracy.
+
+    ``init`` is a checkpoint whose weights replace the initial ones; the optimizer begins anew. After each of
+    ``checkpoint_epochs`` the model is also written to ``checkpoint_file(out, epoch)``.
+    """
     import time
 
     import torch
 
-    from ..data import load_dataset
-    from ..models import accuracy, build_model, check_images, train_model
-    from ..path import save_model_file
+    from ..correct.augment import augmentation as augmentation_of
+    from ..data import dataset_classes, load_dataset
+    from ..models import TrainingProgress, accuracy, build_model, check_images, train_model
+    from ..path import compare_architectures, load_model_file, save_model_file
 
     where = choose_device(device)
     torch.manual_seed(seed)
-    model = build_model(model_name)
+    model = build_model(model_name, classes=dataset_classes(data_name))
+    if init is not None:
+        state = load_model_file(init).state
+        compare_architectures(model.state_dict(), state, f"model {model_name}", init)
+        model.load_state_dict(state)
     set_threads(threads, model)
     data = load_dataset(data_name, data_dir, download=download)
     check_images(model_name, data.train_inputs)
+
+    def save(file: Path) -> None:
+        save_model_file(file, model.state_dict(), model_name=model_name, dataset_name=data_name)
+
     began = time.monotonic()
+    if 0 in checkpoint_epochs:
+        save(checkpoint_file(out, 0))
     with Progress("epoch", quiet=quiet) as progress:
+
+        def after_epoch(at: TrainingProgress) -> None:
+            progress.update(at.epoch, at.epochs, f"loss {at.loss:.4f}")
+            if at.epoch in checkpoint_epochs:
+                save(checkpoint_file(out, at.epoch))
+
         progress.update(0, epochs)
         train_model(
             model.to(where),
@@ -103,13 +170,11 @@ def train_endpoint(
             data.train_targets.to(where),
             seed=seed,
             epochs=epochs,
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            batch_size=batch_size,
-            progress=lambda at: progress.update(at.epoch, at.epochs, f"loss {at.loss:.4f}"),
+            augment=augmentation_of(augmentation),
+            progress=after_epoch,
+            **training,
         )
     seconds = time.monotonic() - began
     right = accuracy(model, data.test_inputs.to(where), data.test_targets.to(where))
-    save_model_file(out, model.state_dict(), model_name=model_name, dataset_name=data_name)
+    save(out)
     print(f"{out}: {model_name} on {data.label}, seed {seed}: test accuracy {right:.4f}, {duration(seconds)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import LLPFError
+from ..user_code import is_code, model_factory
 from ..wording import unknown_name
+from . import timm_nets, torchvision_nets
+from .cct import cct7
 from .lenet5 import LeNet5
 from .mlp import MLP
 
@@ -28,6 +32,7 @@ def register_model(
 ) -> None:
     """Make ``factory(**keywords) -> nn.Module`` known to recipes and to the command line as ``name``.
 
+    A factory that takes ``classes`` is handed the number of classes of the data that the network is built for.
     ``image_shape`` is the shape ``(C, H, W)`` of one input, where the network takes only one; images of another shape
     are then refused by name. Raises :class:`LLPFError` where the name is taken and ``replace`` is not set.
     """
@@ -41,12 +46,19 @@ def model_names() -> list[str]:
     return sorted(_MODELS)
 
 
-def build_model(name: str, **keywords: Any) -> nn.Module:
+def build_model(name: str, *, classes: int | None = None, **keywords: Any) -> nn.Module:
     """A freshly initialised network, float32 on the CPU, drawn from torch's global generator.
 
-    Raises :class:`LLPFError` for an unknown name (with the nearest known ones) and for keywords it does not take.
+    ``name`` is a registered one, or code of one's own: ``file.py:factory``, ``package.module:Class``.
+
+    ``classes`` is the number of outputs, as the data set has it (``ImageData.classes``); when missing, the network's
+    own default (10). A registered factory without such a parameter has outputs of its own and is not handed it.
+    Raises :class:`LLPFError` for an unknown name (with the nearest known ones), for keywords it does not take and for
+    a library that is not installed.
     """
     entry = _entry(name)
+    if classes is not None and _takes(entry.factory, "classes"):
+        keywords["classes"] = classes
     try:
         return entry.factory(**keywords)
     except TypeError as error:
@@ -62,10 +74,20 @@ def check_images(name: str, images: Tensor) -> None:
 
 
 def _entry(name: str) -> _Entry:
+    if is_code(name):
+        return _Entry(model_factory(name), None)
     try:
         return _MODELS[name]
     except KeyError:
         raise LLPFError(unknown_name("model", name, _MODELS)) from None
+
+
+def _takes(factory: Callable[..., nn.Module], keyword: str) -> bool:
+    try:
+        parameters = inspect.signature(factory).parameters
+    except ValueError:  # a builtin without a signature
+        return False
+    return keyword in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _by(shape: tuple[int, ...]) -> str:
@@ -74,3 +96,18 @@ def _by(shape: tuple[int, ...]) -> str:
 
 register_model("lenet5", LeNet5, image_shape=(1, 28, 28))
 register_model("mlp", MLP, image_shape=(1, 8, 8))
+for _name, _factory in {
+    "resnet18": torchvision_nets.resnet18,
+    "vgg11-bn": torchvision_nets.vgg11_bn,
+    "vgg16": torchvision_nets.vgg16,
+    "vgg16-bn": torchvision_nets.vgg16_bn,
+    "mobilenet-v2": torchvision_nets.mobilenet_v2,
+    "shufflenet-v2": torchvision_nets.shufflenet_v2,
+    "efficientnet-b0": torchvision_nets.efficientnet_b0,
+    "regnetx-200mf": timm_nets.regnetx_200mf,
+    "dla": timm_nets.dla34,
+    "vit-small": timm_nets.vit_small,
+    "vit-tiny": timm_nets.vit_tiny,
+    "cct7": cct7,
+}.items():
+    register_model(_name, _factory, image_shape=(3, 32, 32))

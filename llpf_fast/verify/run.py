@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data import load_dataset
+from ..data import dataset_classes, dataset_names, load_dataset
 from ..errors import LLPFError
 from ..models import build_model, check_images
 from ..path import RunDirectory, compare_architectures
@@ -76,7 +76,7 @@ def verify_run(
     if not isinstance(limit, (int, float)):
         raise LLPFError(f"{run.folder / 'run.yaml'} names no threshold; pass threshold=")
     with torch.random.fork_rng(devices=[]):  # initial values, drawn only to be replaced
-        module = model or build_model(_named(run, settings, "model"))
+        module = model or build_model(_named(run, settings, "model"), classes=_classes(settings))
     if train is None:
         data = load_dataset(_named(run, settings, "data"), data_dir or _recorded_folder(run))
         train, test = data.train, test or data.test
@@ -137,6 +137,12 @@ def _named(run: RunDirectory, settings: dict[str, Any], key: str) -> str:
         needed = "train= (and test=)" if key == "data" else f"{key}="
         raise LLPFError(f"{run.folder / 'run.yaml'} names no {key}; pass {needed} to verify_run")
     return name
+
+
+def _classes(settings: dict[str, Any]) -> int | None:
+    """Outputs of the network: those of the run's data set, where it is a registered one (a caller may bring data)."""
+    name = settings.get("data")
+    return dataset_classes(name) if name in dataset_names() else None
 
 
 def _recorded_folder(run: RunDirectory) -> str | None:
