@@ -1,5 +1,6 @@
 """Flat buffers: a module's parameters as views of one tensor, and the table of its segments."""
 
+from .data_flow import DataFlow, data_flow_order
 from .kinds import is_normalization, layer_kinds
 from .layer_kind import LayerKind
 from .parameters import FlatParameters
@@ -8,10 +9,12 @@ from .table import ALIGNMENT, CHUNK, Segment, SegmentTable
 __all__ = [
     "ALIGNMENT",
     "CHUNK",
+    "DataFlow",
     "FlatParameters",
     "LayerKind",
     "Segment",
     "SegmentTable",
+    "data_flow_order",
     "is_normalization",
     "layer_kinds",
 ]

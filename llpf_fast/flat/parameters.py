@@ -17,7 +17,7 @@ from ..errors import LLPFError
 from ..ops import SegmentFlag
 from .kinds import Role, roles
 from .layer_kind import LayerKind
-from .survey import Place, check, dense_stride, places
+from .survey import Place, check, dense_stride, leaders, places
 from .table import CHUNK, SegmentTable
 
 #: Names and shapes spelled out in one error message.
@@ -133,10 +133,10 @@ class FlatParameters:
             raise LLPFError(f"{type(module).__name__} has no parameters to flatten")
         check(module, by_name)
         parameters = [p for p in by_name.values() if p.numel()]
-        leaders = _leaders(module) if join_bias else {}
+        weights = leaders(module) if join_bias else {}
         position = {p: i for i, p in enumerate(parameters)}
-        groups = {p: position[leaders.get(p, p)] for p in parameters}
-        parameters.sort(key=lambda p: (groups[p], p in leaders))
+        groups = {p: position[weights.get(p, p)] for p in parameters}
+        parameters.sort(key=lambda p: (groups[p], p in weights))
         names = [first_names[p] for p in parameters]
 
         reference = parameters[0]
@@ -540,17 +540,6 @@ class FlatParameters:
 
 def _flag(parameter: nn.Parameter) -> SegmentFlag:
     return SegmentFlag.NONE if parameter.requires_grad else SegmentFlag.FROZEN
-
-
-def _leaders(module: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
-    """The weight of every bias: of the same submodule, named alike (``weight_ih_l0``, ``bias_ih_l0``)."""
-    leaders: dict[nn.Parameter, nn.Parameter] = {}
-    for owner in module.modules():
-        for attribute, weight in owner._parameters.items():
-            bias = owner._parameters.get(attribute.replace("weight", "bias"))
-            if weight is not None and weight.numel() and bias is not None and bias is not weight:
-                leaders.setdefault(bias, weight)
-    return leaders
 
 
 def _same_storage(tensor: Tensor, buffer: Tensor) -> bool:

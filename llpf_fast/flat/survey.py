@@ -50,6 +50,17 @@ def host(place: Place) -> tuple[str, str]:
     return path, attribute
 
 
+def leaders(module: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
+    """The weight of every bias: of the same submodule, named alike (``weight_ih_l0``, ``bias_ih_l0``)."""
+    found: dict[nn.Parameter, nn.Parameter] = {}
+    for owner in module.modules():
+        for attribute, weight in owner._parameters.items():
+            bias = owner._parameters.get(attribute.replace("weight", "bias"))
+            if weight is not None and weight.numel() and bias is not None and bias is not weight:
+                found.setdefault(bias, weight)
+    return found
+
+
 def check(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
     """Refuse what cannot become views of one buffer.
 
