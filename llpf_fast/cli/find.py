@@ -1,12 +1,13 @@
-"""``llpf find``: search a path between two checkpoints, into a run directory."""
+"""``llpf find``: search a path between two checkpoints into a run directory, or many paths between folders of them."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LLPFError
-from .common import add_device, add_quiet, add_threads, choose_device, set_threads
+from .common import add_device, add_quiet, add_threads
 from .progress import Progress, duration
 
 if TYPE_CHECKING:
@@ -15,18 +16,51 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from ..find import FindResult, TickProgress
+    from .search import Search
 
-HELP = "search a low-loss path between two trained networks"
+HELP = "search low-loss paths between trained networks"
+
+#: Options that are a setting under a shorter name.
+_SHORTCUTS = {"mode": "mode", "dialect": "dialect", "schedule": "schedule", "model": "model", "data_module": "data"}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("starts", type=str, nargs="?", metavar="STARTS", help="checkpoint, or folder of checkpoints")
+    parser.add_argument(
+        "destinations", type=str, nargs="?", metavar="DESTINATIONS", help="the same, where the mode needs a destination"
+    )
     parser.add_argument(
         "--recipe", type=str, required=True, metavar="NAME", help="a name, a YAML file, or 'list' to see the names"
     )
-    parser.add_argument("--start", type=str, metavar="FILE", help="checkpoint the path begins at")
-    parser.add_argument("--destination", type=str, metavar="FILE", help="checkpoint the path leads to")
+    parser.add_argument("--start", type=str, metavar="FILE", help="the same as STARTS")
+    parser.add_argument("--destination", type=str, metavar="FILE", help="the same as DESTINATIONS")
+    parser.add_argument(
+        "--pairing",
+        type=str,
+        metavar="HOW",
+        help="which models to join: each-to-each, all-to-all, one-to-all, all-to-one; each path into a folder of OUT",
+    )
     parser.add_argument("--data", type=str, metavar="DIR", help="folder that holds the data; digits need none")
-    parser.add_argument("--out", type=str, metavar="RUN", help="run directory to create")
+    parser.add_argument(
+        "--out", type=str, metavar="RUN", help="run directory to create; with folders of models, the folder of the runs"
+    )
+    parser.add_argument("--mode", type=str, metavar="MODE", help="m2m, m2o, m2o-o, ...: short for --set mode=MODE")
+    parser.add_argument("--dialect", type=str, metavar="NAME", help="paper or authors: short for --set dialect=NAME")
+    parser.add_argument(
+        "--schedule", type=str, metavar="NAME", help="stages or data-flow: short for --set schedule=NAME"
+    )
+    parser.add_argument(
+        "--model", type=str, metavar="CODE", help="a network of your own, FILE.py:FACTORY or PACKAGE.MODULE:FACTORY"
+    )
+    parser.add_argument(
+        "--data-module",
+        type=str,
+        metavar="CODE",
+        help="data of your own: FILE.py:FUNCTION that returns train_x, train_y, test_x, test_y",
+    )
+    parser.add_argument(
+        "--loss", type=str, metavar="NAME", help="mse_loss, ... of torch.nn.functional, or FILE.py:FUNCTION"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="of the batches (default: the recipe's)")
     parser.add_argument(
         "--set",
@@ -36,7 +70,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change a setting of the recipe, for example step.relative=0.01; may be repeated",
     )
-    parser.add_argument("--resume", action="store_true", help="continue the run in RUN, given the same command")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue what RUN holds, given the same command; complete runs are kept"
+    )
     parser.add_argument("--download", action="store_true", help="let torchvision fetch data that is not there")
     add_device(parser)
     add_threads(parser)
@@ -49,39 +85,64 @@ def run(args: Namespace) -> int:
 
         show()
         return 0
-    for name in ("start", "destination", "out"):
-        if args[name] is None:
-            raise LLPFError(f"llpf find needs --{name}; see llpf find --help")
-    overrides = [*args.set, *([f"seed={args.seed}"] if args.seed is not None else [])]
-    result = find_between(
+    starts = _either(args, "starts", "start")
+    destinations = _either(args, "destinations", "destination")
+    if starts is None or args.out is None:
+        raise LLPFError(f"llpf find needs --{'start' if starts is None else 'out'}; see llpf find --help")
+    overrides = [f"{key}={args[option]}" for option, key in _SHORTCUTS.items() if args[option] is not None]
+    overrides += [*args.set, *([f"seed={args.seed}"] if args.seed is not None else [])]
+    from .search import Search
+
+    search = Search(
         args.recipe,
-        args.start,
-        args.destination,
-        args.out,
-        overrides=overrides,
+        overrides,
         data_dir=args.data,
+        loss=args.loss,
         device=args.device,
         threads=args.threads,
-        resume=args.resume,
         download=args.download,
-        quiet=args.quiet,
     )
-    print(summary(result))
-    if not result.arrived:
+    search.check_destination(destinations is not None)
+    if args.pairing is not None or any(end is not None and os.path.isdir(end) for end in (starts, destinations)):
+        return _run_many(search, args, starts, destinations)
+    result = _find_one(search, starts, destinations, args.out, resume=args.resume, quiet=args.quiet)
+    mode = search.settings.mode
+    print(summary(result, mode))
+    if not ending(result, mode)[1]:
         print("raise max_ticks or step.relative: --set max_ticks=...")
         return 1
     print(f"certify it: llpf verify {result.folder}")
     return 0
 
 
+def _either(args: Namespace, position: str, option: str) -> str | None:
+    """The value given by place or by option."""
+    if args[position] is not None and args[option] is not None:
+        raise LLPFError(f"{position.upper()} and --{option} are both given; they are the same, leave one away")
+    value: str | None = args[option] if args[position] is None else args[position]
+    return value
+
+
+def _run_many(search: Search, args: Namespace, starts: str, destinations: str | None) -> int:
+    from .many import find_many, show_table
+
+    out = Path(args.out)
+    rows = find_many(search, starts, destinations, args.pairing, out, resume=args.resume, quiet=args.quiet)
+    show_table(rows)
+    good = sum(row.good for row in rows)
+    print(f"{good:,} of {len(rows):,} paths found in {out}; certify each: llpf verify {out}/NAME")
+    return 0 if good == len(rows) else 1
+
+
 def find_between(
     recipe: str,
     start: str | os.PathLike[str],
-    destination: str | os.PathLike[str],
+    destination: str | os.PathLike[str] | None,
     out: str | os.PathLike[str],
     *,
     overrides: Sequence[str] = (),
     data_dir: str | None = None,
+    loss: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
     resume: bool = False,
@@ -89,52 +150,31 @@ def find_between(
     quiet: bool = False,
 ) -> FindResult:
     """Load everything, refuse what cannot work before the run directory is touched, and search."""
-    from ..recipes import load_recipe
+    from .search import Search
 
-    settings = load_recipe(recipe, overrides)
-    for key in ("model", "data"):
-        if not getattr(settings, key):
-            raise LLPFError(f"recipe {recipe!r} names no {key}; add it to the file or pass --set {key}=NAME")
-    where = choose_device(device)
+    search = Search(recipe, overrides, data_dir=data_dir, loss=loss, device=device, threads=threads, download=download)
+    search.check_destination(destination is not None)
+    return _find_one(search, start, destination, out, resume=resume, quiet=quiet)
 
-    from ..data import load_dataset
-    from ..find import PathFinder
-    from ..models import build_model, check_images
-    from ..path import check_finite, compare_architectures, load_model_file
 
-    first, last = load_model_file(start), load_model_file(destination)
-    for end in (first, last):
-        check_finite(end.state, end.path)
-    model = build_model(settings.model)
-    compare_architectures(first.state, last.state, os.fspath(start), os.fspath(destination))
-    compare_architectures(model.state_dict(), first.state, f"model {settings.model}", os.fspath(start))
-    set_threads(threads, model)
-    data = load_dataset(settings.data, data_dir, download=download)
-    check_images(settings.model, data.train_inputs)
+def _find_one(
+    search: Search,
+    start: str | os.PathLike[str],
+    destination: str | os.PathLike[str] | None,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool,
+    quiet: bool,
+) -> FindResult:
+    from ..path.pairing import Pair
 
     with Progress("tick", quiet=quiet, upper_bound=True) as progress:
 
         def show(at: TickProgress) -> None:
             progress.update(at.tick, at.max_ticks, tick_text(at))
 
-        finder = PathFinder(
-            model,
-            first.state,
-            last.state,
-            settings=settings,
-            train=data.train,
-            device=where,
-            out=out,
-            progress=show,
-            resume=resume,
-            provenance={
-                "recipe": recipe,
-                "start": os.path.abspath(start),
-                "destination": os.path.abspath(destination),
-                "data_dir": None if data_dir is None else os.path.abspath(data_dir),
-            },
-        )
-        return finder.run()
+        pair = Pair(Path(start), None if destination is None else Path(destination))
+        return search.run(pair, out, resume=resume, progress=show)
 
 
 def tick_text(at: TickProgress) -> str:
@@ -142,10 +182,23 @@ def tick_text(at: TickProgress) -> str:
     return f"loss {at.loss:.4f}  distance left {at.distance:.1%}  {at.steps:,} SGD steps"
 
 
-def summary(result: FindResult) -> str:
+def ending(result: FindResult, mode: str) -> tuple[str, bool]:
+    """How a search of ``mode`` ended, in words, and whether that is what was asked for."""
+    if result.arrived:
+        return "arrived", True
+    if getattr(result, "ended", "") == "stuck":
+        return "stuck", False
+    return ("did not arrive", False) if arrives(mode) else ("went all the way", True)
+
+
+def arrives(mode: str) -> bool:
+    """Whether a search of this mode has a place to arrive at; the others simply run for ``max_ticks``."""
+    return mode in ("m2m", "variance-sphere", "norm-sphere")
+
+
+def summary(result: FindResult, mode: str = "m2m") -> str:
     """One line: how the search ended."""
-    ended = "arrived" if result.arrived else "did not arrive"
     return (
-        f"{result.folder}: {ended} after {result.ticks:,} ticks, {result.sgd_steps:,} SGD steps, "
+        f"{result.folder}: {ending(result, mode)[0]} after {result.ticks:,} ticks, {result.sgd_steps:,} SGD steps, "
         f"{duration(result.seconds)}; {result.waypoints:,} waypoints"
     )

@@ -18,7 +18,7 @@ from . import demo, find, info, recipes, train, verify
 
 _COMMANDS = {"train": train, "find": find, "verify": verify, "info": info, "recipes": recipes, "demo": demo}
 
-_POSITIONAL = ("run", "name")
+_POSITIONAL = ("run", "name", "starts", "destinations")
 
 _DESCRIPTION = "Find, certify and draw low-loss paths between neural networks."
 EXIT_ERROR = 2

@@ -16,7 +16,8 @@ class Progress:
     """Shows how far a piece of work is, on stderr: results go to stdout.
 
     ``update(done, total, text)`` may be called as often as one likes. ``unit`` names what is counted. With
-    ``upper_bound`` the work may end before ``total``, and the time left is shown as "at most".
+    ``upper_bound`` the work may end before ``total``, and the time left is shown as "at most". Work of several parts
+    calls ``begin`` before each; the rate and the time left are then those of the part.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Progress:
         self._task: Any = None
         self._first: tuple[float, int] | None = None
         self._shown_at = float("-inf")
-        self._last_line = self._shown_line = ""
+        self._last_line = self._shown_line = self._part = ""
 
     def __enter__(self) -> Progress:
         if not self._quiet and self._stream.isatty():
@@ -56,7 +57,25 @@ class Progress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-        elif not self._quiet and self._last_line != self._shown_line:
+        self._show_last()
+
+    def begin(self, part: str) -> None:
+        """A new part of the work, called ``part``, starts at its first ``update``."""
+        self._show_last()
+        self._part, self._first, self._shown_at = part, None, float("-inf")
+
+    def say(self, line: str) -> None:
+        """A line that stays, with ``--quiet`` too: an error in one part of the work."""
+        if self._live is not None:
+            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            return
+        self._show_last()
+        print(line, file=self._stream, flush=True)
+
+    def _show_last(self) -> None:
+        """The line that was held back because another had just been printed."""
+        if self._live is None and not self._quiet and self._last_line != self._shown_line:
+            self._shown_line = self._last_line
             print(self._last_line, file=self._stream, flush=True)
 
     def update(self, done: int, total: int, text: str = "") -> None:
@@ -76,7 +95,7 @@ class Progress:
             print(self._last_line, file=self._stream, flush=True)
 
     def _line(self, now: float, done: int, total: int, text: str) -> str:
-        parts = [f"{self._unit} {done:,}/{total:,}"]
+        parts = [f"{self._part}: " * bool(self._part) + f"{self._unit} {done:,}/{total:,}"]
         if text:
             parts.append(text)
         assert self._first is not None

@@ -171,7 +171,7 @@ def test_demo_in_a_minute(llpf, tmp_path):
         (["fnd"], "invalid choice: 'fnd'"),
         (["find"], "the following arguments are required: --recipe"),
         (["find", "--recipe", "mlp-digits-m2m-quick"], "llpf find needs --start"),
-        (["find", "--recipe", "x", "--strat", "a"], "unrecognized arguments: --strat a"),
+        (["find", "--recipe", "x", "--strat", "a"], "unrecognized arguments: --strat"),
         (["verify"], "required: RUN"),
         (["train", "--model", "mlp", "--data", "digits", "--out", "x", "--seed", "y"], "--seed must be int, got y"),
         (["train", "--model", "mlp", "--data", "digits", "--out", "x", "--epochs", "0"], "--epochs must be at least 1"),

@@ -59,6 +59,30 @@ def test_a_terminal_gets_a_live_line_with_the_same_words():
     assert "tick 3/4  loss [0.1]  1.0 ticks/s  0:01 left" in stream.getvalue()
 
 
+def test_parts_have_a_rate_of_their_own_and_errors_are_always_said():
+    stream, clock = io.StringIO(), Clock()
+    with Progress("tick", stream=stream, clock=clock) as progress:
+        for part in ("path 1/2 a--b", "path 2/2 a--c"):
+            progress.begin(part)
+            progress.update(1, 4)
+            clock.now += 2.0
+            progress.update(2, 4, "loss [0.1]")
+        progress.say("llpf: error: a--c: [bold]")
+    assert stream.getvalue().splitlines() == [
+        "path 1/2 a--b: tick 1/4",
+        "path 1/2 a--b: tick 2/4  loss [0.1]  2.0 s/tick  0:04 left",
+        "path 2/2 a--c: tick 1/4",
+        "path 2/2 a--c: tick 2/4  loss [0.1]  2.0 s/tick  0:04 left",
+        "llpf: error: a--c: [bold]",
+    ]
+    stream = io.StringIO()
+    with Progress("tick", quiet=True, stream=stream) as progress:
+        progress.begin("a")
+        progress.update(1, 4)
+        progress.say("llpf: error: a")
+    assert stream.getvalue() == "llpf: error: a\n"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00"), (7.4, "0:07"), (59.6, "1:00"), (760, "12:40"), (11100, "3:05:00")]
 )

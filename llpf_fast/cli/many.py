@@ -1,0 +1,160 @@
+"""Many paths in one command: all checked first, then searched one after the other, then a table."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import LLPFError
+from ..wording import one_line
+from .find import arrives, ending, tick_text
+from .progress import Progress, duration
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..find import FindResult, TickProgress
+    from ..path.pairing import Pair
+    from .search import Search
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: the run's folder name, how it ended, and its numbers (None where it never ended)."""
+
+    name: str
+    ended: str
+    good: bool
+    ticks: int | None = None
+    sgd_steps: int | None = None
+    seconds: float | None = None
+    waypoints: int | None = None
+
+
+def find_many(
+    search: Search,
+    starts: str,
+    destinations: str | None,
+    pairing: str | None,
+    out: Path,
+    *,
+    resume: bool,
+    quiet: bool,
+) -> list[Row]:
+    """Search the paths between ``starts`` and ``destinations`` (files or folders) into folders inside ``out``.
+
+    Every file is loaded and compared with the recipe's network, and every run folder is looked at, before the first
+    search begins (LLPFError). A search that fails afterwards is reported, and the others go on.
+    """
+    from ..path.pairing import run_names
+
+    pairs, equal, digests = _choose(search, starts, destinations, pairing)
+    names = run_names(pairs, search.settings.mode)
+    done = {name: _finished(search, out / name, pair, digests, resume) for name, pair in zip(names, pairs, strict=True)}
+    for pair in equal:
+        print(f"left out: {pair.start} and {pair.destination} hold the same model", file=sys.stderr)
+    rows: list[Row] = []
+    with Progress("tick", quiet=quiet, upper_bound=True) as progress:
+
+        def show(at: TickProgress) -> None:
+            progress.update(at.tick, at.max_ticks, tick_text(at))
+
+        for number, (name, pair) in enumerate(zip(names, pairs, strict=True), start=1):
+            earlier = done[name]
+            if earlier is not None:
+                rows.append(earlier)
+                continue
+            progress.begin(f"path {number}/{len(pairs)} {name}")
+            try:
+                again = resume and (out / name / "run.yaml").exists()
+                rows.append(_row(name, search.run(pair, out / name, resume=again, progress=show), search))
+            except LLPFError as error:
+                progress.say(f"llpf: error: {name}: {one_line(error)}")
+                rows.append(Row(name, "failed", good=False))
+    return rows
+
+
+def _choose(
+    search: Search, starts: str, destinations: str | None, pairing: str | None
+) -> tuple[list[Pair], list[Pair], dict[Path, str]]:
+    """The pairs to join, those left out as equal, and the digest of every file."""
+    from ..path import state_digest
+    from ..path.pairing import Pair, make_pairs, model_files
+
+    first = model_files(starts)
+    last = None if destinations is None else model_files(destinations)
+    if last is None and pairing is not None:
+        raise LLPFError(f"--pairing {pairing} needs destinations; without them there is one path a start")
+    if last is not None and pairing is None:
+        raise LLPFError(
+            f"{starts} and {destinations}: say which models to join, --pairing each-to-each, all-to-all, one-to-all or "
+            "all-to-one"
+        )
+    # One at a time: a folder may hold more than fits in memory.
+    digests = {file: state_digest(search.load(file)) for file in dict.fromkeys([*first, *(last or ())])}
+    if last is None or pairing is None:
+        return [Pair(file, None) for file in first], [], digests
+    found = make_pairs(first, last, pairing, digests)
+    return found.pairs, found.equal, digests
+
+
+def _finished(search: Search, folder: Path, pair: Pair, digests: dict[Path, str], resume: bool) -> Row | None:
+    """The row of a run that is complete already, None where there is something to do.
+
+    LLPFError when the folder holds something and nothing is to be resumed, or another search than this one.
+    """
+    from ..path import RunDirectory
+
+    if not (folder / "run.yaml").exists():
+        if folder.exists() and not (folder.is_dir() and all(entry.name.startswith(".") for entry in folder.iterdir())):
+            raise LLPFError(f"{folder} is not the folder of a run, and not empty; choose another --out")
+        return None
+    if not resume:
+        raise LLPFError(f"{folder} holds a run; choose another --out, or continue with --resume")
+    run = RunDirectory.open(folder)
+    wanted = {"settings": search.settings.as_dict(), "start_sha256": digests[pair.start]}
+    if pair.destination is not None:
+        wanted["destination_sha256"] = digests[pair.destination]
+    for key, value in wanted.items():
+        if run.run.get(key) != value:
+            raise LLPFError(f"cannot resume {folder}: its {key} differ from those given now")
+    search.check_loss(folder)
+    status = run.status
+    if status is None:
+        return None
+    good = bool(status.get("arrived")) or not arrives(search.settings.mode)
+    return Row(
+        folder.name,
+        "complete already" if good else "complete already, did not arrive",
+        good,
+        status.get("ticks"),
+        status.get("sgd_steps"),
+        status.get("seconds"),
+        status.get("waypoints"),
+    )
+
+
+def _row(name: str, result: FindResult, search: Search) -> Row:
+    ended, good = ending(result, search.settings.mode)
+    return Row(name, ended, good, result.ticks, result.sgd_steps, result.seconds, result.waypoints)
+
+
+def show_table(rows: Sequence[Row]) -> None:
+    """One row a path, on stdout."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("path", no_wrap=True)
+    table.add_column("result", no_wrap=True)
+    for column in ("ticks", "SGD steps", "waypoints", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        numbers = ["" if n is None else f"{n:,}" for n in (row.ticks, row.sgd_steps, row.waypoints)]
+        table.add_row(row.name, row.ended, *numbers, "" if row.seconds is None else duration(row.seconds))
+    # A file or a pipe has no width: wide enough for the longest names, so that nothing is cut.
+    width = None if sys.stdout.isatty() else 80 + max(len(row.name) for row in rows)
+    Console(file=sys.stdout, width=width, markup=False, highlight=False).print(table)

@@ -1,0 +1,155 @@
+"""What one search needs, made once and used for every path of a command."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import LLPFError
+from .common import choose_device, set_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from ..find import FindResult, TickProgress
+    from ..find.settings import Settings
+    from ..path.pairing import Pair
+
+#: What each mode does with a destination file; in every other mode none is taken.
+_NEEDED, _OPTIONAL = ("m2m",), ("variance-sphere", "norm-sphere")
+
+
+class Search:
+    """Settings, network and data of a recipe, checked; then any number of searches with them.
+
+    Raises:
+        LLPFError: unknown recipe, model, data, loss or device; settings that cannot work.
+    """
+
+    def __init__(
+        self,
+        recipe: str,
+        overrides: Sequence[str] = (),
+        *,
+        data_dir: str | None = None,
+        loss: str | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
+        download: bool = False,
+    ) -> None:
+        from ..recipes import load_recipe
+        from ..user_code import absolute
+
+        settings = load_recipe(recipe, overrides)
+        for key in ("model", "data"):
+            if not getattr(settings, key):
+                raise LLPFError(f"recipe {recipe!r} names no {key}; add it to the file or pass --set {key}=NAME")
+        # Whole paths: the run must find its code from any folder.
+        beside = Path(recipe).expanduser().parent
+        self.settings: Settings = replace(
+            settings, model=absolute(settings.model, beside), data=absolute(settings.data, beside)
+        )
+        self._recipe, self._data_dir, self._download = recipe, data_dir, download
+        self._device = choose_device(device)
+        self._loss = None if loss is None else absolute(loss, beside)
+        self._train: tuple[Tensor, Tensor] | None = None
+        self._load_model(threads)
+
+    def _load_model(self, threads: int | None) -> None:
+        from ..data import dataset_classes
+        from ..models import build_model
+        from ..user_code import is_code, loss_function
+
+        classes = dataset_classes(self.settings.data)
+        if is_code(self.settings.data):
+            classes = self._load_data() or None
+        self._model = build_model(self.settings.model, classes=classes)
+        self._shapes = self._model.state_dict()
+        self._loss_fn: Callable[..., Tensor] | None = None if self._loss is None else loss_function(self._loss)
+        set_threads(threads, self._model)
+
+    def _load_data(self) -> int:
+        """Read the data into memory; returns how many classes they have (0: none)."""
+        from ..data import load_dataset
+
+        data = load_dataset(self.settings.data, self._data_dir, download=self._download)
+        self._train = (data.train_inputs.to(self._device), data.train_targets.to(self._device))
+        return data.classes
+
+    def check_destination(self, given: bool) -> None:
+        """LLPFError when the mode needs a destination and none is ``given``, or takes none and one is."""
+        mode = self.settings.mode
+        if given and mode not in (*_NEEDED, *_OPTIONAL):
+            raise LLPFError(f"mode {mode} leads to no other model: name no destination")
+        if not given and mode in _NEEDED:
+            raise LLPFError("llpf find needs a destination (mode m2m); see llpf find --help")
+
+    def load(self, file: str | os.PathLike[str]) -> dict[str, Tensor]:
+        """The state in ``file``, of the recipe's architecture and finite; else LLPFError naming it."""
+        from ..path import check_finite, compare_architectures, load_model_file
+
+        state = load_model_file(file, expected=self._shapes).state
+        compare_architectures(self._shapes, state, f"model {self.settings.model}", os.fspath(file))
+        check_finite(state, os.fspath(file))
+        return state
+
+    def run(
+        self,
+        pair: Pair,
+        out: str | os.PathLike[str],
+        *,
+        resume: bool = False,
+        progress: Callable[[TickProgress], None] | None = None,
+    ) -> FindResult:
+        """Search one path into ``out``. LLPFError as :class:`~llpf_fast.find.PathFinder` raises them."""
+        from ..find import PathFinder
+        from ..models import check_images
+
+        if resume:
+            self.check_loss(out)
+        start = self.load(pair.start)
+        destination: Any = None if pair.destination is None else self.load(pair.destination)
+        if self._train is None:
+            self._load_data()
+        assert self._train is not None
+        check_images(self.settings.model, self._train[0])
+        finder = PathFinder(
+            copy.deepcopy(self._model),
+            start,
+            destination,
+            settings=self.settings,
+            train=self._train,
+            loss_fn=self._loss_fn,
+            device=self._device,
+            out=out,
+            progress=progress,
+            resume=resume,
+            provenance=self._provenance(pair),
+        )
+        return finder.run()
+
+    def check_loss(self, folder: str | os.PathLike[str]) -> None:
+        """LLPFError when the run in ``folder`` was begun with another loss."""
+        from ..path import RunDirectory
+
+        recorded = (RunDirectory.open(folder).run.get("provenance") or {}).get("loss")
+        if recorded != self._loss:
+            raise LLPFError(f"cannot resume {folder}: its loss is {recorded or 'cross_entropy'}, not {self._loss}")
+
+    def _provenance(self, pair: Pair) -> dict[str, Any]:
+        from ..user_code import file_digest
+
+        code = {name: file_digest(name) for name in (self.settings.model, self.settings.data, self._loss or "")}
+        return {
+            "recipe": self._recipe,
+            "start": os.path.abspath(pair.start),
+            "destination": None if pair.destination is None else os.path.abspath(pair.destination),
+            "data_dir": None if self._data_dir is None else os.path.abspath(self._data_dir),
+            **({} if self._loss is None else {"loss": self._loss}),
+            **({"code_sha256": known} if (known := {name: sha for name, sha in code.items() if sha}) else {}),
+        }

@@ -1,0 +1,160 @@
+"""A user's own model, data and loss by name: ``file.py:name``, ``package.module:name``, in commands and recipes.
+
+Such a name executes that file or module. It is the user who gives it; what a *run directory* says is taken only where
+the code lies outside of it (``check_outside``), so that a run received from somebody else brings no program along.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .errors import LLPFError
+from .wording import one_line, unknown_name
+
+
+def is_code(name: str) -> bool:
+    """Whether ``name`` names code (``file.py:name``) and not something registered."""
+    return ":" in name
+
+
+def load_callable(name: str, kind: str) -> Callable[..., Any]:
+    """The object that ``name`` names; ``kind`` (model, data, loss) is for messages.
+
+    A file is executed once a process, with its folder on ``sys.path`` as ``python file.py`` would have it; modules are
+    looked for in the current folder too. LLPFError when there is no such file, module or name, when importing fails,
+    and when it cannot be called.
+    """
+    source, _, attribute = name.rpartition(":")
+    if not source or not attribute:
+        raise LLPFError(f"{kind} {name!r}: write it as file.py:name or package.module:name")
+    module = _from_file(Path(source), name, kind) if source.endswith(".py") else _from_module(source, name, kind)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = [each for each in vars(found) if not each.startswith("_")]
+            raise LLPFError(f"{kind} {name!r}: {unknown_name('name', part, public)}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise LLPFError(f"{kind} {name!r} is a {type(found).__name__}, not a function or class")
+    function: Callable[..., Any] = found
+    return function
+
+
+def model_factory(name: str) -> Callable[..., Any]:
+    """The callable behind a model's name; what it makes must be a ``torch.nn.Module`` (LLPFError)."""
+    function = load_callable(name, "model")
+
+    @functools.wraps(function, updated=())
+    def build(*args: Any, **keywords: Any) -> Any:
+        from torch import nn
+
+        module = function(*args, **keywords)
+        if not isinstance(module, nn.Module):
+            raise LLPFError(f"model {name!r} gave a {type(module).__name__}, not a torch.nn.Module")
+        return module
+
+    return build
+
+
+def loss_function(name: str) -> Callable[..., Any]:
+    """(model output, target) -> mean loss: one of ``torch.nn.functional`` by its name (``mse_loss``), or code."""
+    if is_code(name):
+        return load_callable(name, "loss")
+    import inspect
+
+    from torch.nn import functional
+
+    losses = {}
+    for each, function in vars(functional).items():
+        if each.startswith("_") or not inspect.isfunction(function):
+            continue
+        if {"reduction", "target"} <= inspect.signature(function).parameters.keys():
+            losses[each] = function
+    if name not in losses:
+        raise LLPFError(f"{unknown_name('loss', name, losses)} (code of your own: file.py:name)")
+    found: Callable[..., Any] = losses[name]
+    return found
+
+
+def absolute(name: str, *folders: str | os.PathLike[str]) -> str:
+    """``name`` with its file's whole path, looked for in the current folder and then in ``folders``.
+
+    Names of modules and of registered things stay as they are.
+    """
+    source, colon, attribute = name.rpartition(":")
+    if not colon or not source.endswith(".py"):
+        return name
+    for folder in (".", *folders):
+        path = Path(folder, Path(source).expanduser())
+        if path.is_file():
+            return f"{path.resolve()}:{attribute}"
+    return name
+
+
+def file_digest(name: str) -> str | None:
+    """sha256 of the file that ``name`` names; None where it names none."""
+    source = name.rpartition(":")[0]
+    if not source.endswith(".py") or not Path(source).is_file():
+        return None
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest()
+
+
+def check_outside(name: str, folder: str | os.PathLike[str]) -> None:
+    """LLPFError when the code that ``name`` names lies inside ``folder``, a run that may be anybody's."""
+    source = name.rpartition(":")[0]
+    if source.endswith(".py") and Path(source).resolve().is_relative_to(Path(folder).resolve()):
+        raise LLPFError(
+            f"{folder}: run.yaml names code inside the run itself ({source}), which is never executed; copy it "
+            "elsewhere, read it, and pass it by name"
+        )
+
+
+def _from_file(path: Path, name: str, kind: str) -> ModuleType:
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise LLPFError(f"{kind} {name!r}: {path} is missing")
+    # In sys.modules under a name of its own, so that dataclasses and pickling inside work and a second name from the
+    # same file gives the same classes.
+    known = f"llpf_user_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
+    if known in sys.modules:
+        return sys.modules[known]
+    spec = importlib.util.spec_from_file_location(known, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[known] = module
+    _on_path(path.parent)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[known]
+        if not isinstance(error, Exception):
+            raise
+        raise _failed(name, kind, error) from error
+    return module
+
+
+def _from_module(source: str, name: str, kind: str) -> ModuleType:
+    _on_path(Path.cwd())
+    try:
+        return importlib.import_module(source)
+    except Exception as error:
+        raise _failed(name, kind, error) from error
+
+
+def _failed(name: str, kind: str, error: Exception) -> LLPFError:
+    return LLPFError(f"{kind} {name!r} cannot be imported: {type(error).__name__}: {one_line(error)}")
+
+
+def _on_path(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
