@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +90,8 @@ def run(args: Namespace) -> int:
     destinations = _either(args, "destinations", "destination")
     if starts is None or args.out is None:
         raise LLPFError(f"llpf find needs --{'start' if starts is None else 'out'}; see llpf find --help")
-    overrides = [f"{key}={args[option]}" for option, key in _SHORTCUTS.items() if args[option] is not None]
+    # Quoted: a value such as "mine.py:" would be a mapping in YAML.
+    overrides = [f"{key}={json.dumps(args[option])}" for option, key in _SHORTCUTS.items() if args[option] is not None]
     overrides += [*args.set, *([f"seed={args.seed}"] if args.seed is not None else [])]
     from .search import Search
 

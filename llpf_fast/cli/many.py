@@ -116,7 +116,8 @@ def _finished(search: Search, folder: Path, pair: Pair, digests: dict[Path, str]
     run = RunDirectory.open(folder)
     wanted = {"settings": search.settings.as_dict(), "start_sha256": digests[pair.start]}
     if pair.destination is not None:
-        wanted["destination_sha256"] = digests[pair.destination]
+        end = "destination" if search.settings.mode == "m2m" else "sphere"
+        wanted[f"{end}_sha256"] = digests[pair.destination]
     for key, value in wanted.items():
         if run.run.get(key) != value:
             raise LLPFError(f"cannot resume {folder}: its {key} differ from those given now")

@@ -63,23 +63,25 @@ class Search:
     def _load_model(self, threads: int | None) -> None:
         from ..data import dataset_classes
         from ..models import build_model
-        from ..user_code import is_code, loss_function
+        from ..user_code import loss_function
 
-        classes = dataset_classes(self.settings.data)
-        if is_code(self.settings.data):
-            classes = self._load_data() or None
-        self._model = build_model(self.settings.model, classes=classes)
+        self._model = build_model(self.settings.model, classes=dataset_classes(self.settings.data))
         self._shapes = self._model.state_dict()
         self._loss_fn: Callable[..., Tensor] | None = None if self._loss is None else loss_function(self._loss)
         set_threads(threads, self._model)
 
-    def _load_data(self) -> int:
-        """Read the data into memory; returns how many classes they have (0: none)."""
+    def _data(self) -> tuple[Tensor, Tensor]:
+        """The training data, read once, after everything that is cheap to check."""
         from ..data import load_dataset
+        from ..models import check_images
+
+        if self._train is not None:
+            return self._train
 
         data = load_dataset(self.settings.data, self._data_dir, download=self._download)
+        check_images(self.settings.model, data.train_inputs)
         self._train = (data.train_inputs.to(self._device), data.train_targets.to(self._device))
-        return data.classes
+        return self._train
 
     def check_destination(self, given: bool) -> None:
         """LLPFError when the mode needs a destination and none is ``given``, or takes none and one is."""
@@ -108,22 +110,17 @@ class Search:
     ) -> FindResult:
         """Search one path into ``out``. LLPFError as :class:`~llpf_fast.find.PathFinder` raises them."""
         from ..find import PathFinder
-        from ..models import check_images
 
         if resume:
             self.check_loss(out)
         start = self.load(pair.start)
         destination: Any = None if pair.destination is None else self.load(pair.destination)
-        if self._train is None:
-            self._load_data()
-        assert self._train is not None
-        check_images(self.settings.model, self._train[0])
         finder = PathFinder(
             copy.deepcopy(self._model),
             start,
             destination,
             settings=self.settings,
-            train=self._train,
+            train=self._data(),
             loss_fn=self._loss_fn,
             device=self._device,
             out=out,

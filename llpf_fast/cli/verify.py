@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LLPFError
 from .common import add_device, add_quiet, choose_device
@@ -21,6 +21,9 @@ HELP = "certify the path in a run directory: exit status 0 when it is connected,
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, metavar="RUN", help="run directory")
     parser.add_argument("--data", type=str, metavar="DIR", help="folder that holds the data, where it has moved")
+    parser.add_argument("--model", type=str, metavar="CODE", help="the network's FILE.py:FACTORY, where it has moved")
+    parser.add_argument("--data-module", type=str, metavar="CODE", help="the data's FILE.py:FUNCTION, likewise")
+    parser.add_argument("--loss", type=str, metavar="NAME", help="the loss, likewise")
     parser.add_argument("--full", action="store_true", help="the whole training set at every point")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="points measured at a time on a CPU (default: torch's thread count)"
@@ -31,7 +34,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     certificate = verify(
-        args.run, data_dir=args.data, full=args.full, device=args.device, threads=args.threads, quiet=args.quiet
+        args.run,
+        data_dir=args.data,
+        model=args.model,
+        data=args.data_module,
+        loss=args.loss,
+        full=args.full,
+        device=args.device,
+        threads=args.threads,
+        quiet=args.quiet,
     )
     print(verdict(args.run, certificate))
     print(f"picture: {draw(args.run)}")
@@ -42,18 +53,35 @@ def verify(
     run_folder: str | os.PathLike[str],
     *,
     data_dir: str | None = None,
+    model: str | None = None,
+    data: str | None = None,
+    loss: str | None = None,
     full: bool = False,
     device: str = "cpu",
     threads: int | None = None,
     quiet: bool = False,
 ) -> Certificate:
-    """Compute ``RUN/certificate.json``, showing progress."""
+    """Compute ``RUN/certificate.json``, showing progress; ``model``, ``data`` and ``loss`` in place of the recorded."""
     if threads is not None and threads < 1:
         raise LLPFError(f"--threads must be at least 1, got {threads}")
     where = choose_device(device)
 
     from ..verify import verify_run
 
+    given: dict[str, Any] = {}
+    if model is not None:
+        from ..models import build_model
+
+        given["model"] = build_model(model)
+    if data is not None:
+        from ..data import load_dataset
+
+        loaded = load_dataset(data, data_dir)
+        given |= {"train": loaded.train, "test": loaded.test}
+    if loss is not None:
+        from ..user_code import loss_function
+
+        given["loss_fn"] = loss_function(loss)
     with Progress("point", quiet=quiet) as progress:
         return verify_run(
             run_folder,
@@ -62,6 +90,7 @@ def verify(
             device=where,
             workers=threads,
             progress=progress.update,
+            **given,
         )
 
 

@@ -46,8 +46,9 @@ def dataset_names() -> list[str]:
 
 
 def dataset_classes(name: str) -> int | None:
-    """Number of classes of the data set ``name``, without reading it; None where its registration does not say, and for
-    a function of one's own.
+    """Number of classes of the data set ``name``, without reading it; None where its registration does not say.
+
+    A function of one's own (``file.py:function``) says nothing either: registered networks keep their default of 10.
 
     Raises :class:`LLPFError` for an unknown name.
     """

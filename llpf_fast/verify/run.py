@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..data import dataset_classes, dataset_names, load_dataset
 from ..errors import LLPFError
 from ..models import build_model, check_images
 from ..path import RunDirectory, compare_architectures
+from ..user_code import check_outside, file_digest, is_code, loss_function
 from .certificate import Progress, certify
 from .evaluate import Evaluator, LossFunction, Statistics
 from .records import Certificate
@@ -24,6 +26,8 @@ from .subset import stratified_subset
 #: (inputs, targets) tensors, or an iterable of such batches.
 Samples = tuple[Tensor, Tensor] | Iterable[Any]
 
+#: Modes without a place to arrive at: the certificate is about the way gone.
+_ENDLESS = ("m2o", "m2o-o", "infinity", "mean")
 #: Training samples on which a CPU screens all points.
 SCREEN_SIZE = 10_000
 #: Training samples from which BatchNorm statistics are estimated anew.
@@ -53,8 +57,10 @@ def verify_run(
     the finder remembers of its losses plays no part.
 
     Args:
-        model, loss_fn, train, test: what the run was made with; when missing, the model and data set that run.yaml
-            names and cross-entropy. ``train`` and ``test`` are (inputs, targets) tensors or an iterable of batches.
+        model, loss_fn, train, test: what the run was made with; when missing, the model, data set and loss that
+            run.yaml names (cross-entropy where it names none). ``train`` and ``test`` are (inputs, targets) tensors or
+            an iterable of batches. Code that run.yaml names (``file.py:factory``) is executed, except where it lies in
+            the run's own folder; a warning says where it has changed since the search.
         data_dir: folder of the data set; when missing, the one run.yaml names.
         threshold: when missing, run.yaml's.
         full: evaluate every point on the whole training set. When missing, only on a GPU; else a fixed stratified
@@ -85,7 +91,7 @@ def verify_run(
     inputs, targets = as_tensors(train)
     if model is None and isinstance(inputs, Tensor):
         check_images(settings["model"], inputs)
-    loss = loss_fn or F.cross_entropy
+    loss = loss_fn or _recorded_loss(run)
     estimation: Any = None
     if statistics == "reestimated":
         estimation = inputs if targets is None else inputs[stratified_subset(targets, _STATISTICS_SIZE)]
@@ -136,7 +142,22 @@ def _named(run: RunDirectory, settings: dict[str, Any], key: str) -> str:
     if not isinstance(name, str) or not name:
         needed = "train= (and test=)" if key == "data" else f"{key}="
         raise LLPFError(f"{run.folder / 'run.yaml'} names no {key}; pass {needed} to verify_run")
+    return _checked(run, name)
+
+
+def _checked(run: RunDirectory, name: str) -> str:
+    """``name``, where it may be executed; a warning where its file is not the one the search used."""
+    if is_code(name):
+        check_outside(name, run.folder)
+        recorded = ((run.run.get("provenance") or {}).get("code_sha256") or {}).get(name)
+        if recorded is not None and file_digest(name) not in (None, recorded):
+            warnings.warn(f"{name.rpartition(':')[0]} was changed since the search that used it", stacklevel=3)
     return name
+
+
+def _recorded_loss(run: RunDirectory) -> LossFunction:
+    name = (run.run.get("provenance") or {}).get("loss")
+    return loss_function(_checked(run, name)) if isinstance(name, str) else F.cross_entropy
 
 
 def _classes(settings: dict[str, Any]) -> int | None:
@@ -151,14 +172,19 @@ def _recorded_folder(run: RunDirectory) -> str | None:
 
 
 def _unreached(run: RunDirectory) -> list[str]:
-    """Why the polyline does not lead from the run's start to its destination (``check`` compared what is known)."""
+    """Why the polyline does not lead from the run's start to its destination (``check`` compared what is known).
+
+    Toward the origin, infinity or the mean there is no network to arrive at: such a run is whole where it ended.
+    """
+    toward = run.run.get("leads_to", "model")
+    to_model = toward == "model"
+    mode = (run.run.get("settings") or {}).get("mode", "m2m")
+    ends = ("start", "destination") if mode == "m2m" else ("start",)
     reasons = [
-        f"run.yaml does not say what the {end} is ({end}_sha256)"
-        for end in ("start", "destination")
-        if not run.run.get(f"{end}_sha256")
+        f"run.yaml does not say what the {end} is ({end}_sha256)" for end in ends if not run.run.get(f"{end}_sha256")
     ]
     if not run.complete:
         reasons.append("the destination is not reached: the run is not finished; continue it with llpf find --resume")
-    elif not run.arrived:
+    elif not run.arrived and mode not in _ENDLESS:
         reasons.append("the destination is not reached: the search stopped before it arrived")
     return reasons

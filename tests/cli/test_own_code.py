@@ -1,0 +1,202 @@
+"""A network, data and loss of a user's own, named on the command line and in a recipe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+import yaml
+
+from llpf_fast.path import RunDirectory, load_model_file, save_model_file
+
+#: A straight line through points, learned by a small network: real enough to join two of.
+CODE = """
+from dataclasses import dataclass
+import torch
+from torch import nn
+from beside import SIZE
+
+@dataclass
+class Shape:
+    width: int = SIZE
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(1, Shape().width), nn.Tanh(), nn.Linear(Shape().width, 1))
+
+    def forward(self, x):
+        return self.body(x)
+
+def data():
+    x = torch.linspace(-1, 1, 64, dtype=torch.float64)[:, None].numpy()
+    return x, x**2, x[::4], x[::4] ** 2
+
+def distance(output, target):
+    return (output - target).square().mean()
+
+def not_a_module():
+    return 3
+
+NUMBER = 3
+"""
+RECIPE = {
+    "threshold": 0.05,
+    "max_ticks": 200,
+    "step": {"relative": 0.05},
+    "correction": {"threshold": 0.003, "lr": 0.02, "momentum": 0.9, "max_rounds": 300, "batch_size": 16},
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with the code, a recipe beside it and two trained endpoints."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "mine.py").write_text(CODE)
+    (folder / "beside.py").write_text("SIZE = 64\n")
+    sys.path.insert(0, str(folder))
+    import mine
+
+    sys.path.remove(str(folder))
+    inputs, targets, _, _ = (torch.as_tensor(part).float() for part in mine.data())
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        net = mine.Net()
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+        for _ in range(300):
+            optimizer.zero_grad()
+            mine.distance(net(inputs), targets).backward()
+            optimizer.step()
+        save_model_file(folder / f"{seed}.pt", {f"model.{k}": v for k, v in net.state_dict().items()})
+    recipe = RECIPE | {"model": "mine.py:Net", "data": "mine.py:data"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "bare.yaml").write_text(yaml.safe_dump(RECIPE))
+    return folder
+
+
+def test_find_and_verify_from_anywhere(llpf, project, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    ends = (project / "1.pt", project / "2.pt")
+    found = llpf("find", *ends, "--recipe", project / "recipe.yaml", "--loss", "mse_loss", "--out", run, "--quiet")
+    assert found.status == 0, found.err
+    record = RunDirectory.open(run).run
+    assert record["settings"]["model"] == f"{project}/mine.py:Net"
+    assert record["provenance"]["loss"] == "mse_loss"
+    assert list(record["provenance"]["code_sha256"]) == [f"{project}/mine.py:Net", f"{project}/mine.py:data"]
+    monkeypatch.chdir(project)
+    verified = llpf("verify", run, "--quiet")
+    assert verified.status == 0, verified.err
+    assert verified.err == ""
+    certificate = json.loads((run / "certificate.json").read_text())
+    assert certificate["connected"] is True
+    assert certificate["evaluation"]["loss"] == "mse_loss"
+    assert 0 < certificate["max_loss"] <= 0.05
+    assert certificate["min_test_accuracy"] is None
+    assert 0 < certificate["max_test_loss"] < 1
+    again = llpf("find", *ends, "--recipe", project / "recipe.yaml", "--out", run, "--resume", "--quiet")
+    assert again.status == 2
+    assert "its loss is mse_loss, not None" in again.err or "its loss is mse_loss, not cross_entropy" in again.err
+
+
+def test_options_in_place_of_a_recipe(llpf, project, tmp_path, monkeypatch):
+    monkeypatch.chdir(project)
+    run = tmp_path / "run"
+    code = ["--model", "mine.py:Net", "--data-module", "mine:data", "--loss", "mine.py:distance"]
+    found = llpf("find", "1.pt", "2.pt", "--recipe", "bare.yaml", *code, "--out", run, "--quiet")
+    assert found.status == 0, found.err
+    settings = RunDirectory.open(run).run["settings"]
+    assert (settings["model"], settings["data"]) == (f"{project}/mine.py:Net", "mine:data")
+    assert llpf("verify", run, "--quiet").status == 0
+    assert json.loads((run / "certificate.json").read_text())["evaluation"]["loss"] == "distance"
+
+
+def test_train_a_network_of_ones_own(llpf, project, tmp_path):
+    (tmp_path / "classes.py").write_text(
+        "import torch\nfrom torch import nn\nnet = lambda: nn.Linear(2, 3)\n"
+        "def data():\n    x = torch.randn(40, 2)\n    return x, (x[:, 0] > 0).long(), x, (x[:, 0] > 0).long()\n"
+    )
+    code = ["--model", tmp_path / "classes.py:net", "--data", tmp_path / "classes.py:data"]
+    done = llpf("train", *code, "--epochs", 2, "--out", tmp_path / "a.pt", "--quiet")
+    assert done.status == 0, done.err
+    assert load_model_file(tmp_path / "a.pt").state["weight"].shape == (3, 2)
+
+
+def test_code_of_a_moved_or_changed_run(llpf, project, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(project, copy)
+    run = tmp_path / "run"
+    command = ["find", copy / "1.pt", copy / "2.pt", "--recipe", copy / "recipe.yaml", "--loss", "mse_loss"]
+    assert llpf(*command, "--out", run, "--quiet").status == 0
+    (copy / "mine.py").write_text(CODE + "\n# changed\n")
+    changed = llpf("verify", run, "--quiet")
+    assert changed.status == 0
+    assert f"llpf: warning: {copy}/mine.py was changed since the search" in changed.err
+    (copy / "mine.py").rename(tmp_path / "moved.py")
+    sys.modules.pop(
+        next(name for name, module in sys.modules.items() if getattr(module, "__file__", "") == str(copy / "mine.py"))
+    )
+    missing = llpf("verify", run, "--quiet")
+    assert missing.status == 2
+    assert f"{copy}/mine.py is missing" in missing.err
+    code = ["--model", tmp_path / "moved.py:Net", "--data-module", tmp_path / "moved.py:data"]
+    assert llpf("verify", run, *code, "--quiet").status == 0
+
+
+def test_a_run_brings_no_program_along(llpf, project, tmp_path):
+    run = tmp_path / "run"
+    command = ["find", project / "1.pt", project / "2.pt", "--recipe", project / "recipe.yaml", "--loss", "mse_loss"]
+    assert llpf(*command, "--out", run, "--quiet").status == 0
+    witness = tmp_path / "witness"
+    (run / "evil.py").write_text(f"open({str(witness)!r}, 'w')\n")
+    text = (run / "run.yaml").read_text()
+    for key in ("mine.py:Net", "mine.py:data", "mse_loss"):
+        place = f"{run}/evil.py:x" if key == "mse_loss" else f"{run}/evil.py:{key[8:]}"
+        whole = key if key == "mse_loss" else f"{project}/{key}"
+        (run / "run.yaml").write_text(text.replace(whole, place))
+        refused = llpf("verify", run, "--quiet")
+        assert refused.status == 2, key
+        assert "names code inside the run itself" in refused.err
+        assert not witness.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        ("--model", "none.py:Net", "none.py is missing"),
+        ("--model", "mine.py:", "write it as file.py:name"),
+        ("--model", "mine.py:Nett", "unknown name 'Nett'; did you mean 'Net'?"),
+        ("--model", "mine.py:NUMBER", "is a int, not a function or class"),
+        ("--model", "mine.py:not_a_module", "gave a int, not a torch.nn.Module"),
+        ("--model", "no_such_module_here:Net", "cannot be imported: ModuleNotFoundError"),
+        ("--model", "broken.py:Net", "cannot be imported: ZeroDivisionError: division by zero"),
+        ("--data-module", "data.py:three", "gave 3 values; it must return (train_inputs, train_targets, test_"),
+        ("--data-module", "data.py:text", "data.py:text': train_targets is a str, not a tensor or an array"),
+        ("--data-module", "data.py:uneven", "has 4 training inputs but 3 targets"),
+        ("--data-module", "data.py:empty", "has no test samples"),
+        ("--data-module", "data.py:nan", "train_inputs has values that are NaN or infinite"),
+        ("--data-module", "data.py:fails", "failed: KeyError: 'x'"),
+        ("--loss", "mse_los", "unknown loss 'mse_los'; did you mean 'mse_loss'"),
+    ],
+)
+def test_wrong_code_is_one_line(llpf, project, tmp_path, monkeypatch, option, name, message):
+    folder = tmp_path / "copy"
+    shutil.copytree(project, folder)
+    monkeypatch.chdir(folder)
+    (folder / "broken.py").write_text("1 / 0\n")
+    (folder / "data.py").write_text(
+        "import torch\nx = torch.ones(4, 1)\n"
+        "three = lambda: (x, x, x)\ntext = lambda: (x, 'abc', x, x)\nuneven = lambda: (x, x[:3], x, x)\n"
+        "empty = lambda: (x, x, x[:0], x[:0])\nnan = lambda: (x / 0 * 0, x, x, x)\n"
+        "def fails():\n    return {}['x']\n"
+    )
+    given = {"--model": "mine.py:Net", "--data-module": "mine.py:data", "--loss": "mse_loss"} | {option: name}
+    options = [word for pair in given.items() for word in pair]
+    outcome = llpf("find", "1.pt", "2.pt", "--recipe", "bare.yaml", *options, "--out", tmp_path / "run", "--quiet")
+    assert outcome.status == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert not (tmp_path / "run").exists()
