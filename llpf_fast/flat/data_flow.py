@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,7 @@ def data_flow_order(module: nn.Module, forward: Callable[[], object]) -> DataFlo
     for place in places(module):
         first.setdefault(place.parameter, place)
     record = _FirstUses(first)
-    with _undisturbed(module):
+    with _undisturbed(module), _eager():
         try:
             with torch.no_grad(), record:
                 forward()
@@ -76,8 +77,16 @@ def data_flow_order(module: nn.Module, forward: Callable[[], object]) -> DataFlo
 class _FirstUses(TorchDispatchMode):
     """Which call first read each parameter.
 
-    Below autograd, where every operator passes (a compiled module runs eagerly there) and attribute reads do not.
+    Below autograd, where every operator passes, of whatever origin, and attribute reads do not.
     """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch's hook: True (the default) imports torch._dynamo at the first operator, 5 s once a process.
+
+        False lets a compiler trace this class, which :func:`_eager` prevents.
+        """
+        return False
 
     def __init__(self, parameters: dict[nn.Parameter, Place]) -> None:
         super().__init__()
@@ -119,6 +128,11 @@ def _layers(
 
 def _is_leaf(module: nn.Module) -> bool:
     return not any(name != "parametrizations" for name in module._modules)
+
+
+def _eager() -> AbstractContextManager[object]:
+    """Compiled modules run as written. Where nothing has imported the compiler, nothing is compiled."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager

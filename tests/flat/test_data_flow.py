@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+from collections.abc import Callable
 from itertools import chain
 
 import pytest
@@ -191,11 +194,30 @@ def test_unused_parameters_come_last_and_are_reported() -> None:
     assert flow.groups == (("part.weight",), flow.unused)
 
 
-def test_a_compiled_module() -> None:
+@pytest.mark.parametrize("called_before", [False, True])
+def test_a_compiled_module_runs_as_written(called_before: bool) -> None:
+    compiled: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph.forward
+
     module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    module.compile(backend="eager")
-    module(torch.randn(2, 3))
+    module.compile(backend=backend)
+    if called_before:
+        module(torch.randn(2, 3))
     assert order(module, torch.randn(2, 3)) == [["0.weight", "0.bias"], ["2.weight", "2.bias"]]
+    assert len(compiled) == called_before
+    module(torch.randn(2, 3))
+    assert len(compiled) == 1
+
+
+def test_no_compiler_is_imported() -> None:
+    script = (
+        "import sys, torch; from llpf_fast.flat import data_flow_order; m = torch.nn.Linear(2, 2); "
+        "data_flow_order(m, lambda: m(torch.ones(1, 2))); sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 class Restless(nn.Module):
