@@ -79,6 +79,11 @@ class Rules:
     join_bias: bool = False
     #: Query and key stay: their weights, and with "weights and biases" their biases too.
     hold_query_and_key: Literal["", "weights", "weights and biases"] = ""
+    #: Where query and key stay: are the value rows a layer of their own, or does the tick see the whole tensor (its
+    #: distance, its mean, its norm) and put the other rows back afterwards (authors)?
+    value_rows: Literal["alone", "of the whole"] = "alone"
+    #: The spheres go from the start's to the goal's variance, layer by layer, with the way the layer has come.
+    blend: bool = False
     #: (tick from which it holds, names of the layers that move), in order; without any, all move. Ticks count from 1.
     stages: Sequence[tuple[int, frozenset[str]]] = ()
     rate: Literal["none", "var", "std"] = "none"
@@ -129,8 +134,10 @@ class Walk:
         sphere: Mapping[str, float] | None = None,
     ) -> None:
         self.layers, self.rules, self.goal, self.sphere = layers, rules, goal, sphere or {}
-        self.start, self.blend = start, 0.0
+        self.start, self.come = start, dict.fromkeys(start, 0.0)
         self.now = {name: value.copy() for name, value in start.items()}
+        #: By how much the last move, and the rescale after it, enlarge a small error in a tensor; at least 1.
+        self.growth = dict.fromkeys(start, 1.0)
         self.start_variance = {name: variance_of(value) for name, value in start.items()}
         self.target = dict(self.start_variance)
         self.tick = 0
@@ -175,15 +182,11 @@ class Walk:
 
     # -- one tick
 
-    def move(self, blend: float = 0.0) -> None:
-        """Every layer of the stage one step; then back onto its sphere. ``blend``: share of the goal's variance."""
+    def move(self) -> None:
+        """Every layer of the stage one step; then back onto its sphere."""
         self.tick += 1
-        self.blend = blend
-        if blend:
-            assert self.goal is not None
-            for name, value in self.goal.items():
-                self.target[name] = (1 - blend) * self.start_variance[name] + blend * variance_of(value)
         before = {name: value.copy() for name, value in self.now.items()}
+        self.growth = dict.fromkeys(self.now, 1.0)
         done: set[str] = set()
         for layer in self.layers:
             if layer.name in done:
@@ -198,11 +201,9 @@ class Walk:
     def _step(self, together: list[Layer], before: Arrays) -> None:
         """One length along one unit vector for layers that move together."""
         pieces = [before[layer.name][self._moving_rows(layer)] for layer in together]
-        ways = [
-            self._destination(layer, before)[self._moving_rows(layer)] - piece
-            for layer, piece in zip(together, pieces, strict=True)
-        ]
-        distance = length_of(ways)
+        whole = [self._destination(layer, before) - self._seen(layer, before) for layer in together]
+        distance = length_of(whole)
+        ways = [way[-len(piece) :] for way, piece in zip(whole, pieces, strict=True)]
         if distance == 0.0:
             return
         rules = self.rules
@@ -214,12 +215,20 @@ class Walk:
         for layer, piece, way in zip(together, pieces, ways, strict=True):
             signed = {"move": step, "away": -step, "away twice": -2 * step}[self._habit(layer)]
             self.now[layer.name][self._moving_rows(layer)] = piece + signed * (way / distance)
+            # A step past the goal turns what was left of the way round, and any error in its direction with it.
+            share = signed / distance
+            self.growth[layer.name] = max(1.0, abs(1 - share) + abs(share) * self._follows(layer, before))
+
+    def _seen(self, layer: Layer, before: Arrays) -> Array:
+        """What the tick takes for the layer: all of it, or the rows that move."""
+        rows = self._moving_rows(layer) if self.rules.value_rows == "alone" else slice(None)
+        return before[layer.name][rows]
 
     def _destination(self, layer: Layer, before: Arrays) -> Array:
-        here = before[layer.name]
+        here = self._seen(layer, before)
         if self.rules.goal == "model":
             assert self.goal is not None
-            return self.goal[layer.name]
+            return self._seen(layer, self.goal)
         if self.rules.goal == "origin":
             return np.zeros_like(here)
         if self.rules.goal == "infinity":
@@ -230,6 +239,16 @@ class Walk:
             return rescaled(here, self.sphere[layer.name], 0.0)
         length = length_of([here])
         return here.copy() if length == 0.0 else here / length * self.sphere[layer.name]
+
+    def _follows(self, layer: Layer, before: Arrays) -> float:
+        """How far the destination moves when the layer does: 0 for a point, 2 for twice the layer."""
+        if self.rules.goal in ("model", "origin"):
+            return 0.0
+        if self.rules.goal == "infinity":
+            return 2.0
+        here, there = self._seen(layer, before), self._destination(layer, before)
+        spread = length_of([here])
+        return max(1.0, length_of([there]) / spread) if spread else 1.0
 
     def rescale(self) -> None:
         """Variance correction; only on the way to another model."""
@@ -242,7 +261,10 @@ class Walk:
                 target = self.target[layer.name]
                 if rows.start > 0:
                     target = self._target_of_rows(layer, rows)
+                spread = variance_of(whole[rows])
                 whole[rows] = rescaled(whole[rows], target, self.rules.epsilon)
+                if spread:
+                    self.growth[layer.name] *= max(1.0, math.sqrt(variance_of(whole[rows]) / spread))
 
     def _rescaled_rows(self, layer: Layer) -> slice | None:
         """Rows put back together. Where idle layers are left alone, so are the query and key rows that stay."""
@@ -259,16 +281,39 @@ class Walk:
     def _target_of_rows(self, layer: Layer, rows: slice) -> float:
         """Rows that move without the rest are a layer of their own, with a sphere of their own."""
         target = variance_of(self.start[layer.name][rows])
-        if self.blend:
+        if self.rules.blend:
             assert self.goal is not None
-            target = (1 - self.blend) * target + self.blend * variance_of(self.goal[layer.name][rows])
+            come = self.come[layer.name]
+            target = (1 - come) * target + come * variance_of(self.goal[layer.name][rows])
         return target
+
+    def _follow(self) -> None:
+        """Let the spheres follow the way each layer has come. They never go back, and a layer without one gets none."""
+        assert self.goal is not None
+        for name, start in self.start.items():
+            left = length_of([self.goal[name] - self.now[name]]) / length_of([self.goal[name] - start])
+            come = self.come[name] = max(self.come[name], min(max(1 - left, 0.0), 1.0))
+            if self.start_variance[name] > 0:
+                self.target[name] = (1 - come) * self.start_variance[name] + come * variance_of(self.goal[name])
+
+    def untouched_rows(self, layer: Layer) -> slice | None:
+        """Rows that a tick neither moves nor rescales: training alone changes them."""
+        stays = self._habit(layer) == "stay"
+        held = self._moving_rows(layer).start
+        rescales = self.rules.goal == "model" and self._rescaled_rows(layer) is not None
+        if stays and not rescales:
+            return slice(0, None)
+        if held and not (rescales and self.rules.rescale_idle):
+            return slice(0, held)
+        return None
 
     def trained(self, change: Arrays) -> None:
         """What training did, and the second variance correction: afterwards ``now`` is the tick's waypoint."""
+        self.growth = dict.fromkeys(self.now, 1.0)
         for name, value in change.items():
             self.now[name] += value
-        self.left_by_training = {name: value.copy() for name, value in self.now.items()}
+        if self.rules.blend:
+            self._follow()
         self.rescale()
 
     def rate(self, layer: Layer) -> float:

@@ -79,12 +79,20 @@ def test_after_a_tick_every_layer_with_a_sphere_is_on_it() -> None:
 
 
 def test_a_blend_ends_on_the_spheres_of_the_goal() -> None:
-    followed = Walk(LAYERS, START, Rules(), goal=GOAL)
-    followed.move(blend=0.25)
-    a, b = variance_of(START["conv2.weight"]), variance_of(GOAL["conv2.weight"])
-    assert variance_of(followed.now["conv2.weight"]) == pytest.approx(0.75 * a + 0.25 * b, rel=1e-12)
-    followed.move(blend=1.0)
-    assert variance_of(followed.now["conv2.weight"]) == pytest.approx(b, rel=1e-12)
+    nothing = {name: np.zeros_like(value) for name, value in START.items()}
+    name = "conv2.weight"
+    followed = Walk(LAYERS, START, Rules(fixed=0.25 * norm(GOAL[name] - START[name]), blend=True), goal=GOAL)
+    a, b = variance_of(START[name]), variance_of(GOAL[name])
+    followed.move()
+    come = 1 - norm(GOAL[name] - followed.now[name]) / norm(GOAL[name] - START[name])
+    followed.trained(nothing)
+    assert 0.1 < come < 0.4
+    assert variance_of(followed.now[name]) == pytest.approx((1 - come) * a + come * b, rel=1e-12)
+    for _ in range(30):
+        followed.move()
+        followed.trained(nothing)
+    assert variance_of(followed.now[name]) == pytest.approx(b, rel=1e-3)
+    assert followed.target["head.bias"] == 0.0
 
 
 def test_stopping_at_the_goal_reaches_it_and_oversteps_without() -> None:

@@ -1,0 +1,119 @@
+"""The fast side: what ``PathFinder`` makes of settings, ticked without data and without training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from llpf_fast.find import Settings
+from llpf_fast.find.dialect import resolve
+from llpf_fast.find.legs import Legs
+from llpf_fast.find.schedule import make_schedule
+from llpf_fast.find.settings import CorrectionSettings, LayerSettings, Stage, StepSettings
+from llpf_fast.find.standing import Standing
+from llpf_fast.flat import FlatParameters
+
+from .networks import as_state, zoo
+from .oracle import Array, Arrays
+from .settings_table import Case
+
+
+def settings_of(case: Case, sphere: Mapping[str, float], ticks: int) -> Settings:
+    """The settings that a user would write."""
+    settings = Settings(
+        mode=case.mode,
+        dialect=case.dialect,
+        max_ticks=ticks,
+        step=StepSettings(case.fixed, case.relative, case.combine, case.clamp, case.epsilon, case.join_bias),
+        layers=LayerSettings(
+            normalization=case.normalization,
+            keep=list(case.keep),
+            compensate=list(case.compensate),
+            compensate_twice=list(case.compensate_twice),
+            attention=case.attention,
+            attention_biases=case.attention_biases,
+            rescale_skipped=case.rescale_skipped,
+            rescale_normalization=case.rescale_normalization,
+        ),
+        correction=CorrectionSettings(lr_rule=case.lr_rule, lr_rule_layers=case.lr_rule_layers),
+        variance=case.variance,
+        spheres=dict(sphere),
+    )
+    if case.stages:
+        settings.stages = [Stage(start=after, layers=list(names)) for after, names in case.stages]
+    settings.validate()
+    return settings
+
+
+class Engine:
+    """Ticks as :class:`~llpf_fast.find.PathFinder` does: the waypoint of a tick is written by the next one."""
+
+    def __init__(
+        self,
+        case: Case,
+        start: Arrays,
+        goal: Arrays,
+        sphere: Mapping[str, float],
+        dtype: torch.dtype,
+        ticks: int,
+    ) -> None:
+        settings = settings_of(case, sphere, ticks)
+        rule = resolve(settings)
+        self.module = zoo(dtype)
+        self.flat = FlatParameters(self.module, join_bias=settings.step.join_bias, cut_attention=rule.values_only)
+        self.flat.load(as_state(start, self.module))
+        self.buffers = {name: buffer.clone() for name, buffer in self.flat.buffers().items()}
+        like = self.flat.flatten(as_state(goal, self.module)) if case.mode == "m2m" else None
+        self.legs = Legs(settings, rule, self.flat, like)
+        self.schedule = make_schedule(settings, self.flat, self.legs.main.may_move(), lambda: None)
+        self.at = Standing(leg=self.legs.first)
+        self._measure()
+        self.legs.enter(self.at, self.schedule)
+        self.waypoint = torch.zeros_like(self.flat.data)
+
+    def move(self) -> None:
+        self.at.tick += 1
+        self.legs.advance(self.at, self.schedule)
+        self.flat.ensure()
+        self.legs.current(self.at).tick(self.flat.data, project_first=self.at.point > 0, waypoint=self.waypoint)
+
+    def trained(self, change: Arrays) -> None:
+        """What training would have done."""
+        self.flat.data.add_(self.flat.flatten(as_state(change, self.module)))
+        self.at.point = self.at.tick
+        self._measure()
+
+    def _measure(self) -> None:
+        route = self.legs.main
+        moments = route.moments(self.flat.data)
+        initial = route.initial_distance
+        shares = torch.where(initial > 0, route.distances(self.flat.data, moments) / initial, 0.0)
+        self.legs.follow(self.at, shares)
+        self.at.shares, self.at.variances = shares.tolist(), route.spread.variance(moments).tolist()
+
+    def end(self) -> None:
+        """Project what training left: the last waypoint."""
+        self.legs.current(self.at).project(self.flat.data)
+
+    def values(self, of: Tensor | None = None) -> dict[str, Array]:
+        views = self.flat.views(self.flat.data if of is None else of)
+        return {name: view.double().numpy().copy() for name, view in views.items()}
+
+    def rates(self) -> dict[str, float] | None:
+        """Factors of the learning rates now; a tensor cut in pieces has the same in each."""
+        scale = self.legs.current(self.at).lr_scale(self.flat.data)
+        return None if scale is None else _one_a_name(self.flat.parameter_names, scale.tolist())
+
+    def untouched(self) -> bool:
+        """Whether every running statistic has its bits."""
+        now = self.flat.buffers()
+        return all(torch.equal(now[name], buffer) for name, buffer in self.buffers.items())
+
+
+def _one_a_name(names: Sequence[str], numbers: Sequence[float]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, number in zip(names, numbers, strict=True):
+        assert found.setdefault(name, number) == number, f"pieces of {name} differ"
+    return found
