@@ -24,6 +24,8 @@ def wrong_type(text: str, prefix: str = "") -> str:
     """jsonargparse's nested lines about a value of the wrong type as ``key must be float, got abc``."""
     keys = [key.removeprefix(prefix) for key in re.findall(r'key "([^"]+)"', text)]
     wanted = re.search(r"Expected an? (.+?)\. Got value: (.*)", text, flags=re.DOTALL)
+    # A key that may be null: null is what it is left at, so only the other type is worth naming.
+    wanted = wanted or re.search(r"Subtypes: \[(.+?), <class 'NoneType'>\].*Given value: (.*)", text, flags=re.DOTALL)
     if not keys or wanted is None:
         return one_line(text)
     kind = re.sub(r"<class '([^']+)'>", r"\1", wanted[1]).replace("typing.", "")

@@ -61,7 +61,7 @@ def test_a_seed_fixes_the_start():
 def test_unknown_model_names_the_nearest():
     with pytest.raises(LLPFError, match="unknown model 'lenet'; did you mean 'lenet5'"):
         build_model("lenet")
-    with pytest.raises(LLPFError, match="unknown model 'q'; known: cct7, dla, .*lenet5, mlp, "):
+    with pytest.raises(LLPFError, match=r"unknown model 'q'; known: cct7, dla, .*lenet5, mlp, "):
         build_model("q")
 
 

@@ -1,0 +1,173 @@
+"""Options of training: optimizers, schedules, smoothing, augmentation, checkpoints; from Python and by llpf train."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from llpf_fast.cli.main import main
+from llpf_fast.errors import LLPFError
+from llpf_fast.models import train_model
+from llpf_fast.path import load_model_file
+
+EPOCHS, STEPS = 8, 4
+
+
+class Line(nn.Module):
+    """One weight; with targets of one class and no other, the gradient of the loss is 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return self.weight * images.flatten(1)
+
+
+def train(seen=None, **options):
+    """16 images in 4 batches an epoch; ``seen`` collects the images that the network was shown."""
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(16, 1, 1, 2), torch.randint(0, 2, (16,))
+    model = Line()
+    if seen is not None:
+        model.register_forward_hook(lambda _module, args, _output: seen.append(args[0]))
+    return train_model(model, inputs, targets, seed=1, batch_size=4, **{"epochs": EPOCHS, **options})
+
+
+def rates(monkeypatch, **options):
+    """Learning rates that the optimizer was stepped with."""
+    seen = []
+    step = torch.optim.SGD.step
+
+    def recorded(self, *args):
+        seen.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", recorded)
+    train(lr=0.4, **options)
+    assert len(seen) == EPOCHS * STEPS
+    return seen
+
+
+def test_constant_rate(monkeypatch):
+    assert set(rates(monkeypatch)) == {0.4}
+
+
+def test_cosine_goes_to_zero(monkeypatch):
+    total = EPOCHS * STEPS
+    expected = [0.2 * (1 + math.cos(math.pi * step / total)) for step in range(total)]
+    assert rates(monkeypatch, schedule="cosine") == pytest.approx(expected)
+
+
+def test_steps_divide_by_ten_after_their_epochs(monkeypatch):
+    seen = rates(monkeypatch, schedule="steps", lr_epochs=[4, 6])
+    assert seen == pytest.approx([0.4] * 16 + [0.04] * 8 + [0.004] * 8)
+
+
+def test_warm_up_comes_before_the_schedule(monkeypatch):
+    seen = rates(monkeypatch, schedule="steps", lr_epochs=[4], warmup_epochs=2)
+    assert seen[0] == pytest.approx(0.004)
+    assert seen[:8] == sorted(seen[:8])
+    assert seen[8:] == pytest.approx([0.4] * 8 + [0.04] * 16)
+
+
+def test_one_cycle_peaks_at_the_rate(monkeypatch):
+    seen = rates(monkeypatch, schedule="one-cycle")
+    peak = seen.index(max(seen))
+    assert 0 < peak < EPOCHS * STEPS / 2
+    assert 0.36 < max(seen) <= 0.4
+    assert seen[0] < 0.02
+    assert seen[-1] < 0.02
+
+
+def test_adamw_and_its_decay():
+    """The first step of AdamW is its learning rate whatever the gradient, beside the decay lr * decay * weight."""
+    plain, decayed = (
+        float(train(epochs=1, optimizer="adamw", lr=1e-3, weight_decay=decay).weight.detach()) for decay in (0.0, 100.0)
+    )
+    assert abs(plain - 1) <= STEPS * 1.001e-3
+    assert decayed == pytest.approx((1 - 0.1) ** STEPS, abs=STEPS * 1.001e-3)
+
+
+def test_label_smoothing_and_progress_are_the_loss_trained_on():
+    seen, images = [], []
+    train(images, epochs=1, lr=0.0, label_smoothing=0.5, progress=seen.append)
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(16, 1, 1, 2), torch.randint(0, 2, (16,))
+    expected = F.cross_entropy(inputs.flatten(1), targets, label_smoothing=0.5)
+    assert seen[0].loss == pytest.approx(float(expected), rel=1e-5)
+    assert seen[0].loss != pytest.approx(float(F.cross_entropy(inputs.flatten(1), targets)), rel=1e-2)
+
+
+def test_every_batch_is_augmented_with_a_key_of_its_own():
+    keys, images = [], []
+
+    def augment(batch, key):
+        keys.append(key)
+        return batch * 0 + len(keys)
+
+    train(images, augment=augment)
+    assert [float(batch.flatten()[0]) for batch in images] == list(range(1, EPOCHS * STEPS + 1))
+    assert len(set(keys)) == EPOCHS * STEPS
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "adam"}, "optimizer must be one of sgd, adamw, got 'adam'"),
+        ({"schedule": "linear"}, "lr schedule must be one of constant, .*, got 'linear'"),
+        ({"schedule": "steps"}, "lr schedule 'steps' needs epochs"),
+        ({"lr_epochs": [2]}, "lr schedule 'constant' takes no epochs"),
+        ({"schedule": "one-cycle", "warmup_epochs": 1}, "'one-cycle' has a rise of its own"),
+        ({"warmup_epochs": EPOCHS}, f"warm-up of {EPOCHS} epochs must end before epoch {EPOCHS}"),
+        ({"schedule": "steps", "lr_epochs": [2], "warmup_epochs": 2}, "warm-up of 2 epochs must end before epoch 2"),
+    ],
+)
+def test_options_that_do_not_fit(options, message):
+    with pytest.raises(LLPFError, match=message):
+        train(**options)
+
+
+def llpf_train(*options):
+    return main(["train", "--model", "mlp", "--data", "digits", "--threads", "1", "--quiet", *map(str, options)])
+
+
+def test_checkpoints_after_epochs_and_training_on_from_them(tmp_path):
+    out = tmp_path / "end.model.pt"
+    assert llpf_train("--out", out, "--epochs", 2, "--checkpoint-epochs", 0, 1, 2) == 0
+    states = [load_model_file(tmp_path / f"end-epoch{epoch}.model.pt").state for epoch in (0, 1, 2)]
+    assert all(torch.equal(value, states[2][name]) for name, value in load_model_file(out).state.items())
+    assert not torch.equal(states[0]["fc1.weight"], states[1]["fc1.weight"])
+    for child, rate in (("same", 0), ("other", 0.01)):
+        file = tmp_path / f"{child}.pt"
+        start = tmp_path / "end-epoch1.model.pt"
+        assert llpf_train("--init", start, "--seed", 9, "--epochs", 1, "--lr", rate, "--out", file) == 0
+        assert torch.equal(load_model_file(file).state["fc1.weight"], states[1]["fc1.weight"]) == (rate == 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--checkpoint-epochs", 3), "--checkpoint-epochs must be 0 to 2, got 3"),
+        (("--lr-schedule", "steps", "--lr-epochs", 0), "--lr-epochs must be 1 to 2, got 0"),
+        (("--label-smoothing", 1), "--label-smoothing must be at least 0 and below 1, got 1.0"),
+        (("--augmentation", "imagenet"), "--augmentation must be Literal['none', 'mnist', 'cifar'], got imagenet"),
+        (("--init", "no.pt"), "no.pt"),
+    ],
+)
+def test_bad_options_of_the_command(options, message, tmp_path, capsys):
+    assert llpf_train("--out", tmp_path / "end.pt", "--epochs", 2, *options) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("llpf: error: ")
+    assert message in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_exists_is_not_replaced(tmp_path, capsys):
+    (tmp_path / "end-epoch1.pt").write_text("mine")
+    assert llpf_train("--out", tmp_path / "end.pt", "--epochs", 1, "--checkpoint-epochs", 1) == 2
+    assert "end-epoch1.pt exists already" in capsys.readouterr().err
