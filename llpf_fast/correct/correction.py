@@ -26,6 +26,8 @@ class Corrected:
     rounds: int
     loss: float
     met: bool
+    #: False where the loss became NaN or infinite; the values are useless then.
+    finite: bool = True
 
 
 class Correction:
@@ -61,7 +63,8 @@ class Correction:
         self._rule = {"threshold": threshold, "min_rounds": min_rounds, "max_rounds": max_rounds}
         self._optimizer = optimizer
         device = flat.data.device
-        self._lr = torch.tensor(lr, dtype=torch.float64, device=device)
+        self._base_lr = torch.tensor(lr, dtype=torch.float64, device=device)
+        self._lr = self._base_lr
         self._hyper = {
             "momentum": momentum,
             "dampening": 0.0,
@@ -77,8 +80,19 @@ class Correction:
     def module(self) -> nn.Module:
         return self._flat.module
 
-    def run(self, first_round: int) -> Corrected:
+    @property
+    def keeps_momentum(self) -> bool:
+        """Whether a momentum buffer outlives a correction."""
+        return self._keep_momentum and self.momentum_buffer is not None
+
+    def scale_lr(self, scale: Tensor) -> None:
+        """From now on the learning rate of every segment is ``lr`` times its factor; float64 ``[S]`` on the device."""
+        self._lr = self._base_lr * scale
+
+    def run(self, first_round: int, *, stop_at_nan: bool = False) -> Corrected:
         """Train from round ``first_round`` of the stream until the gate closes.
+
+        With ``stop_at_nan`` a loss that is not finite ends the correction (``finite`` is False) and raises nothing.
 
         Raises:
             LLPFError: the loss became NaN or infinite.
@@ -92,6 +106,8 @@ class Correction:
             loss = self._iterate(first_round + rounds)
             rounds += 1
             if not math.isfinite(loss):
+                if stop_at_nan:
+                    return Corrected(rounds, loss, False, finite=False)
                 raise LLPFError(
                     f"the training loss became {loss} in round {rounds} of the correction; "
                     "try a smaller correction.lr or a smaller step"

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..correct import LossFunction
+from ..correct.group_rates import OptimizerFactory
 from ..errors import LLPFError
 from ..path import LowLossPath, compare_architectures, load_model_file
-from .finder import OptimizerFactory, PathFinder, TickProgress, TrainingData
+from .dialect import can_arrive
+from .finder import PathFinder
+from .make_correction import TrainingData
+from .results import TickProgress
 from .settings import Settings
 
 Model = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
@@ -23,7 +27,7 @@ Model = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
 def find_path(
     model: nn.Module,
     start: Model,
-    destination: Model,
+    destination: Model | None = None,
     *,
     data: TrainingData,
     loss_fn: LossFunction | None = None,
@@ -33,13 +37,18 @@ def find_path(
     device: torch.device | str = "cpu",
     progress: Callable[[TickProgress], None] | None = None,
     resume: bool = False,
+    is_norm: Callable[[nn.Module], bool] | None = None,
     **changes: Any,
 ) -> LowLossPath:
-    """Search a path of low training loss between two trained networks (LLPF, arXiv 2505.02604).
+    """Search a path of low training loss from a trained network (LLPF, arXiv 2505.02604).
+
+    ``mode`` says where to: another trained network (m2m, the default), the origin (m2o; m2o-o leaves normalization
+    layers out), infinity, each layer's mean, or a sphere; see :class:`Settings`.
 
     Args:
         model: the architecture; not modified.
-        start, destination: a module, a state dict, or a checkpoint file each.
+        start, destination: a module, a state dict, or a checkpoint file each; the destination of m2m, or a network that
+            lies on the spheres to go to, and ``None`` otherwise.
         data: (inputs, targets) tensors, or a DataLoader.
         loss_fn: (model output, targets) -> scalar mean loss; cross-entropy when missing.
         optimizer: for the correction, e.g. ``lambda ps: torch.optim.AdamW(ps, lr=1e-3)``; the fused SGD when missing.
@@ -48,21 +57,25 @@ def find_path(
         device: "cpu" or "cuda".
         progress: called after every tick with a :class:`TickProgress`.
         resume: continue the run in ``out``.
+        is_norm: also counts a module for which it returns True as a normalization layer.
 
     Returns:
         The path, as written to ``out``. It carries no certificate yet: :func:`llpf_fast.verify_run` computes it.
 
     Raises:
-        LLPFError: wrong input, named in one line; or the search stopped at ``max_ticks`` without arriving.
+        LLPFError: wrong input, named in one line; or a search toward a model or sphere that ended without arriving.
     """
     base = settings if settings is not None else Settings()
     try:
         base = replace(base, **changes)
     except TypeError as error:
         raise LLPFError(f"find_path: {error}") from None
-    first, last = _state(start, "start"), _state(destination, "destination")
-    compare_architectures(first, last, "start", "destination")
+    first = _state(start, "start", model)
     compare_architectures(model.state_dict(), first, "model", "start")
+    last = None
+    if destination is not None:
+        last = _state(destination, "destination", model)
+        compare_architectures(first, last, "start", "destination")
     finder = PathFinder(
         copy.deepcopy(model),
         first,
@@ -75,21 +88,24 @@ def find_path(
         out=out,
         progress=progress,
         resume=resume,
+        is_norm=is_norm,
     )
     result = finder.run()
-    if not result.arrived:
-        raise LLPFError(
-            f"the path did not arrive within max_ticks={base.max_ticks}; what was found is in {result.folder}: "
-            "raise max_ticks or step.relative"
-        )
+    if not result.arrived and can_arrive(base):
+        if result.ended == "stuck":
+            why = f"got stuck after {result.ticks} ticks"
+            remedy = "raise the threshold or correction.max_rounds"
+        else:
+            why, remedy = f"did not arrive within max_ticks={base.max_ticks}", "raise max_ticks or step.relative"
+        raise LLPFError(f"the path {why}; what was found is in {result.folder}: {remedy}")
     return LowLossPath(result.folder)
 
 
-def _state(model: Model, name: str) -> dict[str, Tensor]:
+def _state(model: Model, name: str, like: nn.Module) -> dict[str, Tensor]:
     if isinstance(model, nn.Module):
         return {key: value.detach().clone() for key, value in model.state_dict().items()}
     if isinstance(model, Mapping):
         return dict(model)
     if isinstance(model, (str, os.PathLike)):
-        return load_model_file(model).state
+        return load_model_file(model, like.state_dict()).state
     raise LLPFError(f"{name} must be a module, a state dict or a file, got {type(model).__name__}")

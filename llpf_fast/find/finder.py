@@ -1,82 +1,65 @@
-"""``PathFinder``: LLPF from model to model, composed from the rooms below."""
+"""``PathFinder``: the LLPF search, composed from the rooms below."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import ops
-from ..correct import Corrected, Correction, LoaderBatches, LossFunction, TensorBatches
-from ..correct.augment import augmentation
+from ..correct import Corrected, LossFunction
 from ..correct.draw import key_of
+from ..correct.group_rates import GroupRates, OptimizerFactory, one_group_each
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..path import RunDirectory, check_finite, state_digest
-from ..tick import Mover, m2m_flags, match_layers, variance_of
-from . import environment, optimizer_state
+from . import environment
+from .checkpoint import load_standing, save_standing
+from .dialect import can_arrive, leads_to_model, resolve
+from .legs import Legs
+from .make_correction import TrainingData, make_correction, on_device
+from .pace import Pace
+from .results import FindResult, TickProgress
+from .rollback import Rollback
+from .schedule import make_schedule
 from .screen import Screen, screen_batches
 from .settings import Settings
+from .standing import Standing
 
 #: Interior points at which a straight rest of the way is judged; the certificate looks closer.
 _CHORD_POINTS = 7
 _STREAM_MODULE_RANDOMNESS = 2
 
-TrainingData = tuple[Tensor, Tensor] | Iterable[Any]
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-
-
-@dataclass(frozen=True)
-class TickProgress:
-    """Where a search stands: ``distance`` is the share of the start's distance that is left, ``seconds`` this run's."""
-
-    tick: int
-    max_ticks: int
-    loss: float
-    rounds: int
-    steps: int
-    distance: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class FindResult:
-    """What a search did. ``sgd_steps`` and ``ticks`` count the whole search, ``seconds`` the time spent in it."""
-
-    folder: Path
-    ticks: int
-    sgd_steps: int
-    seconds: float
-    arrived: bool
-    waypoints: int
-
 
 class PathFinder:
-    """Search a low-loss path from one trained model to another and write it to a run directory.
+    """Search a low-loss path from a trained model and write it to a run directory.
 
-    Per tick (LLPF, arXiv 2505.02604): every active layer steps toward the destination, is rescaled onto the start's
-    variance sphere, trains until the loss is back under the threshold, and is rescaled again. The search has arrived
-    when the straight rest of the way stays below the threshold; that rest is the path's last segment.
+    Per tick (LLPF, arXiv 2505.02604): every active layer steps toward the destination, is rescaled onto its variance
+    sphere (M2M), trains until the loss is back under the threshold, and is rescaled again. Toward a model or a sphere
+    the search has arrived when the straight rest of the way stays below the threshold; that rest is the path's last
+    segment. Toward the origin, infinity or the mean it goes on for ``max_ticks``, or until it is stuck.
 
     Args:
         module: the architecture; its values are replaced, its device is ``device``.
-        start, destination: complete state dicts.
+        start: complete state dict.
+        destination: complete state dict: the model to go to (m2m), or one that lies on the spheres to go to.
+            ``None`` for the other modes, and for spheres given by ``settings.spheres``.
         settings: see :class:`~llpf_fast.find.settings.Settings`.
         train: (inputs, targets) tensors, or a re-iterable of such batches (DataLoader).
         loss_fn: (model output, targets) -> mean loss; cross-entropy when missing.
-        optimizer: makes any torch optimiser for the correction from the parameters; the fused SGD when missing.
+        optimizer: makes any torch optimiser for the correction from the parameters (from one group for each where a
+            learning-rate rule is on); the fused SGD when missing.
         device: where to compute.
         out: the run directory; a new temporary folder when missing.
         progress: called after every tick.
         resume: continue the run that ``out`` holds.
         provenance: plain values to record in run.yaml (file names of the endpoints, recipe).
+        is_norm: also counts a module for which it returns True as a normalization layer.
 
     Raises:
         LLPFError: input that cannot work; the message names it.
@@ -86,7 +69,7 @@ class PathFinder:
         self,
         module: nn.Module,
         start: Mapping[str, Tensor],
-        destination: Mapping[str, Tensor],
+        destination: Mapping[str, Tensor] | None = None,
         *,
         settings: Settings,
         train: TrainingData,
@@ -97,6 +80,7 @@ class PathFinder:
         progress: Callable[[TickProgress], None] | None = None,
         resume: bool = False,
         provenance: dict[str, Any] | None = None,
+        is_norm: Callable[[nn.Module], bool] | None = None,
     ) -> None:
         settings.validate()
         self.settings = settings
@@ -104,81 +88,67 @@ class PathFinder:
         if self._device.type == "cuda" and not torch.cuda.is_available():
             raise LLPFError("device cuda was asked for, but torch sees no GPU; use cpu")
         self._progress = progress
-        self._start, self._destination = dict(start), dict(destination)
+        self._start = dict(start)
         check_finite(self._start, "start")
-        check_finite(self._destination, "destination")
+        self._end = self._destination_state(destination)
         self._loss_fn = loss_fn or nn.functional.cross_entropy
-        self._train = _on_device(train, self._device)
-
-        self.flat = FlatParameters(module.to(self._device), join_bias=settings.step.join_bias)
-        self._goal = self.flat.flatten(self._destination)
+        data = on_device(train, self._device)
+        rule = resolve(settings)
+        layout: dict[str, Any] = {"join_bias": settings.step.join_bias, "cut_attention": rule.values_only}
+        self.flat = FlatParameters(module.to(self._device), is_norm=is_norm, **layout)
+        like = None if self._end is None else self.flat.flatten(self._end)
         self.flat.load(self._start)
-        if torch.equal(self._goal, self.flat.data):
+        if leads_to_model(settings) and like is not None and torch.equal(like, self.flat.data):
             raise LLPFError("start and destination have equal parameters: there is no path to find")
-        for stage in settings.stages:
-            match_layers(self.flat.table.names, stage.layers)
-        self._mover = self._make_mover()
-        self._initial_distance = self._distance()
-        self._optimizer = optimizer(module.parameters()) if optimizer else None
-        self._correction = self._make_correction()
-        self._screen = Screen(
-            module,
-            self._loss_fn,
-            screen_batches(self._train, settings.screen_size, self._device),
-            join_bias=settings.step.join_bias,
+        self._legs = Legs(settings, rule, self.flat, like)
+        self._optimizer, self._rates = self._make_optimizer(optimizer, rule.lr_rule != "none")
+        self._correction = make_correction(settings, self.flat, self._loss_fn, data, self._optimizer)
+        batches = screen_batches(data, settings.screen_size, self._device)
+        self._screen = Screen(module, self._loss_fn, batches, **layout)
+        self._check_endpoints(like)
+        self._schedule = make_schedule(
+            settings, self.flat, self._legs.main.may_move(), lambda: module(batches[0][0][:2])
         )
-        self._check_endpoints()
         self._waypoint = torch.zeros_like(self.flat.data)
-        self._scratch = self.flat.table.scratch()
+        self._pace = Pace(settings.pace, settings.correction.min_rounds)
+        self._rollback = Rollback(self.flat, self._correction, self._optimizer)
+        self._standing = Standing(leg=self._legs.first)
         self._last: dict[str, float] = {}
-        self._tick = self._rounds = 0
-        self._stage_start: int | None = None
-        self._earlier_seconds = 0.0
+        self._measure()
         self._run = self._open(out, resume, provenance or {})
+        self._legs.enter(self._standing, self._schedule)
 
-    def _make_mover(self) -> Mover:
-        table, step = self.flat.table, self.settings.step
-        start = ops.moments(self.flat.data, None, table.segments, table.chunks, table.scratch())
-        return Mover(
-            table,
-            variance_of(start, table.segments),
-            self._goal,
-            fixed=step.fixed,
-            relative=step.relative,
-            combine_sum=step.combine == "sum",
-            clamp=step.clamp,
-            epsilon=step.epsilon,
-        )
+    def _destination_state(self, destination: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+        settings = self.settings
+        if destination is None:
+            if leads_to_model(settings):
+                raise LLPFError("mode m2m needs a destination model")
+            if settings.mode.endswith("-sphere") and not settings.spheres:
+                raise LLPFError(f"mode {settings.mode} needs spheres: numbers in the settings, or a model on them")
+            return None
+        if not leads_to_model(settings) and not settings.mode.endswith("-sphere"):
+            raise LLPFError(f"mode {settings.mode} takes no destination model")
+        if settings.spheres:
+            raise LLPFError("spheres are given twice, by numbers and by a model; leave one out")
+        state = dict(destination)
+        check_finite(state, "destination")
+        return state
 
-    def _make_correction(self) -> Correction:
-        c = self.settings.correction
-        batches: Any
-        if isinstance(self._train, tuple):
-            inputs, targets = self._train
-            augment = augmentation(self.settings.augmentation)
-            batches = TensorBatches(inputs, targets, c.batch_size, seed=self.settings.seed, augment=augment)
-        else:
-            batches = LoaderBatches(self._train, self._device)
-        return Correction(
-            self.flat,
-            self._loss_fn,
-            batches,
-            threshold=c.threshold,
-            min_rounds=c.min_rounds,
-            max_rounds=c.max_rounds,
-            lr=c.lr,
-            momentum=c.momentum,
-            weight_decay=c.weight_decay,
-            nesterov=c.nesterov,
-            keep_momentum=c.keep_momentum,
-            optimizer=self._optimizer,
-        )
+    def _make_optimizer(
+        self, factory: OptimizerFactory | None, by_layer: bool
+    ) -> tuple[torch.optim.Optimizer | None, GroupRates | None]:
+        if factory is None:
+            return None, None
+        if not by_layer:
+            return factory(self.flat.module.parameters()), None
+        optimizer = factory(one_group_each(self.flat.module))
+        return optimizer, GroupRates(optimizer, self.flat)
 
-    def _check_endpoints(self) -> None:
-        for name, values, state in (
-            ("start", self.flat.data, self._start),
-            ("destination", self._goal, self._destination),
-        ):
+    def _check_endpoints(self, like: Tensor | None) -> None:
+        ends = [("start", self.flat.data, self._start)]
+        if leads_to_model(self.settings) and like is not None and self._end is not None:
+            ends.append(("destination", like, self._end))
+        for name, values, state in ends:
             loss = self._screen.loss(values, state)
             if loss > self.settings.threshold:
                 raise LLPFError(
@@ -193,8 +163,10 @@ class PathFinder:
             "settings": self.settings.as_dict(),
             "environment": environment.describe(self._device),
             "start_sha256": state_digest(self._start),
-            "destination_sha256": state_digest(self._destination),
         }
+        if self._end is not None:
+            name = "destination" if leads_to_model(self.settings) else "sphere"
+            record[f"{name}_sha256"] = state_digest(self._end)
         if not resume:
             folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="llpf-"))
             run = RunDirectory.create(folder, record)
@@ -203,51 +175,94 @@ class PathFinder:
         if out is None:
             raise LLPFError("resume needs the folder of the run to continue")
         run = RunDirectory.open(out)
-        for key in ("settings", "start_sha256", "destination_sha256"):
-            if run.run.get(key) != record[key]:
+        for key in ("settings", "start_sha256", "destination_sha256", "sphere_sha256"):
+            if run.run.get(key) != record.get(key):
                 raise LLPFError(f"cannot resume {run.folder}: its {key} differ from those given now")
         environment.restore(run.run.get("environment", {}), self._device)
         self._load(run)
         return run
 
-    def run(self) -> FindResult:
-        """Search until arrival or ``max_ticks``; returns at once when the run is complete already."""
-        settings, began = self.settings, time.monotonic()
-        if self._run.complete:
-            return self._result(self._run.arrived, 0.0)
-        arrived = False
-        while self._tick < settings.max_ticks:
-            self._tick += 1
-            self._one_tick(began)
-            if self._tick % settings.arrival_every == 0 and self._rest_is_low():
-                arrived = True
-                break
-            if self._tick % settings.checkpoint_every == 0:
-                self._save(began)
-        self._close(arrived, began)
-        return self._result(arrived, time.monotonic() - began)
+    def _load(self, run: RunDirectory) -> None:
+        if run.complete:
+            done = run.status or {}
+            self._standing.tick, self._standing.rounds = done["ticks"], done["sgd_steps"]
+            self._standing.seconds = done["seconds"]
+            return
+        standing = load_standing(run, self.flat, self._correction, self._optimizer, self._legs)
+        if standing is None:
+            run.truncate(waypoints=1, metrics=0)
+            if not run.waypoints():
+                run.add_waypoint(0, self._start)
+            return
+        self._standing = standing
+        self._schedule.phase, self._schedule.since = standing.phase, standing.since
+        self._pace.scale = standing.pace
+        self._legs.current(standing).mover.set_pace(standing.pace)
 
-    def _one_tick(self, began: float) -> None:
-        self._enter_stage()
-        trained = self._tick > 1
-        record = trained and (self._tick - 1) % self.settings.record_every == 0
+    def run(self) -> FindResult:
+        """Search until arrival, ``max_ticks``, or the smallest step fails; returns at once when the run is complete."""
+        settings, at, began = self.settings, self._standing, time.monotonic()
+        if self._run.complete:
+            return self._result(0.0)
+        ended = "max_ticks"
+        while at.tick < settings.max_ticks:
+            at.tick += 1
+            if not self._one_tick(began):
+                ended = "stuck"
+                break
+            if at.point == at.tick and at.tick % settings.arrival_every == 0 and self._rest_is_low():
+                ended = "arrived"
+                break
+            if at.tick % settings.checkpoint_every == 0:
+                self._save(began)
+        self._close(ended, began)
+        return self._result(time.monotonic() - began)
+
+    def _one_tick(self, began: float) -> bool:
+        """Move, correct, judge. False where the smallest step has failed."""
+        at, adaptive = self._standing, self.settings.pacing == "adaptive"
+        self._legs.advance(at, self._schedule)
+        route = self._legs.current(at)
+        record = at.point > at.recorded and at.point % self.settings.record_every == 0
         self.flat.ensure()
-        self._mover.tick(self.flat.data, project_first=trained, waypoint=self._waypoint if record else None)
+        if adaptive:
+            self._rollback.keep()
+        route.tick(self.flat.data, project_first=at.point > 0, waypoint=self._waypoint if record or adaptive else None)
         if record:
-            self._run.add_waypoint(self._tick - 1, self.flat.state_dict(self._waypoint))
+            self._record(self._waypoint)
+        scale = route.lr_scale(self.flat.data)
+        if scale is not None:
+            self._correction.scale_lr(scale) if self._rates is None else self._rates.set(scale)
         corrected = self._correct()
-        self._rounds += corrected.rounds
-        self._report(corrected, began)
+        at.rounds += corrected.rounds
+        if not adaptive or self._passes(corrected):
+            at.point = at.tick
+            self._measure()
+            self._report(corrected, began)
+            if adaptive:
+                self._pace.succeeded(corrected.rounds)
+            return self._set_pace()
+        self._rollback.back(self._waypoint)
+        self._report(corrected, began, rolled_back=True)
+        return self._pace.failed() and self._set_pace()
+
+    def _set_pace(self) -> bool:
+        at = self._standing
+        if at.pace != self._pace.scale:
+            at.pace = self._pace.scale
+            self._legs.current(at).mover.set_pace(at.pace)
+        return True
 
     def _correct(self) -> Corrected:
-        key = key_of(self.settings.seed, 0, self._rounds, _STREAM_MODULE_RANDOMNESS)
+        at = self._standing
+        key = key_of(self.settings.seed, 0, at.rounds, _STREAM_MODULE_RANDOMNESS)
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(key)
             try:
-                return self._correction.run(self._rounds)
+                return self._correction.run(at.rounds, stop_at_nan=self.settings.pacing == "adaptive")
             except LLPFError as error:
-                raise LLPFError(f"tick {self._tick}: {error}{self._culprit()}") from error
+                raise LLPFError(f"tick {at.tick}: {error}{self._culprit()}") from error
 
     def _culprit(self) -> str:
         for name, view in self.flat.views(self.flat.data).items():
@@ -255,133 +270,123 @@ class PathFinder:
                 return f" (first layer with values that are not finite: {name})"
         return ""
 
-    def _enter_stage(self) -> None:
-        """Apply the flags of the stage the tick belongs to."""
-        stage = max((s for s in self.settings.stages if s.start < self._tick), key=lambda s: s.start, default=None)
-        if stage is None:
-            raise LLPFError("the first stage must start at tick 0: nothing would move")
-        if stage.start == self._stage_start:
-            return
-        active = match_layers(self.flat.table.names, stage.layers)
-        own = [row.flags for row in self.flat.table.rows]
-        self._mover.set_flags(m2m_flags(self.flat.kinds, own, self._mover.target_variance, active))
-        self._stage_start = stage.start
+    def _passes(self, corrected: Corrected) -> bool:
+        """Whether the projected point, and the middle of the way to it, are low enough on the screening set."""
+        if not corrected.finite:
+            return False
+        here, buffers = self.flat.data.clone(), self.flat.buffers()
+        self._legs.current(self._standing).project(here)
+        limit = self.settings.threshold * self.settings.pace.margin
+        return self._screen.loss(here, buffers) <= limit and (
+            self._screen.loss(torch.lerp(self._waypoint, here, 0.5), buffers) <= limit
+        )
 
     def _rest_is_low(self) -> bool:
-        """Whether the straight way from the projected current point to the destination stays below the threshold."""
-        here = self.flat.data.clone()
-        self._mover.project(here)
+        """Whether the straight way from the projected current point to its end stays below the threshold."""
+        if not can_arrive(self.settings) or not self._legs.is_last(self._standing):
+            return False
+        route, here = self._legs.current(self._standing), self.flat.data.clone()
+        route.project(here)
         limit = self.settings.threshold * self.settings.arrival_margin
         buffers = self.flat.buffers()
         if self._screen.loss(here, buffers) > limit:
             return False
-        return self._screen.chord(here, self._goal, buffers, _CHORD_POINTS, limit) <= limit
+        there = route.rest(here)
+        if self._end is None and self._screen.loss(there, buffers) > limit:
+            return False
+        return self._screen.chord(here, there, buffers, _CHORD_POINTS, limit) <= limit
 
-    def _close(self, arrived: bool, began: float) -> None:
+    def _record(self, values: Tensor) -> None:
+        at = self._standing
+        self._run.add_waypoint(at.point, self.flat.state_dict(values))
+        at.recorded = at.point
+
+    def _close(self, ended: str, began: float) -> None:
         """Record the last point, and the destination where the rest of the way is low."""
+        at = self._standing
         self.flat.ensure()
-        self._mover.project(self.flat.data)
-        self._run.add_waypoint(self._tick, self.flat.state_dict(self.flat.data))
-        if arrived:
-            self._run.add_waypoint(self._tick + 1, self._destination)
+        route = self._legs.current(at)
+        if at.point > at.recorded:
+            route.project(self.flat.data)
+            self._record(self.flat.data)
+        if ended == "arrived":
+            end = self._end if leads_to_model(self.settings) else None
+            if end is None:
+                end = self.flat.state_dict(route.rest(self.flat.data))
+            self._run.add_waypoint(at.tick + 1, end)
         # No checkpoint here: one that counts the destination would, after a kill just before finish, let a resume tick
         # on beyond it. Such a kill costs the ticks since the last checkpoint.
         self._run.finish(
-            arrived=arrived, ticks=self._tick, sgd_steps=self._rounds, seconds=self._seconds(began), **self._last
+            arrived=ended == "arrived",
+            ended=ended,
+            ticks=at.tick,
+            sgd_steps=at.rounds,
+            seconds=self._seconds(began),
+            **self._last,
         )
 
-    def _report(self, corrected: Corrected, began: float) -> None:
-        table = self.flat.table
-        moments = ops.moments(self.flat.data, self._goal, table.segments, table.chunks, self._scratch)
-        count = table.segments[:, 1].double()
-        squared = moments[:, 4] + count * moments[:, 1] ** 2
-        variance = moments[:, 2] / (count - 1).clamp(min=1)
-        distance = float(squared.sum().sqrt())
-        self._last = {"loss": corrected.loss, "distance": distance}
-        self._run.append_metrics(
-            {
-                "tick": self._tick,
-                "loss": corrected.loss,
-                "rounds": corrected.rounds,
-                "met": corrected.met,
-                "sgd_steps": self._rounds,
-                "distance": distance,
-                "distances": [round(v, 9) for v in squared.sqrt().tolist()],
-                "variances": [float(f"{v:.9g}") for v in variance.tolist()],
-                "step": self._mover.step.tolist(),
-                "lr": self.settings.correction.lr,
-            }
-        )
+    def _measure(self) -> None:
+        """Distances and variances of the point that the buffer holds; spheres that follow them."""
+        at, route = self._standing, self._legs.main
+        moments = route.moments(self.flat.data)
+        distances, variances = route.distances(self.flat.data, moments), route.spread.variance(moments)
+        initial = route.initial_distance
+        shares = torch.where(initial > 0, distances / initial, 0.0)
+        self._legs.follow(at, shares)
+        total = route.total(distances)
+        self._distances = distances.tolist()
+        at.shares, at.variances = shares.tolist(), variances.tolist()
+        self._last = {"distance": total}
+        self._share = total / self._legs.initial_total
+
+    def _report(self, corrected: Corrected, began: float, rolled_back: bool = False) -> None:
+        at, route = self._standing, self._legs.current(self._standing)
+        self._last["loss"] = corrected.loss
+        record = {
+            "tick": at.tick,
+            "loss": corrected.loss,
+            "rounds": corrected.rounds,
+            "met": corrected.met,
+            "sgd_steps": at.rounds,
+            "distance": self._last["distance"],
+            "distances": [round(v, 9) for v in self._distances],
+            "variances": [float(f"{v:.9g}") for v in at.variances],
+            "step": route.mover.step.tolist(),
+            "stage": self._schedule.phase,
+            "lr": self.settings.correction.lr,
+        }
+        if rolled_back:
+            record["rolled_back"] = True
+        self._run.append_metrics(record)
         if self._progress:
             self._progress(
                 TickProgress(
-                    self._tick,
+                    at.tick,
                     self.settings.max_ticks,
                     corrected.loss,
                     corrected.rounds,
-                    self._rounds,
-                    distance / self._initial_distance,
+                    at.rounds,
+                    self._share,
                     self._seconds(began),
                 )
             )
 
-    def _distance(self) -> float:
-        return float(self._mover.squared_distances(self.flat.data).sum().sqrt())
-
     def _seconds(self, began: float) -> float:
-        return self._earlier_seconds + time.monotonic() - began
+        return self._standing.seconds + time.monotonic() - began
 
     def _save(self, began: float) -> None:
-        """A checkpoint: everything the coming ticks depend on."""
-        tensors = {"values": self.flat.data}
-        tensors |= {f"buffer/{name}": b for name, b in self.flat.buffers().items()}
-        if self._correction.momentum_buffer is not None and self.settings.correction.keep_momentum:
-            tensors["momentum"] = self._correction.momentum_buffer
-        state: dict[str, Any] = {
-            "tick": self._tick,
-            "rounds": self._rounds,
-            "seconds": self._seconds(began),
-        }
-        if self._optimizer is not None:
-            more, state["optimizer"] = optimizer_state.pack(self._optimizer)
-            tensors |= more
-        self._run.save_checkpoint(tensors, state)
+        at = self._standing
+        at.phase, at.since = self._schedule.phase, self._schedule.since
+        save_standing(self._run, at, self._seconds(began), self.flat, self._correction, self._optimizer, self._legs)
 
-    def _load(self, run: RunDirectory) -> None:
-        if run.complete:
-            done = run.status or {}
-            self._tick, self._rounds, self._earlier_seconds = done["ticks"], done["sgd_steps"], done["seconds"]
-            return
-        saved = run.load_checkpoint()
-        if saved is None:
-            run.truncate(waypoints=1, metrics=0)
-            if not run.waypoints():
-                run.add_waypoint(0, self._start)
-            return
-        tensors, state = saved
-        with torch.no_grad():
-            self.flat.data.copy_(tensors["values"])
-            for name, buffer in self.flat.buffers().items():
-                buffer.copy_(tensors[f"buffer/{name}"])
-        if "momentum" in tensors and self._correction.momentum_buffer is not None:
-            self._correction.momentum_buffer.copy_(tensors["momentum"])
-        if self._optimizer is not None:
-            optimizer_state.unpack(self._optimizer, tensors, state["optimizer"])
-        self._tick, self._rounds = state["tick"], state["rounds"]
-        self._earlier_seconds = state["seconds"]
-
-    def _result(self, arrived: bool, seconds: float) -> FindResult:
+    def _result(self, seconds: float) -> FindResult:
+        at, status = self._standing, self._run.status or {}
+        arrived = bool(status.get("arrived"))
         return FindResult(
             self._run.folder,
-            self._tick,
-            self._rounds,
-            self._earlier_seconds + seconds,
-            arrived,
+            at.tick,
+            at.rounds,
+            at.seconds + seconds,
+            str(status.get("ended") or ("arrived" if arrived else "max_ticks")),
             len(self._run.waypoints()),
         )
-
-
-def _on_device(train: TrainingData, device: torch.device) -> TrainingData:
-    if isinstance(train, tuple) and len(train) == 2 and isinstance(train[0], Tensor):
-        return train[0].to(device), train[1].to(device)
-    return train

@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ..errors import LLPFError
+Mode = Literal["m2m", "m2o", "m2o-o", "infinity", "mean", "variance-sphere", "norm-sphere"]
+NormName = Literal["move", "keep", "compensate", "compensate-twice"]
 
 
 @dataclass
 class StepSettings:
     """Length of one move of a layer that is ``distance`` away from the destination (LLPF; units of the parameters).
 
-    ``combine: sum`` is the paper's ``fixed + relative * distance``, ``max`` the authors' code's larger of both.
+    Switches left null take the value of the dialect.
     """
 
     fixed: float = 0.0
     relative: float = 0.001
-    combine: Literal["sum", "max"] = "sum"
-    #: Never step past the destination.
-    clamp: bool = True
+    #: ``sum`` (paper) is ``fixed + relative * distance``, ``max`` (authors' code) the larger of both.
+    combine: Literal["sum", "max"] | None = None
+    #: Never step past the destination (paper dialect: true; the authors' code may step past it).
+    clamp: bool | None = None
     #: epsilon of the projection's scale: 0 in the paper, 1e-4 in the authors' code.
-    epsilon: float = 0.0
+    epsilon: float | None = None
     #: A weight and its bias move along one common direction.
     join_bias: bool = False
+
+
+@dataclass
+class LayerSettings:
+    """Which layers a tick treats apart. Patterns are shell globs, or regular expressions after ``re:``."""
+
+    #: Affine parameters of normalization layers, of any type. Null: move in m2m, m2o and the sphere modes, keep in
+    #: m2o-o, infinity and mean; authors: in m2o, infinity and mean LayerNorm compensates and every other is kept.
+    normalization: NormName | None = None
+    #: Layers that are never moved.
+    keep: list[str] = field(default_factory=list)
+    #: Layers that move away from the destination by the same fraction, and by twice that.
+    compensate: list[str] = field(default_factory=list)
+    compensate_twice: list[str] = field(default_factory=list)
+    #: ``values``: query and key projections stay and only values move, also within a fused qkv tensor.
+    attention: Literal["all", "values"] = "all"
+    #: With ``values``: biases of queries and keys stay too.
+    attention_biases: bool = False
+    #: Layers that do not move are still put back on their sphere (authors: true; by the paper they are left alone).
+    rescale_skipped: bool | None = None
+    #: Normalization layers that move are put back on their sphere too (authors: true; paper dialect: false).
+    rescale_normalization: bool | None = None
 
 
 @dataclass
@@ -41,14 +64,53 @@ class CorrectionSettings:
     nesterov: bool = False
     #: Keep the momentum buffer from one correction to the next.
     keep_momentum: bool = False
+    #: Learning rate of a layer times Var_now / Var_start (``var``) or its root (``std``). Null: ``var`` in m2o, m2o-o,
+    #: infinity and mean, ``none`` elsewhere.
+    lr_rule: Literal["none", "std", "var"] | None = None
+    #: ``weights``: the rule holds for tensors with "weight" in their name only (authors' code). Null: the dialect's.
+    lr_rule_layers: Literal["all", "weights"] | None = None
 
 
 @dataclass
 class Stage:
-    """From tick ``start`` on, the layers whose names match one of ``layers`` (shell globs) move."""
+    """Layers whose names match one of ``layers`` move from the stage's beginning to the next one's.
 
-    start: int = 0
+    A stage begins at tick ``start``, or as soon as every layer of the stage before has no more than the share
+    ``distance`` of its initial distance left; where both are given, at whichever comes first.
+    """
+
+    start: int | None = None
     layers: list[str] = field(default_factory=lambda: ["*"])
+    distance: float | None = None
+
+
+@dataclass
+class DataFlowSettings:
+    """``schedule: data-flow``: layers become active from input to output, one more at a time, and stay active.
+
+    The next layer follows after ``ticks`` ticks, or as soon as the active ones have no more than the share
+    ``distance`` of their initial distance left; where both are given, at whichever comes first.
+    """
+
+    ticks: int | None = None
+    distance: float | None = 0.5
+
+
+@dataclass
+class PaceSettings:
+    """``pacing: adaptive`` (ours): the step follows from how long the corrections take; failures are rolled back."""
+
+    #: Gradient steps that a correction should take: the step grows below, shrinks above twice that.
+    rounds: int = 20
+    #: Factors of the step after a short correction, a long one, and a failure.
+    grow: float = 1.3
+    shrink: float = 0.8
+    back: float = 0.5
+    #: Bounds of the product of all factors. A search that fails at the smallest is stuck and ends.
+    largest: float = 8.0
+    smallest: float = 0.01
+    #: Share of the threshold that a new waypoint, and the way to it, may reach on the screening set.
+    margin: float = 0.9
 
 
 @dataclass
@@ -58,14 +120,30 @@ class Settings:
     #: Registered names of model and data; empty where a Python caller brings its own.
     model: str = ""
     data: str = ""
-    mode: Literal["m2m"] = "m2m"
+    #: Where to: another model, the origin (``m2o-o`` without normalization layers), infinity, each layer's own mean,
+    #: or a sphere given by a model or by ``spheres``.
+    mode: Mode = "m2m"
+    #: What is left null elsewhere is set as in the paper (arXiv 2505.02604) or as in the authors' programs.
+    dialect: Literal["paper", "authors"] = "paper"
     seed: int = 0
     #: Highest training loss allowed anywhere on the path: what the certificate is about.
     threshold: float = 0.1
     max_ticks: int = 30000
     step: StepSettings = field(default_factory=StepSettings)
+    layers: LayerSettings = field(default_factory=LayerSettings)
     correction: CorrectionSettings = field(default_factory=CorrectionSettings)
-    stages: list[Stage] = field(default_factory=lambda: [Stage()])
+    #: M2M's variance spheres: the start's; blending into the destination's along the way; or in two legs, toward the
+    #: origin until no layer has more variance than the destination's, and from there on the spheres reached.
+    variance: Literal["start", "blend", "two-legs"] = "start"
+    #: Ticks after which the first of two legs ends in any case: training pushes back, and some layers never shrink.
+    shrink_ticks: int = 1400
+    #: For the sphere modes without a model: pattern to unbiased variance (or L2 norm). Other layers stay.
+    spheres: dict[str, float] = field(default_factory=dict)
+    schedule: Literal["stages", "data-flow"] = "stages"
+    stages: list[Stage] = field(default_factory=lambda: [Stage(start=0)])
+    data_flow: DataFlowSettings = field(default_factory=DataFlowSettings)
+    pacing: Literal["none", "adaptive"] = "none"
+    pace: PaceSettings = field(default_factory=PaceSettings)
     #: Fixed training images on which the finder itself judges points (arrival, chords); 0 takes all.
     screen_size: int = 2000
     #: Share of the threshold that the rest of the way may reach on the screening set. The certificate looks at more
@@ -83,41 +161,9 @@ class Settings:
 
     def validate(self) -> None:
         """Refuse values that cannot work, naming the key (:class:`LLPFError`)."""
-        positive = {
-            "threshold": self.threshold,
-            "max_ticks": self.max_ticks,
-            "correction.threshold": self.correction.threshold,
-            "correction.min_rounds": self.correction.min_rounds,
-            "correction.batch_size": self.correction.batch_size,
-            "correction.lr": self.correction.lr,
-            "arrival_margin": self.arrival_margin,
-            "arrival_every": self.arrival_every,
-            "record_every": self.record_every,
-            "checkpoint_every": self.checkpoint_every,
-        }
-        for key, value in positive.items():
-            if not value > 0 or not math.isfinite(value):
-                raise LLPFError(f"{key} must be positive, got {value}")
-        at_least_zero = {
-            "step.fixed": self.step.fixed,
-            "step.relative": self.step.relative,
-            "step.epsilon": self.step.epsilon,
-            "correction.momentum": self.correction.momentum,
-            "correction.weight_decay": self.correction.weight_decay,
-            "screen_size": self.screen_size,
-        }
-        for key, value in at_least_zero.items():
-            if not value >= 0 or not math.isfinite(value):
-                raise LLPFError(f"{key} must not be negative, got {value}")
-        if self.step.fixed == 0 and self.step.relative == 0:
-            raise LLPFError("step.fixed and step.relative are both 0: nothing would move")
-        if self.correction.max_rounds < self.correction.min_rounds:
-            raise LLPFError(
-                f"correction.max_rounds ({self.correction.max_rounds}) must be at least "
-                f"correction.min_rounds ({self.correction.min_rounds})"
-            )
-        if not self.stages or [s.start for s in self.stages] != sorted({s.start for s in self.stages}):
-            raise LLPFError("stages must be in order of start, each start once, at least one stage")
+        from .check_settings import check_settings
+
+        check_settings(self)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as written to run.yaml."""

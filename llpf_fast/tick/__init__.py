@@ -1,6 +1,9 @@
-"""One LLPF tick as one affine map a layer: flags, target variances, the prepared op call."""
+"""One LLPF tick as one affine map a layer: the rule, flags, spheres, the prepared op call."""
 
 from .mover import Mover
-from .policy import m2m_flags, match_layers, variance_of
+from .patterns import match_layers
+from .route import Route, radius_like
+from .rule import NormRule, Rule
+from .spread import Spread
 
-__all__ = ["Mover", "m2m_flags", "match_layers", "variance_of"]
+__all__ = ["Mover", "NormRule", "Route", "Rule", "Spread", "match_layers", "radius_like"]

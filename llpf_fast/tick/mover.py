@@ -13,12 +13,14 @@ from ..ops import Destination, SegmentFlag
 
 
 class Mover:
-    """Moves a flat buffer toward a destination and keeps it on the variance spheres of the start.
+    """Moves a flat buffer toward a destination and keeps it on variance spheres.
 
     Args:
         table: segments of the buffer; its device is the buffer's.
-        target_variance: float64 ``[S]``, see :func:`llpf_fast.ops.coefficients`.
+        target_variance: float64 ``[S]``, see :func:`llpf_fast.ops.coefficients`. Read at every tick: change it in
+            place to let the spheres grow or shrink along the way.
         destination: ``[N]`` buffer for ``kind`` POINT, else ``None``.
+        radius: float64 ``[S]`` for the sphere destinations, else ``None``.
         fixed, relative: the step's two lengths (units of the parameters; share of the distance).
         combine_sum, clamp, epsilon: see :func:`llpf_fast.ops.coefficients`.
     """
@@ -30,6 +32,7 @@ class Mover:
         destination: Tensor | None,
         *,
         kind: Destination = Destination.POINT,
+        radius: Tensor | None = None,
         fixed: float,
         relative: float,
         combine_sum: bool = True,
@@ -39,6 +42,7 @@ class Mover:
         self.table = table
         self.destination = destination
         self.kind = kind
+        self.radius = radius
         self.target_variance = target_variance
         self.step = torch.tensor([fixed, relative], dtype=torch.float64, device=table.device)
         self._rule = {
@@ -47,12 +51,19 @@ class Mover:
             "combine_sum": combine_sum,
             "clamp": clamp,
         }
+        self._lengths = fixed, relative
         self._stay = torch.zeros(2, dtype=torch.float64, device=table.device)
+        self._whole = torch.tensor([0.0, 1.0], dtype=torch.float64, device=table.device)
         self._scratch = table.scratch()
 
     def set_flags(self, flags: Sequence[SegmentFlag]) -> None:
         """Change which segments move; lengths and groups stay."""
         self.table = self.table.with_flags(flags)
+
+    def set_pace(self, scale: float) -> None:
+        """Both lengths of the step times ``scale``; a share of more than the whole distance makes no sense."""
+        fixed, relative = self._lengths
+        self.step.copy_(torch.tensor([fixed * scale, min(relative * scale, 1.0)], dtype=torch.float64))
 
     def tick(self, p: Tensor, *, project_first: bool, waypoint: Tensor | None = None) -> None:
         """Project (where ``project_first``), move, project: p ``[N]`` in place; ``waypoint`` receives P."""
@@ -61,6 +72,10 @@ class Mover:
     def project(self, p: Tensor) -> None:
         """Put p back on its spheres without a move."""
         self._tick(p, self._stay, False, None)
+
+    def arrive(self, p: Tensor) -> None:
+        """The whole rest of the way in one step, p ``[N]`` in place."""
+        self._tick(p, self._whole, False, None)
 
     def _tick(self, p: Tensor, step: Tensor, project_first: bool, waypoint: Tensor | None) -> None:
         torch.ops.llpf_fast.tick_.default(
@@ -71,7 +86,7 @@ class Mover:
             self.target_variance,
             step,
             None,
-            None,
+            self.radius,
             None,
             waypoint,
             self._scratch,
@@ -79,8 +94,6 @@ class Mover:
             project_first=project_first,
         )
 
-    def squared_distances(self, p: Tensor) -> Tensor:
-        """float64 ``[S]``: squared L2 distance of every segment to a POINT destination; 0 where MASKED."""
-        moments = ops.moments(p, self.destination, self.table.segments, self.table.chunks, self._scratch)
-        count = self.table.segments[:, 1].double()
-        return moments[:, 4] + count * moments[:, 1] ** 2
+    def moments(self, p: Tensor) -> Tensor:
+        """float64 ``[S, 5]`` of p ``[N]`` toward the destination; 0 where MASKED."""
+        return ops.moments(p, self.destination, self.table.segments, self.table.chunks, self._scratch)

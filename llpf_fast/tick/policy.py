@@ -1,67 +1,72 @@
-"""Which segments a tick moves and projects: flags from layer kinds, stages and the start's own variance."""
+"""Which segments a tick moves, holds, compensates and projects: flags from the rule, the layer kinds and the stage."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from ..errors import LLPFError
-from ..flat import LayerKind
+from ..flat import FlatParameters, LayerKind
 from ..ops import SegmentFlag
+from .patterns import match_layers
+from .rule import NormRule, Rule
 
 _ONLY_FROM_MODULE = SegmentFlag.FROZEN
+_AWAY = {
+    NormRule.COMPENSATE: SegmentFlag.COMPENSATE,
+    NormRule.COMPENSATE_TWICE: SegmentFlag.COMPENSATE | SegmentFlag.TWICE,
+}
 
 
-def match_layers(names: Sequence[str], patterns: Iterable[str]) -> list[bool]:
-    """Which segment names match at least one shell glob; a pattern without any match is refused by name."""
-    chosen = [False] * len(names)
-    for pattern in patterns:
-        hits = [fnmatchcase(name, pattern) for name in names]
-        if not any(hits):
-            raise LLPFError(f"stage pattern {pattern!r} matches no layer; layers are {', '.join(names[:8])}, ...")
-        chosen = [old or hit for old, hit in zip(chosen, hits, strict=True)]
+def treatments(rule: Rule, flat: FlatParameters) -> list[NormRule]:
+    """What the rule does with every segment whenever its stage is active.
+
+    Raises:
+        LLPFError: a pattern of the rule matches no layer.
+    """
+    names = flat.table.names
+    chosen = [_by_kind(rule, flat, i) for i in range(len(names))]
+    for how, patterns in (
+        (NormRule.KEEP, rule.keep),
+        (NormRule.COMPENSATE, rule.compensate),
+        (NormRule.COMPENSATE_TWICE, rule.compensate_twice),
+    ):
+        hits = match_layers(names, patterns, f"layers.{how.value.replace('-', '_')} pattern")
+        chosen = [how if hit else old for old, hit in zip(chosen, hits, strict=True)]
     return chosen
 
 
-def m2m_flags(
-    kinds: Sequence[LayerKind],
-    module_flags: Sequence[SegmentFlag],
-    target_variance: Tensor,
+def _by_kind(rule: Rule, flat: FlatParameters, i: int) -> NormRule:
+    kind = flat.kinds[i]
+    if kind is LayerKind.NORM:
+        return rule.layer_norm if flat.is_layer_norm[i] else rule.normalization
+    if rule.values_only and kind in (LayerKind.QUERY, LayerKind.KEY):
+        return NormRule.MOVE if flat.is_bias[i] and not rule.hold_attention_biases else NormRule.KEEP
+    return NormRule.MOVE
+
+
+def flags(
+    rule: Rule,
+    flat: FlatParameters,
+    treatment: Sequence[NormRule],
     active: Sequence[bool],
+    no_sphere: Sequence[bool],
 ) -> list[SegmentFlag]:
-    """Flags of a model-to-model tick (reading of LLPF in notes/algorithm-facts, A.4).
+    """Flags of one stage (reading of LLPF in notes/algorithm-facts, A.4).
 
-    Affine parameters of normalization layers and segments whose start has no variance (one element, all equal) move
-    but are not projected: there is no sphere to return to. Layers outside the stage are MASKED.
+    Args:
+        treatment: of :func:`treatments`.
+        active: which segments the stage moves.
+        no_sphere: segments that there is no sphere to return to: their start has no variance.
     """
-    no_sphere = (target_variance == 0).tolist()
-    flags = []
-    for kind, own, flat_start, moves in zip(kinds, module_flags, no_sphere, active, strict=True):
-        flag = own & _ONLY_FROM_MODULE
-        if not moves:
-            flag |= SegmentFlag.MASKED
-        if kind is LayerKind.NORM or flat_start:
-            flag |= SegmentFlag.FREE
-        flags.append(flag)
-    return flags
-
-
-def variance_of(moments: Tensor, segments: Tensor) -> Tensor:
-    """Unbiased variance ``[S]`` float64 of every segment, pooled over its variance group; 0 for one element.
-
-    ``moments`` is ``[S, 5]`` of the start. Pooling is Chan's formula.
-    """
-    count = segments[:, 1].double()
-    _, group = torch.unique_consecutive(segments[:, 3], return_inverse=True)
-    groups = int(group[-1]) + 1 if len(group) else 0
-
-    def total(value: Tensor) -> Tensor:
-        return torch.zeros(groups, dtype=torch.float64, device=value.device).index_add_(0, group, value)
-
-    n = total(count)
-    mean = (total(count * moments[:, 0]) / n)[group]
-    spread = total(moments[:, 2] + count * (moments[:, 0] - mean) ** 2)
-    return torch.where(n > 1, spread / (n - 1).clamp(min=1), 0.0)[group]
+    out = []
+    for i, row in enumerate(flat.table.rows):
+        flag = row.flags & _ONLY_FROM_MODULE
+        free = not rule.project or no_sphere[i]
+        free |= flat.kinds[i] is LayerKind.NORM and not rule.rescale_normalization
+        if not active[i] or treatment[i] is NormRule.KEEP:
+            flag |= SegmentFlag.HOLD if rule.rescale_skipped and not free else SegmentFlag.MASKED
+        else:
+            flag |= _AWAY.get(treatment[i], SegmentFlag.NONE)
+            if free:
+                flag |= SegmentFlag.FREE
+        out.append(flag)
+    return out

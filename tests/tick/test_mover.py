@@ -6,7 +6,7 @@ import torch
 
 from llpf_fast import ops
 from llpf_fast.flat import SegmentTable
-from llpf_fast.tick import Mover, variance_of
+from llpf_fast.tick import Mover, Spread
 
 LENGTHS = [300, 17, 5000]
 
@@ -16,7 +16,7 @@ def setting(**step):
     table = SegmentTable.from_lengths(LENGTHS)
     p, d = torch.randn(table.numel) * 0.3, torch.randn(table.numel) + 0.5
     moments = ops.moments(p, None, table.segments, table.chunks, table.scratch())
-    mover = Mover(table, variance_of(moments, table.segments), d, **{"fixed": 0.01, "relative": 0.1, **step})
+    mover = Mover(table, Spread(table).variance(moments), d, **{"fixed": 0.01, "relative": 0.1, **step})
     return table, p, d, mover
 
 

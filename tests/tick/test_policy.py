@@ -1,4 +1,4 @@
-"""Which segments move and which are projected."""
+"""Which segments move, stay, compensate and are projected."""
 
 from __future__ import annotations
 
@@ -9,18 +9,28 @@ from torch import nn
 from llpf_fast import LLPFError, ops
 from llpf_fast.flat import FlatParameters, SegmentTable
 from llpf_fast.ops import SegmentFlag
-from llpf_fast.tick import m2m_flags, match_layers, variance_of
+from llpf_fast.tick import NormRule, Route, Rule, Spread, match_layers
+
+NONE, MASKED, HOLD, FREE = SegmentFlag.NONE, SegmentFlag.MASKED, SegmentFlag.HOLD, SegmentFlag.FREE
+AWAY, TWICE = SegmentFlag.COMPENSATE, SegmentFlag.TWICE
 
 
 def test_patterns_choose_names() -> None:
-    names = ["conv1.weight", "conv1.bias", "fc.weight"]
-    assert match_layers(names, ["conv1.*"]) == [True, True, False]
-    assert match_layers(names, ["*.bias", "fc.*"]) == [False, True, True]
+    names = ["conv1.weight", "conv1.bias", "fc.weight", "attn.qkv.weight[query]"]
+    assert match_layers(names, ["conv1.*"]) == [True, True, False, False]
+    assert match_layers(names, ["*.bias", "fc.*"]) == [False, True, True, False]
+    assert match_layers(names, ["re:(conv1|fc)[.]weight"]) == [True, False, True, False]
+    assert match_layers(names, ["attn.qkv.weight"]) == [False, False, False, True]
 
 
 def test_a_pattern_without_a_match_is_named() -> None:
     with pytest.raises(LLPFError, match=r"'layer9\.\*' matches no layer"):
         match_layers(["conv1.weight"], ["*", "layer9.*"])
+
+
+def test_a_regular_expression_that_is_none_is_named() -> None:
+    with pytest.raises(LLPFError, match=r"'re:\(' is no regular expression"):
+        match_layers(["conv1.weight"], ["re:("])
 
 
 def test_variance_is_torchs_per_segment_and_pooled_per_group() -> None:
@@ -32,21 +42,79 @@ def test_variance_is_torchs_per_segment_and_pooled_per_group() -> None:
     parts = [p[r.offset : r.offset + r.length].double() for r in table.rows]
     pooled = torch.cat(parts[2:]).var()
     expected = torch.stack([parts[0].var(), torch.tensor(0.0).double(), pooled, pooled])
-    torch.testing.assert_close(variance_of(moments, table.segments), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(Spread(table).variance(moments), expected, rtol=1e-12, atol=0)
 
 
-def test_norm_layers_and_segments_without_variance_move_freely() -> None:
-    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
-    module[0].weight.requires_grad_(False)
-    flat = FlatParameters(module)
-    table = flat.table
-    moments = ops.moments(flat.data, None, table.segments, table.chunks, table.scratch())
-    variance = variance_of(moments, table.segments)
-    active = [not name.startswith("2.") for name in table.names]
-    flags = m2m_flags(flat.kinds, [r.flags for r in table.rows], variance, active)
-    got = dict(zip(table.names, flags, strict=True))
-    assert got["0.weight"] == SegmentFlag.FROZEN
-    assert got["0.bias"] == SegmentFlag.NONE
-    assert got["1.weight"] == got["1.bias"] == SegmentFlag.FREE
-    assert got["2.weight"] == SegmentFlag.MASKED
-    assert got["2.bias"] == SegmentFlag.MASKED | SegmentFlag.FREE
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 3)
+        self.bn = nn.BatchNorm1d(3)
+        self.ln = nn.LayerNorm(3)
+        self.b = nn.Linear(3, 2)
+        nn.init.zeros_(self.b.bias)
+
+
+def flags(rule: Rule, without: str = "") -> dict[str, SegmentFlag]:
+    torch.manual_seed(0)
+    module = Mixed()
+    module.a.weight.requires_grad_(False)
+    flat = FlatParameters(module, cut_attention=rule.values_only)
+    goal = torch.randn_like(flat.data)
+    route = Route(flat, rule, goal if rule.destination == 0 else None, fixed=0.0, relative=0.1)
+    route.enter([not (without and name.startswith(without)) for name in flat.table.names])
+    return {row.name: row.flags for row in route.mover.table.rows}
+
+
+def test_m2m_projects_all_but_norm_layers_and_layers_without_variance() -> None:
+    got = flags(Rule(), without="b.")
+    assert got["a.weight"] == SegmentFlag.FROZEN
+    assert got["a.bias"] == NONE
+    assert got["bn.weight"] == got["bn.bias"] == got["ln.weight"] == FREE
+    assert got["b.weight"] == got["b.bias"] == MASKED
+    assert flags(Rule())["b.bias"] == FREE
+
+
+def test_the_authors_rescale_norm_layers_and_what_they_skip() -> None:
+    rule = Rule(epsilon=1e-4, rescale_normalization=True, rescale_skipped=True)
+    got = flags(rule, without="b.")
+    assert got["bn.weight"] == got["ln.bias"] == NONE
+    assert got["b.weight"] == HOLD
+    assert flags(rule, without="ln.")["ln.weight"] == HOLD
+
+
+def test_without_projection_a_skipped_layer_costs_nothing() -> None:
+    got = flags(Rule(project=False, rescale_skipped=True, normalization=NormRule.KEEP), without="b.")
+    assert got["bn.weight"] == got["b.weight"] == MASKED
+    assert got["a.bias"] == FREE
+
+
+def test_norm_rules_by_type_and_by_name() -> None:
+    rule = Rule(project=False, normalization=NormRule.KEEP, layer_norm=NormRule.COMPENSATE)
+    got = flags(rule)
+    assert got["bn.weight"] == MASKED
+    assert got["ln.weight"] == AWAY | FREE
+    named = flags(Rule(project=False, keep=("a.*",), compensate=("bn.*",), compensate_twice=("re:ln.*",)))
+    assert named["a.bias"] == MASKED
+    assert named["bn.weight"] == AWAY | FREE
+    assert named["ln.bias"] == AWAY | TWICE | FREE
+
+
+def test_a_rule_whose_pattern_matches_nothing_is_named() -> None:
+    with pytest.raises(LLPFError, match=r"layers\.compensate_twice pattern 'nope' matches no layer"):
+        flags(Rule(compensate_twice=("nope",)))
+
+
+def test_values_only_holds_queries_and_keys() -> None:
+    torch.manual_seed(0)
+    module = nn.MultiheadAttention(8, 2)
+    nn.init.normal_(module.in_proj_bias)
+    for hold, bias in ((False, NONE), (True, MASKED)):
+        flat = FlatParameters(module, cut_attention=True)
+        rule = Rule(values_only=True, hold_attention_biases=hold)
+        route = Route(flat, rule, torch.randn_like(flat.data), fixed=0.0, relative=0.1)
+        got = {row.name: row.flags for row in route.mover.table.rows}
+        assert got["in_proj_weight[query]"] == got["in_proj_weight[key]"] == MASKED
+        assert got["in_proj_weight[value]"] == NONE
+        assert got["in_proj_bias[query]"] == bias
+        assert got["in_proj_bias[value]"] == NONE

@@ -1,0 +1,112 @@
+"""Values of :class:`Settings` that cannot work, refused by their key."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ..errors import LLPFError
+
+if TYPE_CHECKING:
+    from .settings import Settings
+
+_POSITIVE = (
+    "threshold",
+    "max_ticks",
+    "arrival_margin",
+    "arrival_every",
+    "record_every",
+    "checkpoint_every",
+    "shrink_ticks",
+    "correction.threshold",
+    "correction.min_rounds",
+    "correction.batch_size",
+    "correction.lr",
+    "data_flow.ticks",
+    "data_flow.distance",
+    "pace.rounds",
+    "pace.grow",
+    "pace.shrink",
+    "pace.back",
+    "pace.largest",
+    "pace.smallest",
+    "pace.margin",
+)
+_AT_LEAST_ZERO = (
+    "step.fixed",
+    "step.relative",
+    "step.epsilon",
+    "correction.momentum",
+    "correction.weight_decay",
+    "screen_size",
+)
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise :class:`LLPFError` naming the first key whose value cannot work."""
+    for key in _POSITIVE:
+        value = _value(settings, key)
+        if value is not None and (not value > 0 or not math.isfinite(value)):
+            raise LLPFError(f"{key} must be positive, got {value}")
+    for key in _AT_LEAST_ZERO:
+        value = _value(settings, key)
+        if value is not None and (not value >= 0 or not math.isfinite(value)):
+            raise LLPFError(f"{key} must not be negative, got {value}")
+    if settings.step.fixed == 0 and settings.step.relative == 0:
+        raise LLPFError("step.fixed and step.relative are both 0: nothing would move")
+    correction = settings.correction
+    if correction.max_rounds < correction.min_rounds:
+        raise LLPFError(
+            f"correction.max_rounds ({correction.max_rounds}) must be at least "
+            f"correction.min_rounds ({correction.min_rounds})"
+        )
+    _check_pace(settings)
+    _check_stages(settings)
+    if settings.variance != "start" and settings.mode != "m2m":
+        raise LLPFError(f"variance: {settings.variance} belongs to mode m2m, not to {settings.mode}")
+    if settings.spheres and not settings.mode.endswith("-sphere"):
+        raise LLPFError(f"spheres belongs to the modes variance-sphere and norm-sphere, not to {settings.mode}")
+    for pattern, value in settings.spheres.items():
+        if not value > 0 or not math.isfinite(value):
+            raise LLPFError(f"spheres[{pattern!r}] must be positive, got {value}")
+
+
+def _check_pace(settings: Settings) -> None:
+    pace = settings.pace
+    if pace.grow < 1 or pace.shrink > 1 or pace.back >= 1:
+        raise LLPFError(
+            f"pace.grow must be at least 1, pace.shrink at most 1 and pace.back below 1; "
+            f"got {pace.grow}, {pace.shrink}, {pace.back}"
+        )
+    if not pace.smallest <= 1 <= pace.largest:
+        raise LLPFError(f"pace.smallest and pace.largest must enclose 1, got {pace.smallest} and {pace.largest}")
+
+
+def _check_stages(settings: Settings) -> None:
+    if settings.schedule == "data-flow":
+        if settings.data_flow.ticks is None and settings.data_flow.distance is None:
+            raise LLPFError("data_flow needs ticks or distance: otherwise no second layer would ever move")
+        return
+    stages = settings.stages
+    if not stages:
+        raise LLPFError("stages must hold at least one stage")
+    for i, stage in enumerate(stages):
+        if not stage.layers:
+            raise LLPFError(f"stages[{i}].layers is empty: nothing would move")
+        if i and stage.start is None and stage.distance is None:
+            raise LLPFError(f"stages[{i}] needs start (a tick) or distance (a share): otherwise it never begins")
+        if stage.distance is not None and not 0 < stage.distance < 1:
+            raise LLPFError(f"stages[{i}].distance must lie between 0 and 1, got {stage.distance}")
+    if stages[0].start not in (None, 0):
+        raise LLPFError(f"stages[0].start is {stages[0].start}, but the first stage begins at tick 0")
+    starts = [s.start for s in stages if s.start is not None]
+    if starts != sorted(set(starts)):
+        raise LLPFError("stages must be in order of start, each start once")
+
+
+def _value(settings: Settings, key: str) -> float | None:
+    value: object = settings
+    for part in key.split("."):
+        value = getattr(value, part)
+    assert value is None or isinstance(value, (int, float))
+    return value

@@ -1,0 +1,61 @@
+"""A search into a checkpoint and back: everything that the coming ticks depend on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ..correct import Correction
+from ..flat import FlatParameters
+from ..path import RunDirectory
+from . import optimizer_state
+from .legs import Legs
+from .standing import Standing
+
+
+def save_standing(
+    run: RunDirectory,
+    standing: Standing,
+    seconds: float,
+    flat: FlatParameters,
+    correction: Correction,
+    optimizer: torch.optim.Optimizer | None,
+    legs: Legs,
+) -> None:
+    """Replace the run's checkpoint; ``seconds`` is the time spent in the whole search."""
+    tensors = {"values": flat.data, **legs.tensors()}
+    tensors |= {f"buffer/{name}": b for name, b in flat.buffers().items()}
+    if correction.keeps_momentum:
+        assert correction.momentum_buffer is not None
+        tensors["momentum"] = correction.momentum_buffer
+    state = replace(standing, seconds=seconds).as_dict()
+    if optimizer is not None:
+        more, state["optimizer"] = optimizer_state.pack(optimizer)
+        tensors |= more
+    run.save_checkpoint(tensors, state)
+
+
+def load_standing(
+    run: RunDirectory,
+    flat: FlatParameters,
+    correction: Correction,
+    optimizer: torch.optim.Optimizer | None,
+    legs: Legs,
+) -> Standing | None:
+    """Where the run's checkpoint stands, with everything put back; None where there is none."""
+    saved = run.load_checkpoint()
+    if saved is None:
+        return None
+    tensors, state = saved
+    with torch.no_grad():
+        flat.data.copy_(tensors["values"])
+        for name, buffer in flat.buffers().items():
+            buffer.copy_(tensors[f"buffer/{name}"])
+    if "momentum" in tensors and correction.momentum_buffer is not None:
+        correction.momentum_buffer.copy_(tensors["momentum"])
+    packed = state.pop("optimizer", None)
+    if optimizer is not None:
+        optimizer_state.unpack(optimizer, tensors, packed)
+    legs.restore(tensors)
+    return Standing(**state)

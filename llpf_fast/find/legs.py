@@ -1,0 +1,135 @@
+"""``Legs``: the one route of most searches, and M2M between models of different variance."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..errors import LLPFError
+from ..flat import FlatParameters
+from ..ops import Destination
+from ..tick import NormRule, Route, Rule, match_layers, radius_like
+from .schedule import Schedule
+from .settings import Settings
+from .standing import Standing
+
+#: A layer has shrunk far enough within this factor of the destination's variance: training pushes back a little.
+_REACHED = 1.01
+
+
+class Legs:
+    """The routes of a search, in order, and what changes from one tick to the next: stages, legs, spheres.
+
+    ``variance: blend`` lets every layer's target variance go from the start's to the destination's with the share of
+    the way that the layer has come (ours). ``two-legs`` is the authors' way: toward the origin until no layer has more
+    variance than at the destination (layers that have less stay), and M2M from there on the spheres reached.
+
+    Args:
+        flat: at the start.
+        like: ``[N]``: the destination (m2m), or a point on the spheres to go to.
+    """
+
+    def __init__(self, settings: Settings, rule: Rule, flat: FlatParameters, like: Tensor | None) -> None:
+        self._settings = settings
+        fixed, relative = settings.step.fixed, settings.step.relative
+        goal = like if rule.destination is Destination.POINT else None
+        self.main = Route(flat, rule, goal, _radius(settings, rule, flat, like), fixed=fixed, relative=relative)
+        self._shrink: Route | None = None
+        self._ends: Tensor | None = None
+        self._come = torch.zeros_like(self.main.start_variance)
+        if settings.variance != "start":
+            assert like is not None
+            ends = radius_like(flat, Destination.VARIANCE_SPHERE, like)
+            self._ends = torch.where(ends.isnan(), self.main.start_variance, ends)
+            self._check_ends(flat)
+        if settings.variance == "two-legs":
+            toward = replace(
+                rule,
+                destination=Destination.ORIGIN,
+                project=False,
+                normalization=NormRule.KEEP,
+                layer_norm=NormRule.KEEP,
+                lr_rule="var",
+            )
+            self._shrink = Route(flat, toward, None, fixed=fixed, relative=relative)
+        self.first = 0 if self._shrink is not None else 1
+        self.initial_total = self.main.total(self.main.initial_distance)
+        if not self.initial_total > 0:
+            raise LLPFError(f"the start lies at the destination of mode {settings.mode} already: nothing would move")
+
+    def _check_ends(self, flat: FlatParameters) -> None:
+        assert self._ends is not None
+        for name, start, end in zip(
+            flat.table.names, self.main.start_variance.tolist(), self._ends.tolist(), strict=True
+        ):
+            if start > 0 and end == 0:
+                raise LLPFError(
+                    f"layer {name} of the destination has variance 0: variance: {self._settings.variance} would "
+                    f"squeeze it into a point; leave it out with layers.keep"
+                )
+
+    def current(self, at: Standing) -> Route:
+        return self._shrink if at.leg == 0 and self._shrink is not None else self.main
+
+    def is_last(self, at: Standing) -> bool:
+        return at.leg == 1
+
+    def enter(self, at: Standing, schedule: Schedule) -> None:
+        """Set the flags for where the search stands: at its beginning, after a resume, at a change."""
+        if at.leg == 0 and self._shrink is not None:
+            self._shrink.enter(self._still_wide(at))
+        else:
+            self.main.enter(schedule.active)
+
+    def advance(self, at: Standing, schedule: Schedule) -> None:
+        """What begins with the tick ``at.tick``: another leg, another stage."""
+        done = at.tick - 1
+        if at.leg == 0:
+            if any(self._still_wide(at)) and done < self._settings.shrink_ticks:
+                self.enter(at, schedule)
+                return
+            at.leg, at.leg_began = 1, done
+            self.main.set_spheres(torch.tensor(at.variances, dtype=torch.float64))
+            self.main.mover.set_pace(at.pace)
+            self.enter(at, schedule)
+        if schedule.advance(done - at.leg_began, at.shares, self.main.moving()):
+            self.enter(at, schedule)
+
+    def _still_wide(self, at: Standing) -> list[bool]:
+        assert self._ends is not None
+        assert self._shrink is not None
+        may = self._shrink.may_move()
+        return [m and now > end * _REACHED for m, now, end in zip(may, at.variances, self._ends.tolist(), strict=True)]
+
+    def follow(self, at: Standing, shares: Tensor) -> None:
+        """Let blending spheres follow the way that each layer has come; they never go back."""
+        if self._settings.variance != "blend" or at.point == 0:
+            return
+        assert self._ends is not None
+        self._come = torch.maximum(self._come, (1.0 - shares).clamp(0.0, 1.0))
+        self.main.set_spheres(torch.lerp(self.main.start_variance, self._ends, self._come))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold."""
+        if self._settings.variance == "start":
+            return {}
+        return {"spheres": self.main.mover.target_variance, "come": self._come}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go back to what :meth:`tensors` gave."""
+        if "spheres" in tensors:
+            self.main.set_spheres(tensors["spheres"])
+            self._come = tensors["come"].to(self._come.device)
+
+
+def _radius(settings: Settings, rule: Rule, flat: FlatParameters, like: Tensor | None) -> Tensor | None:
+    if rule.destination not in (Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE):
+        return None
+    if like is not None:
+        return radius_like(flat, rule.destination, like)
+    radius = torch.full((len(flat.table),), torch.nan, dtype=torch.float64)
+    for pattern, value in settings.spheres.items():
+        radius[torch.tensor(match_layers(flat.table.names, [pattern], "spheres pattern"))] = value
+    return radius.to(flat.data.device)

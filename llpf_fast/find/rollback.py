@@ -1,0 +1,47 @@
+"""``Rollback``: the last accepted point, to return to when a tick fails."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..correct import Correction
+from ..flat import FlatParameters
+
+
+class Rollback:
+    """Keeps one point: the caller's waypoint buffer ``[N]`` (no second copy), buffers and the optimiser's state.
+
+    Memory beyond that buffer: the module's buffers, and the momentum or optimiser state where it outlives a correction.
+    """
+
+    def __init__(self, flat: FlatParameters, correction: Correction, optimizer: torch.optim.Optimizer | None) -> None:
+        self._flat, self._correction, self._optimizer = flat, correction, optimizer
+        self._buffers: dict[str, Tensor] = {}
+        self._momentum: Tensor | None = None
+        self._optimizer_state: dict[str, Any] | None = None
+
+    def keep(self) -> None:
+        """Remember everything but the values as they are now."""
+        self._buffers = {name: buffer.clone() for name, buffer in self._flat.buffers().items()}
+        if self._correction.keeps_momentum:
+            assert self._correction.momentum_buffer is not None
+            self._momentum = self._correction.momentum_buffer.clone()
+        if self._optimizer is not None:
+            self._optimizer_state = copy.deepcopy(self._optimizer.state_dict())
+
+    @torch.no_grad()
+    def back(self, values: Tensor) -> None:
+        """Return to ``values [N]`` and to what was kept with them."""
+        self._flat.ensure()
+        self._flat.data.copy_(values)
+        for name, buffer in self._flat.buffers().items():
+            buffer.copy_(self._buffers[name])
+        if self._momentum is not None:
+            assert self._correction.momentum_buffer is not None
+            self._correction.momentum_buffer.copy_(self._momentum)
+        if self._optimizer is not None and self._optimizer_state is not None:
+            self._optimizer.load_state_dict(copy.deepcopy(self._optimizer_state))

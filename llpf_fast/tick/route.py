@@ -1,0 +1,182 @@
+"""``Route``: one rule applied to one flat module that stands at its start, ready to tick."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..errors import LLPFError
+from ..flat import FlatParameters, LayerKind
+from ..ops import Destination, SegmentFlag
+from .mover import Mover
+from .policy import flags, treatments
+from .rule import NormRule, Rule
+from .spread import Spread
+
+_SPHERES = (Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE)
+
+
+class Route:
+    """Where a network goes and how: destination, spheres, flags and the learning-rate rule.
+
+    Args:
+        flat: holds the start's values now; its buffer is what :meth:`tick` is given later.
+        rule: every switch of a tick.
+        goal: ``[N]`` for the destination POINT, else ``None``.
+        radius: float64 ``[S]`` for the sphere destinations: unbiased variance or L2 norm; NaN where a segment stays.
+        fixed, relative: the step's two lengths (units of the parameters; share of the distance).
+
+    Attributes:
+        start_variance: float64 ``[S]``, the start's own (that of its whole tensor where attention is cut).
+
+    Raises:
+        LLPFError: a pattern of the rule that matches nothing; a sphere that a layer cannot have.
+    """
+
+    def __init__(
+        self,
+        flat: FlatParameters,
+        rule: Rule,
+        goal: Tensor | None,
+        radius: Tensor | None = None,
+        *,
+        fixed: float,
+        relative: float,
+    ) -> None:
+        self.flat, self.rule = flat, rule
+        table = flat.table
+        self._scratch = table.scratch()
+        self.spread = Spread(table)
+        self.start_variance = self.spread.variance(self._moments(flat.data, None))
+        self._treatment = treatments(rule, flat)
+        self._stays = [False] * len(table) if radius is None else radius.isnan().tolist()
+        if radius is not None:
+            self._check_radius(radius)
+            radius = radius.nan_to_num(0.0)
+        self.mover = Mover(
+            table,
+            self.start_variance.clone(),
+            goal,
+            kind=rule.destination,
+            radius=radius,
+            fixed=fixed,
+            relative=relative,
+            combine_sum=rule.combine_sum,
+            clamp=rule.clamp,
+            epsilon=rule.epsilon,
+        )
+        self._trained_evenly = self._evenly()
+        self.initial_distance = self.distances(flat.data)
+        self.enter([True] * len(table))
+
+    def _moments(self, p: Tensor, goal: Tensor | None) -> Tensor:
+        table = self.flat.table
+        return ops.moments(p, goal, table.segments, table.chunks, self._scratch)
+
+    def _check_radius(self, radius: Tensor) -> None:
+        own = self.start_variance if self.rule.destination is Destination.VARIANCE_SPHERE else None
+        what = "variance" if own is not None else "norm"
+        for i, (row, target) in enumerate(zip(self.flat.table.rows, radius.tolist(), strict=True)):
+            if self._stays[i] or self._treatment[i] is NormRule.KEEP:
+                continue
+            if target <= 0:
+                raise LLPFError(
+                    f"the sphere of layer {row.name} has {what} {target:g}; it must be positive: "
+                    f"give another number, or leave the layer out with layers.keep"
+                )
+            if own is not None and row.length > 1 and float(own[i]) == 0:
+                raise LLPFError(
+                    f"layer {row.name} of the start has variance 0: no direction leads to a variance sphere; "
+                    f"leave it out with layers.keep"
+                )
+
+    def _evenly(self) -> Tensor:
+        """bool ``[S]``: segments whose learning rate the rule leaves alone."""
+        rows = zip(self.flat.table.names, self.flat.kinds, self.start_variance.tolist(), strict=True)
+        even = [
+            kind is LayerKind.NORM or variance == 0 or (self.rule.lr_weights_only and "weight" not in name)
+            for name, kind, variance in rows
+        ]
+        return torch.tensor(even, device=self.flat.data.device)
+
+    def enter(self, active: Sequence[bool]) -> None:
+        """Begin a stage: ``active`` says which segments move from now on."""
+        moving = [a and not stays for a, stays in zip(active, self._stays, strict=True)]
+        self.mover.set_flags(flags(self.rule, self.flat, self._treatment, moving, self._no_sphere()))
+
+    def _no_sphere(self) -> list[bool]:
+        if self.rule.epsilon > 0:
+            return [False] * len(self.flat.table)
+        return (self.mover.target_variance == 0).tolist()
+
+    def moving(self) -> list[bool]:
+        """Which segments a tick moves now."""
+        still = SegmentFlag.MASKED | SegmentFlag.HOLD
+        return [not row.flags & still for row in self.mover.table.rows]
+
+    def may_move(self) -> list[bool]:
+        """Which segments the rule moves at all, once their stage is active."""
+        pairs = zip(self._treatment, self._stays, strict=True)
+        return [how is not NormRule.KEEP and not stays for how, stays in pairs]
+
+    def set_spheres(self, variance: Tensor) -> None:
+        """Go on with other target variances, float64 ``[S]``."""
+        self.mover.target_variance.copy_(variance)
+
+    def tick(self, p: Tensor, *, project_first: bool, waypoint: Tensor | None = None) -> None:
+        """One tick on p ``[N]``, in place; see :meth:`Mover.tick`."""
+        self.mover.tick(p, project_first=project_first, waypoint=waypoint)
+
+    def project(self, p: Tensor) -> None:
+        """Put p ``[N]`` back on its spheres, in place."""
+        self.mover.project(p)
+
+    def rest(self, p: Tensor) -> Tensor:
+        """``[N]``: where the straight rest of the way from p leads (the destination itself for POINT)."""
+        if self.mover.destination is not None:
+            return self.mover.destination
+        there = p.clone()
+        self.mover.arrive(there)
+        return there
+
+    def moments(self, p: Tensor) -> Tensor:
+        """float64 ``[S, 5]`` of all segments of p toward the destination, masked or not."""
+        return self._moments(p, self.mover.destination)
+
+    def distances(self, p: Tensor, moments: Tensor | None = None) -> Tensor:
+        """float64 ``[S]``: L2 distance to the destination of the group that each segment moves with."""
+        moments = self.moments(p) if moments is None else moments
+        return self.spread.distance(moments, self.rule.destination, self.mover.radius)
+
+    def total(self, distances: Tensor) -> float:
+        """One distance for the whole network from those ``[S]`` of its groups."""
+        _, size = torch.unique_consecutive(self.flat.table.segments[:, 2], return_counts=True)
+        return float((distances.square() / size.double().repeat_interleave(size)).sum().sqrt())
+
+    def lr_scale(self, p: Tensor) -> Tensor | None:
+        """float64 ``[S]``: factor of each segment's learning rate now, on the device; None where the rule is "none".
+
+        Var_now / Var_start of the tensor or its root; 1 for normalization layers and where the start has no variance.
+        LLPF's AngleConformal (arXiv 2505.02604) is "var"; "std" is the authors' code's other choice.
+        """
+        if self.rule.lr_rule == "none":
+            return None
+        ratio = self.spread.variance(self._moments(p, None)) / self.start_variance
+        if self.rule.lr_rule == "std":
+            ratio = ratio.sqrt()
+        return torch.where(self._trained_evenly, 1.0, ratio)
+
+
+def radius_like(flat: FlatParameters, kind: Destination, like: Tensor) -> Tensor:
+    """float64 ``[S]``: the radii of the spheres that the flat point ``like [N]`` lies on; NaN for one-element layers
+    of a variance sphere, which have none."""
+    table = flat.table
+    moments = ops.moments(like, None, table.segments, table.chunks, table.scratch())
+    spread = Spread(table)
+    if kind is Destination.NORM_SPHERE:
+        return spread.norm(moments)
+    variance = spread.variance(moments)
+    return torch.where(spread.count > 1, variance, torch.nan)
