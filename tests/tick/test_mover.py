@@ -6,6 +6,7 @@ import torch
 
 from llpf_fast import ops
 from llpf_fast.flat import SegmentTable
+from llpf_fast.ops import Destination
 from llpf_fast.tick import Mover, Spread
 
 LENGTHS = [300, 17, 5000]
@@ -66,7 +67,25 @@ def test_ticks_approach_and_never_overshoot() -> None:
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_distances_are_squared_l2() -> None:
+def test_distances_are_l2_to_every_kind_of_destination() -> None:
     table, p, d, mover = setting()
-    want = torch.stack([(a - b).square().sum() for a, b in zip(parts(table, p), parts(table, d), strict=True)])
-    torch.testing.assert_close(mover.squared_distances(p), want, rtol=1e-6, atol=0)
+    spread = Spread(table)
+    toward, alone = mover.moments(p), ops.moments(p, None, table.segments, table.chunks, table.scratch())
+    radius = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
+
+    def each(distance):
+        return torch.stack(
+            [distance(x, y, r) for x, y, r in zip(parts(table, p), parts(table, d), radius, strict=True)]
+        )
+
+    def to_variance(x, _, r):
+        return ((r / x.var()).sqrt() * (x - x.mean()) - (x - x.mean())).norm()
+
+    for kind, moments, want in (
+        (Destination.POINT, toward, each(lambda x, y, _: (x - y).norm())),
+        (Destination.ORIGIN, alone, each(lambda x, *_: x.norm())),
+        (Destination.MEAN, alone, each(lambda x, *_: (x - x.mean()).norm())),
+        (Destination.VARIANCE_SPHERE, alone, each(to_variance)),
+        (Destination.NORM_SPHERE, alone, each(lambda x, _, r: (x.norm() - r).abs())),
+    ):
+        torch.testing.assert_close(spread.distance(moments, kind, radius), want, rtol=1e-6, atol=0)
