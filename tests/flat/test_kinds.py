@@ -137,6 +137,123 @@ def test_a_linear_is_fused_only_by_type_shape_and_place() -> None:
     assert layer_kinds(nn.ModuleDict({"qkv": nn.Linear(4, 12)}))["qkv.weight"] is OTHER
 
 
+class Lookup(nn.Module):
+    """Linear children by name, (in, out) features, in a class that is no attention."""
+
+    def __init__(self, **layers: tuple[int, int]) -> None:
+        super().__init__()
+        for name, (fan_in, fan_out) in layers.items():
+            setattr(self, name, nn.Linear(fan_in, fan_out))
+
+
+class SomeAttention(Lookup):
+    pass
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("q", "k", "v"),
+        ("q_proj", "k_proj", "v_proj"),
+        ("query", "key", "value"),
+        ("to_q", "to_k", "to_v"),
+        ("wq", "wk", "wv"),
+    ],
+)
+def test_separate_projections(names: tuple[str, str, str]) -> None:
+    sizes = dict.fromkeys(names, (4, 8)) | {"out": (8, 4)}
+    kinds = layer_kinds(nn.Sequential(SomeAttention(**sizes)))
+    expected = {f"0.{name}": kind for name, kind in zip(names, (QUERY, KEY, VALUE), strict=True)}
+    for layer, kind in expected.items():
+        assert kinds[f"{layer}.weight"] is kinds[f"{layer}.bias"] is kind
+    assert (kinds["0.out.weight"], kinds["0.out.bias"]) == (OTHER, BIAS)
+    assert set(layer_kinds(nn.Sequential(Lookup(**sizes))).values()) == {OTHER, BIAS}
+    assert set(layer_kinds(nn.ModuleDict({name: nn.Linear(4, 8) for name in names})).values()) == {OTHER, BIAS}
+
+
+def test_a_projection_counts_only_beside_its_fellows() -> None:
+    plain = {OTHER, BIAS}
+    assert set(layer_kinds(SomeAttention(value=(4, 1), policy=(4, 2))).values()) == plain
+    assert set(layer_kinds(SomeAttention(key=(4, 4), value=(4, 4))).values()) == plain
+    assert set(layer_kinds(SomeAttention(query=(4, 4), value=(4, 4))).values()) == plain
+    assert set(layer_kinds(SomeAttention(query=(4, 4), to_k=(4, 4), wv=(4, 4))).values()) == plain
+    convolutions = SomeAttention()
+    for name in ("query", "key", "value"):
+        setattr(convolutions, name, nn.Conv2d(4, 4, 1))
+    assert set(layer_kinds(convolutions).values()) == plain
+
+
+def test_stacks_of_other_widths() -> None:
+    """vit-pytorch: heads times their width need not be the width of the tokens."""
+    kind = lambda name, **layers: layer_kinds(SomeAttention(**layers))[f"{name}.weight"]
+    assert kind("to_qkv", to_qkv=(4, 24), to_out=(8, 4)) is FUSED
+    assert kind("to_qkv", to_qkv=(4, 12), to_out=(8, 4)) is OTHER
+    assert kind("c_attn", c_attn=(4, 12), c_proj=(4, 4)) is FUSED
+    assert kind("to_kv", to_q=(4, 8), to_kv=(4, 16), to_out=(8, 4)) is FUSED
+    assert kind("to_q", to_q=(4, 8), to_kv=(4, 16), to_out=(8, 4)) is QUERY
+    assert kind("kv", q=(4, 8), kv=(4, 16)) is FUSED
+    assert kind("kv", kv=(4, 16)) is OTHER
+    assert kind("kv", q=(4, 8), kv=(4, 15)) is OTHER
+    in_a_sequential = SomeAttention(to_qkv=(4, 24))
+    in_a_sequential.to_out = nn.Sequential(nn.Linear(8, 4), nn.Dropout())
+    assert layer_kinds(in_a_sequential)["to_qkv.weight"] is FUSED
+
+
+def test_a_stack_that_is_interleaved_by_head_stays_whole() -> None:
+    module = WindowAttention()
+    module.head_first = True
+    assert layer_kinds(module)["qkv.weight"] is OTHER
+    module.head_first = False
+    assert layer_kinds(module)["qkv.weight"] is FUSED
+
+
+def test_biases_are_told_from_weights_whatever_their_kind() -> None:
+    module = nn.ModuleList(
+        [
+            nn.MultiheadAttention(4, 2, kdim=6, add_bias_kv=True),
+            SomeAttention(q=(4, 4), k=(4, 4), v=(4, 4)),
+            nn.LayerNorm(4),
+            parametrizations.weight_norm(nn.Linear(4, 4)),
+        ]
+    )
+    flat = FlatParameters(module)
+    biases = {name for name, bias in zip(flat.table.names, flat.is_bias, strict=True) if bias}
+    assert biases == {
+        *("0.bias_k", "0.bias_v", "0.in_proj_bias", "0.out_proj.bias"),
+        *("1.q.bias", "1.k.bias", "1.v.bias", "2.bias", "3.bias"),
+    }
+
+
+def test_layer_normalizations_are_told_from_the_others() -> None:
+    def named(name: str) -> nn.Module:
+        return type(name, (nn.LayerNorm,), {})(4)
+
+    from_scratch = type("LayerNormFp32", (Custom,), {})()
+    layers = {
+        "torch": (nn.LayerNorm(4), True),
+        "channels first": (named("LayerNorm2d"), True),
+        "with activation": (named("LayerNormAct2d"), True),
+        "own name": (named("Whitening"), True),
+        "from scratch": (from_scratch, True),
+        "rms": (nn.RMSNorm(4), False),
+        "rms by inheritance": (named("RmsNorm"), False),
+        "llama": (LlamaRMSNorm(), False),
+        "group": (nn.GroupNorm(2, 4), False),
+        "one group": (type("GroupNorm1", (nn.GroupNorm,), {})(1, 4), False),
+        "batch": (BatchNormAct2d(4), False),
+        "instance": (nn.InstanceNorm1d(4, affine=True), False),
+        "not a normalization": (LayerNormMLP(), False),
+    }
+    module = nn.ModuleDict({name.replace(" ", "_"): layer for name, (layer, _) in layers.items()})
+    flat = FlatParameters(module)
+    told = dict(zip(flat.table.names, flat.is_layer_norm, strict=True))
+    for name, (layer, expected) in layers.items():
+        assert {told[f"{name.replace(' ', '_')}.{p}"] for p, _ in layer.named_parameters()} == {expected}, name
+    of_a_predicate = FlatParameters(nn.Sequential(Custom()), is_norm=lambda m: isinstance(m, Custom))
+    assert of_a_predicate.kinds == (NORM, NORM)
+    assert of_a_predicate.is_layer_norm == (False, False)
+
+
 def test_recurrent_biases() -> None:
     kinds = layer_kinds(nn.LSTM(3, 4))
     assert kinds == {"weight_ih_l0": OTHER, "weight_hh_l0": OTHER, "bias_ih_l0": BIAS, "bias_hh_l0": BIAS}
