@@ -108,10 +108,10 @@ def run(args: Namespace) -> int:
     if args.pairing is not None or any(end is not None and os.path.isdir(end) for end in (starts, destinations)):
         return _run_many(search, args, starts, destinations)
     result = _find_one(search, starts, destinations, args.out, resume=args.resume, quiet=args.quiet)
-    mode = search.settings.mode
-    print(summary(result, mode))
-    if not ending(result, mode)[1]:
-        print("raise max_ticks or step.relative: --set max_ticks=...")
+    print(summary(result, search.endless))
+    if not ending(result, search.endless)[1]:
+        stuck = "raise threshold or correction.max_rounds: --set correction.max_rounds=..."
+        print(stuck if result.ended == "stuck" else "raise max_ticks or step.relative: --set max_ticks=...")
         return 1
     print(f"certify it: llpf verify {result.folder}")
     return 0
@@ -184,23 +184,18 @@ def tick_text(at: TickProgress) -> str:
     return f"loss {at.loss:.4f}  distance left {at.distance:.1%}  {at.steps:,} SGD steps"
 
 
-def ending(result: FindResult, mode: str) -> tuple[str, bool]:
-    """How a search of ``mode`` ended, in words, and whether that is what was asked for."""
+def ending(result: FindResult, endless: bool) -> tuple[str, bool]:
+    """How a search ended, in words, and whether as was asked for; ``endless``: there is no place to arrive at."""
     if result.arrived:
         return "arrived", True
-    if getattr(result, "ended", "") == "stuck":
-        return "stuck", False
-    return ("did not arrive", False) if arrives(mode) else ("went all the way", True)
+    if result.ended == "stuck":
+        return "got stuck", False
+    return ("went all the way", True) if endless else ("did not arrive", False)
 
 
-def arrives(mode: str) -> bool:
-    """Whether a search of this mode has a place to arrive at; the others simply run for ``max_ticks``."""
-    return mode in ("m2m", "variance-sphere", "norm-sphere")
-
-
-def summary(result: FindResult, mode: str = "m2m") -> str:
+def summary(result: FindResult, endless: bool = False) -> str:
     """One line: how the search ended."""
     return (
-        f"{result.folder}: {ending(result, mode)[0]} after {result.ticks:,} ticks, {result.sgd_steps:,} SGD steps, "
+        f"{result.folder}: {ending(result, endless)[0]} after {result.ticks:,} ticks, {result.sgd_steps:,} SGD steps, "
         f"{duration(result.seconds)}; {result.waypoints:,} waypoints"
     )

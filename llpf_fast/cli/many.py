@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import LLPFError
 from ..wording import one_line
-from .find import arrives, ending, tick_text
+from .find import ending, tick_text
 from .progress import Progress, duration
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _finished(search: Search, folder: Path, pair: Pair, digests: dict[Path, str]
     status = run.status
     if status is None:
         return None
-    good = bool(status.get("arrived")) or not arrives(search.settings.mode)
+    good = bool(status.get("arrived")) or (search.endless and status.get("ended") != "stuck")
     return Row(
         folder.name,
         "complete already" if good else "complete already, did not arrive",
@@ -138,7 +138,7 @@ def _finished(search: Search, folder: Path, pair: Pair, digests: dict[Path, str]
 
 
 def _row(name: str, result: FindResult, search: Search) -> Row:
-    ended, good = ending(result, search.settings.mode)
+    ended, good = ending(result, search.endless)
     return Row(name, ended, good, result.ticks, result.sgd_steps, result.seconds, result.waypoints)
 
 

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from ..find.settings import Settings
     from ..path.pairing import Pair
 
-#: What each mode does with a destination file; in every other mode none is taken.
-_NEEDED, _OPTIONAL = ("m2m",), ("variance-sphere", "norm-sphere")
-
 
 class Search:
     """Settings, network and data of a recipe, checked; then any number of searches with them.
@@ -85,11 +82,24 @@ class Search:
 
     def check_destination(self, given: bool) -> None:
         """LLPFError when the mode needs a destination and none is ``given``, or takes none and one is."""
-        mode = self.settings.mode
-        if given and mode not in (*_NEEDED, *_OPTIONAL):
+        from ..find import leads_to_model
+
+        mode, by_numbers = self.settings.mode, bool(self.settings.spheres)
+        sphere = mode.endswith("-sphere")
+        if given and not sphere and not leads_to_model(self.settings):
             raise LLPFError(f"mode {mode} leads to no other model: name no destination")
-        if not given and mode in _NEEDED:
-            raise LLPFError("llpf find needs a destination (mode m2m); see llpf find --help")
+        if not given and leads_to_model(self.settings):
+            raise LLPFError(f"llpf find needs a destination (mode {mode}); see llpf find --help")
+        if sphere and given == by_numbers:
+            found = "both are given" if given else "neither is given"
+            raise LLPFError(f"mode {mode} takes a destination that lies on its spheres, or settings.spheres: {found}")
+
+    @property
+    def endless(self) -> bool:
+        """Whether there is no place to arrive at: such a search simply goes on for ``max_ticks``."""
+        from ..find import can_arrive
+
+        return not can_arrive(self.settings)
 
     def load(self, file: str | os.PathLike[str]) -> dict[str, Tensor]:
         """The state in ``file``, of the recipe's architecture and finite; else LLPFError naming it."""

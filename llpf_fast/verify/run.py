@@ -176,8 +176,6 @@ def _unreached(run: RunDirectory) -> list[str]:
 
     Toward the origin, infinity or the mean there is no network to arrive at: such a run is whole where it ended.
     """
-    toward = run.run.get("leads_to", "model")
-    to_model = toward == "model"
     mode = (run.run.get("settings") or {}).get("mode", "m2m")
     ends = ("start", "destination") if mode == "m2m" else ("start",)
     reasons = [

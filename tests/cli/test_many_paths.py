@@ -157,3 +157,54 @@ def test_one_pair_by_position_is_a_run_itself(llpf, models, tmp_path):
     assert outcome.status == 1
     assert "did not arrive after 8 ticks" in outcome.out
     assert yaml.safe_load((out / "run.yaml").read_text())["settings"]["max_ticks"] == 8
+
+
+def test_modes_without_a_destination(llpf, models, tmp_path):
+    out = tmp_path / "runs"
+    found = llpf(*RECIPE, models, "--mode", "m2o", "--dialect", "authors", "--out", out, *SHORT)
+    assert found.status == 0, found.err
+    names = ["1--m2o", "2--m2o", "3--m2o"]
+    assert sorted(folder.name for folder in out.iterdir()) == names
+    assert "went all the way" in row(found.out, "3--m2o")
+    settings = RunDirectory.open(out / "1--m2o").run["settings"]
+    assert (settings["mode"], settings["dialect"]) == ("m2o", "authors")
+    assert llpf("verify", out / "1--m2o", "--quiet").status == 0
+    again = llpf(*RECIPE, models, "--mode", "m2o", "--dialect", "authors", "--out", out, *SHORT, "--resume")
+    assert again.status == 0
+    assert all("complete already" in row(again.out, name) for name in names)
+    single = llpf(*RECIPE, models / "1.model.pt", "--mode", "m2o-o", "--out", tmp_path / "run", *SHORT)
+    assert single.status == 0
+    assert "went all the way after 8 ticks" in single.out
+
+
+def test_a_model_that_gives_the_spheres(llpf, models, tmp_path):
+    out = tmp_path / "runs"
+    pairing = ["--mode", "variance-sphere", "--pairing", "one-to-all", "--out", out]
+    llpf(*RECIPE, models / "1.model.pt", models, *pairing, *SHORT)
+    assert sorted(folder.name for folder in out.iterdir()) == ["1--2", "1--3"]
+    again = llpf(*RECIPE, models / "1.model.pt", models, *pairing, *SHORT, "--resume")
+    assert "complete already" in row(again.out, "1--2"), again.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["D", "--mode", "m2o"], "mode m2o leads to no other model: name no destination"),
+        (["--mode", "m2o", "--pairing", "all-to-all"], "--pairing all-to-all needs destinations"),
+        (
+            ["--mode", "norm-sphere"],
+            "mode norm-sphere takes a destination that lies on its spheres, or settings.spheres",
+        ),
+        (["D", "--mode", "norm-sphere", "--set", "spheres={fc*: 1.0}", "--pairing", "each-to-each"], "both are given"),
+        (["--mode", "m2x"], "mode must be"),
+        (["D", "--dialect", "mine", "--pairing", "each-to-each"], "dialect must be"),
+        (["D", "--schedule", "none", "--pairing", "each-to-each"], "schedule must be"),
+    ],
+)
+def test_modes_and_destinations_that_do_not_fit(llpf, models, tmp_path, arguments, message):
+    arguments = [models if word == "D" else word for word in arguments]
+    outcome = llpf(*RECIPE, models, *arguments, "--out", tmp_path / "runs", *SHORT)
+    assert outcome.status == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
