@@ -80,8 +80,10 @@ class Rules:
     #: Query and key stay: their weights, and with "weights and biases" their biases too.
     hold_query_and_key: Literal["", "weights", "weights and biases"] = ""
     #: Where query and key stay: are the value rows a layer of their own, or does the tick see the whole tensor (its
-    #: distance, its mean, its norm) and put the other rows back afterwards (authors)?
+    #: mean, its norm) and put the other rows back afterwards (authors)?
     value_rows: Literal["alone", "of the whole"] = "alone"
+    #: Whose distance decides the length of the step there. The authors' is the whole tensor's.
+    value_distance: Literal["of the value rows", "of the whole"] = "of the value rows"
     #: The spheres go from the start's to the goal's variance, layer by layer, with the way the layer has come.
     blend: bool = False
     #: (tick from which it holds, names of the layers that move), in order; without any, all move. Ticks count from 1.
@@ -202,8 +204,8 @@ class Walk:
         """One length along one unit vector for layers that move together."""
         pieces = [before[layer.name][self._moving_rows(layer)] for layer in together]
         whole = [self._destination(layer, before) - self._seen(layer, before) for layer in together]
-        distance = length_of(whole)
         ways = [way[-len(piece) :] for way, piece in zip(whole, pieces, strict=True)]
+        distance = length_of(whole if self.rules.value_distance == "of the whole" else ways)
         if distance == 0.0:
             return
         rules = self.rules
@@ -293,7 +295,7 @@ class Walk:
         for name, start in self.start.items():
             left = length_of([self.goal[name] - self.now[name]]) / length_of([self.goal[name] - start])
             come = self.come[name] = max(self.come[name], min(max(1 - left, 0.0), 1.0))
-            if self.start_variance[name] > 0:
+            if self.start_variance[name] > 0 or self.rules.epsilon > 0:
                 self.target[name] = (1 - come) * self.start_variance[name] + come * variance_of(self.goal[name])
 
     def untouched_rows(self, layer: Layer) -> slice | None:

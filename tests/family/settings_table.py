@@ -68,6 +68,7 @@ def rules(case: Case) -> Rules:
     habits |= dict.fromkeys(case.compensate, "away")
     habits |= dict.fromkeys(case.compensate_twice, "away twice")
     held = "weights and biases" if case.attention_biases else "weights"
+    rescale_idle = chosen(case.rescale_skipped, False, True)
     follows = case.mode in ("m2o", "m2o-o", "infinity", "mean")
     return Rules(
         goal=_GOALS[case.mode],
@@ -79,11 +80,11 @@ def rules(case: Case) -> Rules:
         layer_norm=layer_norm,
         other_norm=other_norm,
         rescale_norms=chosen(case.rescale_normalization, False, True),
-        rescale_idle=chosen(case.rescale_skipped, False, True),
+        rescale_idle=rescale_idle,
         habits=habits,
         join_bias=case.join_bias,
         hold_query_and_key=held if case.attention == "values" else "",  # type: ignore[arg-type]
-        value_rows="of the whole" if authors else "alone",
+        value_rows="of the whole" if rescale_idle else "alone",
         blend=case.variance == "blend",
         stages=[(after + 1, frozenset(names)) for after, names in case.stages],
         rate=("var" if follows else "none") if case.lr_rule is None else case.lr_rule,
