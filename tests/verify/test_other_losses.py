@@ -35,7 +35,7 @@ def test_a_sequence_model_on_whole_numbers():
     text = torch.randint(5, (70, 6))
     inputs, targets = text[:, :-1], text[:, 1:]
     found = Evaluator(model, sequence_loss, inputs, targets, batch_size=30)(model.state_dict())
-    expected = float(sequence_loss(model(inputs), targets))
+    expected = float(sequence_loss(model(inputs), targets).detach())
     assert found.loss == pytest.approx(expected, rel=1e-6)
     assert found.samples == 70
     assert found.accuracy is None
@@ -50,9 +50,9 @@ def test_a_regression(loss_fn, outputs):
     model, inputs = nn.Linear(2, outputs), torch.randn(40, 2)
     targets = torch.randn(40, outputs)
     found = Evaluator(model, loss_fn, inputs, targets, batch_size=16)(model.state_dict())
-    assert found.loss == pytest.approx(float(loss_fn(model(inputs), targets)), rel=1e-5)
+    assert found.loss == pytest.approx(float(loss_fn(model(inputs), targets).detach()), rel=1e-5)
     assert found.accuracy is None
-    each = torch.stack([loss_fn(model(x), y) for x, y in zip(inputs, targets, strict=True)]).double()
+    each = torch.stack([loss_fn(model(x), y).detach() for x, y in zip(inputs, targets, strict=True)]).double()
     assert found.standard_error == pytest.approx(float(each.std() / 40**0.5), rel=1e-4)
 
 
