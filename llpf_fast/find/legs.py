@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..ops import Destination
-from ..tick import NormRule, Route, Rule, match_layers, radius_like
+from ..tick import NormRule, Route, Rule, match_layers, radius_like, sphere_table
 from .schedule import Schedule
 from .settings import Settings
 from .standing import Standing
@@ -41,8 +41,11 @@ class Legs:
         self._come = torch.zeros_like(self.main.start_variance)
         if settings.variance != "start":
             assert like is not None
-            ends = radius_like(flat, Destination.VARIANCE_SPHERE, like)
-            self._ends = torch.where(ends.isnan(), self.main.start_variance, ends)
+            ends = radius_like(self.main.table, Destination.VARIANCE_SPHERE, like)
+            start = self.main.start_variance
+            # A layer without a sphere never gets one while blending: its flags would depend on when a stage began.
+            none = (start == 0) & (settings.variance == "blend") & (rule.epsilon == 0)
+            self._ends = torch.where(ends.isnan() | none, start, ends)
             self._check_ends(flat)
         if settings.variance == "two-legs":
             toward = replace(
@@ -128,7 +131,7 @@ def _radius(settings: Settings, rule: Rule, flat: FlatParameters, like: Tensor |
     if rule.destination not in (Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE):
         return None
     if like is not None:
-        return radius_like(flat, rule.destination, like)
+        return radius_like(sphere_table(rule, flat), rule.destination, like)
     radius = torch.full((len(flat.table),), torch.nan, dtype=torch.float64)
     for pattern, value in settings.spheres.items():
         radius[torch.tensor(match_layers(flat.table.names, [pattern], "spheres pattern"))] = value

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
-from ..flat import FlatParameters, LayerKind
+from ..flat import FlatParameters, LayerKind, SegmentTable
 from ..ops import SegmentFlag
 from .patterns import match_layers
 from .rule import NormRule, Rule
@@ -43,6 +45,30 @@ def _by_kind(rule: Rule, flat: FlatParameters, i: int) -> NormRule:
     return NormRule.MOVE
 
 
+def sphere_table(rule: Rule, flat: FlatParameters) -> SegmentTable:
+    """The table with the variance groups that the rule asks for.
+
+    Rows of a cut attention tensor that stay are never read where skipped layers are left alone. The rows that move are
+    then a layer of their own, with the variance they had themselves: compared with the whole tensor's they would be
+    scaled to a sphere they never lay on. Where skipped layers are rescaled (authors) the tensor keeps its one sphere.
+    """
+    table = flat.table
+    if rule.rescale_skipped:
+        return table
+    apart = max((row.variance_group for row in table.rows), default=0) + 1
+    rows = [
+        replace(row, variance_group=row.variance_group + apart) if cut and how is NormRule.KEEP else row
+        for row, how, cut in zip(table.rows, treatments(rule, flat), _cut(flat), strict=True)
+    ]
+    return replace(table, rows=tuple(rows))
+
+
+def _cut(flat: FlatParameters) -> list[bool]:
+    """Which segments are pieces of one tensor."""
+    size = Counter(row.variance_group for row in flat.table.rows)
+    return [size[row.variance_group] > 1 for row in flat.table.rows]
+
+
 def flags(
     rule: Rule,
     flat: FlatParameters,
@@ -58,12 +84,17 @@ def flags(
         no_sphere: segments that there is no sphere to return to: their start has no variance.
     """
     out = []
+    cut = _cut(flat)
     for i, row in enumerate(flat.table.rows):
         flag = row.flags & _ONLY_FROM_MODULE
         free = not rule.project or no_sphere[i]
         free |= flat.kinds[i] is LayerKind.NORM and not rule.rescale_normalization
         if not active[i] or treatment[i] is NormRule.KEEP:
-            flag |= SegmentFlag.HOLD if rule.rescale_skipped and not free else SegmentFlag.MASKED
+            if not rule.rescale_skipped or (free and not (cut[i] and active[i])):
+                flag |= SegmentFlag.MASKED
+            else:
+                # The rest of a cut tensor is measured with these rows: the mean or norm of the authors' destinations.
+                flag |= SegmentFlag.HOLD | (SegmentFlag.FREE if free else SegmentFlag.NONE)
         else:
             flag |= _AWAY.get(treatment[i], SegmentFlag.NONE)
             if free:

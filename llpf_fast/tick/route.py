@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import LLPFError
-from ..flat import FlatParameters, LayerKind
+from ..flat import FlatParameters, LayerKind, SegmentTable
 from ..ops import Destination, SegmentFlag
 from .mover import Mover
-from .policy import flags, treatments
+from .policy import flags, sphere_table, treatments
 from .rule import NormRule, Rule
 from .spread import Spread
 
@@ -30,7 +30,8 @@ class Route:
         fixed, relative: the step's two lengths (units of the parameters; share of the distance).
 
     Attributes:
-        start_variance: float64 ``[S]``, the start's own (that of its whole tensor where attention is cut).
+        table: the segments, with the variance groups that the rule asks for.
+        start_variance: float64 ``[S]``, the start's own, over each variance group of ``table``.
 
     Raises:
         LLPFError: a pattern of the rule that matches nothing; a sphere that a layer cannot have.
@@ -47,10 +48,14 @@ class Route:
         relative: float,
     ) -> None:
         self.flat, self.rule = flat, rule
-        table = flat.table
+        self.table = table = sphere_table(rule, flat)
         self._scratch = table.scratch()
         self.spread = Spread(table)
-        self.start_variance = self.spread.variance(self._moments(flat.data, None))
+        moments = self._moments(flat.data, None)
+        self.start_variance = self.spread.variance(moments)
+        # Learning rates follow the whole tensor: what trains is not what moves.
+        self._tensors = Spread(flat.table)
+        self._tensor_variance = self._tensors.variance(moments)
         self._treatment = treatments(rule, flat)
         self._stays = [False] * len(table) if radius is None else radius.isnan().tolist()
         if radius is not None:
@@ -70,7 +75,9 @@ class Route:
         )
         self._trained_evenly = self._evenly()
         self.initial_distance = self.distances(flat.data)
-        self.enter([True] * len(table))
+        self._coming: list[SegmentFlag] | None = None
+        self._entered = False
+        self.mover.set_flags(self._flags([True] * len(table)))
 
     def _moments(self, p: Tensor, goal: Tensor | None) -> Tensor:
         table = self.flat.table
@@ -95,7 +102,7 @@ class Route:
 
     def _evenly(self) -> Tensor:
         """bool ``[S]``: segments whose learning rate the rule leaves alone."""
-        rows = zip(self.flat.table.names, self.flat.kinds, self.start_variance.tolist(), strict=True)
+        rows = zip(self.flat.table.names, self.flat.kinds, self._tensor_variance.tolist(), strict=True)
         even = [
             kind is LayerKind.NORM or variance == 0 or (self.rule.lr_weights_only and "weight" not in name)
             for name, kind, variance in rows
@@ -103,9 +110,21 @@ class Route:
         return torch.tensor(even, device=self.flat.data.device)
 
     def enter(self, active: Sequence[bool]) -> None:
-        """Begin a stage: ``active`` says which segments move from now on."""
+        """Begin a stage: ``active`` says which segments move from now on.
+
+        What training left belongs to the stage that ends: the next :meth:`tick` puts that back first. The first
+        call only says where a search (or a resumed one) stands.
+        """
+        coming = self._flags(active)
+        if not self._entered:
+            self.mover.set_flags(coming)
+        elif coming != [row.flags for row in self.mover.table.rows]:
+            self._coming = coming
+        self._entered = True
+
+    def _flags(self, active: Sequence[bool]) -> list[SegmentFlag]:
         moving = [a and not stays for a, stays in zip(active, self._stays, strict=True)]
-        self.mover.set_flags(flags(self.rule, self.flat, self._treatment, moving, self._no_sphere()))
+        return flags(self.rule, self.flat, self._treatment, moving, self._no_sphere())
 
     def _no_sphere(self) -> list[bool]:
         if self.rule.epsilon > 0:
@@ -115,7 +134,8 @@ class Route:
     def moving(self) -> list[bool]:
         """Which segments a tick moves now."""
         still = SegmentFlag.MASKED | SegmentFlag.HOLD
-        return [not row.flags & still for row in self.mover.table.rows]
+        now = self._coming or [row.flags for row in self.mover.table.rows]
+        return [not flag & still for flag in now]
 
     def may_move(self) -> list[bool]:
         """Which segments the rule moves at all, once their stage is active."""
@@ -128,6 +148,17 @@ class Route:
 
     def tick(self, p: Tensor, *, project_first: bool, waypoint: Tensor | None = None) -> None:
         """One tick on p ``[N]``, in place; see :meth:`Mover.tick`."""
+        if self._coming is not None:
+            if project_first:
+                # Otherwise layers that join would be rescaled, and recorded so, without training after it, and layers
+                # that leave would be recorded off their sphere. One more pass, at a stage's beginning only.
+                self.mover.project(p)
+                if waypoint is not None:
+                    waypoint.copy_(p)
+                project_first, waypoint = False, None
+            self.mover.set_flags(self._coming)
+            self._coming = None
+        self._entered = True
         self.mover.tick(p, project_first=project_first, waypoint=waypoint)
 
     def project(self, p: Tensor) -> None:
@@ -164,16 +195,15 @@ class Route:
         """
         if self.rule.lr_rule == "none":
             return None
-        ratio = self.spread.variance(self._moments(p, None)) / self.start_variance
+        ratio = self._tensors.variance(self._moments(p, None)) / self._tensor_variance
         if self.rule.lr_rule == "std":
             ratio = ratio.sqrt()
         return torch.where(self._trained_evenly, 1.0, ratio)
 
 
-def radius_like(flat: FlatParameters, kind: Destination, like: Tensor) -> Tensor:
+def radius_like(table: SegmentTable, kind: Destination, like: Tensor) -> Tensor:
     """float64 ``[S]``: the radii of the spheres that the flat point ``like [N]`` lies on; NaN for one-element layers
     of a variance sphere, which have none."""
-    table = flat.table
     moments = ops.moments(like, None, table.segments, table.chunks, table.scratch())
     spread = Spread(table)
     if kind is Destination.NORM_SPHERE:
