@@ -178,7 +178,7 @@ def test_a_projection_counts_only_beside_its_fellows() -> None:
     assert set(layer_kinds(SomeAttention(query=(4, 4), value=(4, 4))).values()) == plain
     assert set(layer_kinds(SomeAttention(query=(4, 4), to_k=(4, 4), wv=(4, 4))).values()) == plain
     convolutions = SomeAttention()
-    for name in ("query", "key", "value"):
+    for name in ("query", "key", "value", "qkv"):
         setattr(convolutions, name, nn.Conv2d(4, 4, 1))
     assert set(layer_kinds(convolutions).values()) == plain
 
