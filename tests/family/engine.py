@@ -72,6 +72,9 @@ class Engine:
         self._measure()
         self.legs.enter(self.at, self.schedule)
         self.waypoint = torch.zeros_like(self.flat.data)
+        #: Where in the buffer each element lies, tensors one after another in the order of ``start``.
+        place = self.flat.views(torch.arange(self.flat.table.numel))
+        self._index = torch.cat([place[name].reshape(-1) for name in start])
 
     def move(self) -> None:
         self.at.tick += 1
@@ -79,9 +82,9 @@ class Engine:
         self.flat.ensure()
         self.legs.current(self.at).tick(self.flat.data, project_first=self.at.point > 0, waypoint=self.waypoint)
 
-    def trained(self, change: Arrays) -> None:
-        """What training would have done."""
-        self.flat.data.add_(self.flat.flatten(as_state(change, self.module)))
+    def trained(self, change: Array) -> None:
+        """What training would have done, tensors one after another."""
+        self.flat.data[self._index] += torch.from_numpy(change).to(self.flat.data.dtype)
         self.at.point = self.at.tick
         self._measure()
 
@@ -97,9 +100,9 @@ class Engine:
         """Project what training left: the last waypoint."""
         self.legs.current(self.at).project(self.flat.data)
 
-    def values(self, of: Tensor | None = None) -> dict[str, Array]:
-        views = self.flat.views(self.flat.data if of is None else of)
-        return {name: view.double().numpy().copy() for name, view in views.items()}
+    def values(self, of: Tensor | None = None) -> Array:
+        """float64, tensors one after another in the order of ``start``."""
+        return (self.flat.data if of is None else of)[self._index].double().numpy()
 
     def rates(self) -> dict[str, float] | None:
         """Factors of the learning rates now; a tensor cut in pieces has the same in each."""

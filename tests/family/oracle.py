@@ -93,18 +93,19 @@ class Rules:
 
 
 def mean_of(values: Array) -> float:
-    return float(np.sum(values)) / values.size
+    return float(values.sum()) / values.size
 
 
 def variance_of(values: Array) -> float:
     """Unbiased, about the tensor's own mean; 0 for a single element."""
     if values.size == 1:
         return 0.0
-    return float(np.sum((values - mean_of(values)) ** 2)) / (values.size - 1)
+    away = (values - mean_of(values)).ravel()
+    return float(away.dot(away)) / (values.size - 1)
 
 
 def length_of(parts: Sequence[Array]) -> float:
-    return math.sqrt(math.fsum(float(np.sum(part**2)) for part in parts))
+    return math.sqrt(math.fsum(float(part.ravel().dot(part.ravel())) for part in parts))
 
 
 def rescaled(values: Array, variance: float, epsilon: float) -> Array:
@@ -263,10 +264,11 @@ class Walk:
                 target = self.target[layer.name]
                 if rows.start > 0:
                     target = self._target_of_rows(layer, rows)
-                spread = variance_of(whole[rows])
-                whole[rows] = rescaled(whole[rows], target, self.rules.epsilon)
+                before, epsilon = whole[rows], self.rules.epsilon
+                spread = variance_of(before)
+                whole[rows] = rescaled(before, target, epsilon)
                 if spread:
-                    self.growth[layer.name] *= max(1.0, math.sqrt(variance_of(whole[rows]) / spread))
+                    self.growth[layer.name] *= max(1.0, math.sqrt((target + epsilon) / (spread + epsilon)))
 
     def _rescaled_rows(self, layer: Layer) -> slice | None:
         """Rows put back together. Where idle layers are left alone, so are the query and key rows that stay."""
