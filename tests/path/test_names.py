@@ -62,6 +62,11 @@ def test_what_does_not_fit_exactly_keeps_its_names(found):
     assert fit_names(found, EXPECTED, "a.pt") == found
 
 
+def test_only_whole_attributes_are_left_out():
+    assert fit_names({"a_orig_mod.b": 0}, ["ab"], "a.pt") == {"a_orig_mod.b": 0}
+    assert fit_names({"a._orig_mod.b": 0}, ["a.b"], "a.pt") == {"a.b": 0}
+
+
 def test_a_second_network_is_refused_not_guessed():
     both = prefixed("model.") | {f"criterion.{i}": i for i in range(2)}
     with pytest.raises(LLPFError, match=r"a\.pt holds the network under 'model' .* 2 under 'criterion'; save those"):

@@ -36,6 +36,7 @@ def test_all_to_all_of_a_folder_with_itself_takes_each_pair_once():
     wanted = [("a", "b"), ("a", "c"), ("b", "c")]
     assert joined(["m/a", "m/b", "m/c"], ["m/a", "m/b", "m/c"], "all-to-all") == wanted
     assert joined(["m/a", "m/b", "m/c"], ["n/../m/c", "m/b", "m/a"], "all-to-all") == wanted
+    assert make_pairs(paths("a", "b"), paths("a", "b"), "all-to-all").equal == []
     # A copy of the folder is another folder, but its files hold the same models.
     digests = {Path(f"{folder}/{name}"): name for folder in "mn" for name in "ab"}
     found = make_pairs(paths("m/a", "m/b"), paths("n/a", "n/b"), "all-to-all", digests)
