@@ -123,6 +123,32 @@ def test_parametrized_tensors_belong_to_their_layer() -> None:
         ["2.bias", "2.parametrizations.weight.original"],
     ]
 
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.between = parametrizations.spectral_norm(nn.Linear(2, 2)), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.between(x @ self.one.weight) + self.one.bias
+
+    assert order(Apart(), torch.randn(3, 2)) == [
+        ["one.bias", "one.parametrizations.weight.original"],
+        ["between.weight", "between.bias"],
+    ]
+
+
+def test_parameters_inside_lists() -> None:
+    class Stacked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(2, 2)
+            self.rows = nn.ParameterList([torch.zeros(2), torch.ones(2)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(x @ torch.cat(list(self.rows)).reshape(2, 2))
+
+    assert order(Stacked(), torch.randn(3, 2)) == [["rows.0", "rows.1"], ["last.weight", "last.bias"]]
+
 
 class Vision(nn.Module):
     """Parameters of a container's own: at the input, between children, and reached by .data and .item() only."""
