@@ -89,16 +89,16 @@ class Correction:
         """From now on the learning rate of every segment is ``lr`` times its factor; float64 ``[S]`` on the device."""
         self._lr = self._base_lr * scale
 
-    def run(self, first_round: int, *, stop_at_nan: bool = False) -> Corrected:
+    def run(self, first_round: int, *, go_on: bool = False, stop_at_nan: bool = False) -> Corrected:
         """Train from round ``first_round`` of the stream until the gate closes.
 
-        With ``stop_at_nan`` a loss that is not finite ends the correction (``finite`` is False) and raises nothing.
+        With ``go_on`` this continues the correction before: the momentum stays, the window begins anew. With ``stop_at_nan`` a loss that is not finite ends the correction (``finite`` is False) and raises nothing.
 
         Raises:
             LLPFError: the loss became NaN or infinite.
         """
         self._state.copy_(self._fresh)
-        if self.momentum_buffer is not None and not self._keep_momentum:
+        if self.momentum_buffer is not None and not (self._keep_momentum or go_on):
             self.momentum_buffer.zero_()
         self.module.train()
         rounds = 0

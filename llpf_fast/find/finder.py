@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,11 @@ class PathFinder:
         ends = [("start", self.flat.data, self._start)]
         if leads_to_model(self.settings) and like is not None and self._end is not None:
             ends.append(("destination", like, self._end))
+        self._end_loss = 0.0
         for name, values, state in ends:
             loss = self._screen.loss(values, state)
+            if name == "destination":
+                self._end_loss = loss
             if loss > self.settings.threshold:
                 raise LLPFError(
                     f"the {name} itself has training loss {loss:.4g} on the screening set, above the threshold "
@@ -233,9 +237,8 @@ class PathFinder:
         scale = route.lr_scale(self.flat.data)
         if scale is not None:
             self._correction.scale_lr(scale) if self._rates is None else self._rates.set(scale)
-        corrected = self._correct()
-        at.rounds += corrected.rounds
-        if not adaptive or self._passes(corrected):
+        corrected, passed = self._correct_until_low() if adaptive else (self._correct(), True)
+        if passed:
             at.point = at.tick
             self._measure()
             self._report(corrected, began)
@@ -253,14 +256,29 @@ class PathFinder:
             self._legs.current(at).mover.set_pace(at.pace)
         return True
 
-    def _correct(self) -> Corrected:
+    def _correct_until_low(self) -> tuple[Corrected, bool]:
+        """Correct, and where the screening set still finds the point too high, go on as far as the rounds allow.
+
+        A window of few batches may meet the threshold by luck; training on is cheaper than going back.
+        """
+        most, rounds = self.settings.correction.max_rounds, 0
+        while True:
+            corrected = self._correct(go_on=rounds > 0)
+            rounds += corrected.rounds
+            passed = corrected.finite and self._is_low()
+            if passed or not corrected.finite or rounds >= most:
+                return replace(corrected, rounds=rounds), passed
+
+    def _correct(self, go_on: bool = False) -> Corrected:
         at = self._standing
         key = key_of(self.settings.seed, 0, at.rounds, _STREAM_MODULE_RANDOMNESS)
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(key)
             try:
-                return self._correction.run(at.rounds, stop_at_nan=self.settings.pacing == "adaptive")
+                corrected = self._correction.run(at.rounds, go_on=go_on, stop_at_nan=self.settings.pacing == "adaptive")
+                at.rounds += corrected.rounds
+                return corrected
             except LLPFError as error:
                 raise LLPFError(f"tick {at.tick}: {error}{self._culprit()}") from error
 
@@ -270,16 +288,14 @@ class PathFinder:
                 return f" (first layer with values that are not finite: {name})"
         return ""
 
-    def _passes(self, corrected: Corrected) -> bool:
-        """Whether the projected point, and the middle of the way to it, are low enough on the screening set."""
-        if not corrected.finite:
-            return False
-        here, buffers = self.flat.data.clone(), self.flat.buffers()
+    def _is_low(self) -> bool:
+        """Whether the projected point, and with ``pace.chord`` the middle of the way to it, pass the screening set."""
+        here, buffers, pace = self.flat.data.clone(), self.flat.buffers(), self.settings.pace
         self._legs.current(self._standing).project(here)
-        limit = self.settings.threshold * self.settings.pace.margin
-        return self._screen.loss(here, buffers) <= limit and (
-            self._screen.loss(torch.lerp(self._waypoint, here, 0.5), buffers) <= limit
-        )
+        limit = self.settings.threshold * pace.margin
+        if self._screen.loss(here, buffers) > limit:
+            return False
+        return not pace.chord or self._screen.loss(torch.lerp(self._waypoint, here, 0.5), buffers) <= limit
 
     def _rest_is_low(self) -> bool:
         """Whether the straight way from the projected current point to its end stays below the threshold."""
@@ -287,7 +303,9 @@ class PathFinder:
             return False
         route, here = self._legs.current(self._standing), self.flat.data.clone()
         route.project(here)
-        limit = self.settings.threshold * self.settings.arrival_margin
+        # Counted from the destination's own loss up: a destination close below the threshold can be arrived at too.
+        room = self.settings.threshold - self._end_loss
+        limit = self._end_loss + room * self.settings.arrival_margin
         buffers = self.flat.buffers()
         if self._screen.loss(here, buffers) > limit:
             return False
