@@ -92,7 +92,8 @@ class Correction:
     def run(self, first_round: int, *, go_on: bool = False, stop_at_nan: bool = False) -> Corrected:
         """Train from round ``first_round`` of the stream until the gate closes.
 
-        With ``go_on`` this continues the correction before: the momentum stays, the window begins anew. With ``stop_at_nan`` a loss that is not finite ends the correction (``finite`` is False) and raises nothing.
+        With ``go_on`` this continues the correction before: the momentum stays, the window begins anew. With
+        ``stop_at_nan`` a loss that is not finite ends the correction (``finite`` is False) and raises nothing.
 
         Raises:
             LLPFError: the loss became NaN or infinite.
