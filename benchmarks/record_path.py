@@ -33,9 +33,22 @@ def commit() -> str:
     return text.stdout.strip() or "unknown"
 
 
-def record(run_folder: Path, name: str, data: str | None) -> dict[str, Any]:
+def record(
+    run_folder: Path,
+    name: str,
+    data: str | None,
+    *,
+    out: Path = RESULTS,
+    label: dict[str, Any] | None = None,
+    **verification: Any,
+) -> dict[str, Any]:
+    """Certify the run and write ``out/name.{json,png,svg}``; returns the numbers written.
+
+    ``label`` comes first in the file, for what a reader must know before any number; ``verification`` goes to
+    ``verify_run``.
+    """
     began = time.monotonic()
-    certificate = verify_run(run_folder, data_dir=data)
+    certificate = verify_run(run_folder, data_dir=data, **verification)
     seconds = time.monotonic() - began
     run = RunDirectory.open(run_folder)
     provenance = {
@@ -44,6 +57,7 @@ def record(run_folder: Path, name: str, data: str | None) -> dict[str, Any]:
         if key != "data_dir"
     }
     numbers = {
+        **(label or {}),
         "commit": commit(),
         "machine": processor_name(),
         "found": {**(run.status or {}), "environment": run.run["environment"]},
@@ -52,11 +66,11 @@ def record(run_folder: Path, name: str, data: str | None) -> dict[str, Any]:
         "settings": run.run["settings"],
         "certificate": certificate.as_dict(),
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     picture = draw_path(run_folder)
     for suffix in (".png", ".svg"):
-        shutil.copyfile(picture.with_suffix(suffix), RESULTS / f"{name}{suffix}")
+        shutil.copyfile(picture.with_suffix(suffix), out / f"{name}{suffix}")
     return numbers
 
 

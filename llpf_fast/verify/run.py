@@ -48,6 +48,7 @@ def verify_run(
     statistics: Statistics = "stored",
     interior: int | None = None,
     refinement: Refinement | None = None,
+    straight_points: int = 21,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Certificate:
@@ -66,7 +67,7 @@ def verify_run(
         full: evaluate every point on the whole training set. When missing, only on a GPU; else a fixed stratified
             subset of 10,000 samples screens all points (see :func:`certify`).
         statistics: BatchNorm statistics "stored" (interpolated) or "reestimated" from training samples at each point.
-        interior, refinement, workers, progress: see :func:`certify`.
+        interior, refinement, straight_points, workers, progress: see :func:`certify`.
 
     Returns:
         The certificate; ``connected`` is false, with a reason, where the run has not reached its destination.
@@ -114,6 +115,7 @@ def verify_run(
         full_train=None if screen is None else whole,
         interior=interior,
         refinement=refinement,
+        straight_points=straight_points,
         parameter_names={name for name, _ in module.named_parameters()},
         workers=workers,
         progress=progress,

@@ -1,0 +1,173 @@
+"""A shortened run on the CPU: little data, the first stages of the way. It shows that everything works, and no more.
+
+    python benchmarks/short_run.py resnet18 --data DIR
+    python benchmarks/short_run.py cct7 --data DIR
+
+trains two networks on a small fixed subset as `llpf train` does, searches M2M for a few ticks with adaptive pacing,
+certifies the part of the path that was found, and writes benchmarks/results/paths/MODEL-cifar10-m2m-cpu-short.*. The
+data are CIFAR-10 re-encoded as JPEG. 10 to 30 minutes on one core; endpoints in --work are used again where they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from record_path import RESULTS, record
+
+from llpf_fast.cli.train import train_endpoint
+from llpf_fast.data import ImageData, load_dataset, register_dataset
+from llpf_fast.find import PathFinder, TickProgress
+from llpf_fast.models import build_model
+from llpf_fast.path import load_model_file
+from llpf_fast.recipes import load_recipe
+from llpf_fast.verify import Refinement, stratified_subset
+
+_SOURCE = "cifar10-jpeg"
+_TEST_IMAGES = 100
+#: A point costs 5 to 10 s: every waypoint, every middle, and a few more where the loss may be highest.
+_LOOK: dict[str, Any] = {
+    "interior": 1,
+    "refinement": Refinement(rounds=1, gaps=4, most_rounds=2),
+    "straight_points": 7,
+}
+
+
+@dataclass(frozen=True)
+class Short:
+    """What is shortened beside the data: training of the endpoints, and overrides of the quick recipe."""
+
+    images: int
+    ticks: int
+    training: dict[str, Any]
+    overrides: tuple[str, ...]
+
+
+_COMMON = (
+    "step.relative=0.05",
+    "pacing=adaptive",
+    "augmentation=none",
+    "correction.batch_size=16",
+    "correction.min_rounds=2",
+    "correction.max_rounds=12",
+    "record_every=1",
+    "arrival_every=1000",
+    "checkpoint_every=1000",
+)
+_SHORT = {
+    "resnet18": Short(
+        images=200,
+        ticks=15,
+        training={"epochs": 10, "batch_size": 16, "lr": 0.02, "momentum": 0.9, "schedule": "cosine"},
+        overrides=(
+            "stages=[{start: 0, layers: [conv1.*, bn1.*]}, {start: 5, layers: [conv1.*, bn1.*, layer1.*]}, "
+            "{start: 10, layers: [conv1.*, bn1.*, layer1.*, layer2.*]}]",
+            "screen_size=100",
+        ),
+    ),
+    # Kept smaller than ResNet18's: an image costs more than twice as much.
+    "cct7": Short(
+        images=100,
+        ticks=12,
+        training={"epochs": 20, "batch_size": 10, "lr": 1e-3, "optimizer": "adamw", "schedule": "one-cycle"},
+        overrides=("schedule=data-flow", "data_flow={ticks: 2}", "screen_size=0"),
+    ),
+}
+
+
+def register_subset(images: int) -> str:
+    """Name under which a fixed stratified subset of the data is registered from now on; it says how small it is."""
+    name = f"{_SOURCE} ({images} of 50,000 images)"
+    known: list[ImageData] = []
+
+    def read(root: Path | None, _: bool) -> ImageData:
+        if not known:
+            data = load_dataset(_SOURCE, root)
+            train = stratified_subset(data.train_targets, images)
+            test = stratified_subset(data.test_targets, _TEST_IMAGES)
+            known.append(
+                replace(
+                    data,
+                    name=name,
+                    label=f"{data.label}, {images} of 50,000 images",
+                    train_inputs=data.train_inputs[train],
+                    train_targets=data.train_targets[train],
+                    test_inputs=data.test_inputs[test],
+                    test_targets=data.test_targets[test],
+                )
+            )
+        return known[0]
+
+    register_dataset(name, read, classes=10, replace=True)
+    return name
+
+
+def short_run(model: str, data_dir: str, work: Path, out: Path, images: int | None, ticks: int | None) -> None:
+    short = _SHORT[model]
+    images, ticks = images or short.images, ticks or short.ticks
+    data_name = register_subset(images)
+    work.mkdir(parents=True, exist_ok=True)
+    ends = [work / f"{model}-{images}-{seed}.model.pt" for seed in (1, 2)]
+    for seed, file in enumerate(ends, 1):
+        if not file.exists():
+            train_endpoint(model, data_name, file, seed=seed, data_dir=data_dir, **short.training)
+    data = load_dataset(data_name, data_dir)
+    recipe = f"{model}-cifar10-m2m-quick"
+    settings = load_recipe(recipe, [*_COMMON, *short.overrides, f"max_ticks={ticks}"])
+    settings.data = data_name
+    left = 1.0
+
+    def show(at: TickProgress) -> None:
+        nonlocal left
+        left = at.distance
+        print(
+            f"tick {at.tick}: loss {at.loss:.4f}, {at.rounds} rounds, {left:.4f} left, {at.seconds:.0f} s", flush=True
+        )
+
+    start, destination = (load_model_file(file).state for file in ends)
+    result = PathFinder(
+        build_model(model, classes=data.classes),
+        start,
+        destination,
+        settings=settings,
+        train=data.train,
+        out=tempfile.mkdtemp(prefix=f"{model}-", dir=work) + "/run",
+        progress=show,
+        provenance={"recipe": recipe, "start": ends[0].name, "destination": ends[1].name},
+    ).run()
+    label = {
+        "label": "shortened run on the CPU: it shows that everything works, nothing about the full data set",
+        "data": f"{images} of the 50,000 training images and {_TEST_IMAGES} test images of CIFAR-10 re-encoded as JPEG",
+        "covers": f"the part found: from the start over {result.ticks} ticks, {1 - left:.1%} of the distance to the "
+        "destination; the certificate's destination_loss is that of the last waypoint found, connected is false "
+        "because the destination is not reached",
+        "share_of_the_distance_left": left,
+        "endpoints": short.training,
+    }
+    numbers = record(result.folder, f"{model}-cifar10-m2m-cpu-short", data_dir, out=out, label=label, **_LOOK)
+    verdict = numbers["certificate"]
+    print(
+        f"{model}: highest training loss on the part found {verdict['max_loss']:.4f}; {'; '.join(verdict['reasons'])}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=sorted(_SHORT))
+    parser.add_argument("--data", required=True, help="folder that holds cifar10-jpeg.npz")
+    parser.add_argument("--images", type=int, help="training images (resnet18: 200, cct7: 100)")
+    parser.add_argument("--ticks", type=int, help="resnet18: 15, cct7: 12")
+    parser.add_argument("--work", type=Path, help="folder of endpoints and run; a temporary one when missing")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    work = arguments.work or Path(tempfile.mkdtemp(prefix="llpf-short-"))
+    short_run(arguments.model, arguments.data, work, arguments.out, arguments.images, arguments.ticks)
+
+
+if __name__ == "__main__":
+    main()
