@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +13,7 @@ from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..ops.loss_gate import LAST, MEAN
 from .draw import Batches
-
-LossFunction = Callable[[Any, Any], Tensor]
+from .loss import LossFunction, loss_of
 
 
 @dataclass(frozen=True)
@@ -85,9 +82,12 @@ class Correction:
         """Whether a momentum buffer outlives a correction."""
         return self._keep_momentum and self.momentum_buffer is not None
 
-    def scale_lr(self, scale: Tensor) -> None:
-        """From now on the learning rate of every segment is ``lr`` times its factor; float64 ``[S]`` on the device."""
-        self._lr = self._base_lr * scale
+    def scale_lr(self, scale: Tensor | None) -> None:
+        """From now on the learning rate of every segment is ``lr`` times its factor; float64 ``[S]`` on the device.
+
+        None goes back to ``lr`` for all.
+        """
+        self._lr = self._base_lr if scale is None else self._base_lr * scale
 
     def run(self, first_round: int, *, go_on: bool = False, stop_at_nan: bool = False) -> Corrected:
         """Train from round ``first_round`` of the stream until the gate closes.
@@ -121,7 +121,11 @@ class Correction:
         flat = self._flat
         inputs, targets = self._batches.draw(round_)
         flat.zero_grad()
-        loss = self._loss_fn(self.module(inputs), targets)
+        loss = loss_of(self.module, self._loss_fn, inputs, targets)
+        if not loss.requires_grad:
+            raise LLPFError(
+                "the loss depends on no parameter that trains: are all frozen, or is there a detach in the loss?"
+            )
         value = loss.detach()
         torch.ops.llpf_fast.loss_gate_.default(self._state, value, **self._rule)
         loss.backward()

@@ -31,7 +31,9 @@ class GroupRates:
     def __init__(self, optimizer: torch.optim.Optimizer, flat: FlatParameters) -> None:
         names = {id(parameter): name for name, parameter in flat.module.named_parameters()}
         segment = {name.partition("[")[0]: i for i, name in reversed(list(enumerate(flat.table.names)))}
-        self._groups: list[tuple[dict[str, Any], float, int]] = []
+        self._optimizer = optimizer
+        #: Base rate and segment, a group; None for parameters without elements.
+        self._bases: list[tuple[float, int] | None] = []
         for group in optimizer.param_groups:
             if len(group["params"]) != 1 or "lr" not in group:
                 raise LLPFError(
@@ -39,14 +41,16 @@ class GroupRates:
                     "let the optimizer function pass on the groups it is given, or set correction.lr_rule to none"
                 )
             at = segment.get(names.get(id(group["params"][0]), ""))
-            if at is not None:
-                self._groups.append((group, float(group["lr"]), at))
+            self._bases.append(None if at is None else (float(group["lr"]), at))
 
-    def set(self, scale: Tensor) -> None:
-        """``scale`` is float64 ``[S]``; read once by the host."""
-        factors = scale.tolist()
-        for group, base, at in self._groups:
-            group["lr"] = base * factors[at]
+    def set(self, scale: Tensor | None) -> None:
+        """``scale`` is float64 ``[S]``, read once by the host; None goes back to the base."""
+        factors = None if scale is None else scale.tolist()
+        # Groups by place, not by object: load_state_dict puts new ones there.
+        for group, known in zip(self._optimizer.param_groups, self._bases, strict=True):
+            if known is not None:
+                base, at = known
+                group["lr"] = base if factors is None else base * factors[at]
 
 
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]

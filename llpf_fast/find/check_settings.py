@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+import typing
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LLPFError
 
@@ -44,6 +47,9 @@ _AT_LEAST_ZERO = (
 
 def check_settings(settings: Settings) -> None:
     """Raise :class:`LLPFError` naming the first key whose value cannot work."""
+    for key, choice, choices in _choices(settings):
+        if choice not in choices:
+            raise LLPFError(f"{key} must be one of {', '.join(map(str, choices))}; got {choice!r}")
     for key in _POSITIVE:
         value = _value(settings, key)
         if value is not None and (not value > 0 or not math.isfinite(value)):
@@ -82,7 +88,26 @@ def _check_pace(settings: Settings) -> None:
         raise LLPFError(f"pace.smallest and pace.largest must enclose 1, got {pace.smallest} and {pace.largest}")
 
 
+def _choices(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    """Key, value and choices of every field that is a Literal. Recipes are checked as they are read; Python is not."""
+    hints = typing.get_type_hints(type(settings))
+    for field in fields(settings):
+        value, hint = getattr(settings, field.name), hints[field.name]
+        if is_dataclass(value):
+            yield from _choices(value, f"{prefix}{field.name}.")
+            continue
+        kinds = (hint, *typing.get_args(hint))
+        literals = [kind for kind in kinds if typing.get_origin(kind) is typing.Literal]
+        if literals and not (value is None and type(None) in kinds):
+            yield prefix + field.name, value, tuple(c for kind in literals for c in typing.get_args(kind))
+
+
 def _check_stages(settings: Settings) -> None:
+    if settings.mode == "infinity":
+        waits = settings.schedule == "data-flow" and settings.data_flow.ticks is None
+        if waits or (settings.schedule == "stages" and any(s.start is None for s in settings.stages[1:])):
+            what = "data_flow.ticks" if waits else "stages[...].start"
+            raise LLPFError(f"mode infinity has no distance that gets smaller: give {what}, a number of ticks")
     if settings.schedule == "data-flow":
         if settings.data_flow.ticks is None and settings.data_flow.distance is None:
             raise LLPFError("data_flow needs ticks or distance: otherwise no second layer would ever move")

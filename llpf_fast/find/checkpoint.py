@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from ..correct import Correction
+from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..path import RunDirectory
 from . import optimizer_state
@@ -48,14 +49,18 @@ def load_standing(
     if saved is None:
         return None
     tensors, state = saved
+    packed = state.pop("optimizer", None)
+    standing = Standing.from_dict(state)
+    if (packed is None) != (optimizer is None):
+        used = "the fused SGD" if packed is None else "a torch optimiser"
+        raise LLPFError(f"cannot resume {run.folder}: it was begun with {used}; give the same again")
     with torch.no_grad():
         flat.data.copy_(tensors["values"])
         for name, buffer in flat.buffers().items():
             buffer.copy_(tensors[f"buffer/{name}"])
     if "momentum" in tensors and correction.momentum_buffer is not None:
         correction.momentum_buffer.copy_(tensors["momentum"])
-    packed = state.pop("optimizer", None)
     if optimizer is not None:
         optimizer_state.unpack(optimizer, tensors, packed)
     legs.restore(tensors)
-    return Standing(**state)
+    return standing

@@ -102,7 +102,7 @@ class PathFinder:
         if leads_to_model(settings) and like is not None and torch.equal(like, self.flat.data):
             raise LLPFError("start and destination have equal parameters: there is no path to find")
         self._legs = Legs(settings, rule, self.flat, like)
-        self._optimizer, self._rates = self._make_optimizer(optimizer, rule.lr_rule != "none")
+        self._optimizer, self._rates = self._make_optimizer(optimizer, self._legs.scale_lr)
         self._correction = make_correction(settings, self.flat, self._loss_fn, data, self._optimizer)
         batches = screen_batches(data, settings.screen_size, self._device)
         self._screen = Screen(module, self._loss_fn, batches, **layout)
@@ -114,7 +114,6 @@ class PathFinder:
         self._pace = Pace(settings.pace, settings.correction.min_rounds)
         self._rollback = Rollback(self.flat, self._correction, self._optimizer)
         self._standing = Standing(leg=self._legs.first)
-        self._last: dict[str, float] = {}
         self._measure()
         self._run = self._open(out, resume, provenance or {})
         self._legs.enter(self._standing, self._schedule)
@@ -227,19 +226,21 @@ class PathFinder:
         at, adaptive = self._standing, self.settings.pacing == "adaptive"
         self._legs.advance(at, self._schedule)
         route = self._legs.current(at)
-        record = at.point > at.recorded and at.point % self.settings.record_every == 0
+        record = at.point - at.recorded >= self.settings.record_every
+        # After a rollback the buffer holds a waypoint, and keeps its bits: it was projected when its stage was on.
+        project_first = 0 < at.point == at.tick - 1
         self.flat.ensure()
         if adaptive:
             self._rollback.keep()
-        route.tick(self.flat.data, project_first=at.point > 0, waypoint=self._waypoint if record or adaptive else None)
+        route.tick(self.flat.data, project_first=project_first, waypoint=self._waypoint if record or adaptive else None)
         if record:
             self._record(self._waypoint)
         scale = route.lr_scale(self.flat.data)
-        if scale is not None:
+        if self._legs.scale_lr:
             self._correction.scale_lr(scale) if self._rates is None else self._rates.set(scale)
         corrected, passed = self._correct_until_low() if adaptive else (self._correct(), True)
         if passed:
-            at.point = at.tick
+            at.point, at.loss = at.tick, corrected.loss
             self._measure()
             self._report(corrected, began)
             if adaptive:
@@ -291,7 +292,7 @@ class PathFinder:
     def _is_low(self) -> bool:
         """Whether the projected point, and with ``pace.chord`` the middle of the way to it, pass the screening set."""
         here, buffers, pace = self.flat.data.clone(), self.flat.buffers(), self.settings.pace
-        self._legs.current(self._standing).project(here)
+        self._legs.project_as_recorded(self._standing, here, self._shares(self._legs.distances(here)))
         limit = self.settings.threshold * pace.margin
         if self._screen.loss(here, buffers) > limit:
             return False
@@ -309,7 +310,7 @@ class PathFinder:
         buffers = self.flat.buffers()
         if self._screen.loss(here, buffers) > limit:
             return False
-        there = route.rest(here)
+        there = self._legs.rest(here)
         if self._end is None and self._screen.loss(there, buffers) > limit:
             return False
         return self._screen.chord(here, there, buffers, _CHORD_POINTS, limit) <= limit
@@ -325,12 +326,13 @@ class PathFinder:
         self.flat.ensure()
         route = self._legs.current(at)
         if at.point > at.recorded:
-            route.project(self.flat.data)
+            if at.point == at.tick:
+                route.project(self.flat.data)
             self._record(self.flat.data)
         if ended == "arrived":
             end = self._end if leads_to_model(self.settings) else None
             if end is None:
-                end = self.flat.state_dict(route.rest(self.flat.data))
+                end = self.flat.state_dict(self._legs.rest(self.flat.data))
             self._run.add_waypoint(at.tick + 1, end)
         # No checkpoint here: one that counts the destination would, after a kill just before finish, let a resume tick
         # on beyond it. Such a kill costs the ticks since the last checkpoint.
@@ -340,34 +342,34 @@ class PathFinder:
             ticks=at.tick,
             sgd_steps=at.rounds,
             seconds=self._seconds(began),
-            **self._last,
+            distance=at.distance,
+            loss=at.loss,
         )
 
     def _measure(self) -> None:
         """Distances and variances of the point that the buffer holds; spheres that follow them."""
         at, route = self._standing, self._legs.main
         moments = route.moments(self.flat.data)
-        distances, variances = route.distances(self.flat.data, moments), route.spread.variance(moments)
-        initial = route.initial_distance
-        shares = torch.where(initial > 0, distances / initial, 0.0)
+        distances, variances = self._legs.distances(self.flat.data, moments), route.spread.variance(moments)
+        shares = self._shares(distances)
         self._legs.follow(at, shares)
-        total = route.total(distances)
-        self._distances = distances.tolist()
-        at.shares, at.variances = shares.tolist(), variances.tolist()
-        self._last = {"distance": total}
-        self._share = total / self._legs.initial_total
+        at.distance = route.total(distances)
+        at.distances, at.shares, at.variances = distances.tolist(), shares.tolist(), variances.tolist()
+
+    def _shares(self, distances: Tensor) -> Tensor:
+        initial = self._legs.initial_distance
+        return torch.where(initial > 0, distances / initial, 0.0)
 
     def _report(self, corrected: Corrected, began: float, rolled_back: bool = False) -> None:
         at, route = self._standing, self._legs.current(self._standing)
-        self._last["loss"] = corrected.loss
         record = {
             "tick": at.tick,
             "loss": corrected.loss,
             "rounds": corrected.rounds,
             "met": corrected.met,
             "sgd_steps": at.rounds,
-            "distance": self._last["distance"],
-            "distances": [round(v, 9) for v in self._distances],
+            "distance": at.distance,
+            "distances": [round(v, 9) for v in at.distances],
             "variances": [float(f"{v:.9g}") for v in at.variances],
             "step": route.mover.step.tolist(),
             "stage": self._schedule.phase,
@@ -384,7 +386,7 @@ class PathFinder:
                     corrected.loss,
                     corrected.rounds,
                     at.rounds,
-                    self._share,
+                    at.distance / self._legs.initial_total,
                     self._seconds(began),
                 )
             )

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..errors import LLPFError
 from ..flat import FlatParameters
-from ..ops import Destination
+from ..ops import Destination, SegmentFlag
 from ..tick import NormRule, Route, Rule, match_layers, radius_like, sphere_table
+from ..tick.policy import treatments
 from .schedule import Schedule
 from .settings import Settings
 from .standing import Standing
@@ -54,11 +55,17 @@ class Legs:
                 project=False,
                 normalization=NormRule.KEEP,
                 layer_norm=NormRule.KEEP,
-                lr_rule="var",
+                lr_rule=settings.correction.lr_rule or "var",
             )
             self._shrink = Route(flat, toward, None, fixed=fixed, relative=relative)
         self.first = 0 if self._shrink is not None else 1
-        self.initial_total = self.main.total(self.main.initial_distance)
+        self._nearer = [how is NormRule.MOVE for how in treatments(rule, flat)]
+        self._all_moving = [row.flags for row in self.main.mover.table.rows]
+        on_sphere = rule.destination in (Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE)
+        counted = self.main.may_move() if on_sphere else [True] * len(flat.table)
+        self._counted = torch.tensor(counted, device=flat.data.device)
+        self.initial_distance = self.distances(flat.data)
+        self.initial_total = self.main.total(self.initial_distance)
         if not self.initial_total > 0:
             raise LLPFError(f"the start lies at the destination of mode {settings.mode} already: nothing would move")
 
@@ -79,6 +86,27 @@ class Legs:
     def is_last(self, at: Standing) -> bool:
         return at.leg == 1
 
+    @property
+    def scale_lr(self) -> bool:
+        """Whether a learning-rate rule is on in any leg."""
+        return any(route is not None and route.rule.lr_rule != "none" for route in (self.main, self._shrink))
+
+    def distances(self, p: Tensor, moments: Tensor | None = None) -> Tensor:
+        """float64 ``[S]``, as :meth:`Route.distances`; 0 for layers that no sphere waits for."""
+        return torch.where(self._counted, self.main.distances(p, moments), 0.0)
+
+    def rest(self, p: Tensor) -> Tensor:
+        """``[N]``: where the straight rest of the way from p leads, whichever stage it is.
+
+        Layers of other stages go too: a sphere is reached when all have reached it.
+        """
+        mover = self.main.mover
+        now = [row.flags for row in mover.table.rows]
+        mover.set_flags([SegmentFlag.MASKED if f & SegmentFlag.COMPENSATE else f for f in self._all_moving])
+        there = self.main.rest(p)
+        mover.set_flags(now)
+        return there
+
     def enter(self, at: Standing, schedule: Schedule) -> None:
         """Set the flags for where the search stands: at its beginning, after a resume, at a change."""
         if at.leg == 0 and self._shrink is not None:
@@ -97,7 +125,9 @@ class Legs:
             self.main.set_spheres(torch.tensor(at.variances, dtype=torch.float64))
             self.main.mover.set_pace(at.pace)
             self.enter(at, schedule)
-        if schedule.advance(done - at.leg_began, at.shares, self.main.moving()):
+        # A layer that compensates moves away: waiting for it, a stage would never end.
+        moving = [m and nearer for m, nearer in zip(self.main.moving(), self._nearer, strict=True)]
+        if schedule.advance(done - at.leg_began, at.shares, moving):
             self.enter(at, schedule)
 
     def _still_wide(self, at: Standing) -> list[bool]:
@@ -110,9 +140,24 @@ class Legs:
         """Let blending spheres follow the way that each layer has come; they never go back."""
         if self._settings.variance != "blend" or at.point == 0:
             return
+        self._come, spheres = self._spheres_at(shares)
+        self.main.set_spheres(spheres)
+
+    def _spheres_at(self, shares: Tensor) -> tuple[Tensor, Tensor]:
         assert self._ends is not None
-        self._come = torch.maximum(self._come, (1.0 - shares).clamp(0.0, 1.0))
-        self.main.set_spheres(torch.lerp(self.main.start_variance, self._ends, self._come))
+        come = torch.maximum(self._come, (1.0 - shares).clamp(0.0, 1.0))
+        return come, torch.lerp(self.main.start_variance, self._ends, come)
+
+    def project_as_recorded(self, at: Standing, p: Tensor, shares: Tensor) -> None:
+        """Put p ``[N]`` on the spheres that :meth:`follow` would give it if it were accepted; nothing else changes."""
+        route = self.current(at)
+        if self._settings.variance != "blend":
+            route.project(p)
+            return
+        now = route.mover.target_variance.clone()
+        route.set_spheres(self._spheres_at(shares)[1])
+        route.project(p)
+        route.set_spheres(now)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..correct import LossFunction
+from ..correct import LossFunction, loss_of
 from ..errors import LLPFError
 from ..flat import FlatParameters
 
@@ -44,12 +44,7 @@ class Screen:
                 buffer.copy_(buffers[name])
         total, count = 0.0, 0
         for inputs, targets in self._batches:
-            try:
-                value = self._loss_fn(self._flat.module(inputs), targets)
-            except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                shape = list(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-                first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise LLPFError(f"the model's forward fails on data of shape {shape}: {first}") from error
+            value = loss_of(self._flat.module, self._loss_fn, inputs, targets)
             size = len(targets)
             total, count = total + float(value) * size, count + size
         mean = total / count
