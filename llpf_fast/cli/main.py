@@ -14,9 +14,17 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import LLPFError
 from ..wording import one_line, wrong_type
-from . import demo, find, info, recipes, train, verify
+from . import bench, demo, find, info, recipes, train, verify
 
-_COMMANDS = {"train": train, "find": find, "verify": verify, "info": info, "recipes": recipes, "demo": demo}
+_COMMANDS = {
+    "train": train,
+    "find": find,
+    "verify": verify,
+    "info": info,
+    "recipes": recipes,
+    "demo": demo,
+    "bench": bench,
+}
 
 _POSITIONAL = ("run", "name", "starts", "destinations")
 

@@ -1,0 +1,152 @@
+"""``sgd_``: the correction's update, with and without the moments that it can leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llpf_fast import ops
+
+from ..baselines import optim
+from ..harness.case import OURS, Case, Contender, Cost, Prepared
+from ..harness.problem import ALLOWED, Problem, Values
+from ..harness.sizes import parameters
+from .tick import FLOPS_OF_MOMENTS, segments, storage
+from .tick import ours as tick
+
+LR, MOMENTUM = 1e-4, 0.9
+#: buffer = momentum buffer + g; p = p - lr buffer.
+FLOPS = 4
+LEFT = "moments left"
+THEN_TICK = "moments left, then tick_"
+WITHOUT = "sgd_ without moments"
+TICK = "tick_ with moments_in"
+
+
+class Update:
+    """p, gradient and momentum of every member; the pool's d is the destination of the moments."""
+
+    def __init__(self, problem: Problem, variant: str) -> None:
+        self.problem = problem
+        self.momentum = 0.0 if variant == "no momentum" else MOMENTUM
+        self.leave = variant in (LEFT, THEN_TICK)
+        self.lr = torch.tensor(LR, dtype=torch.float64, device=problem.device)
+        self.g = [torch.randn_like(values.p) for values in problem.pool]
+        self.buffers = [torch.zeros_like(values.p) if self.momentum else None for values in problem.pool]
+        self.moments = torch.zeros((len(problem.table), 5), dtype=torch.float64, device=problem.device)
+
+    def call(self, values: Values, g: Tensor, buffer: Tensor | None, leave: bool) -> None:
+        ops.sgd_(
+            values.p,
+            g,
+            buffer,
+            self.lr,
+            self.problem.table.segments,
+            self.problem.table.chunks,
+            None,
+            values.d if leave else None,
+            self.moments if leave else None,
+            self.problem.scratch if leave else None,
+            momentum=self.momentum,
+        )
+
+    def calls(self, leave: bool) -> list[Callable[[], None]]:
+        members = zip(self.problem.pool, self.g, self.buffers, strict=True)
+        return [partial(self.call, values, g, buffer, leave) for values, g, buffer in members]
+
+    def error(self, run: Callable[[], object], got: Callable[[], list[Tensor]]) -> float:
+        """Of the first update, whose buffer is the gradient: p - lr g."""
+        problem, before = self.problem, self.problem.flat(got())
+        run()
+        maps = torch.tensor([1.0, -LR, 0.0], dtype=torch.float64, device=problem.device).repeat(len(problem.table), 1)
+        return problem.error(got(), before, self.g[0], maps, (0, 1, 2))
+
+    def own_error(self, run: Callable[[], object], leave: bool) -> float:
+        problem = self.problem
+        if self.buffers[0] is not None:
+            self.buffers[0].zero_()
+        error = self.error(run, partial(segments, problem, problem.p))
+        if leave:
+            want = problem.moments64(problem.p, problem.d)
+            # Held against the size of what is summed: mean deltas are differences of means.
+            off = (self.moments - want).abs().amax(0) / want.abs().amax(0)
+            error = max(error, float(off.max()) * ALLOWED[problem.p.dtype] / 1e-11)
+        return error
+
+
+def prepare(
+    size: str, dtype: str, variant: str, baselines: tuple[str, ...], device: torch.device, pool: int
+) -> Prepared:
+    problem = Problem(size, *storage(dtype), device, pool)
+    update = Update(problem, variant)
+    allowed = ALLOWED[problem.p.dtype]
+    contenders = {}
+    for how in baselines:
+        if how == "float32 storage":
+            wide = Update(Problem(size, torch.float32, torch.float32, device, pool), variant)
+            run = wide.calls(update.leave)
+            contenders[how] = Contender(run, partial(wide.own_error, run[0], update.leave), ALLOWED[torch.float32])
+        else:
+            contenders[f"torch.optim.SGD({how})"] = _optimizer(update, how, allowed)
+    calls = update.calls(update.leave)
+    contenders[OURS] = Contender(calls, partial(update.own_error, calls[0], update.leave), allowed)
+    if variant == THEN_TICK:
+        bare = update.calls(False)
+        contenders[WITHOUT] = Contender(bare, partial(update.own_error, bare[0], False), allowed)
+        contenders[TICK] = tick(problem, "moments_in")
+        return Prepared(contenders, problem.streams(), time_of={OURS: 1, WITHOUT: -1, TICK: 1})
+    return Prepared(contenders, problem.streams())
+
+
+def _optimizer(update: Update, how: str, allowed: float) -> Contender:
+    problem, states = update.problem, []
+    for values, g in zip(problem.pool, update.g, strict=True):
+        p = problem.tensors(values.p)
+        states.append((p, optim.sgd(p, problem.tensors(g), how=how, lr=LR, momentum=update.momentum)))
+    got = lambda: [value.detach() for value in states[0][0]]
+    calls = [optimizer.step for _, optimizer in states]
+    return Contender(calls, lambda: update.error(calls[0], got), allowed)
+
+
+def cost(size: str, dtype: str, variant: str) -> Cost:
+    n, (wide, narrow) = parameters(size), (kind.itemsize for kind in storage(dtype))
+    words = 3 if variant == "no momentum" else 5
+    if variant == THEN_TICK:
+        # What the moments cost a tick: d read once more beside the update, and the tick's own p and d in, p out.
+        return Cost(touched=n * (2 * wide + 2 * narrow), read=n * narrow, triad=n * (2 * wide + narrow), flops=0)
+    leave = variant == LEFT
+    moved = n * (words * wide + (narrow if leave else 0))
+    flops = n * ((2 if words == 3 else FLOPS) + (FLOPS_OF_MOMENTS if leave else 0))
+    return Cost(touched=moved, read=0, triad=moved, flops=flops)
+
+
+def case(size: str, dtype: str = "float32", variant: str = "", baselines: tuple[str, ...] = (), **given: Any) -> Case:
+    pair = storage(dtype)
+    member = parameters(size) * (3 * pair[0].itemsize + pair[1].itemsize)
+    return Case(
+        op="sgd_",
+        size=size,
+        parameters=parameters(size),
+        dtype=dtype,
+        variant=variant,
+        cost=cost(size, dtype, variant),
+        prepare=partial(prepare, size, dtype, variant, baselines),
+        member_bytes=member,
+        memory=(2 + len(baselines)) * max(member, 1 << 27),
+        **given,
+    )
+
+
+def cases() -> Iterator[Case]:
+    fused = ("fused", "foreach")
+    yield case("LeNet5", baselines=fused, caches=("warm", "cold"), threads=(1,), tier="quick")
+    yield case("ResNet18", baselines=fused, tier="quick")
+    yield case("ResNet18", variant="no momentum", baselines=("fused",))
+    yield case("ResNet18", variant=LEFT)
+    yield case("ResNet18", variant=THEN_TICK)
+    yield case("100M", variant=THEN_TICK)
+    yield case("ResNet18", "bfloat16", baselines=("float32 storage",))

@@ -1,0 +1,106 @@
+"""Times: contenders in turn, round after round, so that what disturbs the machine disturbs all of them alike."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+
+import torch
+
+Calls = Sequence[Callable[[], object]]
+#: Seconds a sample takes at least: a thousand times what reading the clock costs.
+SAMPLE = 5e-4
+MIN_ROUNDS, MAX_ROUNDS = 5, 40
+
+
+@dataclass
+class Times:
+    """Seconds a call, one sample a round."""
+
+    samples: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    def spread(self, scale: float = 1.0) -> dict[str, float]:
+        return quartiles([sample * scale for sample in self.samples])
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Median and both quartiles, to five digits."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return {name: float(f"{v:.5g}") for name, v in (("median", middle), ("q1", low), ("q3", high))}
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+    """Quartiles of the ratios round by round."""
+    return quartiles([a / b for a, b in zip(above, below, strict=True)])
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def measure(contenders: Mapping[str, Calls], seconds: float, *, rounds: int | None = None) -> dict[str, Times]:
+    """Time every contender in about ``seconds`` altogether (at least five rounds).
+
+    Each call takes the next member of the pool, whoever calls: no contender finds what the one before it left behind.
+    """
+    turn = count()
+
+    def sample(calls: Calls, number: int) -> float:
+        members = [calls[next(turn) % len(calls)] for _ in range(number)]
+        started = time.perf_counter()
+        for call in members:
+            call()
+        return (time.perf_counter() - started) / number
+
+    with _undisturbed():
+        numbers, seconds_a_round = {}, 0.0
+        for name, calls in contenders.items():
+            sample(calls, 1)
+            once = sample(calls, 1)
+            if once < SAMPLE:
+                once = sample(calls, max(2, int(SAMPLE / 10 / once)))
+            numbers[name] = max(1, round(SAMPLE / once))
+            seconds_a_round += numbers[name] * once
+        if rounds is None:
+            rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / seconds_a_round)))
+        times = {name: Times() for name in contenders}
+        for _ in range(rounds):
+            for name, calls in contenders.items():
+                times[name].samples.append(sample(calls, numbers[name]))
+    return times
+
+
+def measure_on_gpu(contenders: Mapping[str, Calls], device: torch.device, *, cold: bool) -> dict[str, Times]:
+    """The same on a GPU, by gpu/timing.py: graph replays between events, level-2 cache flushed where ``cold``.
+
+    What cannot be captured (a baseline that waits for the host) is timed call by call between events.
+    """
+    from ..gpu.timing import Clock
+
+    clock = Clock(device, repeats=MAX_ROUNDS)
+    found = {}
+    for name, calls in contenders.items():
+        try:
+            microseconds = clock.cold(calls[0]) if cold else clock.warm(calls[0])
+        except RuntimeError:
+            torch.cuda.synchronize()
+            microseconds = clock._events(calls[0], flush=cold)
+        found[name] = Times([1e-6 * t for t in microseconds])
+    return found

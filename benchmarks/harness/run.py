@@ -1,0 +1,142 @@
+"""Gate and time cases, one row for each combination of backend, cache and number of threads."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from llpf_fast.ops.backend import use_backend, why_not
+
+from . import stream
+from .case import OURS, Case, Prepared, Row, check
+from .clock import Times, measure, measure_on_gpu, quartiles, ratio
+from .environment import available_bytes, pool_members
+
+#: Left out of a quick run: seconds a call on larger networks.
+SLOW = ("authors-like",)
+
+
+def backends(case: Case, device: torch.device) -> list[str]:
+    """Those of the case that can run here; eager where there is nothing better."""
+    able = [name for name in case.backends if why_not(name, device.type) is None]
+    return able or ["eager"]
+
+
+def rows(
+    cases: Sequence[Case],
+    device: torch.device,
+    *,
+    seconds: float,
+    threads: Sequence[int],
+    quick: bool,
+    said: Callable[[str], None] = lambda text: None,
+) -> Iterator[Row]:
+    """Time the cases; each row is complete when it comes.
+
+    Args:
+        seconds: about how long one row's times are taken.
+        threads: numbers of CPU threads wanted; a case has those of its own that are among them.
+        said: told what is skipped, and why.
+
+    Raises:
+        WrongResultError: a result is wrong.
+    """
+    before = torch.get_num_threads()
+    try:
+        for case in cases:
+            if case.memory > available_bytes():
+                said(f"{case.name}: skipped, needs {case.memory / 1e9:.0f} GB of memory")
+                continue
+            for number in [n for n in case.threads if n in threads] if device.type == "cpu" else [1]:
+                torch.set_num_threads(number)
+                for backend in backends(case, device):
+                    with use_backend(backend):
+                        for cache in case.caches:
+                            pool = pool_members(case.member_bytes) if cache == "cold" and device.type == "cpu" else 1
+                            yield _row(case, device, pool, seconds, quick) | {
+                                "backend": backend,
+                                "cache": cache,
+                                "threads": number,
+                            }
+    finally:
+        torch.set_num_threads(before)
+
+
+def _row(case: Case, device: torch.device, pool: int, seconds: float, quick: bool) -> Row:
+    prepared = case.prepare(device, pool)
+    if quick:
+        prepared.contenders = {name: it for name, it in prepared.contenders.items() if name not in SLOW}
+    checked = check(prepared, case.name)
+    gc.collect()
+    times = _times(prepared, device, pool > 1 or "warm" not in case.caches, seconds)
+    return {
+        "op": case.op,
+        "size": case.size,
+        "parameters": case.parameters,
+        "dtype": case.dtype,
+        "variant": case.variant,
+        "bytes": case.cost.touched,
+        "flops": case.cost.flops,
+        "pool": pool,
+        "gate": checked,
+    } | figures(case, prepared, times)
+
+
+def _times(prepared: Prepared, device: torch.device, cold: bool, seconds: float) -> dict[str, Times]:
+    calls: dict[str, Sequence[Callable[[], object]]] = {
+        name: contender.calls for name, contender in prepared.contenders.items()
+    }
+    if prepared.streams:
+        of_members = [stream.streams(p, d) for p, d in prepared.streams]
+        calls |= {name: [found[name] for found in of_members] for name in of_members[0]}
+        calls["copy"] = [stream.copies(p) for p, _ in prepared.streams]
+    if device.type == "cuda":
+        return measure_on_gpu(calls, device, cold=cold)
+    return measure(calls, seconds)
+
+
+def figures(case: Case, prepared: Prepared, times: dict[str, Times]) -> Row:
+    """Times in microseconds, bandwidths, the share of the floor, and how many times slower each baseline is."""
+    own = [
+        sum(sign * times[name].samples[i] for name, sign in prepared.time_of.items()) / prepared.units
+        for i in range(len(times[OURS].samples))
+    ]
+    row: Row = {
+        "time_us": quartiles([1e6 * t for t in own]),
+        "rounds": len(own),
+        "times_us": {name: found.spread(1e6 / prepared.units) for name, found in times.items()},
+        "slower": {
+            name: ratio([t / prepared.units for t in times[name].samples], own)
+            for name in prepared.contenders
+            if name not in prepared.time_of
+        },
+    }
+    if case.cost.touched:
+        row["gb_per_s"] = float(f"{case.cost.touched / row['time_us']['median'] / 1e3:.4g}")
+    if prepared.streams:
+        row |= _bandwidths(case, prepared, times, own)
+    return row
+
+
+def _bandwidths(case: Case, prepared: Prepared, times: dict[str, Times], own: list[float]) -> Row:
+    words = prepared.streams[0][0].numel()
+    best = {
+        kind: min((name for name in times if name.startswith(kind)), key=lambda name: times[name].median)
+        for kind in ("read", "triad")
+    }
+    moved = {"read": 8 * words, "triad": 12 * words}
+    floor = [
+        case.cost.read / moved["read"] * read + case.cost.triad / moved["triad"] * triad
+        for read, triad in zip(times[best["read"]].samples, times[best["triad"]].samples, strict=True)
+    ]
+    return {
+        "read_gb_per_s": float(f"{moved['read'] / times[best['read']].median / 1e9:.4g}"),
+        "triad_gb_per_s": float(f"{moved['triad'] / times[best['triad']].median / 1e9:.4g}"),
+        "copy_gb_per_s": float(f"{4 * words / times['copy'].median / 1e9:.4g}"),
+        "measured_by": best,
+        "floor_bytes": case.cost.read + case.cost.triad,
+        "floor_us": quartiles([1e6 * t for t in floor]),
+        "share_of_floor": ratio(floor, own),
+    }

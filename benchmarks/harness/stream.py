@@ -1,0 +1,66 @@
+"""Read, triad and copy bandwidth: torch's own ops and, where there is a compiler, plain C++ loops; the best counts."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SOURCE = Path(__file__).with_suffix(".cpp")
+_FLAGS = ("-O3", "-ffast-math", "-march=native", "-fopenmp", "-fPIC", "-shared")
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The loops of stream.cpp, or ``None`` without a compiler: torch's ops are the yardstick then, and said to be."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "stream.so"
+        command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(built)]
+        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            return None
+        library = ctypes.CDLL(str(built))
+    pointers = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    library.stream_read.argtypes = pointers
+    library.stream_read.restype = ctypes.c_float
+    library.stream_triad.argtypes = (*pointers, ctypes.c_float, ctypes.c_float)
+    library.stream_triad.restype = None
+    return library
+
+
+def compiled() -> bool:
+    return _library() is not None
+
+
+def streams(p: Tensor, d: Tensor) -> dict[str, Callable[[], object]]:
+    """Calls over float32 p and d, all of n elements, that leave p as it is: "read ..." moves 8 n bytes (torch.sum as
+    well: it reads p and then d), "triad ..." 12 n, "copy" 8 n (p onto itself would be free, so d is written).
+    """
+    found: dict[str, Callable[[], object]] = {
+        "read torch.sum": lambda: (p.sum(), d.sum()),
+        # d 1e-30 is below half a unit in the last place of every p that occurs: p keeps its bits.
+        "triad torch.add_": lambda: p.add_(d, alpha=1e-30),
+    }
+    library = _library() if p.device.type == "cpu" else None
+    if library is not None:
+        at, n = (p.data_ptr(), d.data_ptr()), p.numel()
+        found["read C++"] = lambda: library.stream_read(*at, n)
+        found["triad C++"] = lambda: library.stream_triad(*at, n, 1.0, 0.0)
+    return found
+
+
+def copies(p: Tensor) -> Callable[[], object]:
+    """A copy of p's first half onto a buffer of its own: reads and writes as many bytes as p holds."""
+    source = p[: p.numel() // 2]
+    to = torch.empty_like(source)
+    return lambda: to.copy_(source)

@@ -1,0 +1,73 @@
+"""``llpf bench``: the benchmark suite of the repository that this package runs from."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import LLPFError
+from .common import add_device, choose_device
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+HELP = "time the kernels beside the machine's bandwidth and plain torch (needs a checkout of the repository)"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_device(parser)
+    parser.add_argument("--quick", action="store_true", help="the main cases on one thread, under a minute")
+    parser.add_argument("--large", action="store_true", help="up to a billion parameters (8 GB of values, 13 in all)")
+    parser.add_argument("--only", type=str, default="", metavar="TEXT", help="cases whose name contains TEXT")
+    parser.add_argument("--list", action="store_true", help="name the cases and stop")
+    parser.add_argument("--threads", type=str, default="1,2", metavar="N,...", help="CPU threads (default: 1,2)")
+    parser.add_argument("--out", type=str, metavar="DIR", help="write bench.json, bench.md and bandwidth.png there")
+    parser.add_argument(
+        "--compare", type=str, metavar="COMMIT", help="time this checkout and COMMIT in turn instead (CPU)"
+    )
+
+
+def run(args: Namespace) -> int:
+    suite = _from_repository("suite")
+    if args.list:
+        print("\n".join(suite.names()))
+        return 0
+    options = suite.Options(
+        device=choose_device(args.device),
+        quick=args.quick,
+        large=args.large,
+        only=args.only,
+        threads=_threads(args.threads),
+        out=None if args.out is None else Path(args.out),
+    )
+    if args.compare is not None:
+        _from_repository("compare").run(options, args.compare)
+        return 0
+    if not suite.run(options)["rows"]:
+        raise LLPFError(f"no case was timed; llpf bench --list names them (--only {args.only!r})")
+    return 0
+
+
+def _threads(text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise LLPFError(f"--threads must be positive whole numbers separated by commas, got {text!r}")
+    return found
+
+
+def _from_repository(module: str) -> Any:
+    """A module of the folder ``benchmarks`` beside the package, which no wheel contains."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "benchmarks" / "suite.py").is_file():
+        raise LLPFError(
+            "the benchmarks are part of the repository, not of the installed package; "
+            "clone it, install it with `make install` and run `llpf bench` there"
+        )
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    return import_module(f"benchmarks.{module}")
