@@ -13,15 +13,7 @@ from llpf_fast.find import CorrectionSettings, Stage, StepSettings
 from llpf_fast.flat import FlatParameters
 from llpf_fast.path import LowLossPath
 
-from .conftest import network, quick
-
-
-def eval_loss(state, data) -> float:
-    module = network()
-    module.load_state_dict(state)
-    module.eval()
-    with torch.no_grad():
-        return float(nn.functional.cross_entropy(module(data[0]), data[1]))
+from .conftest import eval_loss, network, quick
 
 
 def test_finds_a_path_between_independent_networks(finder, endpoints, digits, tmp_path) -> None:
