@@ -10,24 +10,17 @@ import torch
 from llpf_fast import ops
 
 from ..harness.case import OURS, Case, Contender, Cost, Prepared
-from ..harness.problem import Problem
+from ..harness.problem import ALLOWED_OF_MOMENTS, Problem
 from ..harness.sizes import parameters
 from .tick import FLOPS_OF_MOMENTS
-
-#: Largest accepted difference of a column, relative to its largest entry: float64 sums in another order.
-ALLOWED = 1e-11
 
 
 def prepare(size: str, device: torch.device, pool: int) -> Prepared:
     problem = Problem(size, torch.float32, torch.float32, device, pool)
     table = problem.table.segments, problem.table.chunks, problem.scratch
     calls = [partial(ops.moments, values.p, values.d, *table) for values in problem.pool]
-
-    def error() -> float:
-        want = problem.moments64(problem.p, problem.d)
-        return float(((calls[0]() - want).abs().amax(0) / want.abs().amax(0)).max())
-
-    return Prepared({OURS: Contender(calls, error, ALLOWED)}, problem.streams())
+    error = lambda: problem.moments_error(calls[0]())
+    return Prepared({OURS: Contender(calls, error, ALLOWED_OF_MOMENTS)}, problem.streams())
 
 
 def cases() -> Iterator[Case]:

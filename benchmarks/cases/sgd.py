@@ -13,7 +13,7 @@ from llpf_fast import ops
 
 from ..baselines import optim
 from ..harness.case import OURS, Case, Contender, Cost, Prepared
-from ..harness.problem import ALLOWED, Problem, Values
+from ..harness.problem import ALLOWED, ALLOWED_OF_MOMENTS, Problem, Values
 from ..harness.sizes import parameters
 from .tick import FLOPS_OF_MOMENTS, segments, storage
 from .tick import ours as tick
@@ -71,10 +71,8 @@ class Update:
             self.buffers[0].zero_()
         error = self.error(run, partial(segments, problem, problem.p))
         if leave:
-            want = problem.moments64(problem.p, problem.d)
-            # Held against the size of what is summed: mean deltas are differences of means.
-            off = (self.moments - want).abs().amax(0) / want.abs().amax(0)
-            error = max(error, float(off.max()) * ALLOWED[problem.p.dtype] / 1e-11)
+            off = problem.moments_error(self.moments)
+            error = max(error, off * ALLOWED[problem.p.dtype] / ALLOWED_OF_MOMENTS)
         return error
 
 
@@ -95,9 +93,10 @@ def prepare(
     calls = update.calls(update.leave)
     contenders[OURS] = Contender(calls, partial(update.own_error, calls[0], update.leave), allowed)
     if variant == THEN_TICK:
+        # The moments that it is given are those of the values before any update: it is checked first.
+        contenders = {TICK: tick(problem, "moments_in"), **contenders}
         bare = update.calls(False)
         contenders[WITHOUT] = Contender(bare, partial(update.own_error, bare[0], False), allowed)
-        contenders[TICK] = tick(problem, "moments_in")
         return Prepared(contenders, problem.streams(), time_of={OURS: 1, WITHOUT: -1, TICK: 1})
     return Prepared(contenders, problem.streams())
 

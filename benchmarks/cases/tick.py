@@ -190,8 +190,8 @@ def case(size: str, dtype: str = "float32", variant: str = "", baselines: tuple[
         cost=cost(size, dtype, variant),
         prepare=partial(prepare, size, dtype, variant, baselines),
         member_bytes=member,
-        # Beside the members: the values before, the copy's target, and float64 of one segment.
-        memory=sets * max(member, 1 << 27) + 2 * member,
+        # Beside the members: the values before the check, the copy's target, and float64 of one segment.
+        memory=sets * max(member, 1 << 27) + member,
         **given,
     )
 

@@ -1,0 +1,185 @@
+"""Figures, files and the command; what is measured is not tested here, except that it is plausible (slow)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import suite
+from benchmarks.cases import registry
+from benchmarks.cases.sgd import THEN_TICK
+from benchmarks.goals import Goal
+from benchmarks.harness import clock, environment, report, stream
+from benchmarks.harness.case import OURS, Case, Contender, Cost, Prepared
+from benchmarks.harness.clock import Times, measure, quartiles, ratio
+from benchmarks.harness.run import figures
+from llpf_fast.cli import bench
+from llpf_fast.cli.main import main
+
+CPU = torch.device("cpu")
+
+
+def case_of(cost: Cost) -> Case:
+    nothing = lambda device, pool: Prepared({})
+    return Case("op_", "size", 1000, "float32", "", cost, nothing)
+
+
+def times(**samples: list[float]) -> dict[str, Times]:
+    return {name.replace("_", " "): Times(values) for name, values in samples.items()}
+
+
+def test_calls_go_through_the_pool_in_turn_whoever_calls() -> None:
+    called: list[tuple[str, int]] = []
+    member = lambda name, i: lambda: called.append((name, i))
+    pools = {name: [member(name, i) for i in range(3)] for name in ("a", "b")}
+    measure(pools, 0.0, rounds=2)
+    assert [i for _, i in called] == [i % 3 for i in range(len(called))]
+    assert {name for name, _ in called} == {"a", "b"}
+
+
+def test_every_contender_has_one_sample_a_round() -> None:
+    found = measure({"a": [lambda: None], "b": [lambda: None]}, 0.0)
+    assert {name: len(of.samples) for name, of in found.items()} == {"a": clock.MIN_ROUNDS, "b": clock.MIN_ROUNDS}
+    assert all(sample > 0 for of in found.values() for sample in of.samples)
+
+
+def test_quartiles_and_paired_ratios() -> None:
+    assert quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0}
+    assert quartiles([7.0]) == {"median": 7.0, "q1": 7.0, "q3": 7.0}
+    assert ratio([2.0, 40.0, 6.0], [1.0, 10.0, 3.0])["median"] == 2.0
+
+
+def test_share_of_the_floor_is_reads_and_triads_of_the_same_round() -> None:
+    n = 1000
+    streams = [(torch.zeros(n), torch.zeros(n))]
+    prepared = Prepared({OURS: Contender([], lambda: 0.0, 0.0), "other": Contender([], lambda: 0.0, 0.0)}, streams)
+    # Two words read in 1 s, three words of a triad in 2 s; the slower of two ways to read does not count.
+    found = times(read_a=[1.0, 2.0], read_b=[1.5, 2.5], triad_a=[2.0, 4.0], copy=[1.0, 1.0], other=[20.0, 16.0])
+    found[OURS] = Times([4.0, 8.0])
+    row = figures(case_of(Cost(touched=12 * n, read=8 * n, triad=12 * n, flops=1)), prepared, found)
+    assert row["share_of_floor"] == {"median": 0.75, "q1": 0.75, "q3": 0.75}
+    assert row["measured_by"] == {"read": "read a", "triad": "triad a"}
+    assert row["slower"]["other"]["median"] == pytest.approx(3.5)
+    assert row["floor_bytes"] == 20 * n
+    assert row["time_us"]["median"] == 6e6
+    assert row["read_gb_per_s"] == pytest.approx(8 * n / 1.5 / 1e9, rel=1e-3)
+    assert row["copy_gb_per_s"] == pytest.approx(4 * n / 1.0 / 1e9, rel=1e-3)
+    half = figures(case_of(Cost(touched=8 * n, read=4 * n, triad=6 * n, flops=1)), prepared, found)
+    assert half["share_of_floor"]["median"] == pytest.approx(0.375)
+
+
+def test_a_time_may_be_a_sum_and_of_several_units() -> None:
+    contenders = {name: Contender([], lambda: 0.0, 0.0) for name in (OURS, "without", "base")}
+    prepared = Prepared(contenders, units=2, time_of={OURS: 1, "without": -1})
+    found = {OURS: Times([6.0]), "without": Times([2.0]), "base": Times([8.0])}
+    row = figures(case_of(Cost(1, 0, 0, 1)), prepared, found)
+    assert row["time_us"]["median"] == 2e6
+    assert row["slower"] == {"base": {"median": 2.0, "q1": 2.0, "q3": 2.0}}
+    assert "share_of_floor" not in row
+
+
+def test_goals_are_bounds() -> None:
+    least = Goal("", {"op": "x"}, lambda row: row["v"], 0.9)
+    most = Goal("", {"op": "x"}, lambda row: row["v"], 35, at_most=True)
+    assert (least.met(0.9), least.met(0.89), most.met(35), most.met(36)) == (True, False, True, False)
+    rows = [{"op": "x", "v": 1.0}, {"op": "y", "v": 2.0}, {"op": "x", "v": None}]
+    assert [value for _, value in least.of(rows)] == [1.0]
+
+
+def test_pools_are_larger_than_the_caches() -> None:
+    assert environment.pool_members(1000) * 1000 >= 4 * environment.cache_bytes()
+    assert environment.pool_members(1 << 40) == 1
+
+
+def test_streams_leave_their_tensors_alone() -> None:
+    p, d = torch.randn(1003), torch.randn(1003)
+    before = p.clone(), d.clone()
+    for call in (*stream.streams(p, d).values(), stream.copies(p)):
+        call()
+    assert torch.equal(p, before[0])
+    assert torch.equal(d, before[1])
+
+
+def test_a_run_writes_its_rows_as_json_and_markdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "MAX_ROUNDS", 5)
+    options = suite.Options(CPU, quick=True, only="LeNet5 float32 moments_in", out=tmp_path)
+    said: list[str] = []
+    suite.run(options, said.append)
+    written = json.loads((tmp_path / "bench.json").read_text())
+    (row,) = written["rows"]
+    assert (row["op"], row["size"], row["variant"], row["threads"]) == ("tick_", "LeNet5", "moments_in", 1)
+    assert row["gate"][OURS]["error"] <= row["gate"][OURS]["allowed"]
+    assert row["time_us"]["q1"] <= row["time_us"]["median"] <= row["time_us"]["q3"]
+    assert written["environment"]["commit"]
+    assert {"torch", "kernels", "machine", "load_before", "load_after"} <= written["environment"].keys()
+    text = (tmp_path / "bench.md").read_text()
+    assert "## tick_" in text
+    assert "| LeNet5 | float32 | moments_in |" in text
+    assert any(line.startswith("tick_ LeNet5 float32 moments_in") for line in said)
+
+
+def row(size: str, parameters: int, **more: object) -> dict[str, object]:
+    spread = lambda v: {"median": v, "q1": v, "q3": v}
+    return {
+        **{"op": "tick_", "size": size, "dtype": "float32", "variant": "", "cache": "cold", "threads": 1},
+        **{"backend": "cpp", "parameters": parameters, "floor_bytes": 20 * parameters, "gb_per_s": 1.0},
+        **{"time_us": spread(parameters / 1e3), "floor_us": spread(parameters / 2e3), "share_of_floor": spread(0.5)},
+        **{"slower": {}, "times_us": {}, "read_gb_per_s": 1.0, "triad_gb_per_s": 1.0, "copy_gb_per_s": 9.0},
+        **more,
+    }
+
+
+def test_goals_and_plot_come_with_enough_rows(tmp_path: Path) -> None:
+    where = environment.record(CPU) | {"load_after": 0.0}
+    rows = [row("LeNet5", 61_706), row("1Mi", 1 << 20), row("100M", 10**8)]
+    result = {"environment": where, "notes": ["a note"], "rows": rows}
+    names = [path.name for path in report.write(result, tmp_path)]
+    assert names == ["bench.json", "bench.md", "bandwidth.png"]
+    text = (tmp_path / "bench.md").read_text()
+    assert "| tick_, 100M, 1 thread: share of the 5-word floor | ≥ 0.93 | 0.5 | **missed** |" in text
+    assert "- a note" in text
+    assert not report.plot(result | {"rows": rows[:2]}, tmp_path / "none.png")
+
+
+def test_the_command_lists_cases_and_refuses_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert main(["bench", "--list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(registry())
+    for arguments, said in (
+        (["--only", "no such case"], "no case was timed"),
+        (["--threads", "two"], "--threads must be positive whole numbers"),
+        (["--compare", "no-such-commit"], "no such commit"),
+    ):
+        assert main(["bench", *arguments]) == 2
+        assert said in capsys.readouterr().err
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "site-packages/llpf_fast/cli/bench.py"))
+    assert main(["bench"]) == 2
+    error = capsys.readouterr().err
+    assert "part of the repository, not of the installed package" in error
+    assert error.count("\n") == 1
+
+
+def test_cases_too_large_for_the_memory_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.harness import run as runner
+
+    monkeypatch.setattr(runner, "available_bytes", lambda: 1 << 20)
+    said: list[str] = []
+    large = [case for case in registry() if case.size == "1B"]
+    assert list(runner.rows(large, CPU, seconds=0.1, threads=(1,), quick=True, said=said.append)) == []
+    assert "skipped, needs" in said[0]
+
+
+@pytest.mark.slow
+def test_speed_is_of_the_right_order() -> None:
+    """Half of what the goals want, so that a busy machine passes and a lost kernel does not."""
+    from benchmarks.harness.run import rows
+
+    wanted = [case for case in registry() if (case.op, case.size, case.variant) == ("tick_", "LeNet5", "")]
+    wanted += [case for case in registry() if (case.op, case.size, case.variant) == ("sgd_", "ResNet18", THEN_TICK)]
+    found = list(rows(wanted, CPU, seconds=2.0, threads=(1,), quick=True))
+    assert found[0]["slower"]["per-layer eager"]["median"] > 30
+    assert found[-1]["share_of_floor"]["median"] > 0.44
