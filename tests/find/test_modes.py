@@ -32,7 +32,8 @@ def test_origin_and_infinity_scale_every_layer(finder, standstill, tmp_path, mod
         else:
             torch.testing.assert_close(last[name], value * factor**3, rtol=1e-5, atol=1e-8)
     statistics = first.keys() - parameters_of(first).keys()
-    assert statistics and all(torch.equal(last[name], first[name]) for name in statistics)
+    assert statistics
+    assert all(torch.equal(last[name], first[name]) for name in statistics)
 
 
 def test_mean_keeps_the_mean_and_shrinks_what_is_about_it(finder, standstill, tmp_path) -> None:

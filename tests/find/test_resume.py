@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -14,34 +15,76 @@ import pytest
 import torch
 
 from llpf_fast import LLPFError
+from llpf_fast.find import CorrectionSettings, DataFlowSettings, PaceSettings, Stage, StepSettings
 from llpf_fast.path import LowLossPath, RunDirectory
 
 from .conftest import quick
 
-WORKER = """
-import sys, torch
+#: Imports once and forks a process for each line that it reads; a fork may be killed as any process.
+NURSERY = """
+import os, sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from llpf_fast.find import CorrectionSettings, PathFinder
 from tests.find.conftest import network, quick
 saved = torch.load(sys.argv[1])
-module = torch.nn.Sequential(*network(), torch.nn.Dropout(0.2))
-out = Path(sys.argv[2])
-settings = quick(max_ticks=150, arrival_every=1000,
-                 correction=CorrectionSettings(threshold=0.05, min_rounds=5, max_rounds=8, lr=0.05))
-finder = PathFinder(module, saved["a"], saved["b"], settings=settings, train=saved["data"], out=out,
-                    resume=out.exists(), optimizer=eval(sys.argv[3]))
-print("ready", flush=True)
-finder.run()
-print("done", flush=True)
+
+def search(out, optimizer):
+    module = torch.nn.Sequential(*network(), torch.nn.Dropout(0.2))
+    settings = quick(max_ticks=150, arrival_every=1000, pacing=sys.argv[2],
+                     correction=CorrectionSettings(threshold=0.05, min_rounds=5, max_rounds=8, lr=0.05))
+    finder = PathFinder(module, saved["a"], saved["b"], settings=settings, train=saved["data"], out=out,
+                        resume=out.exists(), optimizer=eval(optimizer))
+    print("ready", os.getpid(), flush=True)
+    finder.run()
+
+for line in sys.stdin:
+    out, optimizer = line.strip().split("\\t")
+    process = os.fork()
+    if not process:
+        code = 1
+        try:
+            search(Path(out), optimizer)
+            code = 0
+        finally:
+            os._exit(code)
+    print("ended", os.waitpid(process, 0)[1], flush=True)
 """
 
 
-def start(inputs: Path, out: Path, optimizer: str) -> subprocess.Popen[str]:
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WORKER, str(inputs), str(out), optimizer]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root)
+class Nursery:
+    def __init__(self, inputs: Path, pacing: str) -> None:
+        root = Path(__file__).parents[2]
+        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", NURSERY, str(inputs), pacing]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=root
+        )
+
+    def search(self, out: Path, optimizer: str, kill_after: float | None = None) -> bool:
+        """Whether the search came to its end; killed after so many seconds otherwise."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{out}\t{optimizer}\n")
+        self.process.stdin.flush()
+        word, number = self._answer()
+        assert word == "ready"
+        if kill_after is not None:
+            time.sleep(kill_after)
+            os.kill(int(number), signal.SIGKILL)
+        word, number = self._answer()
+        assert word == "ended"
+        assert int(number) in (0, signal.SIGKILL)
+        return int(number) == 0
+
+    def _answer(self) -> list[str]:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().split()
+
+    def __enter__(self) -> Nursery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -49,35 +92,121 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "planned"),
-    [("None", 3), ("lambda ps: torch.optim.AdamW(ps, lr=0.005)", 1)],
-    ids=["fused-sgd", "adamw"],
+    ("optimizer", "pacing", "planned"),
+    [
+        ("None", "none", 4),
+        ("None", "adaptive", 4),
+        ("lambda ps: torch.optim.AdamW(ps, lr=0.005)", "none", 2),
+    ],
+    ids=["fused-sgd", "adaptive", "adamw"],
 )
-def test_killed_and_resumed_equals_uninterrupted(endpoints, digits, tmp_path, optimizer, planned) -> None:
+def test_killed_and_resumed_equals_uninterrupted(endpoints, digits, tmp_path, optimizer, pacing, planned) -> None:
     inputs = tmp_path / "inputs.pt"
     torch.save({"a": endpoints[0], "b": endpoints[1], "data": digits}, inputs)
-    whole = start(inputs, tmp_path / "whole", optimizer)
-    assert whole.communicate()[0].split() == ["ready", "done"]
+    out, chance = tmp_path / "killed", random.Random(7)
+    with Nursery(inputs, pacing) as nursery:
+        assert nursery.search(tmp_path / "whole", optimizer)
+        for _ in range(planned):
+            assert not nursery.search(out, optimizer, kill_after=chance.uniform(0.02, 0.4)), "make the run longer"
+            RunDirectory.open(out)
+        assert nursery.search(out, optimizer)
+    equal(out, tmp_path / "whole")
 
-    chance = random.Random(7)
-    out, kills = tmp_path / "killed", 0
-    for _ in range(20):
-        process = start(inputs, out, optimizer)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        if kills < planned:
-            time.sleep(chance.uniform(0.02, 0.5))
-            process.send_signal(signal.SIGKILL)
-        process.communicate()
-        if process.returncode == 0:
-            break
-        kills += 1
-        RunDirectory.open(out)
-    assert process.returncode == 0
-    assert kills == planned, "the run was over before it could be killed: make it longer"
-    assert files(out) == files(tmp_path / "whole")
-    a, b = LowLossPath(out), LowLossPath(tmp_path / "whole")
-    assert a.metrics() == b.metrics()
+
+def equal(out: Path, whole: Path) -> None:
+    """The same path bit for bit, the same metrics and the same end."""
+    a, b = RunDirectory.open(out), RunDirectory.open(whole)
+    assert a.index_digest() == b.index_digest()
+    assert files(out) == files(whole)
+    assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    ends = [{k: v for k, v in (run.status or {}).items() if k != "seconds"} for run in (a, b)]
+    assert ends[0] == ends[1]
+
+
+HASTY = {
+    "pacing": "adaptive",
+    "step": StepSettings(relative=0.25),
+    "correction": CorrectionSettings(
+        threshold=0.05, min_rounds=5, max_rounds=12, lr=0.1, momentum=0.5, keep_momentum=True
+    ),
+    "pace": PaceSettings(margin=0.4),
+}
+
+
+def adamw(groups):
+    return torch.optim.AdamW(groups, lr=0.003)
+
+
+@pytest.mark.parametrize(
+    ("changes", "optimizer"),
+    [
+        (HASTY, None),
+        (HASTY, adamw),
+        ({**HASTY, "record_every": 3, "stages": [Stage(0, ["0.*"]), Stage(5, ["3.*"]), Stage(10)]}, None),
+        ({**HASTY, "dialect": "authors", "stages": [Stage(0, ["0.*"]), Stage(None, ["3.*"], 0.6)]}, None),
+        ({**HASTY, "variance": "blend"}, None),
+        ({"variance": "blend"}, None),
+        ({"variance": "two-legs", "shrink_ticks": 9}, None),
+        ({"variance": "two-legs", "shrink_ticks": 9}, adamw),
+        ({**HASTY, "variance": "two-legs", "shrink_ticks": 9}, None),
+        ({"schedule": "data-flow", "data_flow": DataFlowSettings(ticks=3)}, None),
+        ({"schedule": "data-flow", "data_flow": DataFlowSettings(distance=0.9)}, None),
+        ({"mode": "m2o"}, adamw),
+        ({**HASTY, "mode": "m2o"}, adamw),
+        ({"mode": "m2o-o", "correction": CorrectionSettings(threshold=0.05, lr=0.1, lr_rule="std")}, None),
+        ({"mode": "variance-sphere"}, None),
+    ],
+)
+def test_stopped_anywhere_and_resumed_equals_uninterrupted(finder, rescaled, tmp_path, changes, optimizer) -> None:
+    settings = quick(**{"max_ticks": 20, "arrival_every": 1000, **changes})
+    destination = rescaled if settings.mode in ("m2m", "variance-sphere") else None
+    options = {"settings": settings, "destination": destination, "optimizer": optimizer}
+    whole = finder(tmp_path / "whole", **options).run()
+    failed = [r["tick"] for r in LowLossPath(whole.folder).metrics() if r.get("rolled_back")]
+    if settings.pacing == "adaptive":
+        # One checkpoint is written, and one resumed search begins, with a tick that was rolled back.
+        assert failed
+    stops = {6, 9, 15, 19, 20}
+
+    def stop(at) -> None:
+        if at.tick in stops:
+            stops.remove(at.tick)
+            raise KeyboardInterrupt
+
+    out = tmp_path / "stopped"
+    while stops:
+        with pytest.raises(KeyboardInterrupt):
+            finder(out, progress=stop, resume=out.exists(), **options).run()
+        gc.collect()
+    finder(out, resume=True, **options).run()
+    equal(out, whole.folder)
+
+
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(finder, tmp_path) -> None:
+    searching = finder(tmp_path / "run", settings=quick(max_ticks=3))
+    searching._save(time.monotonic())
+    tensors, state = RunDirectory.open(tmp_path / "run").load_checkpoint() or ({}, {})
+    for odd in ({k: v for k, v in state.items() if k != "shares"}, {**state, "window": [0.1]}):
+        searching._run.save_checkpoint(tensors, odd)
+        with pytest.raises(LLPFError, match=r"another version of llpf_fast .*(shares|window)") as caught:
+            finder(tmp_path / "run", settings=quick(max_ticks=3), resume=True)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (None, adamw, "begun with the fused SGD"),
+        (adamw, None, "begun with a torch optimiser"),
+        (adamw, lambda ps: torch.optim.SGD(ps, lr=0.1), "another optimiser"),
+    ],
+)
+def test_resuming_with_another_optimiser_is_refused(finder, tmp_path, before, after, message) -> None:
+    searching = finder(tmp_path / "run", settings=quick(max_ticks=3), optimizer=before)
+    searching._save(time.monotonic())
+    del searching
+    with pytest.raises(LLPFError, match=message):
+        finder(tmp_path / "run", settings=quick(max_ticks=3), optimizer=after, resume=True)
 
 
 def test_resume_refuses_other_settings_or_endpoints(finder, endpoints, tmp_path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from llpf_fast import LLPFError
@@ -14,7 +16,7 @@ from .conftest import Convolutional, changed, parameters_of, quick
 def moved(path: LowLossPath) -> list[set[str]]:
     """Layers that each tick moved, by the number that their names begin with."""
     states = [parameters_of(state) for state in path]
-    return [{n.split(".")[0] for n in changed(a, b)} for a, b in zip(states, states[1:], strict=False)]
+    return [{n.split(".")[0] for n in changed(a, b)} for a, b in pairwise(states)]
 
 
 def ticked(finder, folder, **changes) -> list[set[str]]:
