@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ def wanted(problem: Problem, run: Callable[[], object], got: Callable[[], list[T
     d = options.get("d", problem.d)
     maps = problem.maps64(before, d, options.get("destination", 0))
     run()
-    error = problem.error(got(), before, d, maps, (0, 1, 2))
+    error = problem.error(got(), before, d, maps, (0, 1, 2), options.get("least", SPREAD / 1024))
     if waypoint := options.get("waypoint"):
         error = max(error, problem.error(waypoint(), before, None, maps, (3, 4)))
     if options.get("flat") and not problem.untouched(problem.p, before):
@@ -84,6 +84,12 @@ def narrow_against_wide(size: str, device: torch.device, pool: int) -> Contender
     return ours(Problem(size, torch.float32, torch.float32, device, pool), "")
 
 
+def baseline(problem: Problem, calls: Sequence[Callable[[], object]], got: Callable[[], list[Tensor]]) -> Contender:
+    """A program of another kind, held against the same reference."""
+    error = lambda: wanted(problem, calls[0], got, least=SPREAD)
+    return Contender(calls, error, ALLOWED_OF_BASELINES[problem.p.dtype])
+
+
 def baseline_per_layer(problem: Problem, device: torch.device) -> Contender:
     states = []
     for values in problem.pool:
@@ -93,7 +99,7 @@ def baseline_per_layer(problem: Problem, device: torch.device) -> Contender:
     variance = {row.name: SPREAD**2 for row in problem.table.rows}
     calls = [partial(per_layer.tick_, p, d, variance, *STEP) for p, d in states]
     got = lambda: list(states[0][0].values())
-    return Contender(calls, lambda: wanted(problem, calls[0], got), ALLOWED_OF_BASELINES[problem.p.dtype])
+    return baseline(problem, calls, got)
 
 
 def baseline_foreach(problem: Problem, device: torch.device) -> Contender:
@@ -101,7 +107,7 @@ def baseline_foreach(problem: Problem, device: torch.device) -> Contender:
     variance = [SPREAD**2] * len(problem.table)
     calls = [partial(foreach.tick_, p, d, variance, *STEP) for p, d in states]
     got = lambda: states[0][0]
-    return Contender(calls, lambda: wanted(problem, calls[0], got), ALLOWED_OF_BASELINES[problem.p.dtype])
+    return baseline(problem, calls, got)
 
 
 def baseline_compiled(problem: Problem, device: torch.device) -> Contender:
@@ -112,7 +118,7 @@ def baseline_compiled(problem: Problem, device: torch.device) -> Contender:
     shape = (count, -1)
     calls = [partial(tick_, values.p.view(shape), values.d.view(shape), variance, step) for values in problem.pool]
     got = partial(segments, problem, problem.p)
-    return Contender(calls, lambda: wanted(problem, calls[0], got), ALLOWED_OF_BASELINES[problem.p.dtype])
+    return baseline(problem, calls, got)
 
 
 def baseline_authors(problem: Problem, device: torch.device) -> Contender:
@@ -124,7 +130,7 @@ def baseline_authors(problem: Problem, device: torch.device) -> Contender:
         partial(authors.tick_, model, goal, variance, *STEP, to) for model, goal in zip(models, goals, strict=True)
     ]
     got = lambda: list(models[0].state_dict().values())
-    return Contender(calls, lambda: wanted(problem, calls[0], got), ALLOWED_OF_BASELINES[problem.p.dtype])
+    return baseline(problem, calls, got)
 
 
 BASELINES = {

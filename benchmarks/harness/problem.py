@@ -20,8 +20,9 @@ RULE: dict[str, Any] = {"epsilon": 0.0, "combine_sum": True, "clamp": True, "pro
 #: Largest accepted error of one stored value, relative to |a p| + |b d| + |c|: the roundings of the arithmetic (five of
 #: float32 or float64), the last one of the storage.
 ALLOWED = {torch.float64: 2.0**-44, torch.float32: 2.0**-21, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
-#: The same for programs that go other ways round (variances by torch's own float32 sums): a thousand roundings.
-ALLOWED_OF_BASELINES = {torch.float64: 2.0**-40, torch.float32: 2.0**-13}
+#: The same for programs that go other ways round, relative to at least SPREAD. torch's float32 norm alone was measured
+#: to be off by 4e-5 on 2.4 million values, 1e-4 on 4.2 million.
+ALLOWED_OF_BASELINES = {torch.float64: 2.0**-40, torch.float32: 2.0**-12}
 #: The same for moments, float64 sums in another order, relative to the size of what is summed.
 ALLOWED_OF_MOMENTS = 1e-12
 SPREAD = 0.05
@@ -131,7 +132,15 @@ class Problem:
         arguments = (self.moments64(p, d), self.table.segments, self.target, self.step, None, None)
         return coefficients_eager(*arguments, destination=destination, **RULE)
 
-    def error(self, got: list[Tensor], p: Tensor, d: Tensor | None, maps: Tensor, columns: tuple[int, ...]) -> float:
+    def error(
+        self,
+        got: list[Tensor],
+        p: Tensor,
+        d: Tensor | None,
+        maps: Tensor,
+        columns: tuple[int, ...],
+        least: float = SPREAD / 1024,
+    ) -> float:
         """Largest |got - (a p + b d + c)| of any element, relative to |a p| + |b d| + |c|; NaN where one is NaN.
 
         Args:
@@ -139,6 +148,7 @@ class Problem:
             p, d: flat values before the call.
             maps: ``[S, 5]``.
             columns: which columns are a, b, c (a waypoint's are a0 and c0, without b).
+            least: what errors of values near 0 are relative to: c is exact to a rounding of the mean only.
         """
         worst = torch.zeros((), dtype=torch.float64, device=self.device)
         for s, part in enumerate(self.slices()):
@@ -149,8 +159,7 @@ class Problem:
                 bd = d[part].double() * maps[s, columns[1]]
                 size += bd.abs()
                 want += bd
-            # c is exact to a rounding of the mean, which may be much larger than a value near 0.
-            worst = torch.maximum(worst, ((got[s].double() - want).abs() / size.clamp(min=SPREAD / 1024)).max())
+            worst = torch.maximum(worst, ((got[s].double() - want).abs() / size.clamp(min=least)).max())
         return float(worst)
 
     def untouched(self, got: Tensor, before: Tensor) -> bool:
