@@ -268,7 +268,7 @@ class PathFinder:
             rounds += corrected.rounds
             passed = corrected.finite and self._is_low()
             if passed or not corrected.finite or rounds >= most:
-                return replace(corrected, rounds=rounds), passed
+                return replace(corrected, rounds=rounds), passed and self._chord_is_low()
 
     def _correct(self, go_on: bool = False) -> Corrected:
         at = self._standing
@@ -290,13 +290,27 @@ class PathFinder:
         return ""
 
     def _is_low(self) -> bool:
-        """Whether the projected point, and with ``pace.chord`` the middle of the way to it, pass the screening set."""
-        here, buffers, pace = self.flat.data.clone(), self.flat.buffers(), self.settings.pace
+        """Whether the projected point passes the screening set."""
+        here = self._as_recorded()
+        limit = self.settings.threshold * self.settings.pace.margin
+        return self._screen.loss(here, self.flat.buffers()) <= limit
+
+    def _chord_is_low(self) -> bool:
+        """With ``pace.chord``: whether the middle of the way to the new point passes too, half the margin wider.
+
+        Training on would not lower it; only shorter steps do.
+        """
+        if not self.settings.pace.chord:
+            return True
+        here = self._as_recorded()
+        limit = self.settings.threshold * (1 + self.settings.pace.margin) / 2
+        return self._screen.loss(torch.lerp(self._waypoint, here, 0.5), self.flat.buffers()) <= limit
+
+    def _as_recorded(self) -> Tensor:
+        """The point as the next tick would record it: blending spheres follow the way that it has come."""
+        here = self.flat.data.clone()
         self._legs.project_as_recorded(self._standing, here, self._shares(self._legs.distances(here)))
-        limit = self.settings.threshold * pace.margin
-        if self._screen.loss(here, buffers) > limit:
-            return False
-        return not pace.chord or self._screen.loss(torch.lerp(self._waypoint, here, 0.5), buffers) <= limit
+        return here
 
     def _rest_is_low(self) -> bool:
         """Whether the straight way from the projected current point to its end stays below the threshold."""

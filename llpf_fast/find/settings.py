@@ -111,7 +111,7 @@ class PaceSettings:
     smallest: float = 0.01
     #: Share of the threshold that a new waypoint may reach on the screening set.
     margin: float = 0.8
-    #: Judge the middle of the way to it too: one more evaluation a tick, for steps so long that they cut corners.
+    #: Judge the middle of the way to it too, half the margin wider: one more evaluation a tick, for long steps.
     chord: bool = False
 
 
