@@ -1,0 +1,126 @@
+"""The README's table of what is supported, from the code itself.
+
+python docs/supported.py          # prints the block
+python docs/supported.py --write  # puts it into README.md
+"""
+
+from __future__ import annotations
+
+import sys
+import typing
+from pathlib import Path
+
+from llpf_fast.correct.augment import augmentation
+from llpf_fast.data import dataset_names
+from llpf_fast.find import (
+    CorrectionSettings,
+    LayerSettings,
+    Settings,
+    can_arrive,
+    leads_to_model,
+    resolve,
+)
+from llpf_fast.models import model_names
+from llpf_fast.path.pairing import PAIRINGS
+from llpf_fast.recipes import recipe_names
+from llpf_fast.tick import Rule
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN = "<!-- supported:begin: written by docs/supported.py, held against the code by a test -->"
+END = "<!-- supported:end -->"
+
+#: One sentence a choice; a choice without one, or one that the code does not know, fails the test.
+_MODES = {
+    "m2m": "to another model, on the variance spheres of the start",
+    "m2o": "toward the origin",
+    "m2o-o": "toward the origin without normalization layers",
+    "infinity": "away from the origin",
+    "mean": "toward each tensor's own mean",
+    "variance-sphere": "onto variance spheres about the mean, given by a model or by numbers",
+    "norm-sphere": "onto L2 spheres about the origin, given by a model or by numbers",
+}
+_SWITCHES = ("combine_sum", "clamp", "epsilon", "rescale_normalization", "rescale_skipped", "lr_weights_only")
+
+
+def choices(kind: type, name: str) -> list[str]:
+    """What a setting may be, from its annotation."""
+    hint = typing.get_type_hints(kind)[name]
+    out: list[str] = []
+    for part in typing.get_args(hint) or (hint,):
+        out += [str(c) for c in typing.get_args(part)] if typing.get_args(part) else [str(part)]
+    return [c for c in out if "NoneType" not in c]
+
+
+def block() -> str:
+    """The block between the two markers, without them."""
+    modes = choices(Settings, "mode")
+    if set(modes) != set(_MODES):
+        raise SystemExit(f"docs/supported.py describes {sorted(_MODES)}, the code knows {sorted(modes)}")
+    lines = ["| `mode` | goes | ends | norm layers: paper / authors | learning rate |", "|---|---|---|---|---|"]
+    for mode in modes:
+        rules = [resolve(Settings(mode=mode, dialect=d)) for d in ("paper", "authors")]  # type: ignore[arg-type]
+        settings = Settings(mode=mode)  # type: ignore[arg-type]
+        end = "at that model, bit for bit" if leads_to_model(settings) else "on the spheres"
+        if not can_arrive(settings):
+            end = "after `max_ticks`, or stuck"
+        norms = " / ".join(_norms(rule) for rule in rules)
+        lr = {"none": "constant", "var": "times the variance ratio", "std": "times its root"}[rules[0].lr_rule]
+        lines.append(f"| `{mode}` | {_MODES[mode]} | {end} | {norms} | {lr} |")
+    paper, authors = (resolve(Settings(dialect=d)) for d in ("paper", "authors"))  # type: ignore[arg-type]
+    differ = ", ".join(f"`{s}` {getattr(paper, s)} / {getattr(authors, s)}" for s in _SWITCHES)
+    lines += [
+        "",
+        "| setting | choices |",
+        "|---|---|",
+        f"| `dialect` | {_list(choices(Settings, 'dialect'))}; they differ in: {differ}; each switch can be set alone |",
+        f"| `layers.normalization` | {_list(choices(LayerSettings, 'normalization'))}; by module type (torch, timm, "
+        f"your own through `is_norm`); by name: `layers.keep`, `compensate`, `compensate_twice` |",
+        f"| `layers.attention` | {_list(choices(LayerSettings, 'attention'))}; fused qkv cut by rows, or separate |",
+        f"| `variance` (m2m) | {_list(choices(Settings, 'variance'))} |",
+        f"| `schedule` | {_list(choices(Settings, 'schedule'))}; stages by tick or by arrival, layers by glob or `re:` |",
+        f"| `correction.lr_rule` | {_list(choices(CorrectionSettings, 'lr_rule'))} |",
+        f"| `pacing` | {_list(choices(Settings, 'pacing'))} |",
+        f"| `augmentation` | {_list(choices(Settings, 'augmentation'))} |",
+        f"| `--pairing` of folders | {_list(PAIRINGS)} |",
+        f"| models | {_list(model_names())}, or `file.py:factory` |",
+        f"| data | {_list(dataset_names())}, or `file.py:function` |",
+        f"| recipes | {_list(_with_twins())}, each with a `-quick` twin |",
+    ]
+    for name in choices(Settings, "augmentation"):
+        augmentation(name)
+    return "\n".join(lines)
+
+
+def _with_twins() -> list[str]:
+    quick = "-quick"
+    names = recipe_names()
+    long = [name for name in names if not name.endswith(quick)]
+    alone = [name for name in long if name + quick not in names]
+    if alone:
+        raise SystemExit(f"recipes without a quick twin: {', '.join(alone)}")
+    return long
+
+
+def _norms(rule: Rule) -> str:
+    if rule.normalization is rule.layer_norm:
+        return rule.normalization.value
+    return f"{rule.normalization.value}, LayerNorm {rule.layer_norm.value}s"
+
+
+def _list(values: typing.Iterable[str]) -> str:
+    return ", ".join(f"`{v}`" for v in values)
+
+
+def in_readme() -> str:
+    """What README.md holds now."""
+    text = README.read_text(encoding="utf-8")
+    return text.partition(BEGIN)[2].partition(END)[0].strip()
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv:
+        text = README.read_text(encoding="utf-8")
+        head, _, rest = text.partition(BEGIN)
+        README.write_text(f"{head}{BEGIN}\n{block()}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    else:
+        print(block())

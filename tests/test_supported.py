@@ -1,0 +1,30 @@
+"""The README's table of what is supported is the code's own."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def supported() -> ModuleType:
+    file = Path(__file__).parents[1] / "docs" / "supported.py"
+    spec = importlib.util.spec_from_file_location("supported", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_holds_what_the_code_supports(supported: ModuleType) -> None:
+    assert supported.in_readme() == supported.block(), "run: python docs/supported.py --write"
+
+
+def test_a_mode_without_a_description_is_noticed(supported: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(supported._MODES, "mean")
+    with pytest.raises(SystemExit, match="describes"):
+        supported.block()
