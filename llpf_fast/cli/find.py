@@ -189,8 +189,8 @@ def ending(result: FindResult, endless: bool) -> tuple[str, bool]:
     if result.arrived:
         return "arrived", True
     if result.ended == "stuck":
-        return "got stuck", False
-    return ("went all the way", True) if endless else ("did not arrive", False)
+        return ("went as far as the smallest step could", True) if endless else ("got stuck", False)
+    return ("did all its ticks", True) if endless else ("did not arrive", False)
 
 
 def summary(result: FindResult, endless: bool = False) -> str:

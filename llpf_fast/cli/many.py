@@ -125,7 +125,7 @@ def _finished(search: Search, folder: Path, pair: Pair, digests: dict[Path, str]
     status = run.status
     if status is None:
         return None
-    good = bool(status.get("arrived")) or (search.endless and status.get("ended") != "stuck")
+    good = bool(status.get("arrived")) or search.endless
     return Row(
         folder.name,
         "complete already" if good else "complete already, did not arrive",

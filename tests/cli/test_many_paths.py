@@ -165,7 +165,7 @@ def test_modes_without_a_destination(llpf, models, tmp_path):
     assert found.status == 0, found.err
     names = ["1--m2o", "2--m2o", "3--m2o"]
     assert sorted(folder.name for folder in out.iterdir()) == names
-    assert "went all the way" in row(found.out, "3--m2o")
+    assert "did all its ticks" in row(found.out, "3--m2o")
     settings = RunDirectory.open(out / "1--m2o").run["settings"]
     assert (settings["mode"], settings["dialect"]) == ("m2o", "authors")
     assert llpf("verify", out / "1--m2o", "--quiet").status == 0
@@ -174,7 +174,7 @@ def test_modes_without_a_destination(llpf, models, tmp_path):
     assert all("complete already" in row(again.out, name) for name in names)
     single = llpf(*RECIPE, models / "1.model.pt", "--mode", "m2o-o", "--out", tmp_path / "run", *SHORT)
     assert single.status == 0
-    assert "went all the way after 8 ticks" in single.out
+    assert "did all its ticks after 8 ticks" in single.out
 
 
 def test_a_model_that_gives_the_spheres(llpf, models, tmp_path):
