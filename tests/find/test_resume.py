@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,22 +30,25 @@ from llpf_fast.find import CorrectionSettings, PathFinder
 from tests.find.conftest import network, quick
 saved = torch.load(sys.argv[1])
 
-def search(out, optimizer):
+# Its first use imports torch._dynamo, seconds that every fork would spend anew.
+torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).step()
+
+def search(out, optimizer, pacing, told):
     module = torch.nn.Sequential(*network(), torch.nn.Dropout(0.2))
-    settings = quick(max_ticks=150, arrival_every=1000, pacing=sys.argv[2],
+    settings = quick(max_ticks=80, arrival_every=1000, pacing=pacing,
                      correction=CorrectionSettings(threshold=0.05, min_rounds=5, max_rounds=8, lr=0.05))
     finder = PathFinder(module, saved["a"], saved["b"], settings=settings, train=saved["data"], out=out,
                         resume=out.exists(), optimizer=eval(optimizer))
-    print("ready", os.getpid(), flush=True)
+    finder._progress = lambda at: print("at", os.getpid(), flush=True) if at.tick == int(told) else None
     finder.run()
 
 for line in sys.stdin:
-    out, optimizer = line.strip().split("\\t")
+    out, *options = line.strip().split("\\t")
     process = os.fork()
     if not process:
         code = 1
         try:
-            search(Path(out), optimizer)
+            search(Path(out), *options)
             code = 0
         finally:
             os._exit(code)
@@ -53,38 +57,39 @@ for line in sys.stdin:
 
 
 class Nursery:
-    def __init__(self, inputs: Path, pacing: str) -> None:
+    def __init__(self, inputs: Path) -> None:
         root = Path(__file__).parents[2]
         environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", NURSERY, str(inputs), pacing]
+        command = [sys.executable, "-c", NURSERY, str(inputs)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=root
         )
 
-    def search(self, out: Path, optimizer: str, kill_after: float | None = None) -> bool:
-        """Whether the search came to its end; killed after so many seconds otherwise."""
+    def search(self, out: Path, *options: str, kill: tuple[int, float] | None = None) -> None:
+        """Search to the end, or kill the process so many seconds after it reported a tick."""
+        tick, seconds = kill or (0, 0.0)
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{out}\t{optimizer}\n")
+        self.process.stdin.write("\t".join((str(out), *options, str(tick))) + "\n")
         self.process.stdin.flush()
-        word, number = self._answer()
-        assert word == "ready"
-        if kill_after is not None:
-            time.sleep(kill_after)
+        if kill:
+            word, number = self._answer()
+            assert word == "at"
+            time.sleep(seconds)
             os.kill(int(number), signal.SIGKILL)
-        word, number = self._answer()
-        assert word == "ended"
-        assert int(number) in (0, signal.SIGKILL)
-        return int(number) == 0
+        assert self._answer() == ["ended", str(signal.SIGKILL.value if kill else 0)]
 
     def _answer(self) -> list[str]:
         assert self.process.stdout is not None
         return self.process.stdout.readline().split()
 
-    def __enter__(self) -> Nursery:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()
+@pytest.fixture(scope="module")
+def nursery(endpoints, digits, tmp_path_factory) -> Iterator[Nursery]:
+    inputs = tmp_path_factory.mktemp("nursery") / "inputs.pt"
+    torch.save({"a": endpoints[0], "b": endpoints[1], "data": digits}, inputs)
+    nursery = Nursery(inputs)
+    yield nursery
+    nursery.process.communicate()
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -100,16 +105,13 @@ def files(out: Path) -> dict[str, bytes]:
     ],
     ids=["fused-sgd", "adaptive", "adamw"],
 )
-def test_killed_and_resumed_equals_uninterrupted(endpoints, digits, tmp_path, optimizer, pacing, planned) -> None:
-    inputs = tmp_path / "inputs.pt"
-    torch.save({"a": endpoints[0], "b": endpoints[1], "data": digits}, inputs)
+def test_killed_and_resumed_equals_uninterrupted(nursery, tmp_path, optimizer, pacing, planned) -> None:
     out, chance = tmp_path / "killed", random.Random(7)
-    with Nursery(inputs, pacing) as nursery:
-        assert nursery.search(tmp_path / "whole", optimizer)
-        for _ in range(planned):
-            assert not nursery.search(out, optimizer, kill_after=chance.uniform(0.02, 0.4)), "make the run longer"
-            RunDirectory.open(out)
-        assert nursery.search(out, optimizer)
+    nursery.search(tmp_path / "whole", optimizer, pacing)
+    for i in range(planned):
+        nursery.search(out, optimizer, pacing, kill=(9 + 14 * i, chance.uniform(0.0, 0.05)))
+        RunDirectory.open(out)
+    nursery.search(out, optimizer, pacing)
     equal(out, tmp_path / "whole")
 
 
@@ -166,7 +168,7 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(finder, rescaled, tmp
     if settings.pacing == "adaptive":
         # One checkpoint is written, and one resumed search begins, with a tick that was rolled back.
         assert failed
-    stops = {6, 9, 15, 19, 20}
+    stops = {7, 14, 20}
 
     def stop(at) -> None:
         if at.tick in stops:
