@@ -197,7 +197,7 @@ class PathFinder:
             if not run.waypoints():
                 run.add_waypoint(0, self._start)
             return
-        self._standing = standing
+        self._standing, self._moments = standing, None
         self._schedule.phase, self._schedule.since = standing.phase, standing.since
         self._pace.scale = standing.pace
         self._legs.current(standing).mover.set_pace(standing.pace)
@@ -232,7 +232,14 @@ class PathFinder:
         self.flat.ensure()
         if adaptive:
             self._rollback.keep()
-        route.tick(self.flat.data, project_first=project_first, waypoint=self._waypoint if record or adaptive else None)
+        moments = self._moments if route is self._legs.main else None
+        route.tick(
+            self.flat.data,
+            project_first=project_first,
+            waypoint=self._waypoint if record or adaptive else None,
+            moments=moments,
+        )
+        self._moments = None
         if record:
             self._record(self._waypoint)
         scale = route.lr_scale(self.flat.data)
@@ -363,7 +370,8 @@ class PathFinder:
     def _measure(self) -> None:
         """Distances and variances of the point that the buffer holds; spheres that follow them."""
         at, route = self._standing, self._legs.main
-        moments = route.moments(self.flat.data)
+        # The coming tick begins at this very point: its reduction pass is this one.
+        self._moments = moments = route.moments(self.flat.data)
         distances, variances = self._legs.distances(self.flat.data, moments), route.spread.variance(moments)
         shares = self._shares(distances)
         self._legs.follow(at, shares)

@@ -55,19 +55,30 @@ class Mover:
         self._stay = torch.zeros(2, dtype=torch.float64, device=table.device)
         self._whole = torch.tensor([0.0, 1.0], dtype=torch.float64, device=table.device)
         self._scratch = table.scratch()
+        self._masked = _masked(table)
 
     def set_flags(self, flags: Sequence[SegmentFlag]) -> None:
         """Change which segments move; lengths and groups stay."""
         self.table = self.table.with_flags(flags)
+        self._masked = _masked(self.table)
 
     def set_pace(self, scale: float) -> None:
         """Both lengths of the step times ``scale``; a share of more than the whole distance makes no sense."""
         fixed, relative = self._lengths
         self.step.copy_(torch.tensor([fixed * scale, min(relative * scale, 1.0)], dtype=torch.float64))
 
-    def tick(self, p: Tensor, *, project_first: bool, waypoint: Tensor | None = None) -> None:
-        """Project (where ``project_first``), move, project: p ``[N]`` in place; ``waypoint`` receives P."""
-        self._tick(p, self.step, project_first, waypoint)
+    def tick(
+        self, p: Tensor, *, project_first: bool, waypoint: Tensor | None = None, moments: Tensor | None = None
+    ) -> None:
+        """Project (where ``project_first``), move, project: p ``[N]`` in place; ``waypoint`` receives P.
+
+        ``moments`` are those of p as it is, float64 ``[S, 5]``, where the caller has them: the tick then reads p and
+        the destination once instead of twice.
+        """
+        if moments is not None:
+            # Groups are summed over all of their members: what is masked must not count.
+            moments = moments.masked_fill(self._masked, 0.0)
+        self._tick(p, self.step, project_first, waypoint, moments)
 
     def project(self, p: Tensor) -> None:
         """Put p back on its spheres without a move."""
@@ -77,7 +88,9 @@ class Mover:
         """The whole rest of the way in one step, p ``[N]`` in place."""
         self._tick(p, self._whole, False, None)
 
-    def _tick(self, p: Tensor, step: Tensor, project_first: bool, waypoint: Tensor | None) -> None:
+    def _tick(
+        self, p: Tensor, step: Tensor, project_first: bool, waypoint: Tensor | None, moments: Tensor | None = None
+    ) -> None:
         torch.ops.llpf_fast.tick_.default(
             p,
             self.destination,
@@ -87,7 +100,7 @@ class Mover:
             step,
             None,
             self.radius,
-            None,
+            moments,
             waypoint,
             self._scratch,
             **self._rule,
@@ -97,3 +110,8 @@ class Mover:
     def moments(self, p: Tensor) -> Tensor:
         """float64 ``[S, 5]`` of p ``[N]`` toward the destination; 0 where MASKED."""
         return ops.moments(p, self.destination, self.table.segments, self.table.chunks, self._scratch)
+
+
+def _masked(table: SegmentTable) -> Tensor:
+    """bool ``[S, 1]`` on the table's device."""
+    return (table.segments[:, 4:] & int(SegmentFlag.MASKED)) != 0

@@ -146,7 +146,9 @@ class Route:
         """Go on with other target variances, float64 ``[S]``."""
         self.mover.target_variance.copy_(variance)
 
-    def tick(self, p: Tensor, *, project_first: bool, waypoint: Tensor | None = None) -> None:
+    def tick(
+        self, p: Tensor, *, project_first: bool, waypoint: Tensor | None = None, moments: Tensor | None = None
+    ) -> None:
         """One tick on p ``[N]``, in place; see :meth:`Mover.tick`."""
         if self._coming is not None:
             if project_first:
@@ -155,11 +157,11 @@ class Route:
                 self.mover.project(p)
                 if waypoint is not None:
                     waypoint.copy_(p)
-                project_first, waypoint = False, None
+                project_first, waypoint, moments = False, None, None
             self.mover.set_flags(self._coming)
             self._coming = None
         self._entered = True
-        self.mover.tick(p, project_first=project_first, waypoint=waypoint)
+        self.mover.tick(p, project_first=project_first, waypoint=waypoint, moments=moments)
 
     def project(self, p: Tensor) -> None:
         """Put p ``[N]`` back on its spheres, in place."""
