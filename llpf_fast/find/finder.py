@@ -111,6 +111,7 @@ class PathFinder:
             settings, self.flat, self._legs.main.may_move(), lambda: module(batches[0][0][:2])
         )
         self._waypoint = torch.zeros_like(self.flat.data)
+        self._moments: Tensor | None = None
         self._pace = Pace(settings.pace, settings.correction.min_rounds)
         self._rollback = Rollback(self.flat, self._correction, self._optimizer)
         self._standing = Standing(leg=self._legs.first)
