@@ -56,7 +56,9 @@ def _report(before: StateDict, after: StateDict, goal: StateDict, to: TextIO) ->
 
 
 @torch.no_grad()
-def tick_(model: Model, goal: StateDict, variance: dict[str, float], fixed: float, relative: float, to: TextIO) -> None:
+def tick_(
+    model: nn.Module, goal: StateDict, variance: dict[str, float], fixed: float, relative: float, to: TextIO
+) -> None:
     """Project, move toward ``goal``, project: the model's parameters are loaded anew each time."""
     before = copy.deepcopy(model.state_dict())
     model.load_state_dict(_rescaled(model.state_dict(), variance))

@@ -114,7 +114,7 @@ def baseline_compiled(problem: Problem, device: torch.device) -> Contender:
     count = len(problem.table)
     variance = torch.full((count, 1), SPREAD**2, device=device)
     step = torch.tensor(STEP, device=device)
-    tick_ = compiled.compiled_tick_()
+    tick_ = compiled.tick_()
     shape = (count, -1)
     calls = [partial(tick_, values.p.view(shape), values.d.view(shape), variance, step) for values in problem.pool]
     got = partial(segments, problem, problem.p)

@@ -102,15 +102,24 @@ class Case:
         return " ".join(part for part in (self.op, self.size, self.dtype, self.variant) if part)
 
 
-def check(prepared: Prepared, name: str) -> dict[str, dict[str, float]]:
+def check(prepared: Prepared, name: str, said: Callable[[str], None] | None = None) -> dict[str, dict[str, float]]:
     """Every contender's error and what is allowed of it.
+
+    With ``said`` a baseline that cannot run at all (a compiler's bug) is taken out, and said to be.
 
     Raises:
         WrongResultError: one is wrong (or not a number).
     """
     found: dict[str, dict[str, float]] = {}
-    for who, contender in prepared.contenders.items():
-        error = contender.error()
+    for who, contender in list(prepared.contenders.items()):
+        try:
+            error = contender.error()
+        except Exception as failure:
+            if said is None or who in prepared.time_of:
+                raise
+            del prepared.contenders[who]
+            said(f"{name}: {who} does not run here: {type(failure).__name__}: {failure}".splitlines()[0])
+            continue
         if not error <= contender.allowed:
             raise WrongResultError(
                 f"{name}: {who} is wrong: error {error:.3g}, allowed {contender.allowed:.3g}; nothing is timed"

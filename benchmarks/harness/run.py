@@ -55,7 +55,7 @@ def rows(
                     with use_backend(backend):
                         for cache in case.caches:
                             pool = pool_members(case.member_bytes) if cache == "cold" and device.type == "cpu" else 1
-                            yield _row(case, device, pool, seconds, quick) | {
+                            yield _row(case, device, pool, seconds, quick, said) | {
                                 "backend": backend,
                                 "cache": cache,
                                 "threads": number,
@@ -64,11 +64,11 @@ def rows(
         torch.set_num_threads(before)
 
 
-def _row(case: Case, device: torch.device, pool: int, seconds: float, quick: bool) -> Row:
+def _row(case: Case, device: torch.device, pool: int, seconds: float, quick: bool, said: Callable[[str], None]) -> Row:
     prepared = case.prepare(device, pool)
     if quick:
         prepared.contenders = {name: it for name, it in prepared.contenders.items() if name not in SLOW}
-    checked = check(prepared, case.name)
+    checked = check(prepared, case.name, said)
     gc.collect()
     times = _times(prepared, device, pool > 1 or "warm" not in case.caches, seconds)
     return {

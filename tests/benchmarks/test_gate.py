@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks import suite
 from benchmarks.cases import affine, coefficients, correction, loss_gate, moments, sgd, tick
 from benchmarks.harness import run as runner
-from benchmarks.harness.case import OURS, Prepared, WrongResultError, check
+from benchmarks.harness.case import OURS, Contender, Prepared, WrongResultError, check
 from benchmarks.harness.problem import ALLOWED, RULE, Problem
 from benchmarks.harness.sizes import TABLES
 from llpf_fast.cli.main import main
@@ -126,7 +126,8 @@ def test_baselines_of_a_tick_are_right(name: str) -> None:
 def test_the_compiled_baseline_is_right_before_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.baselines import compiled
 
-    monkeypatch.setattr(compiled, "compiled_tick_", lambda: compiled.flat_tick_)
+    plain = compiled.tick_(lambda function, dynamic: function)
+    monkeypatch.setattr(compiled, "tick_", lambda: plain)
     monkeypatch.setitem(TABLES, "even", lambda: [64] * 5)
     check(tick.prepare("even", "float32", "", ("torch.compile, flat",), CPU, 2), "tick_")
 
@@ -142,6 +143,20 @@ def test_a_wrong_baseline_stops_the_case(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(per_layer, "project_", lambda p, variance: None)
     with pytest.raises(WrongResultError, match="per-layer eager is wrong"):
         check(tick.prepare("tiny", "float32", "", ("per-layer eager",), CPU, 1), "tick_")
+
+
+def test_a_baseline_that_does_not_run_is_left_out_and_named() -> None:
+    def fails() -> float:
+        raise KeyError("buf3")
+
+    prepared, said = _TICK(CPU, 1), []
+    prepared.contenders["broken"] = Contender([], fails, 0.0)
+    assert list(check(prepared, "tick_", said.append)) == [OURS]
+    assert list(prepared.contenders) == [OURS]
+    assert said == ["tick_: broken does not run here: KeyError: 'buf3'"]
+    prepared.contenders[OURS] = Contender([], fails, 0.0)
+    with pytest.raises(KeyError):
+        check(prepared, "tick_", said.append)
 
 
 def test_the_reference_is_the_eager_specification_in_float64() -> None:
