@@ -48,13 +48,13 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 def prepare(prepare: str, threads: int, cache: str) -> list[tuple[int, Sequence[Callable[[], object]]]]:
     import torch
 
-    from benchmarks.cases import registry
+    from benchmarks.cases import of
     from benchmarks.harness.case import check
     from benchmarks.harness.environment import pool_members
 
     _now.clear()
     torch.set_num_threads(threads)
-    case = next(case for case in registry() if case.name == prepare and threads in case.threads)
+    case = next(case for case in of(prepare.split()[0]) if case.name == prepare and threads in case.threads)
     prepared = case.prepare(torch.device("cpu"), pool_members(case.member_bytes) if cache == "cold" else 1)
     prepared.contenders = {name: prepared.contenders[name] for name in prepared.time_of}
     check(prepared, case.name)

@@ -20,9 +20,10 @@ MIN_ROUNDS, MAX_ROUNDS = 5, 40
 
 @dataclass
 class Times:
-    """Seconds a call, one sample a round."""
+    """Seconds a call, one sample a round; ``processor``: of all threads, spent computing, over wall time."""
 
     samples: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
@@ -62,12 +63,16 @@ def measure(contenders: Mapping[str, Calls], seconds: float, *, rounds: int | No
     """
     turn = count()
 
-    def sample(calls: Calls, number: int) -> float:
+    def sample(calls: Calls, number: int, times: Times | None = None) -> float:
         members = [calls[next(turn) % len(calls)] for _ in range(number)]
-        started = time.perf_counter()
+        computed, started = time.process_time(), time.perf_counter()
         for call in members:
             call()
-        return (time.perf_counter() - started) / number
+        elapsed = time.perf_counter() - started
+        if times is not None:
+            times.samples.append(elapsed / number)
+            times.processor.append((time.process_time() - computed) / elapsed)
+        return elapsed / number
 
     with _undisturbed():
         numbers, seconds_a_round = {}, 0.0
@@ -83,7 +88,7 @@ def measure(contenders: Mapping[str, Calls], seconds: float, *, rounds: int | No
         times = {name: Times() for name in contenders}
         for _ in range(rounds):
             for name, calls in contenders.items():
-                times[name].samples.append(sample(calls, numbers[name]))
+                sample(calls, numbers[name], times[name])
     return times
 
 

@@ -11,6 +11,9 @@ from ..goals import goals
 from .case import Row
 
 Result = dict[str, Any]
+#: A row is marked where its thread had less than this share of a processor (several threads: of three quarters of their
+#: number, since they also wait for one another).
+UNDISTURBED = 0.9
 
 
 def markdown(result: Result) -> str:
@@ -49,6 +52,9 @@ def goal_table(rows: list[Row]) -> list[str]:
 
 def _tables(rows: list[Row]) -> list[str]:
     lines = []
+    disturbed = [row for row in rows if _disturbed(row)]
+    if disturbed:
+        lines += ["", f"{len(disturbed)} of {len(rows)} rows were disturbed: marked ! below, for what they are worth."]
     for op, of_op in groupby(rows, key=lambda row: row["op"]):
         lines += [
             "",
@@ -62,13 +68,26 @@ def _tables(rows: list[Row]) -> list[str]:
     return lines
 
 
+def _disturbed(row: Row) -> bool:
+    """Whether other programs had a good part of the machine; one thread tells it best."""
+    had = row.get("processors_had")
+    return had is not None and had < UNDISTURBED * (1 if row["threads"] == 1 else 0.75 * row["threads"])
+
+
 def _line(row: Row) -> str:
     share, bandwidths = "", ""
     if "share_of_floor" in row:
         share = _spread(row["share_of_floor"])
         bandwidths = ", ".join(f"{row[f'{kind}_gb_per_s']:.1f}" for kind in ("read", "triad", "copy"))
     slower = "; ".join(f"{name} {_spread(found)}" for name, found in row["slower"].items())
-    cells = [row["size"], row["dtype"], row["variant"], row["backend"], row["threads"], row["cache"]]
+    cells = [
+        row["size"] + "!" * _disturbed(row),
+        row["dtype"],
+        row["variant"],
+        row["backend"],
+        row["threads"],
+        row["cache"],
+    ]
     cells += [_spread(row["time_us"]), row.get("gb_per_s", ""), bandwidths, share, slower]
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
@@ -84,6 +103,8 @@ def line(row: Row) -> str:
     text += f"{_spread(row['time_us'])} µs"
     if "share_of_floor" in row:
         text += f", {row['share_of_floor']['median']:.2f} of the floor"
+    if _disturbed(row):
+        text += " (disturbed)"
     return text + "".join(f", {name} {found['median']:.3g}x" for name, found in row["slower"].items())
 
 

@@ -103,8 +103,11 @@ def figures(case: Case, prepared: Prepared, times: dict[str, Times]) -> Row:
         sum(sign * times[name].samples[i] for name, sign in prepared.time_of.items()) / prepared.units
         for i in range(len(times[OURS].samples))
     ]
+    processor = [share for found in times.values() for share in found.processor]
     row: Row = {
         "time_us": quartiles([1e6 * t for t in own]),
+        # Of one processor: below the number of threads where others had a part of the machine.
+        "processors_had": round(sum(processor) / len(processor), 2) if processor else None,
         "rounds": len(own),
         "times_us": {name: found.spread(1e6 / prepared.units) for name, found in times.items()},
         "slower": {

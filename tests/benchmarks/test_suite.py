@@ -89,6 +89,16 @@ def test_goals_are_bounds() -> None:
     assert [value for _, value in least.of(rows)] == [1.0]
 
 
+def test_rows_that_others_disturbed_are_marked() -> None:
+    where = environment.record(CPU) | {"load_after": 0.0}
+    rows = [row("quiet", 1000, processors_had=0.97), row("busy", 1000, processors_had=0.6)]
+    text = report.markdown({"environment": where, "notes": [], "rows": rows})
+    assert "1 of 2 rows were disturbed" in text
+    assert "| busy! |" in text
+    assert "| quiet |" in text
+    assert report.line(rows[1]).count("(disturbed)") == 1 - report.line(rows[0]).count("(disturbed)")
+
+
 def test_pools_are_larger_than_the_caches() -> None:
     assert environment.pool_members(1000) * 1000 >= 4 * environment.cache_bytes()
     assert environment.pool_members(1 << 40) == 1
