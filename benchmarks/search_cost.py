@@ -1,6 +1,6 @@
 """Gradient steps and seconds of finding LeNet5/MNIST paths, beside what the authors' settings cost here.
 
-    python benchmarks/search_cost.py MODEL.pt MODEL.pt ... --data DIR [--recipe NAME] [--out FILE]
+    python -m benchmarks.search_cost MODEL.pt MODEL.pt ... --data DIR [--recipe NAME] [--out FILE]
 
 Each model is a start, the next one (the first after the last) its destination. Every path is certified on the whole
 polyline; the medians are over all pairs. The authors' side is measured, not assumed: a hundred ticks of per-layer eager
