@@ -102,9 +102,8 @@ def main() -> None:
     draw(runs, args.out)
     for name, run in runs.items():
         for p in run["points"]:
-            print(
-                f"{name} tick {p['tick']}: norm {p['norm']:.3f} loss {p['train_loss']:.4f} test {p['test_accuracy']:.4f}"
-            )
+            loss, test = p["train_loss"], p["test_accuracy"]
+            print(f"{name} tick {p['tick']}: norm {p['norm']:.3f} loss {loss:.4f} test {test:.4f}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from torch import nn
 
 from llpf_fast import LLPFError, ops
 from llpf_fast.flat import FlatParameters, SegmentTable
-from llpf_fast.ops import SegmentFlag
+from llpf_fast.ops import Destination, SegmentFlag
 from llpf_fast.tick import NormRule, Route, Rule, Spread, match_layers
 
 NONE, MASKED, HOLD, FREE = SegmentFlag.NONE, SegmentFlag.MASKED, SegmentFlag.HOLD, SegmentFlag.FREE
@@ -118,3 +118,15 @@ def test_values_only_holds_queries_and_keys() -> None:
         assert got["in_proj_weight[value]"] == NONE
         assert got["in_proj_bias[query]"] == bias
         assert got["in_proj_bias[value]"] == NONE
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [(Destination.VARIANCE_SPHERE, "variance"), (Destination.NORM_SPHERE, "norm")]
+)
+def test_a_layer_without_a_direction_to_its_sphere_is_named(kind: Destination, what: str) -> None:
+    flat = FlatParameters(Mixed())
+    radius = torch.ones(len(flat.table), dtype=torch.float64)
+    kept = ("bn.*", "ln.*")
+    with pytest.raises(LLPFError, match=rf"layer b\.bias of the start has {what} 0"):
+        Route(flat, Rule(destination=kind, project=False, keep=kept), None, radius, fixed=0.0, relative=0.1)
+    Route(flat, Rule(destination=kind, project=False, keep=(*kept, "b.bias")), None, radius, fixed=0.0, relative=0.1)
