@@ -40,12 +40,13 @@ def record(
     *,
     out: Path = RESULTS,
     label: dict[str, Any] | None = None,
+    pictured: str | None = None,
     **verification: Any,
 ) -> dict[str, Any]:
     """Certify the run and write ``out/name.{json,png,svg}``; returns the numbers written.
 
-    ``label`` comes first in the file, for what a reader must know before any number; ``verification`` goes to
-    ``verify_run``.
+    ``label`` comes first in the file, for what a reader must know before any number; ``pictured`` is what the picture's
+    title calls the data, where their name would say too little; ``verification`` goes to ``verify_run``.
     """
     began = time.monotonic()
     certificate = verify_run(run_folder, data_dir=data, **verification)
@@ -68,10 +69,14 @@ def record(
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    picture = draw_path(run_folder)
+    picture = draw_path(entitled(numbers["certificate"], pictured), run_folder / "path.png")
     for suffix in (".png", ".svg"):
         shutil.copyfile(picture.with_suffix(suffix), out / f"{name}{suffix}")
     return numbers
+
+
+def entitled(certificate: dict[str, Any], data: str | None) -> dict[str, Any]:
+    return certificate if data is None else {**certificate, "evaluation": {**certificate["evaluation"], "data": data}}
 
 
 def readme_text(name: str, numbers: dict[str, Any]) -> str:

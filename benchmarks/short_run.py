@@ -110,14 +110,22 @@ def register_subset(images: int) -> str:
     return name
 
 
-def shares_left(start: State, here: State, destination: State) -> dict[str, float]:
+def shares_left(names: list[str], start: State, here: State, destination: State) -> dict[str, float]:
     """Share of the distance between the ends that is left, for the layers where it is less than 98%."""
-    shares = {
-        name: float((destination[name] - value).norm() / (destination[name] - start[name]).norm())
-        for name, value in here.items()
-        if value.is_floating_point() and not name.endswith(("running_mean", "running_var"))
-    }
+    shares = {n: float((destination[n] - here[n]).norm() / (destination[n] - start[n]).norm()) for n in names}
     return {name: round(share, 4) for name, share in shares.items() if share < 0.98}
+
+
+def pictured(images: int) -> str:
+    return f"{images} CIFAR-10 JPEGs, first stages"
+
+
+def covers(waypoints: int) -> str:
+    return (
+        f"the part found, {waypoints} waypoints from the start: max_loss is the highest along it, destination_loss is "
+        "that of its last waypoint, to which straight_line leads too; connected is false because the destination is "
+        "not reached"
+    )
 
 
 def short_run(model: str, data_dir: str, work: Path, out: Path, images: int | None, ticks: int | None) -> None:
@@ -147,16 +155,18 @@ def short_run(model: str, data_dir: str, work: Path, out: Path, images: int | No
         provenance={"recipe": recipe, "start": ends[0].name, "destination": ends[1].name},
     ).run()
     path = LowLossPath(run)
-    left = shares_left(start, path[-1], destination)
+    names = [name for name, _ in build_model(model, classes=data.classes).named_parameters()]
+    left = shares_left(names, start, path[-1], destination)
     label = {
         "label": "shortened run on the CPU: it shows that everything works, nothing about the full data set",
         "data": f"{images} of the 50,000 training images and {_TEST_IMAGES} test images of CIFAR-10 re-encoded as JPEG",
-        "covers": f"the part found, {len(path)} waypoints from the start; destination_loss in the certificate is that "
-        "of the last waypoint found, and connected is false because the destination is not reached",
+        "covers": covers(len(path)),
         "distance_left": left,
         "endpoints": short.training,
     }
-    numbers = record(run, f"{model}-cifar10-m2m-cpu-short", data_dir, out=out, label=label, **_LOOK)
+    numbers = record(
+        run, f"{model}-cifar10-m2m-cpu-short", data_dir, out=out, label=label, pictured=pictured(images), **_LOOK
+    )
     verdict = numbers["certificate"]
     print(
         f"{model}: highest training loss on the part found {verdict['max_loss']:.4f}; {'; '.join(verdict['reasons'])}"
