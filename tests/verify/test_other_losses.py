@@ -75,6 +75,7 @@ def test_a_certificate_of_a_regression():
     found = certify([start, end], measure, measure, threshold=100.0)
     assert found.connected
     assert found.start_loss == pytest.approx(0, abs=1e-12)
-    assert found.max_loss == found.destination_loss == pytest.approx(float((inputs.sum(1) + 1).square().mean()), rel=1e-5)
+    expected = float((inputs.sum(1) + 1).square().mean())
+    assert found.max_loss == found.destination_loss == pytest.approx(expected, rel=1e-5)
     assert found.min_test_accuracy is None
     assert not certify([start, end], measure, None, threshold=found.max_loss * 0.99).connected
