@@ -53,7 +53,7 @@ def record(
     seconds = time.monotonic() - began
     run = RunDirectory.open(run_folder)
     provenance = {
-        key: Path(value).name if key in ("start", "destination") else value
+        key: Path(value).name if key in ("start", "destination") and value else value
         for key, value in run.run["provenance"].items()
         if key != "data_dir"
     }

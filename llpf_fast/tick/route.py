@@ -84,11 +84,9 @@ class Route:
         return ops.moments(p, goal, table.segments, table.chunks, self._scratch)
 
     def _check_radius(self, radius: Tensor) -> None:
-        by_variance = self.rule.destination is Destination.VARIANCE_SPHERE
-        what = "variance" if by_variance else "norm"
-        own = self.start_variance if by_variance else self.spread.norm(self._moments(self.flat.data, None))
-        layers = zip(self.flat.table.rows, radius.tolist(), own.tolist(), strict=True)
-        for i, (row, target, at_start) in enumerate(layers):
+        own = self.start_variance if self.rule.destination is Destination.VARIANCE_SPHERE else None
+        what = "variance" if own is not None else "norm"
+        for i, (row, target) in enumerate(zip(self.flat.table.rows, radius.tolist(), strict=True)):
             if self._stays[i] or self._treatment[i] is NormRule.KEEP:
                 continue
             if target <= 0:
@@ -96,9 +94,9 @@ class Route:
                     f"the sphere of layer {row.name} has {what} {target:g}; it must be positive: "
                     f"give another number, or leave the layer out with layers.keep"
                 )
-            if at_start == 0 and not (by_variance and row.length == 1):
+            if own is not None and row.length > 1 and float(own[i]) == 0:
                 raise LLPFError(
-                    f"layer {row.name} of the start has {what} 0: no direction leads to a {what} sphere; "
+                    f"layer {row.name} of the start has variance 0: no direction leads to a variance sphere; "
                     f"leave it out with layers.keep"
                 )
 
