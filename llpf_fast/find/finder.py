@@ -274,9 +274,10 @@ class PathFinder:
         while True:
             corrected = self._correct(go_on=rounds > 0)
             rounds += corrected.rounds
-            passed = corrected.finite and self._is_low()
+            here = self._as_recorded()
+            passed = corrected.finite and self._is_low(here)
             if passed or not corrected.finite or rounds >= most:
-                return replace(corrected, rounds=rounds), passed and self._chord_is_low()
+                return replace(corrected, rounds=rounds), passed and self._chord_is_low(here)
 
     def _correct(self, go_on: bool = False) -> Corrected:
         at = self._standing
@@ -297,20 +298,18 @@ class PathFinder:
                 return f" (first layer with values that are not finite: {name})"
         return ""
 
-    def _is_low(self) -> bool:
-        """Whether the projected point passes the screening set."""
-        here = self._as_recorded()
+    def _is_low(self, here: Tensor) -> bool:
+        """Whether the projected point ``here [N]`` passes the screening set."""
         limit = self.settings.threshold * self.settings.pace.margin
         return self._screen.loss(here, self.flat.buffers()) <= limit
 
-    def _chord_is_low(self) -> bool:
-        """With ``pace.chord``: whether the middle of the way to the new point passes too, half the margin wider.
+    def _chord_is_low(self, here: Tensor) -> bool:
+        """With ``pace.chord``: whether the middle of the way to ``here [N]`` passes too, half the margin wider.
 
         Training on would not lower it; only shorter steps do.
         """
         if not self.settings.pace.chord:
             return True
-        here = self._as_recorded()
         limit = self.settings.threshold * (1 + self.settings.pace.margin) / 2
         return self._screen.loss(torch.lerp(self._waypoint, here, 0.5), self.flat.buffers()) <= limit
 
