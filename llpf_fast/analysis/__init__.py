@@ -1,0 +1,1 @@
+"""What the paths mean: barriers, layer-wise connectivity, connectors, widths, curves, sharpness, pictures' numbers."""
