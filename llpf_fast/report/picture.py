@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LLPFError
 from ..path import RunDirectory
-from ..path.atomic import write_bytes
 from ..verify import Certificate
+from .figure_files import save_figure
+from .style import BLUE, LIMIT, REMARK, VERMILION, new_figure, plain_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Okabe and Ito's colours: told apart with any colour vision, and by their line styles in grey.
-_PATH, _STRAIGHT, _LIMIT = "#0072B2", "#D55E00", "#444444"
-_STYLE: Any = {
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "svg.fonttype": "none",
-    # Ids in the SVG are random otherwise: the same certificate gives the same file.
-    "svg.hashsalt": "llpf_fast",
-}
+_PATH, _STRAIGHT, _LIMIT = BLUE, VERMILION, LIMIT
 #: A loss axis whose highest and lowest values differ by more than this factor is logarithmic.
 _LOG_FROM = 10.0
 _COLUMNS = (
@@ -64,27 +50,11 @@ def draw_path(
     base = Path(out) if out is not None else Path(str(folder), "path.png")
     if base.suffix in (".png", ".svg", ".csv"):
         base = base.with_suffix("")
-    files = {"png": _PNG_OPTIONS, "svg": _SVG_OPTIONS}
-
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # No pyplot: it would choose a backend for the whole process and keep the figure.
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(10, 6), layout="constrained")
-        FigureCanvasAgg(figure)
+    if not base.parent.is_dir():
+        raise LLPFError(f"{base.parent} is not a folder; make it first, or name another")
+    with new_figure() as figure:
         _fill(figure, certificate)
-        for kind, options in files.items():
-            image = io.BytesIO()
-            figure.savefig(image, format=kind, **options)
-            write_bytes(base.with_name(f"{base.name}.{kind}"), image.getvalue(), durable=False)
-    write_bytes(base.with_name(f"{base.name}.csv"), _numbers(certificate).encode(), durable=False)
-    return base.with_name(f"{base.name}.png")
-
-
-_PNG_OPTIONS: dict[str, Any] = {"dpi": 150}
-_SVG_OPTIONS: dict[str, Any] = {"metadata": {"Date": None}}
+        return save_figure(figure, base.parent, base.name, _COLUMNS, _rows(certificate))
 
 
 def _read(source: str | os.PathLike[str] | Certificate | Mapping[str, Any]) -> tuple[Mapping[str, Any], Path | None]:
@@ -126,7 +96,7 @@ def _title(axes: Axes, certificate: Mapping[str, Any]) -> None:
         basis += f"all {train['samples']:,} at {train['points_on_all_samples']} of them"
     else:
         basis += f"all {train['samples']:,} training samples at each"
-    axes.annotate(basis, (0, 1), (0, 6), "axes fraction", textcoords="offset points", fontsize=10, color="#555555")
+    axes.annotate(basis, (0, 1), (0, 6), "axes fraction", textcoords="offset points", fontsize=10, color=REMARK)
 
 
 def _draw_loss(axes: Axes, certificate: Mapping[str, Any], points: Sequence[Any], straight: Sequence[Any]) -> None:
@@ -147,7 +117,7 @@ def _draw_loss(axes: Axes, certificate: Mapping[str, Any], points: Sequence[Any]
     values = [value for value in (*loss, *_series(straight, "train_loss")[1], threshold) if value > 0]
     if min(values, default=1.0) * _LOG_FROM < max(values, default=1.0):
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(_plain_number)
+        axes.yaxis.set_major_formatter(plain_number)
         axes.set_ylim(min(values) / 1.5, max(values) * 2)
     else:
         axes.set_ylim(0, max(values, default=1.0) * 1.2)
@@ -198,20 +168,15 @@ def _length(value: float | None) -> str:
     return f"{value:.3g}" if value is not None and math.isfinite(value) else "unknown"
 
 
-def _plain_number(value: float, _: Any = None) -> str:
-    return f"{value:g}"
-
-
-def _numbers(certificate: Mapping[str, Any]) -> str:
+def _rows(certificate: Mapping[str, Any]) -> Iterator[list[Any]]:
     """The figure's numbers, a row a point; ``position`` is 0..1 along each line."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
     for point in certificate["points"]:
         at = point["at"]
-        writer.writerow(
-            {**point, "line": "path", "position": at["arc"], "waypoint": at["waypoint"], "fraction": at["fraction"]}
-        )
+        place = {"line": "path", "position": at["arc"], "waypoint": at["waypoint"], "fraction": at["fraction"]}
+        yield _row({**point, **place})
     for point in certificate["straight_line"]:
-        writer.writerow({**point, "line": "straight", "position": point["fraction"], "fraction": ""})
-    return text.getvalue()
+        yield _row({**point, "line": "straight", "position": point["fraction"], "fraction": None})
+
+
+def _row(values: Mapping[str, Any]) -> list[Any]:
+    return [values.get(name) for name in _COLUMNS]
