@@ -69,6 +69,17 @@ def _read(source: str | os.PathLike[str] | Certificate | Mapping[str, Any]) -> t
     return certificate, run.folder
 
 
+def span(certificate: Mapping[str, Any]) -> str:
+    """What the certified line leads through, in words: a search that did not arrive has only one of two endpoints."""
+    if any(reason.startswith("the destination is not reached") for reason in certificate["reasons"]):
+        return "from the start to where the search stopped, short of its destination"
+    run = certificate["run"]
+    if run.get("start_sha256") and not run.get("destination_sha256"):
+        # Toward the origin, infinity or the mean, or onto spheres: no second network is given.
+        return "from the start to where the search ended"
+    return "between the endpoints"
+
+
 def _fill(figure: Figure, certificate: Mapping[str, Any]) -> None:
     points, straight = certificate["points"], certificate["straight_line"]
     has_accuracy = any(point["test_accuracy"] is not None for point in points)
@@ -77,7 +88,7 @@ def _fill(figure: Figure, certificate: Mapping[str, Any]) -> None:
     _draw_loss(axes[0], certificate, points, straight)
     if has_accuracy:
         _draw_accuracy(axes[1], certificate, points, straight)
-    axes[-1].set_xlabel("position between the endpoints (share of each line's length)")
+    axes[-1].set_xlabel(f"position {span(certificate)} (share of each line's length)")
     axes[-1].set_xlim(-0.01, 1.01)
     figure.align_ylabels(axes)
     _title(axes[0], certificate)

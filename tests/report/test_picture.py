@@ -90,6 +90,25 @@ def test_not_finite_and_no_accuracy(certificate, tmp_path):
     assert "accuracy" not in said
 
 
+@pytest.mark.parametrize(
+    ("reasons", "run", "words"),
+    [
+        ([], {}, "position between the endpoints"),
+        ([], {"start_sha256": "a", "destination_sha256": "b"}, "position between the endpoints"),
+        ([], {"start_sha256": "a", "destination_sha256": None}, "position from the start to where the search ended"),
+        (
+            ["the destination is not reached: the search stopped before it arrived"],
+            {"start_sha256": "a", "destination_sha256": "b"},
+            "position from the start to where the search stopped, short of its destination",
+        ),
+    ],
+)
+def test_says_what_the_line_leads_through(certificate, tmp_path, reasons, run, words):
+    partial = {**certificate.as_dict(), "connected": not reasons, "reasons": reasons, "run": run}
+    draw_path(partial, tmp_path / "partial")
+    assert any(text.startswith(words + " (share") for text in texts(tmp_path / "partial.svg"))
+
+
 def test_one_waypoint(tmp_path):
     line = [{"x": torch.zeros(1)}]
     found = certify(line, lambda state: Evaluation(0.0, None, None, 1, 0), threshold=0.1)
