@@ -14,19 +14,20 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import LLPFError
 from ..wording import one_line, wrong_type
-from . import bench, demo, find, info, recipes, train, verify
+from . import analyze, bench, demo, find, info, recipes, train, verify
 
 _COMMANDS = {
     "train": train,
     "find": find,
     "verify": verify,
+    "analyze": analyze,
     "info": info,
     "recipes": recipes,
     "demo": demo,
     "bench": bench,
 }
 
-_POSITIONAL = ("run", "name", "starts", "destinations")
+_POSITIONAL = ("run", "name", "starts", "destinations", "models", "analysis")
 
 _DESCRIPTION = "Find, certify and draw low-loss paths between neural networks."
 EXIT_ERROR = 2
@@ -61,20 +62,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = before
 
 
-def parser() -> ArgumentParser:
-    """The whole command line."""
+def parser(chosen: str | None = None) -> ArgumentParser:
+    """The whole command line; with ``chosen``, that command's options only (of the others name and help)."""
     top = ArgumentParser(prog="llpf", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False)
     top.add_argument("--version", action="version", version=_version())
     commands = top.add_subcommands(dest="command", required=False)
     for name, module in _COMMANDS.items():
         sub = ArgumentParser(description=module.HELP, exit_on_error=False, allow_abbrev=False)
-        module.add_arguments(sub)
+        # In this order: commands inside a command are added to one that has its place already.
         commands.add_subcommand(name, sub, help=module.HELP)
+        if chosen in (None, name):
+            module.add_arguments(sub)
     return top
 
 
 def _run(arguments: list[str]) -> int:
-    top = parser()
+    top = parser(arguments[0] if arguments else "")
     if not arguments:
         top.print_help()
         return EXIT_ERROR
@@ -94,13 +97,23 @@ def _fail(message: str) -> int:
 
 
 def _usage_message(text: str, arguments: list[str]) -> str:
-    command = arguments[0] if arguments and arguments[0] in _COMMANDS else ""
+    command = _typed_command(arguments)
     message = wrong_type(text)
     if command:
+        message = message.replace('expected "analyze.analysis" to be one of', "name an analysis, one of")
+        message = message.replace(", but it was not provided.", "")
         # jsonargparse names what is missing after its place in the tree of commands: verify.run, train.data_dir.
-        message = re.sub(rf"\b{command}\.(\w+)", lambda found: _as_typed(found[1]), message)
+        place = re.escape(".".join(command))
+        message = re.sub(rf"\b{place}\.(\w+)", lambda found: _as_typed(found[1]), message)
     message = re.sub(r"^(\w+) must be", lambda found: f"{_as_typed(found[1])} must be", message)
-    return f"{message}; see llpf {command + ' ' if command else ''}--help"
+    return f"{message}; see llpf {' '.join([*command, '--help'])}"
+
+
+def _typed_command(arguments: list[str]) -> list[str]:
+    """``["verify"]``, ``["analyze", "linear"]``: the command as far as it is known."""
+    command = [name for name in arguments[:1] if name in _COMMANDS]
+    inside = analyze.names() if command == ["analyze"] else []
+    return command + [name for name in arguments[1:2] if name in inside]
 
 
 def _as_typed(name: str) -> str:
@@ -108,6 +121,8 @@ def _as_typed(name: str) -> str:
 
 
 def _how_to_resume(arguments: list[str]) -> str:
+    if arguments[:1] == ["analyze"]:
+        return "; the same command goes on from what was measured"
     if arguments[:1] != ["find"]:
         return ""
     again = [*arguments, *(() if "--resume" in arguments else ("--resume",))]

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..data import dataset_classes, dataset_names, load_dataset
+from ..data import load_dataset
 from ..errors import LLPFError
-from ..models import build_model, check_images
+from ..models import check_images
 from ..path import RunDirectory, compare_architectures
-from ..user_code import check_outside, file_digest, is_code, loss_function
 from .certificate import Progress, certify
 from .evaluate import Evaluator, LossFunction, Statistics
+from .recorded import recorded_folder, recorded_loss, recorded_model, recorded_name, recorded_settings
 from .records import Certificate
 from .refinement import Refinement
 from .samples import as_tensors
@@ -31,7 +29,7 @@ _ENDLESS = ("m2o", "m2o-o", "infinity", "mean")
 #: Training samples on which a CPU screens all points.
 SCREEN_SIZE = 10_000
 #: Training samples from which BatchNorm statistics are estimated anew.
-_STATISTICS_SIZE = 2_000
+STATISTICS_SIZE = 2_000
 
 
 def verify_run(
@@ -77,25 +75,24 @@ def verify_run(
     """
     run = RunDirectory.open(folder)
     run.check()
-    settings = run.run.get("settings") or {}
+    settings = recorded_settings(run)
     device = torch.device(device)
     limit = settings.get("threshold") if threshold is None else threshold
     if not isinstance(limit, (int, float)):
         raise LLPFError(f"{run.folder / 'run.yaml'} names no threshold; pass threshold=")
-    with torch.random.fork_rng(devices=[]):  # initial values, drawn only to be replaced
-        module = model or build_model(_named(run, settings, "model"), classes=_classes(settings))
+    module = model or recorded_model(run)
     if train is None:
-        data = load_dataset(_named(run, settings, "data"), data_dir or _recorded_folder(run))
+        data = load_dataset(recorded_name(run, "data"), data_dir or recorded_folder(run))
         train, test = data.train, test or data.test
     waypoints = run.waypoints()
     compare_architectures(waypoints[0].load(), module.state_dict(), f"the run {run.folder}", "the model")
     inputs, targets = as_tensors(train)
     if model is None and isinstance(inputs, Tensor):
         check_images(settings["model"], inputs)
-    loss = loss_fn or _recorded_loss(run)
+    loss = loss_fn or recorded_loss(run)
     estimation: Any = None
     if statistics == "reestimated":
-        estimation = inputs if targets is None else inputs[stratified_subset(targets, _STATISTICS_SIZE)]
+        estimation = inputs if targets is None else inputs[stratified_subset(targets, STATISTICS_SIZE)]
 
     def evaluator(inputs: Any, targets: Tensor | None) -> Evaluator:
         return Evaluator(
@@ -139,46 +136,12 @@ def verify_run(
     return certificate
 
 
-def _named(run: RunDirectory, settings: dict[str, Any], key: str) -> str:
-    name = settings.get(key)
-    if not isinstance(name, str) or not name:
-        needed = "train= (and test=)" if key == "data" else f"{key}="
-        raise LLPFError(f"{run.folder / 'run.yaml'} names no {key}; pass {needed} to verify_run")
-    return _checked(run, name)
-
-
-def _checked(run: RunDirectory, name: str) -> str:
-    """``name``, where it may be executed; a warning where its file is not the one the search used."""
-    if is_code(name):
-        check_outside(name, run.folder)
-        recorded = ((run.run.get("provenance") or {}).get("code_sha256") or {}).get(name)
-        if recorded is not None and file_digest(name) not in (None, recorded):
-            warnings.warn(f"{name.rpartition(':')[0]} was changed since the search that used it", stacklevel=3)
-    return name
-
-
-def _recorded_loss(run: RunDirectory) -> LossFunction:
-    name = (run.run.get("provenance") or {}).get("loss")
-    return loss_function(_checked(run, name)) if isinstance(name, str) else F.cross_entropy
-
-
-def _classes(settings: dict[str, Any]) -> int | None:
-    """Outputs of the network: those of the run's data set, where it is a registered one (a caller may bring data)."""
-    name = settings.get("data")
-    return dataset_classes(name) if name in dataset_names() else None
-
-
-def _recorded_folder(run: RunDirectory) -> str | None:
-    folder = (run.run.get("provenance") or {}).get("data_dir")
-    return folder if isinstance(folder, str) else None
-
-
 def _unreached(run: RunDirectory) -> list[str]:
     """Why the polyline does not lead from the run's start to its destination (``check`` compared what is known).
 
     Toward the origin, infinity or the mean there is no network to arrive at: such a run is whole where it ended.
     """
-    mode = (run.run.get("settings") or {}).get("mode", "m2m")
+    mode = recorded_settings(run).get("mode", "m2m")
     ends = ("start", "destination") if mode == "m2m" else ("start",)
     reasons = [
         f"run.yaml does not say what the {end} is ({end}_sha256)" for end in ends if not run.run.get(f"{end}_sha256")

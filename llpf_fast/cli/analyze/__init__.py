@@ -12,17 +12,22 @@ if TYPE_CHECKING:
 
 HELP = "barriers, layer-wise connectivity, connectors, widths, other curves, sharpness, pictures of a landscape"
 
-#: Command and the module of this package that carries it out (HELP, add_arguments, run); imported when it is needed.
+#: Command and the module of this package that carries it out (HELP, add_arguments, run). They are imported when the
+#: command line is ``llpf analyze ...``; what they need beyond options they import when they run.
 _ANALYSES: dict[str, str] = {}
 
 
+def names() -> list[str]:
+    return list(_ANALYSES)
+
+
 def add_arguments(parser: ArgumentParser) -> None:
-    commands = parser.add_subcommands(dest="analysis", required=True)
+    commands = parser.add_subcommands(dest="analysis", required=True, metavar="ANALYSIS")
     for name in _ANALYSES:
         module = _module(name)
         sub = ArgumentParser(description=module.HELP, exit_on_error=False, allow_abbrev=False)
-        module.add_arguments(sub)
         commands.add_subcommand(name, sub, help=module.HELP)
+        module.add_arguments(sub)
 
 
 def run(args: Namespace) -> int:

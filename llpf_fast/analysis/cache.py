@@ -1,0 +1,193 @@
+"""Answers kept on disk under what they depend on: found again where that is the same to the byte, else computed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..errors import LLPFError
+from ..path.atomic import read_bytes, write_bytes, write_whole, writing
+from ..path.plain import plain
+from ..path.state import decode_state, encode_state, header, state_digest
+from ..verify import Evaluation
+from .fingerprint import digest
+
+#: state dict -> what it measures.
+Evaluate = Callable[[Mapping[str, Tensor]], Evaluation]
+
+#: Raised when what is stored, or how it is computed, changes its meaning.
+_FORMAT = 1
+
+
+def _versions() -> dict[str, Any]:
+    return {"format": _FORMAT, "llpf_fast": __version__, "torch": torch.__version__}
+
+
+class Answers:
+    """Plain values by key, one JSON line each, in ``file``; lines are appended at once, so nothing is lost at a kill.
+
+    Several threads and processes may share a file: each line is one write at its end. A line that is torn or that was
+    changed (every one carries a checksum) does not count. NaN and infinity come back as they were. Not fsynced: an
+    answer lost to a power failure is computed again.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._lock = threading.Lock()
+        self._known: dict[str, Any] | None = None
+
+    def get(self, key: str) -> Any | None:
+        """What was put under ``key``; None where nothing was."""
+        with self._lock:
+            return self._read().get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        """Keep ``value`` (not None); LLPFError naming the folder when the disk refuses."""
+        content = json.dumps([key, plain(value)], ensure_ascii=False)
+        line = json.dumps({"check": _check(content), "content": content}, ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            known = self._read()
+            with writing(self.file.parent):
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                handle = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+                try:
+                    # The newline first: what a killed process left half written must not swallow this line.
+                    write_whole(handle, b"\n" + line)
+                finally:
+                    os.close(handle)
+            known[key] = value
+
+    def _read(self) -> dict[str, Any]:
+        if self._known is None:
+            self._known = {}
+            for line in read_bytes(self.file).split(b"\n") if self.file.exists() else []:
+                found = _parse(line)
+                if found is not None:
+                    self._known[found[0]] = found[1]
+        return self._known
+
+
+def _check(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _parse(line: bytes) -> tuple[str, Any] | None:
+    try:
+        record = json.loads(line)
+        if record["check"] != _check(record["content"]):
+            return None
+        key, value = json.loads(record["content"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    return key, value
+
+
+class CachedEvaluator:
+    """Called like the ``evaluator`` it wraps: state dict -> Evaluation; a state seen before is not measured again.
+
+    Answers are kept in ``folder`` under sha256 of the state's names, dtypes, shapes and bytes and of everything else
+    that the measurement depends on: ``about`` (digests of the data, the loss, the architecture; ``Problem`` makes it),
+    what the evaluator itself says of batch size, device, dtype and BatchNorm statistics, and the versions of torch and
+    llpf_fast. Any difference is another key, so a stale answer cannot be found.
+
+    Args:
+        evaluator: a ``verify.Evaluator`` or any function of a state.
+        folder: of the cache; made when first written. One file for each ``about`` (some 300 bytes an answer).
+        about: plain values.
+    """
+
+    def __init__(self, evaluator: Evaluate, folder: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
+        self._evaluator = evaluator
+        settings = {
+            key: str(getattr(evaluator, key, None))
+            for key in ("batch_size", "device", "dtype", "statistics", "samples")
+        }
+        tf32 = torch.backends.cudnn.allow_tf32 if settings["device"].startswith("cuda") else None
+        #: Digest of all that the answers depend on besides the state.
+        self.depends_on = digest({**_versions(), "about": about, "evaluator": settings, "tf32": tf32})
+        self._answers = Answers(Path(folder) / f"evaluations-{self.depends_on[:24]}.jsonl")
+        #: How many states were measured, and how many answers came from the cache.
+        self.measured = self.found = 0
+
+    @property
+    def samples(self) -> int:
+        """How many samples one evaluation sees."""
+        return int(getattr(self._evaluator, "samples", 0))
+
+    def __call__(self, state: Mapping[str, Tensor]) -> Evaluation:
+        key = hashlib.sha256(f"{self.depends_on} {state_digest(state)}".encode()).hexdigest()
+        known = self._answers.get(key)
+        if known is not None:
+            self.found += 1
+            return Evaluation(**known)
+        answer = self._evaluator(state)
+        self._answers.put(key, asdict(answer))
+        self.measured += 1
+        return answer
+
+
+def cached_numbers(
+    key: Mapping[str, Any], folder: str | os.PathLike[str], compute: Callable[[], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """``compute()`` (plain values by name), or what it gave under the same ``key``.
+
+    ``key`` names everything that the numbers depend on: what is computed, settings, digests of states
+    (``path.state_digest``) and of the problem (``Problem.about``). Versions are added.
+    """
+    whole = {**_versions(), "key": plain(key)}
+    name = digest(whole)
+    answers = Answers(Path(folder) / f"numbers-{name[:24]}.jsonl")
+    known = answers.get(name)
+    if isinstance(known, dict):
+        return known
+    answer: dict[str, Any] = plain(compute())
+    answers.put(name, answer)
+    return answer
+
+
+def cached_training(
+    key: Mapping[str, Any], folder: str | os.PathLike[str], train: Callable[[], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The state dict that ``train()`` gives, or gave under the same ``key``; CPU tensors, bit for bit.
+
+    Kept as ``trained-<hash>.safetensors`` with its own digest inside: a file that was damaged or exchanged is trained
+    again. ``key`` names everything that the training depends on (data digest, seed, settings, initial state); versions
+    are added. Written atomically, so an interrupted training leaves nothing.
+    """
+    name = digest({**_versions(), "key": plain(key)})
+    file = Path(folder) / f"trained-{name[:32]}.safetensors"
+    known = _stored(file, name)
+    if known is not None:
+        return known
+    state = train()
+    with writing(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(file, encode_state(state, json.dumps({"key": name, "state_sha256": state_digest(state)})))
+    stored = _stored(file, name)
+    if stored is None:
+        raise LLPFError(f"{file} cannot be read back after writing; is the disk sound?")
+    return stored
+
+
+def _stored(file: Path, name: str) -> dict[str, Tensor] | None:
+    if not file.exists():
+        return None
+    try:
+        data = read_bytes(file)
+        state = decode_state(data, file)
+        said = json.loads(header(data, file)["__metadata__"]["llpf_fast"])
+        if said["key"] == name and said["state_sha256"] == state_digest(state):
+            return state
+    except (LLPFError, ValueError, KeyError, TypeError):
+        pass
+    return None
