@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import torch
 
-from ..correct import Correction
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..path import RunDirectory
 from . import optimizer_state
 from .legs import Legs
 from .standing import Standing
+from .trainer import Trainer
 
 
 def save_standing(
@@ -20,16 +20,16 @@ def save_standing(
     standing: Standing,
     seconds: float,
     flat: FlatParameters,
-    correction: Correction,
+    trainer: Trainer,
     optimizer: torch.optim.Optimizer | None,
     legs: Legs,
 ) -> None:
     """Replace the run's checkpoint; ``seconds`` is the time spent in the whole search."""
     tensors = {"values": flat.data, **legs.tensors()}
     tensors |= {f"buffer/{name}": b for name, b in flat.buffers().items()}
-    if correction.keeps_momentum:
-        assert correction.momentum_buffer is not None
-        tensors["momentum"] = correction.momentum_buffer
+    if trainer.keeps_momentum:
+        assert trainer.momentum_buffer is not None
+        tensors["momentum"] = trainer.momentum_buffer
     state = replace(standing, seconds=seconds).as_dict()
     if optimizer is not None:
         more, state["optimizer"] = optimizer_state.pack(optimizer)
@@ -40,7 +40,7 @@ def save_standing(
 def load_standing(
     run: RunDirectory,
     flat: FlatParameters,
-    correction: Correction,
+    trainer: Trainer,
     optimizer: torch.optim.Optimizer | None,
     legs: Legs,
 ) -> Standing | None:
@@ -58,8 +58,8 @@ def load_standing(
         flat.data.copy_(tensors["values"])
         for name, buffer in flat.buffers().items():
             buffer.copy_(tensors[f"buffer/{name}"])
-    if "momentum" in tensors and correction.momentum_buffer is not None:
-        correction.momentum_buffer.copy_(tensors["momentum"])
+    if "momentum" in tensors and trainer.momentum_buffer is not None:
+        trainer.momentum_buffer.copy_(tensors["momentum"])
     if optimizer is not None:
         optimizer_state.unpack(optimizer, tensors, packed)
     legs.restore(tensors)

@@ -11,8 +11,8 @@ import torch
 from .. import ops
 
 
-def describe(device: torch.device) -> dict[str, Any]:
-    """Versions, hardware, thread count, kernels and instruction set of this process."""
+def describe(device: torch.device, together: int = 1) -> dict[str, Any]:
+    """Versions, hardware, thread count, kernels and instruction set of this process; how many paths it may stack."""
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -20,6 +20,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "threads": torch.get_num_threads(),
         "kernels": ops.kernels_in_use(device.type),
+        **({"together": together} if together > 1 else {}),
     }
 
 
@@ -35,11 +36,12 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def restore(recorded: dict[str, Any], device: torch.device) -> None:
+def restore(recorded: dict[str, Any], device: torch.device, together: int = 1) -> None:
     """Set the thread count back; warn about every other difference, since the bits may then differ."""
     if recorded.get("threads"):
         torch.set_num_threads(int(recorded["threads"]))
-    now = describe(device)
+    now = describe(device, together)
+    recorded, now = {"together": 1, **recorded}, {"together": 1, **now}
     changed = [
         f"{key} was {recorded[key]!r}, is {now[key]!r}" for key in now if recorded.get(key, now[key]) != now[key]
     ]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..correct import Correction
 from ..flat import FlatParameters
+from .trainer import Trainer
 
 
 class Rollback:
@@ -18,8 +18,8 @@ class Rollback:
     Memory beyond that buffer: the module's buffers, and the momentum or optimiser state where it outlives a correction.
     """
 
-    def __init__(self, flat: FlatParameters, correction: Correction, optimizer: torch.optim.Optimizer | None) -> None:
-        self._flat, self._correction, self._optimizer = flat, correction, optimizer
+    def __init__(self, flat: FlatParameters, trainer: Trainer, optimizer: torch.optim.Optimizer | None) -> None:
+        self._flat, self._trainer, self._optimizer = flat, trainer, optimizer
         self._buffers: dict[str, Tensor] = {}
         self._momentum: Tensor | None = None
         self._optimizer_state: dict[str, Any] | None = None
@@ -27,9 +27,9 @@ class Rollback:
     def keep(self) -> None:
         """Remember everything but the values as they are now."""
         self._buffers = {name: buffer.clone() for name, buffer in self._flat.buffers().items()}
-        if self._correction.keeps_momentum:
-            assert self._correction.momentum_buffer is not None
-            self._momentum = self._correction.momentum_buffer.clone()
+        if self._trainer.keeps_momentum:
+            assert self._trainer.momentum_buffer is not None
+            self._momentum = self._trainer.momentum_buffer.clone()
         if self._optimizer is not None:
             self._optimizer_state = copy.deepcopy(self._optimizer.state_dict())
 
@@ -41,7 +41,7 @@ class Rollback:
         for name, buffer in self._flat.buffers().items():
             buffer.copy_(self._buffers[name])
         if self._momentum is not None:
-            assert self._correction.momentum_buffer is not None
-            self._correction.momentum_buffer.copy_(self._momentum)
+            assert self._trainer.momentum_buffer is not None
+            self._trainer.momentum_buffer.copy_(self._momentum)
         if self._optimizer is not None and self._optimizer_state is not None:
             self._optimizer.load_state_dict(copy.deepcopy(self._optimizer_state))

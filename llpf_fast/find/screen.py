@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Screen:
         self._loss_fn, self._batches = loss_fn, batches
 
     @torch.inference_mode()
-    def loss(self, values: Tensor, buffers: dict[str, Tensor]) -> float:
+    def loss(self, values: Tensor, buffers: Mapping[str, Tensor]) -> float:
         """Mean loss at the flat point ``values [N]`` with the given buffers; NaN counts as infinite.
 
         Raises:
@@ -49,19 +50,6 @@ class Screen:
             total, count = total + float(value) * size, count + size
         mean = total / count
         return mean if math.isfinite(mean) else math.inf
-
-    def chord(self, a: Tensor, b: Tensor, buffers: dict[str, Tensor], points: int, limit: float) -> float:
-        """Highest loss at ``points`` equally spaced interior points from a to b; stops at the first above ``limit``.
-
-        The middle comes first: that is where a barrier is highest.
-        """
-        fractions = sorted((i / (points + 1) for i in range(1, points + 1)), key=lambda f: abs(f - 0.5))
-        highest = 0.0
-        for fraction in fractions:
-            highest = max(highest, self.loss(torch.lerp(a, b, fraction), buffers))
-            if highest > limit:
-                break
-        return highest
 
 
 def screen_batches(data: Any, size: int, device: torch.device) -> list[tuple[Any, Any]]:

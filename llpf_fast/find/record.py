@@ -1,0 +1,157 @@
+"""``Record``: what one search leaves on disk and tells its caller."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..correct import Corrected
+from ..errors import LLPFError
+from ..flat import FlatParameters
+from ..path import RunDirectory, state_digest
+from . import environment
+from .dialect import leads_to_model
+from .ends import Ends
+from .results import FindResult, TickProgress
+from .settings import Settings
+from .standing import Standing
+
+_DIGESTS = ("start_sha256", "destination_sha256", "sphere_sha256")
+
+
+class Record:
+    """The run directory of one search, new or continued.
+
+    Args:
+        out: the folder; a new temporary one when missing.
+        resume: continue the run that ``out`` holds.
+        provenance: plain values for run.yaml.
+        together: how many paths are searched at once.
+        progress: called after every tick.
+
+    Raises:
+        LLPFError: a folder that is in use, or that holds another search than this one.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        ends: Ends,
+        device: torch.device,
+        *,
+        out: str | os.PathLike[str] | None,
+        resume: bool,
+        provenance: dict[str, Any] | None,
+        together: int = 1,
+        progress: Callable[[TickProgress], None] | None = None,
+    ) -> None:
+        self._settings, self._ends, self._progress = settings, ends, progress
+        self._began = time.monotonic()
+        about = {
+            "llpf_fast": 1,
+            "provenance": provenance or {},
+            "settings": settings.as_dict(),
+            "environment": environment.describe(device, together),
+            "start_sha256": state_digest(ends.start),
+        }
+        if ends.end is not None:
+            name = "destination" if leads_to_model(settings) else "sphere"
+            about[f"{name}_sha256"] = state_digest(ends.end)
+        #: Whether there is something to go on from.
+        self.resumed = resume
+        if not resume:
+            folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="llpf-"))
+            self.run = RunDirectory.create(folder, about)
+            self.run.add_waypoint(0, ends.start)
+            return
+        if out is None:
+            raise LLPFError("resume needs the folder of the run to continue")
+        self.run = RunDirectory.open(out)
+        for key in ("settings", *_DIGESTS):
+            if self.run.run.get(key) != about.get(key):
+                raise LLPFError(f"cannot resume {self.run.folder}: its {key} differ from those given now")
+        environment.restore(self.run.run.get("environment", {}), device, together)
+
+    @property
+    def complete(self) -> bool:
+        return self.run.complete
+
+    def begin_again(self) -> None:
+        """Back to the start: a run that was stopped before its first checkpoint."""
+        self.run.truncate(waypoints=1, metrics=0)
+        if not self.run.waypoints():
+            self.run.add_waypoint(0, self._ends.start)
+
+    def begin(self) -> None:
+        """The clock of this session starts: what came before is in ``Standing.seconds``."""
+        self._began = time.monotonic()
+
+    def seconds(self, at: Standing) -> float:
+        """Time spent in the whole search."""
+        return at.seconds + time.monotonic() - self._began
+
+    def waypoint(self, at: Standing, flat: FlatParameters, values: Tensor) -> None:
+        """Record ``values [N]`` and the present buffers as the waypoint of the tick ``at.point``."""
+        self.run.add_waypoint(at.point, flat.state_dict(values))
+        at.recorded = at.point
+
+    def tick(
+        self, at: Standing, corrected: Corrected, *, step: Tensor, stage: int, share_left: float, rolled_back: bool
+    ) -> None:
+        """One line of metrics, and a call of ``progress``."""
+        record = {
+            "tick": at.tick,
+            "loss": corrected.loss,
+            "rounds": corrected.rounds,
+            "met": corrected.met,
+            "sgd_steps": at.rounds,
+            "distance": at.distance,
+            "distances": [round(v, 9) for v in at.distances],
+            "variances": [float(f"{v:.9g}") for v in at.variances],
+            "step": step.tolist(),
+            "stage": stage,
+            "lr": self._settings.correction.lr,
+        }
+        if rolled_back:
+            record["rolled_back"] = True
+        self.run.append_metrics(record)
+        if self._progress:
+            most = self._settings.max_ticks
+            loss, rounds = corrected.loss, corrected.rounds
+            self._progress(TickProgress(at.tick, most, loss, rounds, at.rounds, share_left, self.seconds(at)))
+
+    def finish(self, at: Standing, ended: str, end: dict[str, Tensor] | None) -> None:
+        """Close the run; ``end`` is the destination to record where the search has arrived."""
+        if end is not None:
+            self.run.add_waypoint(at.tick + 1, end)
+        # No checkpoint here: one that counts the destination would, after a kill just before finish, let a resume tick
+        # on beyond it. Such a kill costs the ticks since the last checkpoint.
+        self.run.finish(
+            arrived=ended == "arrived",
+            ended=ended,
+            ticks=at.tick,
+            sgd_steps=at.rounds,
+            seconds=self.seconds(at),
+            distance=at.distance,
+            loss=at.loss,
+        )
+
+    def result(self) -> FindResult:
+        """Of a complete run."""
+        done = self.run.status or {}
+        arrived = bool(done.get("arrived"))
+        return FindResult(
+            self.run.folder,
+            int(done["ticks"]),
+            int(done["sgd_steps"]),
+            float(done["seconds"]),
+            str(done.get("ended") or ("arrived" if arrived else "max_ticks")),
+            len(self.run.waypoints()),
+        )
