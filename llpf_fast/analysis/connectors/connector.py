@@ -1,0 +1,230 @@
+"""``find_connector``: the points of a complex that joins many optima at low loss."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...correct import Correction, LossFunction
+from ...correct.draw import TensorBatches
+from ...errors import LLPFError
+from ...flat import FlatParameters
+from ...path import save_model_file
+from ...path.atomic import write_json, writing
+from ...path.plain import finite_or_none
+from ...verify.samples import FixedSamples
+from ...verify.statistics import normalization_layers, reestimate
+from ..networks import Networks
+from .certificate import ComplexCertificate
+from .complex import Complex, ComplexKind
+from .hyperplane import Hyperplane
+from .surface import train_surface
+
+#: (gradient steps done, expected, what is being done)
+Progress = Callable[[int, int, str], None]
+#: Training samples from which BatchNorm statistics of the points found are estimated.
+_STATISTICS_SIZE = 2_000
+
+
+@dataclass(frozen=True)
+class ConnectorSettings:
+    """How the points are searched.
+
+    A point starts at the centroid of the optima that it joins and is trained inside its :class:`Hyperplane` until the
+    mean loss of ``window`` batches is at most ``aim``, or for ``steps`` gradient steps; then ``surface_steps`` steps
+    train all points together on random places of the simplices. SGD; ``lr`` falls linearly to 0 over the surface steps.
+    """
+
+    kind: ComplexKind = "simplices"
+    aim: float = 0.01
+    steps: int = 1000
+    window: int = 50
+    surface_steps: int = 0
+    lr: float = 0.02
+    momentum: float = 0.9
+    batch_size: int = 64
+    seed: int = 0
+
+    def validate(self) -> None:
+        """LLPFError naming a value that cannot work."""
+        for name in ("steps", "window", "batch_size"):
+            if getattr(self, name) < 1:
+                raise LLPFError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.surface_steps < 0:
+            raise LLPFError(f"surface_steps must be 0 or more, got {self.surface_steps}")
+        if not 0 < self.lr < float("inf"):
+            raise LLPFError(f"lr must be above 0, got {self.lr}")
+        if not 0 <= self.momentum < 1:
+            raise LLPFError(f"momentum must be at least 0 and below 1, got {self.momentum}")
+
+
+@dataclass
+class Connector:
+    """A complex over the optima (first) and the points found, as networks; ``records`` tell of each point's search.
+
+    ``certificate`` is there once :func:`certify_complex` was asked.
+    """
+
+    complex: Complex
+    vertices: Networks
+    settings: ConnectorSettings
+    records: list[dict[str, Any]] = field(default_factory=list)
+    certificate: ComplexCertificate | None = None
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write every vertex as a safetensors file and ``connector.json`` (faces, simplices, settings, certificate)."""
+        folder = Path(folder)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        files = []
+        for vertex, state in enumerate(self.vertices):
+            files.append(f"vertex-{self.complex.label(vertex).replace('+', '-')}.safetensors")
+            save_model_file(folder / files[-1], state)
+        content = {
+            "optima": self.vertices.names[: self.complex.optima],
+            "kind": self.complex.kind,
+            "faces": [list(face) for face in self.complex.faces],
+            "simplices": [list(simplex) for simplex in self.complex.simplices],
+            "files": files,
+            "settings": asdict(self.settings),
+            "records": self.records,
+            "certificate": None if self.certificate is None else self.certificate.as_dict(),
+        }
+        write_json(folder / "connector.json", finite_or_none(content))
+        return folder / "connector.json"
+
+
+def find_connector(
+    module: nn.Module,
+    optima: Networks,
+    loss_fn: LossFunction,
+    train: tuple[Tensor, Tensor],
+    settings: ConnectorSettings | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Connector:
+    """Search the points of a :class:`Complex` over ``optima`` (arXiv 1906.04724's connectors of two; several: ours).
+
+    Args:
+        module: the architecture, on the device to compute on; copied.
+        optima: two or more networks.
+        loss_fn: (model output, targets) -> mean loss.
+        train: inputs ``[n, ...]`` and targets ``[n]``, on the module's device.
+        progress: called after every window of steps.
+
+    Returns:
+        The connector, without a certificate.
+
+    Raises:
+        LLPFError: fewer than two optima, two equal ones, a setting that cannot work, a loss that is not finite.
+    """
+    settings = settings or ConnectorSettings()
+    settings.validate()
+    shape = Complex.of(len(optima), settings.kind)
+    flat = FlatParameters(copy.deepcopy(module))
+    corners = torch.stack([flat.flatten(state) for state in optima])
+    planes = [Hyperplane(corners[list(face)]) for face in shape.faces[len(optima) :]]
+    total = len(planes) * settings.steps + settings.surface_steps
+    values, states, records = list(corners), list(optima.states), []
+    for number, plane in enumerate(planes):
+        vertex = len(optima) + number
+        batches = TensorBatches(*train, settings.batch_size, seed=settings.seed, path=vertex)
+        flat.load(optima.combine(_centroid(shape.faces[vertex], len(optima))))
+
+        def tell(steps: int, loss: float, number: int = number, vertex: int = vertex) -> None:
+            if progress is not None:
+                text = f"point {shape.label(vertex)}  loss {loss:.4f}"
+                progress(number * settings.steps + steps, total, text)
+
+        record = _train_point(flat, plane, loss_fn, batches, settings, tell)
+        records.append({"point": shape.label(vertex), **record, "distance_off_plane": plane.distance(flat.data)})
+        values.append(flat.data.clone())
+        states.append(flat.state_dict())
+    if settings.surface_steps:
+        batches = TensorBatches(*train, settings.batch_size, seed=settings.seed, path=len(shape.faces))
+        done = total - settings.surface_steps
+        found = train_surface(
+            flat,
+            torch.stack(values),
+            planes,
+            shape.simplices,
+            loss_fn,
+            batches,
+            steps=settings.surface_steps,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            seed=settings.seed,
+            progress=None if progress is None else lambda step, text: progress(done + step, total, text),
+        )
+        for vertex in range(len(optima), len(shape.faces)):
+            states[vertex] = _with_statistics(flat, found[vertex], train[0])
+    names = [*optima.names, *(shape.label(v) for v in range(len(optima), len(shape.faces)))]
+    return Connector(shape, Networks(states, names, module), settings, records)
+
+
+def _centroid(face: tuple[int, ...], count: int) -> list[float]:
+    return [1 / len(face) if i in face else 0.0 for i in range(count)]
+
+
+def _train_point(
+    flat: FlatParameters,
+    plane: Hyperplane,
+    loss_fn: LossFunction,
+    batches: TensorBatches,
+    settings: ConnectorSettings,
+    tell: Callable[[int, float], None],
+) -> dict[str, Any]:
+    """Correct ``flat`` (at the centroid) inside ``plane``; what it took."""
+    optimizer = torch.optim.SGD(flat.module.parameters(), lr=settings.lr, momentum=settings.momentum)
+
+    def before(*_: Any) -> None:
+        flat.ensure_gradients()
+        plane.project_gradient_(flat.grad)
+
+    def after(*_: Any) -> None:
+        plane.project_point_(flat.data)
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+    # A correction in windows: the gate opens a new one until the mean loss of a whole window is low.
+    correction = Correction(
+        flat,
+        loss_fn,
+        batches,
+        threshold=settings.aim,
+        min_rounds=settings.window,
+        max_rounds=settings.window,
+        lr=settings.lr,
+        optimizer=optimizer,
+    )
+    steps, first = 0, None
+    while True:
+        corrected = correction.run(steps, go_on=steps > 0)
+        steps += corrected.rounds
+        first = corrected.loss if first is None else first
+        tell(min(steps, settings.steps), corrected.loss)
+        if corrected.met or steps >= settings.steps:
+            return {
+                "steps": steps,
+                "first_window_loss": first,
+                "last_window_loss": corrected.loss,
+                "met": corrected.met,
+            }
+
+
+def _with_statistics(flat: FlatParameters, values: Tensor, inputs: Tensor) -> dict[str, Tensor]:
+    """The state at ``values``; BatchNorm statistics of its own, since training went on all over the surface."""
+    flat.data.copy_(values)
+    if any(True for _ in normalization_layers(flat.module)):
+        part = inputs[:_STATISTICS_SIZE]
+        held = FixedSamples(part, torch.zeros(len(part)), batch_size=125, device=inputs.device, dtype=flat.data.dtype)
+        with torch.no_grad():
+            reestimate(flat.module, held)
+    return flat.state_dict()

@@ -1,0 +1,1 @@
+"""Training in random subspaces: the intrinsic dimension of a task."""

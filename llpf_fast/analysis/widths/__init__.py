@@ -1,0 +1,1 @@
+"""Radial widths of low-loss regions, and what they depend on."""
