@@ -86,6 +86,10 @@ class Networks:
             found.setdefault(name.rpartition(".")[0] or name, []).append(name)
         return found
 
+    def aliases(self, name: str) -> list[str]:
+        """All names in the state dict of the parameter tensor ``name``: more than one where it is tied."""
+        return list(self._aliases[name])
+
     def digests(self) -> list[str]:
         """``path.state_digest`` of each, for cache keys and results."""
         return [state_digest(state) for state in self.states]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import LLPFError
 
 LossFunction = Callable[[Any, Any], Tensor]
 
 
-def loss_of(module: nn.Module, loss_fn: LossFunction, inputs: Any, targets: Any) -> Tensor:
+def loss_of(module: Callable[[Any], Any], loss_fn: LossFunction, inputs: Any, targets: Any) -> Tensor:
     """The scalar loss of ``module`` on one batch.
 
     Raises:

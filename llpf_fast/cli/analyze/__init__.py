@@ -14,7 +14,10 @@ HELP = "barriers, layer-wise connectivity, connectors, widths, other curves, sha
 
 #: Command and the module of this package that carries it out (HELP, add_arguments, run). They are imported when the
 #: command line is ``llpf analyze ...``; what they need beyond options they import when they run.
-_ANALYSES: dict[str, str] = {}
+_ANALYSES: dict[str, str] = {
+    "linear": "linear",
+    "layers": "layers",
+}
 
 
 def names() -> list[str]:

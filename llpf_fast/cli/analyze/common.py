@@ -9,7 +9,7 @@ from ...errors import LLPFError
 from ..common import add_device, add_quiet, add_threads, choose_device, set_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from jsonargparse import ArgumentParser, Namespace
 
@@ -134,3 +134,29 @@ def _recorded(sources: Sequence[str], run: str | None) -> dict[str, str | None]:
         return {key: settings.get(key) for key in ("model", "data")}
     first = load_model_file(sources[0])
     return {"model": first.model_name, "data": first.dataset_name}
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table on stdout: one column a key of the first row; numbers to four digits, right-aligned."""
+    import sys
+
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name, value in rows[0].items():
+        table.add_column(name, justify="left" if isinstance(value, str) else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(_cell(row.get(name)) for name in rows[0]))
+    # A file or a pipe has no width: nothing is cut there.
+    width = None if sys.stdout.isatty() else 60 + 40 * len(rows[0])
+    Console(file=sys.stdout, width=width, markup=False, highlight=False).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (bool, str)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -1,0 +1,342 @@
+"""Layer-wise linear connectivity, cumulative too, and what second derivatives predict of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import LLPFError
+from ..verify.evaluate import Statistics
+from .cache import cached_numbers
+from .measures import Measures, Progress
+from .networks import Networks, State
+from .predict import NODES, CurvatureIntegral, Prediction, curvature_integral, displacement
+from .problem import Problem
+from .rank import Rank, rank_correlation
+from .restricted import RestrictedLoss, Taylor
+
+#: "alone": one layer; the others are cumulative: from the input, from the output, in a random order.
+Order = Literal["alone", "shallow", "deep", "random"]
+ORDERS: tuple[Order, ...] = ("alone", "shallow", "deep", "random")
+#: Training samples that second derivatives are taken on.
+HESSIAN_SAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class GroupBarrier:
+    """One network with some layers halfway to the other's (Adilova et al., arXiv 2307.06966):
+
+    barrier = f(base with ``layers`` at the midpoint) - (f(base) + f(other)) / 2 for each value f (``train_loss``, ...).
+
+    ``base`` 0 or 1; ``layer`` is the one added last. ``predicted`` is the same for the training loss to second order
+    in the base's derivatives, 1/2 g.D + 1/8 D^T H D over the group's D, plus (L(base) - L(other)) / 2 (ours; exact on
+    quadratics); ``curvature`` is its last term alone. None where nothing was predicted.
+    """
+
+    order: Order
+    base: int
+    layer: str
+    layers: list[str]
+    statistics: Statistics
+    barriers: dict[str, float]
+    predicted: float | None = None
+    curvature: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerPlace:
+    """A layer's share of the way: number of parameters, distance between the networks there, its share of the squared
+    distance, and the norms at both."""
+
+    layer: str
+    parameters: int
+    distance: float
+    share: float
+    norm_1: float
+    norm_2: float
+
+
+@dataclass(frozen=True)
+class LayerConnectivity:
+    """What ``layer_connectivity`` found. ``blocks`` [2, L, L]: D_k^T H D_l at both networks (D as seen from each)."""
+
+    names: list[str]
+    layers: list[LayerPlace]
+    groups: list[GroupBarrier]
+    ends: dict[str, dict[str, list[float]]]
+    whole: Prediction | None = None
+    integral: CurvatureIntegral | None = None
+    blocks: list[list[list[float]]] | None = None
+    hessian_samples: int | None = None
+
+    def select(self, order: Order, base: int, statistics: Statistics = "stored") -> list[GroupBarrier]:
+        return [g for g in self.groups if (g.order, g.base, g.statistics) == (order, base, statistics)]
+
+    @property
+    def statistics(self) -> list[Statistics]:
+        return list(dict.fromkeys(group.statistics for group in self.groups))
+
+    def midpoint(self, statistics: Statistics = "stored") -> dict[str, float]:
+        """The barrier of all layers together: both networks' midpoint."""
+        for order in ("shallow", "deep", "random"):
+            if found := self.select(order, 0, statistics):
+                return found[-1].barriers
+        return {}
+
+    def ranks(self) -> dict[str, Rank]:
+        """Spearman's correlation of measured training-loss barriers with predicted ones: ``alone_base_0``, ..., and
+        ``alone``, over the layers of both directions."""
+        found = {}
+        for order in dict.fromkeys(group.order for group in self.groups):
+            both: list[GroupBarrier] = []
+            for base in (0, 1):
+                groups = [group for group in self.select(order, base) if group.predicted is not None]
+                found[f"{order}_base_{base}"] = _rank(groups)
+                both += groups
+            found[order] = _rank(both)
+        return found
+
+    def numbers(self) -> dict[str, Any]:
+        """The verdict, as plain values."""
+        whole = None
+        if self.whole is not None:
+            parts = {name: getattr(self.whole, name) for name in ("midpoint", "sixteenth", "highest")}
+            whole = {**asdict(self.whole), **parts}
+        return {
+            "networks": self.names,
+            "ends": self.ends,
+            "layers": [asdict(layer) for layer in self.layers],
+            "midpoint_barrier": {kind: self.midpoint(kind) for kind in self.statistics},
+            "predicted": whole,
+            "curvature_integral": None if self.integral is None else asdict(self.integral),
+            "rank_correlation": {name: asdict(rank) for name, rank in self.ranks().items()} if whole else None,
+            "curvature_blocks": self.blocks,
+            "hessian_samples": self.hessian_samples,
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record a group."""
+        return [
+            {
+                "order": group.order,
+                "base": self.names[group.base],
+                "batchnorm_statistics": group.statistics,
+                "layer": group.layer,
+                "layers": len(group.layers),
+                **{f"{name}_barrier": value for name, value in group.barriers.items()},
+                "predicted": group.predicted,
+                "predicted_by_curvature": group.curvature,
+            }
+            for group in self.groups
+        ]
+
+
+def _rank(groups: Sequence[GroupBarrier]) -> Rank:
+    measured = [group.barriers["train_loss"] for group in groups]
+    return rank_correlation([group.predicted or 0.0 for group in groups], measured)
+
+
+def layer_connectivity(
+    problem: Problem,
+    networks: Networks,
+    *,
+    orders: Sequence[Order] = ORDERS,
+    tensors: bool = False,
+    predict: bool = True,
+    integral: bool = True,
+    hessian_samples: int = HESSIAN_SAMPLES,
+    nodes: int = NODES,
+    progress: Progress | None = None,
+) -> LayerConnectivity:
+    """Measure how the loss of each of two networks changes as layers go halfway to the other's.
+
+    A layer is a module that owns parameters, with its floating buffers (BatchNorm statistics go along). Where there are
+    BatchNorm layers everything is measured with the stored and with re-estimated statistics.
+
+    Args:
+        networks: exactly two; the order of layers is the architecture's.
+        orders: which groups: each layer alone, and groups that grow. The random order is drawn from ``problem.seed``.
+        tensors: every parameter tensor is a layer of its own.
+        predict: also take second derivatives: L Hessian-vector products at each network, on ``hessian_samples`` fixed
+            training samples (0: all that are measured) in float64.
+        integral: with ``predict``, also the curvature integral along the whole line: 2 ``nodes`` more.
+        progress: called with (done, expected, text).
+
+    Raises:
+        LLPFError: not two networks, networks that are equal, an unknown order.
+    """
+    if len(networks) != 2:
+        raise LLPFError(f"layer-wise connectivity is between two networks, {len(networks)} are given")
+    unknown = [order for order in orders if order not in ORDERS]
+    if unknown or not orders:
+        raise LLPFError(f"unknown order {', '.join(map(repr, unknown))}; known: {', '.join(ORDERS)}")
+    layers = {name: [name] for name in networks.parameter_names} if tensors else networks.layers
+    move = displacement(networks)
+    places = _places(networks, layers, move)
+    if not any(place.distance for place in places):
+        raise LLPFError(f"{networks.names[0]} and {networks.names[1]} hold the same parameters: nothing lies between")
+    plan = _plan(list(layers), orders, problem.seed)
+    kinds = problem.statistics
+    work = _Work(progress, 2 * len(kinds) * (len(plan) + 1) + (2 + (2 * nodes if integral else 0) if predict else 0))
+    expansions: list[Taylor] | None = None
+    whole = found_integral = None
+    restricted = RestrictedLoss(problem, hessian_samples) if predict else None
+    if restricted is not None:
+        expansions = [_expansion(problem, networks, layers, restricted, base, work) for base in (0, 1)]
+        whole = _whole(expansions)
+        if integral:
+            found_integral = _integral(problem, networks, restricted, nodes, work)
+    groups: list[GroupBarrier] = []
+    ends: dict[str, dict[str, list[float]]] = {}
+    for kind in kinds:
+        measure = Measures(problem, kind)
+        measured = [measure(networks[i]) for i in (0, 1)]
+        work.tell("both networks", 2)
+        ends[kind] = {name: [one[name] for one in measured] for name in measured[0]}
+        for base in (0, 1):
+            for order, layer, members in plan:
+                state = _halfway(networks, layers, members, base)
+                values = measure(state)
+                work.tell(f"{order}, base {networks.names[base]}, {layer}")
+                means = {name: sum(pair) / 2 for name, pair in ends[kind].items()}
+                barriers = {name: value - means[name] for name, value in values.items()}
+                predicted = curvature = None
+                if expansions is not None and kind == "stored":
+                    predicted, curvature = _predicted(expansions, base, [list(layers).index(name) for name in members])
+                groups.append(GroupBarrier(order, base, layer, members, kind, barriers, predicted, curvature))
+    return LayerConnectivity(
+        networks.names,
+        places,
+        groups,
+        ends,
+        whole,
+        found_integral,
+        None if expansions is None else [expansion.curvature.tolist() for expansion in expansions],
+        None if restricted is None else restricted.samples,
+    )
+
+
+class _Work:
+    def __init__(self, progress: Progress | None, expected: int) -> None:
+        self._progress, self._expected, self._done = progress, expected, 0
+
+    def tell(self, text: str, count: int = 1) -> None:
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, max(self._expected, self._done), text)
+
+
+def _plan(layers: list[str], orders: Sequence[Order], seed: int) -> list[tuple[Order, str, list[str]]]:
+    """(order, the layer added last, all layers of the group), each in the order in which they are added."""
+    shuffled = torch.randperm(len(layers), generator=torch.Generator().manual_seed(seed)).tolist()
+    sequences: dict[Order, list[str]] = {
+        "alone": layers,
+        "shallow": layers,
+        "deep": layers[::-1],
+        "random": [layers[i] for i in shuffled],
+    }
+    return [
+        (order, layer, [layer] if order == "alone" else sequences[order][: i + 1])
+        for order in dict.fromkeys(orders)
+        for i, layer in enumerate(sequences[order])
+    ]
+
+
+def _places(networks: Networks, layers: Mapping[str, list[str]], move: State) -> list[LayerPlace]:
+    total = sum(float(move[name].square().sum()) for name in networks.parameter_names)
+    places = []
+    for layer, names in layers.items():
+        squared = sum(float(move[name].square().sum()) for name in names)
+        norms = [math.sqrt(sum(float(network[name].double().square().sum()) for name in names)) for network in networks]
+        count = sum(networks[0][name].numel() for name in names)
+        share = squared / total if total else 0.0
+        places.append(LayerPlace(layer, count, math.sqrt(squared), share, *norms))
+    return places
+
+
+def _names(networks: Networks, layers: Mapping[str, list[str]], members: Sequence[str]) -> set[str]:
+    """State-dict names that belong to ``members``: parameters under all their names, and the layers' buffers."""
+    names = {alias for layer in members for name in layers[layer] for alias in networks.aliases(name)}
+    parameters = {alias for name in networks.parameter_names for alias in networks.aliases(name)}
+    owners = {name.rpartition(".")[0] for name in names}
+    buffers = {name for name in networks[0] if name not in parameters and name.rpartition(".")[0] in owners}
+    return names | buffers
+
+
+def _halfway(
+    networks: Networks, layers: Mapping[str, list[str]], members: Sequence[str], base: int
+) -> dict[str, Tensor]:
+    middle = networks.combine([0.5, 0.5])
+    chosen = _names(networks, layers, members)
+    return {
+        name: middle[name] if name in chosen and value.is_floating_point() else value
+        for name, value in networks[base].items()
+    }
+
+
+def _expansion(
+    problem: Problem,
+    networks: Networks,
+    layers: Mapping[str, list[str]],
+    restricted: RestrictedLoss,
+    base: int,
+    work: _Work,
+) -> Taylor:
+    """At network ``base``, along each layer's way to the other."""
+    move = displacement(networks, base, 1 - base)
+
+    def compute() -> dict[str, Any]:
+        directions = [
+            {alias: move[alias] for name in names for alias in networks.aliases(name)} for names in layers.values()
+        ]
+        found = restricted.expand(networks[base], directions)
+        return {"loss": found.loss, "slopes": found.slopes, "curvature": found.curvature}
+
+    work.tell(f"second derivatives at {networks.names[base]}")
+    found = _kept(problem, networks, restricted, {"what": "layers", "base": base, "layers": layers}, compute)
+    slopes, curvature = (torch.tensor(found[name], dtype=torch.float64) for name in ("slopes", "curvature"))
+    return Taylor(found["loss"], slopes, curvature)
+
+
+def _integral(
+    problem: Problem, networks: Networks, restricted: RestrictedLoss, nodes: int, work: _Work
+) -> CurvatureIntegral:
+    def compute() -> dict[str, Any]:
+        return asdict(
+            curvature_integral(
+                restricted, networks, nodes=nodes, progress=lambda *_: work.tell("curvature along the line")
+            )
+        )
+
+    return CurvatureIntegral(
+        **_kept(problem, networks, restricted, {"what": "curvature integral", "nodes": nodes}, compute)
+    )
+
+
+def _kept(problem: Problem, networks: Networks, restricted: RestrictedLoss, what: Any, compute: Any) -> dict[str, Any]:
+    """``compute()``, or what it gave before for the same networks, data and loss."""
+    identity = problem.identity("train")
+    if problem.cache is None or identity is None:
+        found: dict[str, Any] = compute()
+        return found
+    key = {**what, "networks": networks.digests(), "problem": identity, "on": restricted.settings()}
+    return cached_numbers(key, problem.cache, compute)
+
+
+def _whole(expansions: Sequence[Taylor]) -> Prediction:
+    """Seen from the second network D points the other way."""
+    slopes = [float(expansion.slopes.sum()) for expansion in expansions]
+    curvatures = [float(expansion.curvature.sum()) for expansion in expansions]
+    return Prediction(slopes[0], -slopes[1], *curvatures)
+
+
+def _predicted(expansions: Sequence[Taylor], base: int, members: Sequence[int]) -> tuple[float, float]:
+    here, other = expansions[base], expansions[1 - base]
+    chosen = torch.tensor(list(members))
+    curvature = float(here.curvature[chosen][:, chosen].sum()) / 8
+    return (here.loss - other.loss) / 2 + float(here.slopes[chosen].sum()) / 2 + curvature, curvature

@@ -1,0 +1,64 @@
+"""``llpf analyze linear``: barriers on the straight lines between networks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..progress import Progress
+from .common import add_models, add_output, add_problem, load, out_folder, show_rows
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+HELP = "loss, error and barriers along the straight lines between networks"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_models(parser)
+    parser.add_argument(
+        "--base", type=str, metavar="MODEL", help="also angles and distances seen from this network (the common trunk)"
+    )
+    parser.add_argument("--points", type=int, default=25, metavar="N", help="of each line, ends and middle included")
+    add_problem(parser)
+    add_output(parser, "linear")
+
+
+def run(args: Namespace) -> int:
+    problem, networks = load(args)
+
+    from ...analysis.linear import linear_connectivity
+    from ...analysis.output import write_result
+    from ...report.draw_linear import draw_linear
+
+    base = None if args.base is None else problem.networks([args.base], fewest=1)[0]
+    with Progress("point", quiet=args.quiet) as progress:
+        found = linear_connectivity(
+            problem, networks, points=args.points, base=base, base_name=args.base or "", progress=progress.update
+        )
+    folder = out_folder(args)
+    about = {
+        **problem.about(),
+        "points": args.points,
+        "networks": dict(zip(networks.names, networks.digests(), strict=True)),
+    }
+    file = write_result(folder, "linear", numbers=found.numbers(), tables={"pairs": found.summary()}, about=about)
+    picture = draw_linear(found, folder)
+    show_rows(
+        [
+            {
+                "line": f"{row['first']} – {row['second']}",
+                **({"statistics": row["batchnorm_statistics"]} if problem.has_statistics else {}),
+                "Entezari": row["train_loss_barrier_entezari"],
+                "Frankle": row["train_loss_barrier_frankle"],
+                "midpoint": row["train_loss_barrier_midpoint"],
+                **({"test error": row["test_error_barrier_frankle"]} if "test_error_barrier_frankle" in row else {}),
+                "distance": row["distance"],
+                "angle": row["angle"],
+                **({"angle at base": row["base_angle"]} if "base_angle" in row else {}),
+            }
+            for row in found.summary()
+        ]
+    )
+    print("barriers: training loss by three definitions, test error by Frankle's; angles in degrees")
+    print(f"numbers: {file}\npicture: {picture}")
+    return 0
