@@ -15,7 +15,7 @@ SKY, PURPLE, YELLOW = "#56B4E9", "#CC79A7", "#F0E442"
 #: In the order in which series take them; yellow last, because it is faint on white.
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, YELLOW)
 #: Line styles in the same order.
-DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 #: Thresholds and other limits; explanations inside a figure; where values are not finite.
 LIMIT, REMARK, GAP = "#444444", "#555555", "#bdbdbd"
 #: For losses and other sequential values: same order in grey and with any colour vision.

@@ -1,0 +1,32 @@
+"""``llpf analyze ticks``: a search's layers, tick by tick."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .common import out_folder
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+HELP = "each layer's distance to the destination and variance, and the loss, against ticks"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, metavar="RUN", help="run directory, finished or not")
+    parser.add_argument("--out", type=str, default="ticks", metavar="DIR", help="folder of the results (ticks)")
+
+
+def run(args: Namespace) -> int:
+    folder = out_folder(args)
+
+    from ...analysis.ticks import read_ticks
+    from ...analysis.trajectory import own_names
+    from ...report.draw_ticks import draw_ticks
+
+    found = read_ticks(args.run)
+    picture = draw_ticks(found, folder, title=own_names([args.run])[0])
+    back = sum(found.taken_back)
+    print(f"{len(found.ticks)} ticks of {len(found.layers)} layers" + (f", {back} taken back" if back else ""))
+    print(f"numbers: {picture.with_suffix('.csv')}\npicture: {picture}")
+    return 0
