@@ -23,6 +23,12 @@ def on_device(train: TrainingData, device: torch.device) -> TrainingData:
     return train
 
 
+def tensor_batches(settings: Settings, inputs: Tensor, targets: Tensor) -> TensorBatches:
+    """Batches drawn by counter, augmented as the settings ask; equal for all paths of one seed."""
+    augment = augmentation(settings.augmentation)
+    return TensorBatches(inputs, targets, settings.correction.batch_size, seed=settings.seed, augment=augment)
+
+
 def make_correction(
     settings: Settings,
     flat: FlatParameters,
@@ -32,13 +38,8 @@ def make_correction(
 ) -> Correction:
     """Batches drawn from tensors by the counter-based generator, or taken from a loader in its own order."""
     c = settings.correction
-    batches: Any
-    if isinstance(train, tuple):
-        inputs, targets = train
-        augment = augmentation(settings.augmentation)
-        batches = TensorBatches(inputs, targets, c.batch_size, seed=settings.seed, augment=augment)
-    else:
-        batches = LoaderBatches(train, flat.data.device)
+    device = flat.data.device
+    batches: Any = tensor_batches(settings, *train) if isinstance(train, tuple) else LoaderBatches(train, device)
     return Correction(
         flat,
         loss_fn,

@@ -313,6 +313,34 @@ class FlatParameters:
         check(self.module, {n: found[n].parameter for n, i in self._positions.items() if n not in self.aliases})
         return parameters, retie
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def move_to(self, data: Tensor, grad: Tensor) -> None:
+        """Let ``data`` and ``grad`` be this memory, ``[N]`` each (rows of a stack, say), with the values they have now.
+
+        Those of before belong to nobody from then on. ``version`` stays: ``[N]`` buffers fit as they did.
+
+        Raises:
+            LLPFError: memory of another size, dtype or device, or with holes.
+        """
+        self.ensure()
+        like = self.data
+        for memory in (data, grad):
+            fits = (memory.shape, memory.dtype, memory.device) == (like.shape, like.dtype, like.device)
+            if not (fits and memory.is_contiguous()):
+                raise LLPFError(
+                    f"expected contiguous memory of {self.table.numel} {self.data.dtype} on {self.data.device}, got "
+                    f"shape {list(memory.shape)}, {memory.dtype} on {memory.device}"
+                )
+        grad.copy_(self.grad)
+        data.copy_(self.data)
+        self.data, self._grad = data, grad
+        for layout, parameter in zip(self._layouts, self._parameters, strict=True):
+            parameter.data = layout.view(data)
+            parameter.grad = layout.view(grad) if parameter.requires_grad else None
+        self._remember(self._parameters)
+        self._adopt_gradients()
+
     def release(self) -> None:
         """Give every parameter, and its gradient, memory of its own again. These FlatParameters are of no more use."""
         self.ensure()

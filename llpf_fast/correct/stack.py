@@ -1,0 +1,122 @@
+"""``Stack``: the memory of up to K paths of one architecture, one row each, and the passes of all rows at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from ..errors import LLPFError
+from ..flat import FlatParameters
+from .loss import LossFunction, loss_of
+
+NO_GRADIENT = "the loss depends on no parameter that trains: are all frozen, or is there a detach in the loss?"
+
+
+class Stack:
+    """Rows of ``data [K, N]``: the values of K modules, with their gradients and buffers.
+
+    The paths held are always the first rows, so that every op call and every pass runs over one piece of memory.
+
+    Args:
+        flat: of one module of the architecture; only its layout counts.
+        loss_fn: (model output, targets) -> scalar mean loss.
+        capacity: K.
+
+    Attributes:
+        data, grad: ``[K, N]``, dtype and device of ``flat.data``.
+        flats: of the paths held, in the order of their rows; their buffers and gradients are rows of this memory.
+    """
+
+    def __init__(self, flat: FlatParameters, loss_fn: LossFunction, capacity: int) -> None:
+        self._module = copy.deepcopy(flat.module).train()
+        self._loss_fn, self.capacity, self.table = loss_fn, capacity, flat.table
+        self.data = flat.data.new_zeros(capacity, flat.table.numel)
+        self.grad = torch.zeros_like(self.data)
+        self._views = {name: (view.shape, view.stride(), view.storage_offset()) for name, view in _views(flat).items()}
+        trained = {name: parameter.requires_grad for name, parameter in flat.module.named_parameters()}
+        self._trained = [trained[name] for name in self._views]
+        self._buffers = {
+            name: buffer.new_zeros(capacity, *buffer.shape) for name, buffer in flat.module.named_buffers()
+        }
+        self._leaves: dict[int, dict[str, Tensor]] = {}
+        self.flats: list[FlatParameters] = []
+
+    def take(self, flat: FlatParameters) -> int:
+        """Hold one more path, with the values and buffers it has now; its row."""
+        row = len(self.flats)
+        flat.module.train()
+        self._put(flat, row)
+        self.flats.append(flat)
+        return row
+
+    def drop(self, row: int) -> int:
+        """Hold the path of ``row`` no longer; the row whose path lies there instead (itself: it was the last)."""
+        last = len(self.flats) - 1
+        flat = self.flats.pop()
+        if row != last:
+            self._put(flat, row)
+            self.flats[row] = flat
+        return last
+
+    @torch.no_grad()
+    def _put(self, flat: FlatParameters, row: int) -> None:
+        flat.move_to(self.data[row], self.grad[row])
+        for name, buffer in flat.module.named_buffers():
+            place = self._buffers[name][row]
+            place.copy_(buffer)
+            buffer.data = place
+
+    def passes_in_turn(self, inputs: Sequence[Any], targets: Sequence[Any]) -> Tensor:
+        """Forward and backward of one row after the other, each the very call of a path alone; losses ``[k]``."""
+        losses = []
+        for flat, x, y in zip(self.flats, inputs, targets, strict=True):
+            flat.zero_grad()
+            loss = loss_of(flat.module, self._loss_fn, x, y)
+            if not loss.requires_grad:
+                raise LLPFError(NO_GRADIENT)
+            loss.backward()
+            flat.ensure_gradients()
+            losses.append(loss.detach().reshape(()))
+        return torch.stack(losses)
+
+    def passes_at_once(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Forward and backward of all rows as one: ``inputs`` and ``targets`` ``[k, B, ...]``; losses ``[k]``."""
+        count = len(self.flats)
+        leaves = self._leaves.get(count) or self._make_leaves(count)
+        buffers = {name: buffer[:count] for name, buffer in self._buffers.items()}
+        self.grad[:count].zero_()
+        losses = vmap(self._loss)(leaves, buffers, inputs, targets)
+        if not losses.requires_grad:
+            raise LLPFError(NO_GRADIENT)
+        # Rows share no value, so the gradient of the sum is every row's own. It is added into ``grad`` in place.
+        losses.sum().backward()
+        return losses.detach()
+
+    def _loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        def model(values: Any) -> Any:
+            return functional_call(self._module, (parameters, buffers), (values,))
+
+        return loss_of(model, self._loss_fn, x, y).reshape(())
+
+    def _make_leaves(self, count: int) -> dict[str, Tensor]:
+        """The first ``count`` rows as one tensor a parameter, whose gradients are views of ``grad``."""
+        leaves = {}
+        for (name, (shape, stride, offset)), trained in zip(self._views.items(), self._trained, strict=True):
+            where = (count, *shape), (self.data.stride(0), *stride), offset
+            leaf = self.data.as_strided(*where)
+            if trained:
+                leaf.requires_grad_()
+                leaf.grad = self.grad.as_strided(*where)
+            leaves[name] = leaf
+        self._leaves[count] = leaves
+        return leaves
+
+
+def _views(flat: FlatParameters) -> dict[str, Tensor]:
+    # Of a buffer of its own: the offsets are then those inside one row.
+    return flat.views(torch.empty_like(flat.data))

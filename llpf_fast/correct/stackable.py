@@ -1,0 +1,95 @@
+"""Whether a network can be stacked: tried out, once, on two rows."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LLPFError
+from ..flat import FlatParameters
+from .draw import TensorBatches
+from .loss import LossFunction
+from .stack import Stack
+
+_WITHOUT = "search such paths one after the other (--together 1)"
+
+
+def check_stackable(flat: FlatParameters, loss_fn: LossFunction, batches: TensorBatches) -> str | None:
+    """Hold the passes of a stack of two against those of each row alone, on two batches; ``flat`` keeps every bit.
+
+    Returns:
+        The name of an operation that vmap only repeats row by row, so that a stack gains little; None: there is none.
+
+    Raises:
+        LLPFError: the network cannot be stacked: it draws random numbers in training, does what vmap cannot follow, or
+            comes out different (a module that keeps something outside its buffers). The message names the cause.
+    """
+    alone, together = (_pair(flat, loss_fn) for _ in range(2))
+    drawn = [batches.draw(round_) for round_ in range(2)]
+    inputs, targets = [x for x, _ in drawn], [y for _, y in drawn]
+    with torch.random.fork_rng(devices=[flat.data.device] if flat.data.is_cuda else []):
+        want = alone.passes_in_turn(inputs, targets)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            got = together.passes_at_once(torch.stack(inputs), torch.stack(targets))
+        except (LLPFError, RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+            raise LLPFError(
+                f"{type(flat.module).__name__} cannot be stacked: {_reason(flat, error)}; {_WITHOUT}"
+            ) from error
+    pairs = [("loss", want, got), ("gradient", alone.grad, together.grad)]
+    pairs += [(f"buffer {name}", a, b) for (name, a), (_, b) in zip(_buffers(alone), _buffers(together), strict=True)]
+    for name, a, b in pairs:
+        if not _close(a, b):
+            raise LLPFError(
+                f"{type(flat.module).__name__} cannot be stacked: its {name} comes out different in a stack; {_WITHOUT}"
+            )
+    return _fallback(caught)
+
+
+def _pair(flat: FlatParameters, loss_fn: LossFunction) -> Stack:
+    """A stack of two copies of ``flat``, a little apart."""
+    stack = Stack(flat, loss_fn, 2)
+    for factor in (1.0, 1.0 + 2.0**-6):
+        twin = copy.deepcopy(flat)
+        with torch.no_grad():
+            twin.data.mul_(factor)
+        stack.take(twin)
+    return stack
+
+
+def _buffers(stack: Stack) -> list[tuple[str, Tensor]]:
+    return [(name, buffer) for flat in stack.flats for name, buffer in flat.buffers().items()]
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Equal up to rounding: half of the digits. Rows that leak into each other are far beyond that."""
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    if not bool(a.isfinite().all()):
+        return torch.equal(a.isfinite(), b.isfinite())
+    return bool((a.double() - b.double()).norm() <= torch.finfo(a.dtype).eps ** 0.5 * a.double().norm())
+
+
+def _reason(flat: FlatParameters, error: Exception) -> str:
+    text = str(error)
+    if "random" in text:
+        kinds = nn.modules.dropout._DropoutNd
+        layers = [name for name, layer in flat.module.named_modules() if isinstance(layer, kinds) and layer.p > 0]
+        return f"it draws random numbers in training{f' (dropout {layers[0]!r})' if layers else ''}"
+    for name, layer in flat.module.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats and layer.momentum is None:
+            return f"{name!r} averages its statistics cumulatively (momentum=None)"
+    return text.strip().splitlines()[0]
+
+
+def _fallback(caught: list[warnings.WarningMessage]) -> str | None:
+    for warning in caught:
+        found = re.search(r"batching rule for (aten::\w+)", str(warning.message))
+        if found:
+            return found[1]
+    return None

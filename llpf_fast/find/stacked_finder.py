@@ -1,0 +1,190 @@
+"""``StackedFinder``: many searches of one architecture at once, their corrections trained as one stack."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..correct import Corrected, LossFunction
+from ..correct.group_rates import OptimizerFactory
+from ..correct.stackable import check_stackable
+from ..correct.stacked import StackedCorrection, StackedPath
+from ..errors import LLPFError
+from ..flat import FlatParameters
+from .dialect import resolve
+from .ends import Ends
+from .finder import checked_device
+from .legs import Legs
+from .make_correction import TrainingData, on_device, tensor_batches
+from .path_search import Judge, PathSearch, Train
+from .record import Record
+from .results import FindResult, TickProgress
+from .schedule import make_schedule
+from .screen import Screen, screen_batches
+from .settings import Settings
+
+#: Fewer paths than this train in turn: the fixed cost of a stacked iteration then exceeds what it saves (digits
+#: perceptron on one core: two paths 0.6 times as fast as in turn, four 1.1, sixteen 2.6).
+LEAST_CPU, LEAST_GPU = 4, 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """One of many searches. ``ends`` gives start and destination, when its turn comes; the rest: see ``PathFinder``."""
+
+    ends: Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None]]
+    out: str | os.PathLike[str]
+    resume: bool = False
+    provenance: dict[str, Any] | None = None
+    progress: Callable[[TickProgress], None] | None = None
+
+
+@dataclass
+class _Lane:
+    """A search under way."""
+
+    job: Job
+    flat: FlatParameters
+    path: StackedPath
+    steps: Generator[Train | Judge, Any, FindResult]
+
+
+class StackedFinder:
+    """Searches many paths with the decisions of :class:`~llpf_fast.find.finder.PathFinder`, ``together`` at a time.
+
+    Each path keeps its own gate, rounds, pace, waypoints and run directory. A path whose correction ends ticks, is
+    judged and trains on in the next iteration; one that ends leaves its row to the next job. Its waypoints are those
+    of the path alone up to the last bits of the forward and backward passes (see
+    :class:`~llpf_fast.correct.stacked.StackedCorrection`); the same jobs in the same order give the same bits.
+
+    Args:
+        module: the architecture; not modified.
+        settings, loss_fn, device, is_norm: see ``PathFinder``.
+        train: (inputs, targets) tensors.
+        together: paths at a time, at least 1.
+        optimizer: refused: a stack is trained by the fused SGD.
+
+    Attributes:
+        slow: an operation of the network that vmap only repeats row by row, if there is one.
+
+    Raises:
+        LLPFError: settings or data that cannot work; a network that cannot be stacked.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        settings: Settings,
+        train: TrainingData,
+        together: int,
+        loss_fn: LossFunction | None = None,
+        device: torch.device | str = "cpu",
+        is_norm: Callable[[nn.Module], bool] | None = None,
+        optimizer: OptimizerFactory | None = None,
+    ) -> None:
+        settings.validate()
+        if together < 1:
+            raise LLPFError(f"paths at a time must be at least 1, got {together}")
+        if optimizer is not None:
+            raise LLPFError("many paths at once train with the fused SGD only: leave the optimizer away")
+        self.settings, self._together, self._is_norm = settings, together, is_norm
+        self._device = checked_device(device)
+        data = on_device(train, self._device)
+        if not isinstance(data, tuple):
+            raise LLPFError("many paths at once draw their batches from (inputs, targets) tensors, not from a loader")
+        self._rule = resolve(settings)
+        self._layout: dict[str, Any] = {"join_bias": settings.step.join_bias, "cut_attention": self._rule.values_only}
+        self._module = copy.deepcopy(module).to(self._device)
+        loss_fn = loss_fn or nn.functional.cross_entropy
+        flat = FlatParameters(copy.deepcopy(self._module), is_norm=is_norm, **self._layout)
+        batches = tensor_batches(settings, *data)
+        least = LEAST_CPU if self._device.type == "cpu" else LEAST_GPU
+        self.slow = check_stackable(flat, loss_fn, batches) if together >= least else None
+        c = settings.correction
+        self._stacked = StackedCorrection(
+            flat,
+            loss_fn,
+            batches,
+            paths=together,
+            least=least,
+            threshold=c.threshold,
+            min_rounds=c.min_rounds,
+            max_rounds=c.max_rounds,
+            lr=c.lr,
+            momentum=c.momentum,
+            weight_decay=c.weight_decay,
+            nesterov=c.nesterov,
+            keep_momentum=c.keep_momentum,
+        )
+        self._seen = screen_batches(data, settings.screen_size, self._device)
+        self._screen = Screen(self._module, loss_fn, self._seen, **self._layout)
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, FindResult | LLPFError]]:
+        """Search them all; every job, as it ends, with its result or with the error that ended it."""
+        queue, lanes = iter(jobs), list[_Lane]()
+        while True:
+            while len(lanes) < self._together and (job := next(queue, None)) is not None:
+                try:
+                    lane = self._begin(job)
+                except LLPFError as error:
+                    yield job, error
+                    continue
+                if (ended := self._advance(lane, None)) is None:
+                    lanes.append(lane)
+                else:
+                    yield job, ended
+            if not lanes:
+                return
+            answers = dict(self._stacked.iterate())
+            for lane in [lane for lane in lanes if lane.path in answers]:
+                ended = self._advance(lane, answers[lane.path])
+                if ended is not None:
+                    lanes.remove(lane)
+                    yield lane.job, ended
+
+    def _begin(self, job: Job) -> _Lane:
+        settings, ends = self.settings, Ends(self.settings, *job.ends())
+        flat = FlatParameters(copy.deepcopy(self._module), is_norm=self._is_norm, **self._layout)
+        like = ends.load(flat)
+        legs = Legs(settings, self._rule, flat, like)
+        ends.check_losses(self._screen.loss, flat.data, like)
+        schedule = make_schedule(settings, flat, legs.main.may_move(), lambda: flat.module(self._seen[0][0][:2]))
+        record = Record(
+            settings,
+            ends,
+            self._device,
+            out=job.out,
+            resume=job.resume,
+            provenance=job.provenance,
+            together=self._together,
+            progress=job.progress,
+        )
+        path = self._stacked.take(flat)
+        try:
+            search = PathSearch(settings, flat, ends, legs, schedule, path, record)
+        except LLPFError:
+            self._stacked.drop(path)
+            raise
+        return _Lane(job, flat, path, search.steps())
+
+    def _advance(self, lane: _Lane, answer: Corrected | LLPFError | None) -> FindResult | LLPFError | None:
+        """Let a search go on until it trains again (None) or has ended."""
+        try:
+            request = lane.steps.throw(answer) if isinstance(answer, LLPFError) else lane.steps.send(answer)
+            while isinstance(request, Judge):
+                request = lane.steps.send(self._screen.loss(request.values, lane.flat.buffers()))
+            lane.path.begin(request.first_round, go_on=request.go_on, stop_at_nan=request.stop_at_nan)
+            return None
+        except StopIteration as end:
+            ended: FindResult | LLPFError = end.value
+        except LLPFError as error:
+            ended = error
+        self._stacked.drop(lane.path)
+        return ended
