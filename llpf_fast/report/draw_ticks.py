@@ -44,7 +44,7 @@ def draw_ticks(found: Ticks, folder: str | os.PathLike[str], stem: str = "ticks"
         figure.align_ylabels()
         head = f"{title}: " if title else ""
         upper.set_title(
-            f"{head}{len(found.layers)} layers over {found.ticks[-1]:,} ticks", loc="left", fontweight="bold"
+            f"{head}{len(found.layers)} tensors over {found.ticks[-1]:,} ticks", loc="left", fontweight="bold"
         )
         return save_figure(figure, folder, stem, COLUMNS, found.rows())
 

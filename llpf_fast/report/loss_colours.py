@@ -59,10 +59,10 @@ def scatter(
     return axes.scatter(*place, s=size, c=colours, cmap=COLOUR_MAP, norm=norm, **style)
 
 
-def colour_bar(figure: Figure, points: Any, axes: Any, label: str, *, pad: float = 0.02) -> None:
+def colour_bar(figure: Figure, points: Any, axes: Any, label: str, *, pad: float = 0.02) -> Any:
     """The bar for what :func:`scatter` returned (nothing for None); labels are plain numbers, on a log scale too."""
     if points is None:
-        return
+        return None
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import LogLocator
 
@@ -71,3 +71,4 @@ def colour_bar(figure: Figure, points: Any, axes: Any, label: str, *, pad: float
         bar.set_ticks(LogLocator(subs=(1, 2, 5)))
         bar.ax.yaxis.set_minor_formatter(lambda *_: "")
     bar.ax.yaxis.set_major_formatter(plain_number)
+    return bar

@@ -1,0 +1,274 @@
+"""The loss on the plane through three networks, and what a path's shadow on it hides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import LLPFError
+from ..verify import Evaluation
+from .networks import Networks
+from .trajectory import Matrix, Progress, Trajectory
+
+Evaluate = Callable[[Mapping[str, Tensor]], Evaluation]
+#: Three points count as lying on one line when the third is nearer to it than this share of their longest distance.
+_FLAT = 1e-6
+
+
+class Frame:
+    """Coordinates (x, y) of the plane through three networks A, B, C, in units of the parameters' L2 norm.
+
+    A is the origin, B lies at (|B - A|, 0), C above that axis: y > 0.
+
+    Raises:
+        LLPFError: not three networks; two of them the same; all three on one line.
+    """
+
+    def __init__(self, networks: Networks) -> None:
+        if len(networks) != 3:
+            raise LLPFError(f"a plane takes three points, {len(networks)} are given ({', '.join(networks.names)})")
+        self.networks = networks
+        a, b, c = (networks.flatten(state) for state in networks)
+        first, second, names = b - a, c - a, networks.names
+        lengths = [float(v.norm()) for v in (first, second, c - b)]
+        for length, (i, j) in zip(lengths, ((0, 1), (0, 2), (1, 2)), strict=True):
+            if length <= _FLAT * max(lengths):
+                raise LLPFError(f"{names[i]} and {names[j]} are the same point: three different ones make a plane")
+        self._origin, self.width = a, lengths[0]
+        self._u = first / self.width
+        self.lean = float(second @ self._u)
+        rest = second - self.lean * self._u
+        rest -= (rest @ self._u) * self._u  # once more: what the first subtraction rounded
+        self.height = float(rest.norm())
+        if self.height <= _FLAT * max(lengths):
+            raise LLPFError(f"{', '.join(names)} lie on one straight line: name a third point beside it")
+        self._v = rest / self.height
+
+    @property
+    def corners(self) -> Matrix:
+        """(x, y) of the three networks, ``[3, 2]``."""
+        return np.array([[0.0, 0.0], [self.width, 0.0], [self.lean, self.height]])
+
+    def weights(self, x: float, y: float) -> tuple[float, float, float]:
+        """The point (x, y) as an affine combination of A, B, C."""
+        gamma = y / self.height
+        beta = (x - gamma * self.lean) / self.width
+        return 1 - beta - gamma, beta, gamma
+
+    def state(self, x: float, y: float) -> dict[str, Tensor]:
+        """The network there: parameters and floating buffers combined, float64. At a corner that network itself."""
+        for corner, state in zip(self.corners, self.networks, strict=True):
+            if x == corner[0] and y == corner[1]:
+                return dict(state)
+        return self.networks.combine(self.weights(x, y))
+
+    def project(self, state: Mapping[str, Tensor]) -> tuple[float, float, float]:
+        """(x, y) of the foot of the perpendicular from ``state``, and the distance between the two."""
+        away = self.networks.flatten(state) - self._origin
+        x, y = float(away @ self._u), float(away @ self._v)
+        return x, y, float((away - x * self._u - y * self._v).norm())
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """Waypoints of a path and their feet on the plane.
+
+    Attributes:
+        name: of the path.
+        waypoints: their numbers, ``[k]``.
+        feet: (x, y), ``[k, 2]``.
+        distances: from the plane, ``[k]``.
+        true: loss of the waypoints themselves, ``[k]``; NaN or infinite as it came out.
+        seen: loss of the feet, ``[k]``: what the picture of the plane shows in their place.
+    """
+
+    name: str
+    waypoints: list[int]
+    feet: Matrix
+    distances: Matrix
+    true: Matrix
+    seen: Matrix
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Loss (and accuracy, NaN where there is none) on a grid, ``[ny, nx]`` for y[ny], x[nx]; NaN and infinity as they
+    came out. ``corners [3, 2]`` are the networks ``names`` with ``corner_losses [3]``."""
+
+    names: list[str]
+    corners: Matrix
+    corner_losses: Matrix
+    x: Matrix
+    y: Matrix
+    loss: Matrix
+    accuracy: Matrix
+    statistics: str
+    samples: int
+    shadow: Shadow | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def gaps(self) -> int:
+        """How many grid points have no finite loss."""
+        return int((~np.isfinite(self.loss)).sum())
+
+    def rows(self) -> list[list[Any]]:
+        """For ``COLUMNS``: the grid, the three networks, then the path."""
+        rows: list[list[Any]] = [
+            ["grid", None, float(x), float(y), float(self.loss[j, i]), float(self.accuracy[j, i]), None, None]
+            for j, y in enumerate(self.y)
+            for i, x in enumerate(self.x)
+        ]
+        for name, (x, y), loss in zip(self.names, self.corners, self.corner_losses, strict=True):
+            rows.append(["network", name, float(x), float(y), float(loss), None, float(loss), 0.0])
+        if self.shadow is not None:
+            s = self.shadow
+            for k, waypoint in enumerate(s.waypoints):
+                place = [float(value) for value in (*s.feet[k], s.seen[k])]
+                rows.append(["waypoint", waypoint, *place, None, float(s.true[k]), float(s.distances[k])])
+        return rows
+
+    def numbers(self) -> dict[str, Any]:
+        """Plain values for a results file."""
+        found: dict[str, Any] = {
+            "corners": {
+                name: {"x": float(x), "y": float(y), "loss": float(loss)}
+                for name, (x, y), loss in zip(self.names, self.corners, self.corner_losses, strict=True)
+            },
+            "grid": [len(self.x), len(self.y)],
+            "grid_points_without_finite_loss": self.gaps,
+            "lowest_loss_on_grid": _extreme(self.loss, np.min),
+            "highest_loss_on_grid": _extreme(self.loss, np.max),
+            "samples": self.samples,
+            "batchnorm_statistics": self.statistics,
+        }
+        if self.shadow is not None:
+            found["path"] = {
+                "name": self.shadow.name,
+                "waypoints_evaluated": len(self.shadow.waypoints),
+                "largest_distance_from_plane": float(self.shadow.distances.max()),
+                "highest_true_loss": _extreme(self.shadow.true, np.max),
+                "highest_loss_of_projections": _extreme(self.shadow.seen, np.max),
+            }
+        return found
+
+
+COLUMNS = ("kind", "name", "x", "y", "loss_in_plane", "accuracy_in_plane", "true_loss", "distance_from_plane")
+
+
+def loss_on_plane(
+    evaluate: Evaluate,
+    networks: Networks,
+    *,
+    path: Trajectory | None = None,
+    resolution: int = 21,
+    margin: float = 0.2,
+    path_points: int = 100,
+    progress: Progress | None = None,
+) -> Plane:
+    """Evaluate ``resolution`` x ``resolution`` points of the plane through three ``networks``, and a path beside it.
+
+    A projected path is the classic misreading of such a picture: its waypoints lie off the plane, where the loss is
+    another. So every waypoint is evaluated itself, and so is its foot on the plane.
+
+    Args:
+        evaluate: state dict -> Evaluation; a ``CachedEvaluator`` makes an interrupted plane resume. With BatchNorm take
+            one that re-estimates the statistics: combined ones belong to no network, and beyond the corners variances
+            can come out negative (loss NaN).
+        margin: how far the grid reaches beyond the networks and the path's feet, as a share of their extent.
+        path_points: waypoints of ``path`` at most, evenly spaced, ends included.
+        progress: called with (done, expected, text).
+
+    Raises:
+        LLPFError: as :class:`Frame`; a path of another architecture; a resolution below 2.
+    """
+    if resolution < 2:
+        raise LLPFError(f"the resolution must be at least 2 points a side, got {resolution}")
+    if path_points < 2:
+        raise LLPFError(f"at least 2 points of the path are needed, got {path_points}")
+    frame = Frame(networks)
+    chosen = [] if path is None else _spread(len(path), path_points)
+    total = resolution**2 + 3 + 2 * len(chosen)
+    done = 0
+
+    def measure(state: Mapping[str, Tensor], text: str) -> Evaluation:
+        nonlocal done
+        answer = evaluate(state)
+        done += 1
+        if progress:
+            progress(done, total, text)
+        return answer
+
+    feet = np.empty((len(chosen), 2))
+    distances, true, seen = (np.empty(len(chosen)) for _ in range(3))
+    for k, number in enumerate(chosen):
+        assert path is not None
+        state = path.waypoints[number].load()
+        _same_shapes(networks, state, path)
+        feet[k, 0], feet[k, 1], distances[k] = frame.project(state)
+        true[k] = measure(state, "path").loss
+        seen[k] = measure(frame.state(*feet[k]), "path").loss
+    corner_losses = np.array([measure(state, "networks").loss for state in networks])
+    x, y = _axes(np.concatenate([frame.corners, feet]), margin, resolution)
+    loss, accuracy = np.empty((len(y), len(x))), np.full((len(y), len(x)), math.nan)
+    last: Evaluation | None = None
+    for j, v in enumerate(y):
+        for i, u in enumerate(x):
+            last = measure(frame.state(float(u), float(v)), "plane")
+            loss[j, i] = last.loss
+            accuracy[j, i] = math.nan if last.accuracy is None else last.accuracy
+    assert last is not None
+    shadow = None if path is None else Shadow(path.name, chosen, feet, distances, true, seen)
+    return Plane(
+        *(list(networks.names), frame.corners, corner_losses, x, y, loss, accuracy, last.statistics, last.samples),
+        shadow,
+    )
+
+
+def farthest_from_line(path: Trajectory) -> int:
+    """The waypoint farthest from the straight line between the path's ends; LLPFError where none lies beside it."""
+    if len(path) < 3:
+        raise LLPFError(f"{path.folder} has {len(path)} waypoints: name three points of a plane yourself")
+    ends = Networks([path.waypoints[i].load() for i in (0, -1)])
+    a, b = (ends.flatten(state) for state in ends)
+    way = b - a
+    length = float(way.norm())
+    best, height = 0, 0.0
+    for number in range(1, len(path) - 1):
+        away = ends.flatten(path.waypoints[number].load()) - a
+        foot = (away @ way) / length**2 * way if length > 0 else torch.zeros_like(away)
+        if (found := float((away - foot).norm())) > height:
+            best, height = number, found
+    if height <= _FLAT * length:
+        raise LLPFError(f"the path of {path.folder} is a straight line: name a third point beside it")
+    return best
+
+
+def _same_shapes(networks: Networks, state: Mapping[str, Tensor], path: Trajectory) -> None:
+    for name in networks.parameter_names:
+        if name not in state or state[name].shape != networks[0][name].shape:
+            raise LLPFError(f"the path of {path.folder} is of another architecture: it differs in {name}")
+
+
+def _spread(count: int, most: int) -> list[int]:
+    if count <= most:
+        return list(range(count))
+    return sorted({round(k * (count - 1) / (most - 1)) for k in range(most)})
+
+
+def _axes(points: Matrix, margin: float, resolution: int) -> Sequence[Matrix]:
+    """Grid lines through the bounding box and its margin, as wide on both sides as the larger side's."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    room = margin * float((high - low).max())
+    return [np.linspace(low[k] - room, high[k] + room, resolution) for k in (0, 1)]
+
+
+def _extreme(values: Matrix, choose: Callable[[Matrix], Any]) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(choose(known)) if known.size else None
