@@ -19,6 +19,7 @@ except ImportError as missing:
 
 from .affine import affine_triton
 from .coefficients import coefficients_triton
+from .draw import draw_triton
 from .loss_gate import loss_gate_triton
 from .moments import moments_triton
 from .sgd import sgd_triton
@@ -32,6 +33,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "tick_": tick_triton,
     "sgd_": sgd_triton,
     "loss_gate_": loss_gate_triton,
+    "draw_": draw_triton,
 }
 
 __all__ = ["KERNELS"]

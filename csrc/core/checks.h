@@ -11,6 +11,7 @@
 
 #include "coefficients.h"
 #include "convert.h"
+#include "draw.h"
 #include "table.h"
 
 // What every op checks of its arguments, for any framework and device: the rules of llpf_fast/ops/library.py, with both
@@ -318,6 +319,35 @@ int64_t loss_gate(const A& state, const A& loss, int64_t min_rounds, int64_t max
              ": loss must be floating point, contiguous, with ", k, " elements, got ", describe(loss));
   same_device(op, state, "loss", loss);
   return k;
+}
+
+/// The rule of `draw_`; `out` is [R, B] or [K, R, B].
+template <class A, class Bounds>
+Draw draw(const A& out, const A& key, const A& first, const std::optional<A>& gate_, const Bounds& bounds) {
+  constexpr auto op = "draw_";
+  LLPF_CHECK(element_of(out) == Element::kInt64 && (out.dim() == 2 || out.dim() == 3) && out.is_contiguous(), op,
+             ": out must be contiguous int64 [R, B] or [K, R, B], got ", describe(out));
+  const int64_t k = out.dim() == 3 ? out.size(0) : 1;
+  const auto counter = [&](const char* name, const A& value) {
+    LLPF_CHECK(element_of(value) == Element::kInt64 && value.dim() < 2 && value.numel() == k && value.is_contiguous(), op,
+               ": ", name, " must be contiguous int64 with ", k, " elements, got ", describe(value));
+    same_device(op, out, name, value);
+  };
+  counter("key", key);
+  counter("first", first);
+  gate(op, out, k, gate_);
+  LLPF_CHECK(!gate_ || gate_->numel() > LossGate::kRounds * k, op, ": gate must be the state of loss_gate_, got ",
+             describe(*gate_));
+  Draw rule{out.size(out.dim() - 2), out.size(out.dim() - 1), {}};
+  const auto count = static_cast<int64_t>(bounds.size());
+  LLPF_CHECK(count == rule.rows && 1 <= count && count <= Draw::kMostRows, op, ": bounds must be ", rule.rows,
+             " integers (at most ", Draw::kMostRows, "), got ", text(bounds));
+  for (int64_t row = 0; row < count; ++row) {
+    rule.bounds[row] = bounds[static_cast<size_t>(row)];
+    LLPF_CHECK(1 <= rule.bounds[row] && rule.bounds[row] <= int64_t{1} << 31, op,
+               ": bounds must lie between 1 and 2^31, got ", text(bounds));
+  }
+  return rule;
 }
 
 }  // namespace llpf::check

@@ -251,6 +251,30 @@ void check_loss_gate(Report& report) {
   }
 }
 
+/// Two paths, with and without a gate, over more columns than a block has.
+void check_draw(Report& report) {
+  constexpr int64_t kPaths = 2, kWidth = LossGate::kWindow + 1;
+  const Draw rule{3, 300, {60000, int64_t{1} << 31, 5}};
+  const std::vector<int64_t> key{0xFEDCBA98, 3}, first{(int64_t{1} << 32) + 5, 7};
+  const std::vector<double> gate{1, 0, 9, 0, 0, 0, 0, 2, 0, 0};
+  const OnDevice<int64_t> key_device(key), first_device(first);
+  const OnDevice<double> gate_device(gate);
+  for (const bool gated : {false, true}) {
+    const std::vector<int64_t> poison(static_cast<size_t>(kPaths * rule.rows * rule.columns), -1);
+    const OnDevice<int64_t> out(poison);
+    must(cuda::draw(rule, out.data(), key_device.data(), first_device.data(),
+                    gated ? cuda::Gate{gate_device.data(), kWidth} : cuda::Gate{}, kPaths, nullptr), "draw");
+    std::vector<int64_t> want;
+    for (int64_t k = 0; k < kPaths; ++k) {
+      const auto at = static_cast<size_t>(k);
+      const int64_t round = Draw::round(first[at], gated ? &gate[at * kWidth] : nullptr);
+      for (int64_t row = 0; row < rule.rows; ++row)
+        for (int64_t i = 0; i < rule.columns; ++i) want.push_back(rule.element(Draw::stream(key[at], round, row), row, i));
+    }
+    report.same_bits(out.host(), want, gated ? "draw with a gate" : "draw without a gate");
+  }
+}
+
 }  // namespace
 }  // namespace llpf::test
 
@@ -264,6 +288,7 @@ int main(int argc, char** argv) {
   }
   Report report;
   check_loss_gate(report);
+  check_draw(report);
   for (const Case& c : all_cases())
     if (argc < 2 || c.name.find(argv[1]) != std::string::npos)
       for_each_pair([&]<class P, class D>(P, D, const char* types) { Checks<P, D>(report, c, types).run(); });

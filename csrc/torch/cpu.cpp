@@ -70,6 +70,11 @@ void loss_gate_(const Tensor& state, const Tensor& loss, double threshold, int64
   checked::loss_gate(state, loss, {threshold, min_rounds, max_rounds});
 }
 
+void draw_(const Tensor& out, const Tensor& key, const Tensor& first, const OptionalTensor& gate,
+           std::vector<int64_t> bounds) {
+  checked::draw(out, key, first, gate, bounds);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(llpf_fast, m) {
@@ -84,6 +89,7 @@ STABLE_TORCH_LIBRARY_IMPL(llpf_fast, CPU, m) {
   m.impl("tick_", TORCH_BOX(&tick_));
   m.impl("sgd_", TORCH_BOX(&sgd_));
   m.impl("loss_gate_", TORCH_BOX(&loss_gate_));
+  m.impl("draw_", TORCH_BOX(&draw_));
 }
 
 /// For `llpf_fast.ops.info`: the loops in use.

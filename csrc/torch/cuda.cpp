@@ -11,6 +11,7 @@
 
 #include <cstdlib>
 #include <string_view>
+#include <vector>
 
 #include "../core/cuda/launch.h"
 #include "common/checks.h"
@@ -177,6 +178,15 @@ void loss_gate_(const Tensor& state, const Tensor& loss, double threshold, int64
                                  {threshold, min_rounds, max_rounds}, device.stream()));
 }
 
+void draw_(const Tensor& out, const Tensor& key, const Tensor& first, const OptionalTensor& gate,
+           std::vector<int64_t> bounds) {
+  const Draw rule = check::draw(out, key, first, gate, bounds);
+  const int64_t paths = key.numel();
+  const OnDeviceOf device(out);
+  STD_CUDA_CHECK(cuda::draw(rule, pointer<int64_t>(out), pointer<int64_t>(key), pointer<int64_t>(first),
+                            gate_of(gate, paths), paths, device.stream()));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(llpf_fast, CUDA, m) {
@@ -186,4 +196,5 @@ STABLE_TORCH_LIBRARY_IMPL(llpf_fast, CUDA, m) {
   m.impl("tick_", TORCH_BOX(&tick_));
   m.impl("sgd_", TORCH_BOX(&sgd_));
   m.impl("loss_gate_", TORCH_BOX(&loss_gate_));
+  m.impl("draw_", TORCH_BOX(&draw_));
 }

@@ -3,6 +3,7 @@
 from .affine import affine_
 from .backend import use_backend
 from .coefficients import coefficients
+from .draw import draw_
 from .flags import Destination, SegmentFlag
 from .info import info, kernels_in_use
 from .library import scratch_numel
@@ -16,6 +17,7 @@ __all__ = [
     "SegmentFlag",
     "affine_",
     "coefficients",
+    "draw_",
     "gate_state",
     "info",
     "kernels_in_use",

@@ -20,6 +20,7 @@ import torch
 from ..errors import LLPFError
 from .affine import affine_eager
 from .coefficients import coefficients_eager
+from .draw import draw_eager
 from .loss_gate import loss_gate_eager
 from .moments import moments_eager
 from .sgd import sgd_eager
@@ -32,6 +33,7 @@ EAGER: dict[str, Callable[..., Any]] = {
     "tick_": tick_eager,
     "sgd_": sgd_eager,
     "loss_gate_": loss_gate_eager,
+    "draw_": draw_eager,
 }
 
 #: Backends of a device type, best first.

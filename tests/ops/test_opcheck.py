@@ -34,6 +34,10 @@ def variants(op: str) -> list[dict[str, Any]]:
             many[name] = value.repeat(3)
     if op == "loss_gate_":
         many |= {"state": full["state"].repeat(2, 1), "loss": torch.ones(2)}
+    elif op == "draw_":
+        bare |= {"gate": None}
+        many |= {name: full[name].repeat(3, *[1] * full[name].dim()) for name in ("out", "gate")}
+        many |= {"key": torch.arange(3), "first": torch.arange(3)}
     return [full, bare, many]
 
 

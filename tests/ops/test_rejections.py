@@ -68,6 +68,13 @@ GOOD: dict[str, Callable[[], Arguments]] = {
         "min_rounds": 3,
         "max_rounds": 9,
     },
+    "draw_": lambda: {
+        "out": torch.zeros(2, 5, dtype=torch.int64),
+        "key": torch.tensor(7),
+        "first": torch.tensor(3),
+        "gate": ops.gate_state(3),
+        "bounds": [100, 9],
+    },
 }
 OPTIONS: Arguments = {
     "destination": 0,
@@ -229,6 +236,16 @@ def bad() -> list[Bad]:
     add("loss_gate_", "loss elsewhere", change("loss", lambda loss: loss.to("meta")), "loss", "device", "meta")
     add("loss_gate_", "no rounds", lambda a: a.update(min_rounds=0), "min_rounds", "0", "9")
     add("loss_gate_", "rounds crossed", lambda a: a.update(max_rounds=2), "max_rounds", "3", "2")
+    add("draw_", "out of int32", change("out", lambda o: o.int()), "out", "int64", "int32|Int")
+    add("draw_", "out of one row", change("out", lambda o: o[0]), "out", "[R, B]", "[5]")
+    add("draw_", "out with gaps", change("out", lambda o: o[:, ::2]), "out", "contiguous")
+    add("draw_", "two keys", change("key", lambda k: k.repeat(2)), "key", "1", "[2]")
+    add("draw_", "a round of float64", change("first", lambda f: f.double()), "first", "int64", "float64|Double")
+    add("draw_", "key elsewhere", change("key", lambda k: k.to("meta")), "key", "device", "meta")
+    add("draw_", "gate of two columns", change("gate", lambda g: g[:2]), "gate", "[2]")
+    add("draw_", "one bound", lambda a: a.update(bounds=[100]), "bounds", "2", "[100]")
+    add("draw_", "bound of 0", lambda a: a.update(bounds=[100, 0]), "bounds", "1", "[100, 0]")
+    add("draw_", "bound beyond 2^31", lambda a: a.update(bounds=[1 << 32, 9]), "bounds", "2^31")
     return out
 
 

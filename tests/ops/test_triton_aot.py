@@ -43,7 +43,7 @@ else:
 
     from llpf_fast.errors import LLPFError
     from llpf_fast.flat import SegmentTable
-    from llpf_fast.kernels import KERNELS, affine, coefficients, loss_gate, moments, sgd
+    from llpf_fast.kernels import KERNELS, affine, coefficients, draw, loss_gate, moments, sgd
     from llpf_fast.kernels.launch import BLOCK, RAGGED, WARPS
     from llpf_fast.ops import Destination
 
@@ -166,6 +166,10 @@ else:
             )
         types = {"state": "*fp64", "loss": "*fp32", "threshold": "fp64", "max_rounds": "i32"}
         out.append(Variant("loss_gate", loss_gate.gate_kernel, types, {"MIN_ROUNDS": 5, "WIDTH": 9}, 64, warps=1))
+        types = {"out": "*i64", "key": "*i64", "first": "*i64", "gate": "*fp64"}
+        types |= dict.fromkeys(("gate_columns", "rows", "columns"), "i32")
+        types |= {f"bound{i}": "i64" for i in range(4)}
+        out.append(Variant("draw", draw.draw_kernel, types, {"ROUNDS": 2, "LANES": 256}, 32))
         return out
 
     def compile_for_hopper(variant: Variant, aligned: bool = True) -> Any:
@@ -249,7 +253,7 @@ else:
             launched.clear()
             return taken
 
-        for module in (moments, affine, coefficients, sgd, loss_gate):
+        for module in (moments, affine, coefficients, sgd, loss_gate, draw):
             monkeypatch.setattr(module, "launch", warm_up)
         table = SegmentTable.from_lengths([5000, 16])
         p, d = torch.zeros(table.numel), torch.zeros(table.numel)

@@ -42,6 +42,7 @@ else:
     from llpf_fast.ops import Destination, SegmentFlag, gate_state
     from llpf_fast.ops.affine import affine_eager
     from llpf_fast.ops.coefficients import coefficients_eager
+    from llpf_fast.ops.draw import draw_eager
     from llpf_fast.ops.loss_gate import loss_gate_eager
     from llpf_fast.ops.moments import moments_eager
     from llpf_fast.ops.sgd import sgd_eager
@@ -517,6 +518,20 @@ else:
             assert torch.equal(bits(ours), bits(theirs))
             closed += int((ours.reshape(paths or 1, -1)[:, 0] == 0).sum())
         assert closed > 0
+
+    @pytest.mark.parametrize(("paths", "bounds"), [(None, [10_000]), (3, [50_000, 1 << 20, 5, 5]), (2, [1 << 31, 2])])
+    @pytest.mark.parametrize("columns", [1, 300])
+    def test_draw(paths: int | None, bounds: list[int], columns: int) -> None:
+        shape = (len(bounds), columns) if paths is None else (paths, len(bounds), columns)
+        ours, theirs = torch.zeros(shape, dtype=torch.int64), torch.ones(shape, dtype=torch.int64)
+        key = torch.tensor(0xFEDCBA98) if paths is None else torch.arange(paths) * 0x3FFFFFFF
+        first = torch.full_like(key, (5 << 32) + 3)
+        gate = gate_state(2, paths)
+        gate[..., 2] = 7.0
+        for given in (None, gate):
+            KERNELS["draw_"](ours, key, first, given, bounds=bounds)
+            draw_eager(theirs, key, first, given, bounds=bounds)
+            assert torch.equal(ours, theirs)
 
     def test_empty_tables() -> None:
         table = SegmentTable((), 16)

@@ -156,4 +156,12 @@ void loss_gate(const A& state, const A& loss, const LossGate& gate) {
   cpu::loss_gate(gate, pointer(state), loss.data_ptr(), check::dtype_of(loss), paths);
 }
 
+template <class A, class Bounds>
+void draw(const A& out, const A& key, const A& first, const std::optional<A>& gate, const Bounds& bounds) {
+  const Draw rule = check::draw(out, key, first, gate, bounds);
+  const int64_t paths = key.numel();
+  cpu::draw(rule, pointer<int64_t>(out), pointer<int64_t>(key), pointer<int64_t>(first), pointer(gate),
+            gate_columns(gate, paths), paths);
+}
+
 }  // namespace llpf::cpu::checked

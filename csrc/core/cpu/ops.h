@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "../coefficients.h"
+#include "../draw.h"
 #include "../loss_gate.h"
 #include "../table.h"
 #include "chunk.h"
@@ -84,6 +85,9 @@ void tick(const Values&, const Table&, const Rule&, const RuleArguments&, const 
 void sgd(const SgdArguments&, const Values& measured, const Table&, double* moments_out, double* scratch,
          const Threads&);
 void loss_gate(const LossGate&, double* state, const void* loss, Dtype loss_dtype, int64_t paths);
+/// `out` is [K, R, B], `key` and `first` [K]; `gate` may be null.
+void draw(const Draw&, int64_t* out, const int64_t* key, const int64_t* first, const double* gate, int64_t gate_columns,
+          int64_t paths);
 /// The moments as the GPU's block of threads computes them, lane by lane: slow, for tests.
 void moments_device_blocking(const Values&, const Table&, double* out);
 

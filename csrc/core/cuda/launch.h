@@ -6,6 +6,7 @@
 
 #include "../coefficients.h"
 #include "../convert.h"
+#include "../draw.h"
 #include "../loss_gate.h"
 #include "../moments.h"
 #include "../table.h"
@@ -102,5 +103,9 @@ cudaError_t sgd(const Values& values, const Table& table, const SgdArguments& ar
 /// One launch. `loss` holds one element a path, of type `loss_dtype`.
 cudaError_t loss_gate(double* state, const void* loss, Dtype loss_dtype, int64_t paths, const LossGate& rule,
                       cudaStream_t stream);
+
+/// One launch. `out` is `[paths, rows, columns]`, `key` and `first` `[paths]`; `gate` rows null: the round is `first`.
+cudaError_t draw(const Draw& rule, int64_t* out, const int64_t* key, const int64_t* first, const Gate& gate,
+                 int64_t paths, cudaStream_t stream);
 
 }  // namespace llpf::cuda

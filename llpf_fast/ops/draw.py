@@ -1,0 +1,106 @@
+"""``draw_``: the integers that decide one training batch, from a counter that lies on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .library import check, check_gate, check_same_device, define
+from .loss_gate import ROUNDS
+
+SCHEMA = "draw_(Tensor(a!) out, Tensor key, Tensor first, Tensor? gate, *, int[] bounds) -> ()"
+
+#: Rows of one call at most: the batch's indices, and what an augmentation draws.
+MOST_ROWS = 4
+_MASK32 = 0xFFFFFFFF
+
+
+def draw_(out: Tensor, key: Tensor, first: Tensor, gate: Tensor | None = None, *, bounds: Sequence[int]) -> None:
+    """Fill row r of ``out`` with integers in [0, ``bounds[r]``), a function of (key, round, row, column) alone.
+
+    The round is ``first`` plus the rounds that the gate has counted, so a replayed CUDA graph goes on to the next
+    batch by itself, and draws the same one again while the gate is closed. Row 0 is the stream of batches (which
+    samples), rows 1.. are that of augmentation. Generator: C. Wellons' "lowbias32" over the parts of the counter
+    (ours), the same bits on every device.
+
+    Args:
+        out: int64 ``[R, B]`` or ``[K, R, B]``, contiguous, overwritten; R at most 4.
+        key: int64 ``[]`` (``[K]`` for K paths): :func:`llpf_fast.correct.draw.path_key` of seed and path.
+        first: int64, shape of ``key``: the round at which the correction began.
+        gate: float64 state of ``loss_gate_``, one row a path; ``None``: the round is ``first``.
+        bounds: R integers, 1 to 2^31.
+
+    Raises:
+        ValueError: a shape, dtype, device or bound that differs from the above.
+    """
+    torch.ops.llpf_fast.draw_.default(out, key, first, gate, bounds=list(bounds))
+
+
+def mix(value: Tensor) -> Tensor:
+    """A bijective scrambling of 32-bit integers held in int64 (C. Wellons' "lowbias32" constants).
+
+    Plain tensor arithmetic, so the same bits come out on every device, inside a CUDA graph too.
+    """
+    value = (value ^ (value >> 16)) * 0x7FEB352D & _MASK32
+    value = (value ^ (value >> 15)) * 0x846CA68B & _MASK32
+    return value ^ (value >> 16)
+
+
+def _absorb(key: Tensor, part: Tensor | int) -> Tensor:
+    part = torch.as_tensor(part, device=key.device)
+    return mix(key + mix(part + 0x85EBCA6B & _MASK32) & _MASK32)
+
+
+def check_draw(out: Tensor, key: Tensor, first: Tensor, gate: Tensor | None, bounds: Sequence[int]) -> int:
+    """Number of paths."""
+    check(
+        out.dtype == torch.int64 and out.dim() in (2, 3) and out.is_contiguous(),
+        lambda: f"draw_: out must be contiguous int64 [R, B] or [K, R, B], got {out.dtype} {list(out.shape)}",
+    )
+    paths = out.shape[0] if out.dim() == 3 else 1
+    for name, value in (("key", key), ("first", first)):
+        check(
+            value.dtype == torch.int64 and value.dim() < 2 and value.numel() == paths and value.is_contiguous(),
+            lambda name=name, value=value: (  # type: ignore[misc]
+                f"draw_: {name} must be contiguous int64 with {paths} elements, got {value.dtype} {list(value.shape)}"
+            ),
+        )
+        check_same_device("draw_", out, name, value)
+    check_gate("draw_", out, paths, gate)
+    check(
+        gate is None or gate.numel() > ROUNDS * paths,
+        lambda: f"draw_: gate must be the state of loss_gate_, got {[] if gate is None else list(gate.shape)}",
+    )
+    check(
+        len(bounds) == out.shape[-2] and 1 <= len(bounds) <= MOST_ROWS,
+        lambda: f"draw_: bounds must be {out.shape[-2]} integers (at most {MOST_ROWS}), got {list(bounds)}",
+    )
+    check(
+        all(1 <= bound <= 1 << 31 for bound in bounds),
+        lambda: f"draw_: bounds must lie between 1 and 2^31, got {list(bounds)}",
+    )
+    return paths
+
+
+@torch.no_grad()
+def draw_eager(out: Tensor, key: Tensor, first: Tensor, gate: Tensor | None, *, bounds: Sequence[int]) -> None:
+    paths = check_draw(out, key, first, gate, bounds)
+    rows = out.reshape(paths, *out.shape[-2:])
+    round_ = first.reshape(paths)
+    if gate is not None:
+        round_ = round_ + gate.reshape(paths, -1)[:, ROUNDS].long()
+    counted = _absorb(_absorb(key.reshape(paths), round_ & _MASK32), round_ >> 32 & _MASK32)
+    lanes = torch.arange(out.shape[-1], device=out.device)
+    for r, bound in enumerate(bounds):
+        stream = _absorb(counted, 0) if r == 0 else mix(_absorb(counted, 1) + (r - 1) & _MASK32)
+        bits = mix(mix(lanes ^ stream[:, None]) + (stream[:, None] >> 7) & _MASK32)
+        rows[:, r] = bits * bound >> 32
+
+
+def draw_fake(out: Tensor, key: Tensor, first: Tensor, gate: Tensor | None, *, bounds: Sequence[int]) -> None:
+    check_draw(out, key, first, gate, bounds)
+
+
+define(SCHEMA, draw_eager, draw_fake)

@@ -1,0 +1,69 @@
+"""draw_: the integers of a batch against the generator in plain Python; a closed gate does not count on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llpf_fast import ops
+from llpf_fast.correct.draw import key_of, mix_int, path_key
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+#: The words are 32 bits wide and bounds multiply them: the largest of each must not overflow.
+BOUNDS = st.lists(st.one_of(st.integers(1, 100_000), st.just(1 << 31)), min_size=1, max_size=4)
+
+
+def plain(seed: int, path: int, round_: int, row: int, column: int, bound: int) -> int:
+    key = key_of(seed, path, round_, 0) if row == 0 else mix_int(key_of(seed, path, round_, 1) + row - 1)
+    bits = mix_int(mix_int(column ^ key) + (key >> 7))
+    return bits * bound >> 32
+
+
+@given(
+    seed=st.integers(0, 1 << 40),
+    path=st.integers(0, 300),
+    first=st.one_of(st.integers(0, 5), st.integers((1 << 32) - 3, (1 << 32) + 3), st.integers(1 << 40, 1 << 50)),
+    counted=st.integers(0, 1000),
+    bounds=BOUNDS,
+    columns=st.integers(1, 20),
+)
+def test_equals_plain_integers(seed: int, path: int, first: int, counted: int, bounds: list[int], columns: int) -> None:
+    out = torch.full((len(bounds), columns), -1)
+    gate = ops.gate_state(2)
+    gate[2] = counted
+    key = torch.tensor(path_key(seed, path))
+    for counter, round_ in ((None, first), (gate, first + counted)):
+        ops.draw_(out, key, torch.tensor(first), counter, bounds=bounds)
+        want = [[plain(seed, path, round_, r, i, b) for i in range(columns)] for r, b in enumerate(bounds)]
+        assert out.tolist() == want
+
+
+def test_rows_of_many_paths_are_those_of_each() -> None:
+    keys, first, gate = torch.tensor([path_key(4, k) for k in range(3)]), torch.tensor([0, 9, 70]), ops.gate_state(2, 3)
+    gate[:, 2] = torch.tensor([5.0, 0.0, 2.0])
+    together = torch.zeros(3, 2, 7, dtype=torch.int64)
+    ops.draw_(together, keys, first, gate, bounds=[50, 1 << 20])
+    for k in range(3):
+        alone = torch.zeros(2, 7, dtype=torch.int64)
+        ops.draw_(alone, keys[k], first[k], gate[k], bounds=[50, 1 << 20])
+        assert torch.equal(together[k], alone)
+
+
+def test_a_closed_gate_draws_the_same_batch_again() -> None:
+    key, first, state, out = (
+        torch.tensor(path_key(1, 0)),
+        torch.tensor(12),
+        ops.gate_state(1),
+        torch.zeros(1, 64).long(),
+    )
+    seen = []
+    for _ in range(4):
+        ops.draw_(out, key, first, state, bounds=[1000])
+        seen.append(out.clone())
+        ops.loss_gate_(state, torch.tensor(1.0), threshold=0.0, min_rounds=1, max_rounds=2)
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+    assert torch.equal(seen[2], seen[3])
