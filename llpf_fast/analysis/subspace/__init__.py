@@ -1,1 +1,14 @@
 """Training in random subspaces: the intrinsic dimension of a task."""
+
+from .basis import RandomBasis
+from .dimension import IntrinsicDimension, SubspaceRun, intrinsic_dimension
+from .training import SubspaceSettings, train_in_subspace
+
+__all__ = [
+    "IntrinsicDimension",
+    "RandomBasis",
+    "SubspaceRun",
+    "SubspaceSettings",
+    "intrinsic_dimension",
+    "train_in_subspace",
+]

@@ -1,0 +1,174 @@
+"""The intrinsic dimension: how many random directions suffice."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import LLPFError
+from ...path import state_digest
+from ..cache import cached_training
+from ..problem import Problem
+from .training import SubspaceSettings, train_in_subspace
+
+#: (runs done, runs in all, what is being done)
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class SubspaceRun:
+    """One training in a subspace; ``distance`` from the start is the length of M z. NaN loss: it diverged."""
+
+    dimension: int
+    seed: int
+    loss: float
+    train_accuracy: float | None
+    test_accuracy: float | None
+    distance: float
+
+
+@dataclass(frozen=True)
+class IntrinsicDimension:
+    """All runs, and the smallest dimension that suffices.
+
+    ``measure`` is "test_accuracy", "train_accuracy" (to be at least ``level``) or "loss" (at most ``level``), the mean
+    over the seeds. ``dimension`` is the smallest tried from which on every larger one tried reaches the level too; None
+    where the largest does not. ``below`` is the largest smaller one tried: the truth lies between.
+    """
+
+    runs: list[SubspaceRun]
+    measure: str
+    level: float
+    baseline: float | None
+    dimension: int | None
+    below: int | None
+
+    def summary(self) -> list[dict[str, Any]]:
+        """A row a dimension: means over the seeds, share of the runs that reach the level."""
+        rows = []
+        for dimension in sorted({run.dimension for run in self.runs}):
+            runs = [run for run in self.runs if run.dimension == dimension]
+            values = [value for run in runs if (value := getattr(run, self.measure)) is not None]
+            row: dict[str, Any] = {"dimension": dimension, "runs": len(runs)}
+            for name in ("loss", "train_accuracy", "test_accuracy", "distance"):
+                known = [value for run in runs if (value := getattr(run, name)) is not None]
+                row[name] = statistics.fmean(known) if known else None
+            row["success"] = sum(_reaches(self.measure, value, self.level) for value in values) / len(runs)
+            rows.append(row)
+        return rows
+
+
+def intrinsic_dimension(
+    problem: Problem,
+    starts: Sequence[Mapping[str, Tensor]],
+    dimensions: Sequence[int],
+    settings: SubspaceSettings | None = None,
+    *,
+    baseline: float | None = None,
+    share: float = 0.9,
+    loss_level: float | None = None,
+    progress: Progress | None = None,
+) -> IntrinsicDimension:
+    """Train in random subspaces of each of ``dimensions``, from each of ``starts`` (subspace i from start i).
+
+    Li et al.'s d_int90 (arXiv 1804.08838): the smallest dimension whose accuracy is ``share`` of ``baseline``, the
+    accuracy of unrestricted training. Accuracy is on the test set where there is one.
+
+    Args:
+        baseline: accuracy 0..1.
+        loss_level: a training loss to come down to, instead of an accuracy.
+
+    Raises:
+        LLPFError: no dimensions, none that exist; neither or both of ``baseline`` and ``loss_level``; no accuracy.
+    """
+    settings = settings or SubspaceSettings()
+    if not dimensions or not starts:
+        raise LLPFError("an intrinsic dimension needs dimensions to try and at least one network to start from")
+    if (baseline is None) == (loss_level is None):
+        raise LLPFError("name either the accuracy of unrestricted training (baseline) or a loss to come down to")
+    if baseline is not None and not (0 < baseline <= 1 and 0 < share <= 1):
+        raise LLPFError(f"baseline and share must lie in (0, 1], got {baseline} and {share}")
+    runs: list[SubspaceRun] = []
+    total = len(dimensions) * len(starts)
+    for dimension in sorted({*dimensions}):
+        for seed, start in enumerate(starts):
+
+            def tell(done: int, of: int, text: str, dimension: int = dimension, seed: int = seed) -> None:
+                if progress is not None:
+                    progress(len(runs), total, f"dimension {dimension}, seed {seed}: step {done}/{of}  {text}")
+
+            runs.append(_run(problem, start, dimension, settings, seed, tell))
+            if progress is not None:
+                progress(len(runs), total, f"dimension {dimension}, seed {seed}  loss {runs[-1].loss:.4f}")
+    if loss_level is not None:
+        measure, level = "loss", loss_level
+    else:
+        measure = "test_accuracy" if problem.test is not None else "train_accuracy"
+        assert baseline is not None
+        level = share * baseline
+        if runs[0].train_accuracy is None:
+            raise LLPFError("the problem is no classification: name a loss to come down to")
+    found, below = _smallest(runs, measure, level)
+    return IntrinsicDimension(runs, measure, level, baseline, found, below)
+
+
+def _run(
+    problem: Problem,
+    start: Mapping[str, Tensor],
+    dimension: int,
+    settings: SubspaceSettings,
+    seed: int,
+    progress: Callable[[int, int, str], None],
+) -> SubspaceRun:
+    train = lambda: train_in_subspace(problem, start, dimension, settings, seed=seed, progress=progress)
+    identity = problem.identity("train")
+    try:
+        if problem.cache is None or identity is None:
+            state = train()
+        else:
+            kept = {name: value for name, value in asdict(settings).items() if name != "memory"}
+            key = {
+                "what": "subspace",
+                "problem": identity,
+                "batches": [len(problem.train[1]), problem.seed],
+                "start": state_digest(start),
+                "dimension": dimension,
+                "seed": seed,
+                "settings": kept,
+            }
+            state = cached_training(key, problem.cache, train)
+    except LLPFError as error:
+        if "training loss became" not in str(error):
+            raise
+        return SubspaceRun(dimension, seed, math.nan, None, None, math.nan)
+    train_set = problem.evaluator("train")(state)
+    test_set = None if problem.test is None else problem.evaluator("test")(state)
+    names = [name for name, _ in problem.module.named_parameters()]
+    moved = [(state[name].cpu().double() - start[name].cpu().double()).square().sum() for name in names]
+    distance = float(torch.stack(moved).sum().sqrt())
+    accuracy = None if test_set is None else test_set.accuracy
+    return SubspaceRun(dimension, seed, train_set.loss, train_set.accuracy, accuracy, distance)
+
+
+def _reaches(measure: str, value: float, level: float) -> bool:
+    return value <= level if measure == "loss" else value >= level
+
+
+def _smallest(runs: Sequence[SubspaceRun], measure: str, level: float) -> tuple[int | None, int | None]:
+    """(smallest dimension from which on all reach the level, the next smaller one tried)."""
+    tried = sorted({run.dimension for run in runs})
+    found: int | None = None
+    for dimension in reversed(tried):
+        values = [getattr(run, measure) for run in runs if run.dimension == dimension]
+        # A run that diverged reaches nothing.
+        mean = math.nan if None in values else statistics.fmean(values)
+        if not _reaches(measure, mean, level):
+            return found, dimension
+        found = dimension
+    return found, None
