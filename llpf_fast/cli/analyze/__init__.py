@@ -17,6 +17,11 @@ HELP = "barriers, layer-wise connectivity, connectors, widths, other curves, sha
 _ANALYSES: dict[str, str] = {
     "linear": "linear",
     "layers": "layers",
+    "curves": "curves",
+    "connect": "connect",
+    "widths": "widths",
+    "width-sweep": "width_sweep",
+    "subspace": "subspace",
 }
 
 

@@ -1,0 +1,67 @@
+"""Straight lines between two networks, as they are and aligned."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ...errors import LLPFError
+from ..alignment import align, trace_permutations
+from ..problem import Problem
+from .found import FoundCurve
+
+State = Mapping[str, Tensor]
+
+
+def straight_line(a: State, b: State) -> FoundCurve:
+    """The straight line: nothing is searched."""
+    return FoundCurve("linear", [dict(a), dict(b)], 0, 0.0)
+
+
+def aligned_line(problem: Problem, a: State, b: State, *, seed: int = 0, restarts: int = 3) -> FoundCurve:
+    """The straight line from ``a`` to ``b`` with its hidden units put in the order that fits ``a`` best.
+
+    It ends at another point than ``b``: at a network that computes the same function.
+
+    Raises:
+        LLPFError: the network cannot be traced, or has no units that may change places.
+    """
+    began = time.perf_counter()
+    specification = trace_permutations(problem.module, problem.train[0][:2])
+    found = align(a, b, specification, seed=seed, restarts=restarts)
+    check_same_function(problem, b, found.state)
+    return FoundCurve(
+        "aligned-linear",
+        [dict(a), found.state],
+        0,
+        time.perf_counter() - began,
+        destination="b permuted",
+        settings={
+            "restarts": restarts,
+            "seed": seed,
+            "groups": [group.size for group in specification.groups],
+            "distance_before": found.before,
+            "distance_after": found.after,
+        },
+    )
+
+
+def check_same_function(problem: Problem, before: State, after: State) -> None:
+    """LLPFError where two states of one network give other outputs on training data (float64, relative 1e-6)."""
+    inputs = problem.train[0][:64].cpu()
+    inputs = inputs.double() if inputs.is_floating_point() else inputs
+    twin = copy.deepcopy(problem.module).cpu().double().eval()
+    outputs = []
+    with torch.no_grad():
+        for state in (before, after):
+            twin.load_state_dict({name: value.cpu() for name, value in state.items()})
+            outputs.append(twin(inputs))
+    if not torch.allclose(outputs[0], outputs[1], rtol=1e-6, atol=1e-6 * float(outputs[0].abs().max())):
+        raise LLPFError(
+            f"aligning {type(problem.module).__name__} changes what it computes: its units are used in a way that the "
+            "trace does not see; leave out aligned-linear"
+        )
