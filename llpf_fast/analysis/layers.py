@@ -299,7 +299,7 @@ def _expansion(
 
     work.tell(f"second derivatives at {networks.names[base]}")
     found = _kept(problem, networks, restricted, {"what": "layers", "base": base, "layers": layers}, compute)
-    slopes, curvature = (torch.tensor(found[name], dtype=torch.float64) for name in ("slopes", "curvature"))
+    slopes, curvature = (torch.as_tensor(found[name], dtype=torch.float64) for name in ("slopes", "curvature"))
     return Taylor(found["loss"], slopes, curvature)
 
 

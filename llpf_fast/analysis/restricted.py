@@ -76,7 +76,8 @@ class RestrictedLoss:
     def expand(self, theta: State, directions: Sequence[Mapping[str, Tensor]], *, order: int = 2) -> Taylor:
         """Loss, slopes and (``order`` 2, else zeros) curvature at ``theta``, a whole state dict.
 
-        Each direction has tensors by parameter name; what it does not name does not move. Buffers stay theta's.
+        Each direction has tensors by parameter name; what it does not name does not move (a tied
+        tensor is named by all of its names). Buffers stay theta's.
 
         Raises:
             LLPFError: the model or the loss fails on the data.
@@ -119,7 +120,7 @@ class RestrictedLoss:
 
     def _loss(self, point: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
         def forward(x: Tensor) -> Tensor:
-            output: Tensor = functional_call(self._module, dict(point), (x,))
+            output: Tensor = functional_call(self._module, dict(point), (x,), tie_weights=False)
             return output
 
         if targets.is_floating_point():
