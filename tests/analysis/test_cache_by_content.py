@@ -294,7 +294,7 @@ def test_numbers_are_kept_by_their_key(tmp_path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(LLPFError, match="cannot write in .*file"):
+    with pytest.raises(LLPFError, match=r"cannot write in .*file"):
         cached_numbers({"a": 1}, tmp_path / "file" / "cache", lambda: {"x": 1})
 
 

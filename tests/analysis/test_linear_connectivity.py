@@ -162,12 +162,12 @@ def test_bad_input_is_named(tmp_path) -> None:
     one = Tanh(1).state_dict()
     with pytest.raises(LLPFError, match="at least 2 models are needed, 1 "):
         problem.networks([one])
-    with pytest.raises(LLPFError, match="different architectures: .*body.weight"):
+    with pytest.raises(LLPFError, match=r"different architectures: .*body\.weight"):
         problem.networks([one, Tanh(1, hidden=9).state_dict()])
     bad = {**one, "body.bias": torch.full((8,), math.nan)}
-    with pytest.raises(LLPFError, match="model 1: tensor 'body.bias' has 8 NaN"):
+    with pytest.raises(LLPFError, match=r"model 1: tensor 'body\.bias' has 8 NaN"):
         problem.networks([one, bad])
-    with pytest.raises(LLPFError, match="is not the folder of a run: it has no run.yaml"):
+    with pytest.raises(LLPFError, match=r"is not the folder of a run: it has no run\.yaml"):
         problem.networks([tmp_path])
     with pytest.raises(LLPFError, match="is missing"):
         problem.networks([tmp_path / "a.pt", tmp_path / "b.pt"])

@@ -141,8 +141,8 @@ def test_a_subset_is_what_is_asked_for() -> None:
     problem = Problem(Tanh(), train=random_classes(60))
     assert RestrictedLoss(problem, 12).samples == 12
     assert RestrictedLoss(problem, 0).samples == 60
+    networks = problem.networks([Tanh(1), Tanh(2)])
     with pytest.raises(LLPFError, match="nodes"):
-        networks = problem.networks([Tanh(1), Tanh(2)])
         curvature_integral(RestrictedLoss(problem), networks, nodes=0)
 
 
