@@ -17,6 +17,10 @@ HELP = "barriers, layer-wise connectivity, connectors, widths, other curves, sha
 _ANALYSES: dict[str, str] = {
     "linear": "linear",
     "layers": "layers",
+    "pca": "pca",
+    "plane": "plane",
+    "ticks": "ticks",
+    "animate": "animate",
     "curves": "curves",
     "connect": "connect",
     "widths": "widths",

@@ -18,7 +18,7 @@ HELP = "loss on the plane through three networks: contours and surface, with a p
 def add_arguments(parser: ArgumentParser) -> None:
     add_models(
         parser,
-        "three points: model files, RUN@12 for a run's waypoint 12, RUN for both of its ends; a RUN alone: its ends, and "
+        "three points: model files, RUN@12 for a run's waypoint 12, RUN for both its ends; a RUN alone: its ends and "
         "its waypoint farthest from the line between them",
     )
     parser.add_argument("--run", type=str, metavar="RUN", help="path to draw over the plane (default: a RUN alone)")

@@ -1,0 +1,44 @@
+"""``llpf analyze animate``: a path as a film."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..common import add_quiet
+from ..progress import Progress
+from .common import out_folder
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+HELP = "a path as a film (GIF or MP4): where it is in its first two components, and its loss there"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, metavar="RUN", help="run directory, certified or not")
+    parser.add_argument("--format", type=str, default="gif", metavar="KIND", help="gif or mp4 (gif)")
+    parser.add_argument("--frames", type=int, default=90, metavar="N", help="at most (90)")
+    parser.add_argument("--seconds", type=float, default=9.0, metavar="S", help="length of the film (9)")
+    parser.add_argument("--out", type=str, default="animation", metavar="DIR", help="folder of the results (animation)")
+    add_quiet(parser)
+
+
+def run(args: Namespace) -> int:
+    folder = out_folder(args)
+
+    from ...analysis.pca import principal_components
+    from ...analysis.trajectory import Trajectory, architecture, own_names
+    from ...path import RunDirectory
+    from ...report.animate import animate_path
+
+    directory = RunDirectory.open(args.run)
+    path = Trajectory(directory, architecture(directory), name=own_names([args.run])[0])
+    with Progress("step", quiet=args.quiet) as progress:
+        progress.begin("components")
+        found = principal_components([path], components=2, progress=progress.update)
+        progress.begin("frames")
+        film = animate_path(
+            found, folder, kind=args.format, frames=args.frames, seconds=args.seconds, progress=progress.update
+        )
+    print(f"film: {film}\nnumbers: {film.with_suffix('.csv')}")
+    return 0
