@@ -5,6 +5,7 @@ from .certificate import ComplexCertificate, certify_complex
 from .complex import Complex, ComplexKind
 from .connector import Connector, ConnectorSettings, find_connector
 from .hyperplane import Hyperplane
+from .judge import certify_connector
 
 __all__ = [
     "Complex",
@@ -15,5 +16,6 @@ __all__ = [
     "Hyperplane",
     "Subdivision",
     "certify_complex",
+    "certify_connector",
     "find_connector",
 ]

@@ -78,6 +78,35 @@ class Connector:
     records: list[dict[str, Any]] = field(default_factory=list)
     certificate: ComplexCertificate | None = None
 
+    def numbers(self) -> dict[str, Any]:
+        """What results say of it, without the evaluated points."""
+        certificate = None if self.certificate is None else self.certificate.as_dict()
+        if certificate is not None:
+            del certificate["points"]
+        return {
+            "kind": self.complex.kind,
+            "vertices": [self.complex.label(v) for v in range(len(self.vertices))],
+            "settings": asdict(self.settings),
+            "search": self.records,
+            "certificate": certificate,
+        }
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """A row a simplex (highest loss), and a row a vertex; needs the certificate."""
+        assert self.certificate is not None
+        label = self.complex.label
+        simplices = zip(self.complex.simplices, self.certificate.simplex_max, strict=True)
+        norms = self.vertices.vectors().norm(dim=1)
+        return {
+            "simplices": [
+                {"simplex": " – ".join(map(label, simplex)), "highest loss": highest} for simplex, highest in simplices
+            ],
+            "vertices": [
+                {"vertex": label(v), "name": self.vertices.names[v], "loss": loss, "norm": float(norms[v])}
+                for v, loss in enumerate(self.certificate.vertex_loss)
+            ],
+        }
+
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write every vertex as a safetensors file and ``connector.json`` (faces, simplices, settings, certificate)."""
         folder = Path(folder)

@@ -1,7 +1,7 @@
 """Training in random subspaces: the intrinsic dimension of a task."""
 
 from .basis import RandomBasis
-from .dimension import IntrinsicDimension, SubspaceRun, intrinsic_dimension
+from .dimension import IntrinsicDimension, SubspaceRun, baseline_accuracy, intrinsic_dimension
 from .training import SubspaceSettings, train_in_subspace
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "RandomBasis",
     "SubspaceRun",
     "SubspaceSettings",
+    "baseline_accuracy",
     "intrinsic_dimension",
     "train_in_subspace",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...correct import Correction
 from ...errors import LLPFError
+from ...flat import FlatParameters
 from ...path import state_digest
 from ..cache import cached_training
 from ..problem import Problem
@@ -19,6 +22,7 @@ from .training import SubspaceSettings, train_in_subspace
 
 #: (runs done, runs in all, what is being done)
 Progress = Callable[[int, int, str], None]
+_STRETCH, _BASELINE_LR = 50, 1e-3
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,28 @@ class IntrinsicDimension:
     baseline: float | None
     dimension: int | None
     below: int | None
+
+    def in_words(self) -> str:
+        """One line: what was asked, and the answer."""
+        if self.measure == "loss":
+            asked = f"training loss at most {self.level:g}"
+        else:
+            asked = f"{self.measure.replace('_', ' ')} at least {self.level:.4f}, of {self.baseline:.4f} unrestricted"
+        if self.dimension is None:
+            return f"{asked}: not reached in up to {self.below} dimensions"
+        between = f" (not in {self.below})" if self.below is not None else ""
+        return f"{asked}: reached in {self.dimension} dimensions{between}"
+
+    def numbers(self) -> dict[str, Any]:
+        """What results say, without the single runs."""
+        return {
+            "intrinsic_dimension": self.dimension,
+            "largest_tried_below": self.below,
+            "measure": self.measure,
+            "level": self.level,
+            "baseline": self.baseline,
+            "summary": self.summary(),
+        }
 
     def summary(self) -> list[dict[str, Any]]:
         """A row a dimension: means over the seeds, share of the runs that reach the level."""
@@ -116,6 +142,36 @@ def intrinsic_dimension(
             raise LLPFError("the problem is no classification: name a loss to come down to")
     found, below = _smallest(runs, measure, level)
     return IntrinsicDimension(runs, measure, level, baseline, found, below)
+
+
+def baseline_accuracy(
+    problem: Problem, start: Mapping[str, Tensor], settings: SubspaceSettings, *, progress: Progress | None = None
+) -> float:
+    """Accuracy after unrestricted training from ``start``: Adam, lr 0.001, as many steps and batches as a subspace.
+
+    On the test set where there is one. LLPFError where the problem is no classification.
+    """
+    flat = FlatParameters(copy.deepcopy(problem.module).to(problem.device))
+    flat.load(start)
+    correction = Correction(
+        flat,
+        problem.loss_fn,
+        problem.batches(settings.batch_size),
+        threshold=-math.inf,  # never met: every stretch has its full length
+        min_rounds=_STRETCH,
+        max_rounds=_STRETCH,
+        lr=_BASELINE_LR,
+        optimizer=torch.optim.Adam(flat.module.parameters(), lr=_BASELINE_LR),
+    )
+    stretches = math.ceil(settings.steps / _STRETCH)
+    for number in range(stretches):
+        corrected = correction.run(number * _STRETCH, go_on=True)
+        if progress is not None:
+            progress(number + 1, stretches, f"unrestricted training  loss {corrected.loss:.4f}")
+    accuracy = problem.evaluator("train" if problem.test is None else "test")(flat.state_dict()).accuracy
+    if accuracy is None:
+        raise LLPFError("the problem is no classification: name a loss to come down to")
+    return accuracy
 
 
 def _run(

@@ -147,6 +147,7 @@ def width_sweep(
     if not seeds:
         raise LLPFError("a sweep needs at least one seed")
     settings.validate()
+    axes = {axis: sorted({*values}) for axis, values in axes.items()}
     problems: dict[int | None, Problem] = {}
     measured: dict[Training, Cell] = {}
     cells: list[Cell] = []
@@ -169,7 +170,7 @@ def width_sweep(
                 cells.append(Cell(axis, value, seed, known.final, known.matched, known.test_accuracy, known.remark))
                 if progress is not None:
                     progress(len(cells), total, name)
-    return WidthSweep(base, {k: list(v) for k, v in axes.items()}, cells, settings.in_words(), matched_loss)
+    return WidthSweep(base, axes, cells, settings.in_words(), matched_loss)
 
 
 def _cell(

@@ -1,0 +1,102 @@
+"""``llpf analyze width-sweep``: how the radial width depends on how a network was trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...errors import LLPFError
+from ..progress import Progress
+from .common import add_output, add_problem, load_problem, out_folder, show_rows
+from .widths import add_width, width_settings
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+    from torch import nn
+
+HELP = "train networks over learning rates, batch sizes, weight decays and network widths; radial width of each"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--lr", type=float, nargs="+", default=[], metavar="X", help="learning rates; the first is the base"
+    )
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[], metavar="N", help="likewise")
+    parser.add_argument("--weight-decay", type=float, nargs="+", default=[], metavar="X", help="likewise")
+    parser.add_argument("--width", type=int, nargs="+", default=[], metavar="N", help="network widths, likewise")
+    parser.add_argument(
+        "--width-keyword", type=str, default="hidden", metavar="NAME", help="what the network's factory calls its width"
+    )
+    parser.add_argument("--epochs", type=int, default=10, metavar="N")
+    parser.add_argument("--momentum", type=float, default=0.9)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="a network each")
+    parser.add_argument(
+        "--matched-loss", type=float, metavar="X", help="also measure networks when their loss first was at most this"
+    )
+    add_width(parser)
+    add_problem(parser)
+    add_output(parser, "width-sweep")
+
+
+def run(args: Namespace) -> int:
+    axes = {name: list(map(float, args[name])) for name in ("lr", "batch_size", "weight_decay", "width") if args[name]}
+    if not any(len(values) > 1 for values in axes.values()):
+        raise LLPFError("nothing varies: give two or more values to --lr, --batch-size, --weight-decay or --width")
+    if not args.model or not args.data:
+        raise LLPFError("a sweep trains its own networks: name --model and --data")
+    problem = load_problem(args, [])
+
+    from ...analysis.output import write_result
+    from ...analysis.problem import Problem
+    from ...analysis.widths import Training, width_sweep
+    from ...data import dataset_classes
+    from ...models import build_model
+    from ...report.draw_widths import draw_sweep
+
+    def build(width: int | None) -> nn.Module:
+        extra = {} if width is None else {args.width_keyword: width}
+        return build_model(args.model, classes=dataset_classes(args.data), **extra)
+
+    def problem_of(width: int | None) -> Problem:
+        if width is None:
+            return problem
+        return Problem(
+            build(width),
+            problem.loss_fn,
+            train=problem.train,
+            test=problem.test,
+            samples=len(problem.measured[1]),
+            seed=args.seed,
+            device=problem.device,
+            cache=problem.cache,
+        )
+
+    given: dict[str, Any] = {name: values[0] for name, values in axes.items()}
+    base = Training(epochs=args.epochs, momentum=args.momentum)
+    for name, value in given.items():
+        base = base.changed(name, value)
+    varied = {name: values for name, values in axes.items() if len(values) > 1}
+    with Progress("network", quiet=args.quiet) as progress:
+        found = width_sweep(
+            problem_of,
+            build,
+            varied,
+            base,
+            width_settings(args),
+            seeds=args.seeds,
+            matched_loss=args.matched_loss,
+            progress=progress.update,
+        )
+    folder = out_folder(args)
+    about = {**problem.about(), "law": found.law, "base": vars(base), "matched_loss": found.matched_loss}
+    tables = {
+        "networks": [cell.row() for cell in found.cells],
+        "summary": found.summary(),
+        "trends": found.trends(),
+    }
+    file = write_result(folder, "width-sweep", numbers={"axes": found.axes, **tables}, tables=tables, about=about)
+    picture = draw_sweep(found, folder)
+    show_rows(found.summary())
+    show_rows(found.trends())
+    print(f"rho: Spearman's correlation with the axis over all networks\n{found.law}")
+    print(f"numbers: {file}\npicture: {picture}")
+    return 0
