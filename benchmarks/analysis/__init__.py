@@ -1,0 +1,1 @@
+"""The committed results of the analyses: one module a topic, each also a command."""
