@@ -36,9 +36,14 @@ struct Draw {
     return row == 0 ? absorb(counted, 0) : mix(absorb(counted, 1) + static_cast<uint32_t>(row - 1));
   }
 
+  /// Without an index that only the GPU's local memory could follow.
+  LLPF_HD int64_t bound(int64_t row) const {
+    return row == 0 ? bounds[0] : row == 1 ? bounds[1] : row == 2 ? bounds[2] : bounds[3];
+  }
+
   LLPF_HD int64_t element(uint32_t stream, int64_t row, int64_t column) const {
     const uint32_t bits = mix(mix(static_cast<uint32_t>(column) ^ stream) + (stream >> 7));
-    return static_cast<int64_t>((static_cast<uint64_t>(bits) * static_cast<uint64_t>(bounds[row])) >> 32);
+    return static_cast<int64_t>((static_cast<uint64_t>(bits) * static_cast<uint64_t>(bound(row))) >> 32);
   }
 };
 

@@ -24,6 +24,9 @@ struct ChunkKernels {
   void (*apply[kPairs])(const void* p, const void* d, void* out, int64_t n, const double* abc);
   /// `buffer` may be null.
   void (*sgd[kDtypes])(void* p, const void* g, void* buffer, int64_t n, double rate, const SgdSettings& settings);
+  /// The same, and the moments of the updated values as a row; n > 0, `buffer` and `d` may be null.
+  void (*sgd_moments[kPairs])(void* p, const void* g, void* buffer, const void* d, int64_t n, double rate,
+                              const SgdSettings& settings, double* row);
 };
 
 /// The widest instruction set that the processor has, LLPF_ISA ("plain", "avx2", "avx512") allows and the build

@@ -1,12 +1,12 @@
 #include "walk.h"
 
-// The update and the moments of the updated values in one pass: a chunk is measured while it is still in the
-// first-level cache.
+// The update and, where they are to be left behind, the moments of the updated values in one pass.
 namespace llpf::cpu {
 
 void sgd(const SgdArguments& a, const Values& measured, const Table& table, double* moments_out, double* scratch,
          const Threads& threads) {
   const auto update = chunk_kernels().sgd[static_cast<int>(a.dtype)];
+  const auto update_and_measure = chunk_kernels().sgd_moments[static_cast<int>(measured.pair)];
   const int64_t bytes = bytes_of(a.dtype);
   for_paths(a.paths, a.numel, threads, [&](int64_t k, const Threads& inner) {
     if (a.gate && a.gate[k][0] == 0) return;
@@ -22,9 +22,13 @@ void sgd(const SgdArguments& a, const Values& measured, const Table& table, doub
         const Segment& segment = table.segments[chunk.segment];
         const int64_t at = chunk.start * bytes;
         const double rate = a.lr[k][chunk.segment * a.lr_step];
-        if (!segment.has(kFrozen))
-          update(p + at, g + at, buffer == nullptr ? nullptr : buffer + at, chunk.length, rate, a.settings);
-        if (leave && !segment.has(kMasked)) row.reduce(chunk, partials + c * kMomentColumns);
+        const bool train = !segment.has(kFrozen), measure = leave && !segment.has(kMasked) && chunk.length > 0;
+        char* moving = buffer == nullptr ? nullptr : buffer + at;
+        if (train && measure)
+          update_and_measure(p + at, g + at, moving, row.d_at(chunk.start), chunk.length, rate, a.settings,
+                             partials + c * kMomentColumns);
+        else if (train) update(p + at, g + at, moving, chunk.length, rate, a.settings);
+        else if (measure) row.reduce(chunk, partials + c * kMomentColumns);
       }
     });
     if (!leave) return;
