@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +14,15 @@ from torch import Tensor, nn
 from .. import ops
 from ..errors import LLPFError
 from ..flat import FlatParameters
-from ..ops.loss_gate import LAST, MEAN
-from .draw import Batches
-from .loss import LossFunction, loss_of
+from ..ops.loss_gate import LAST, MEAN, WINDOW
+from .captured import NotCapturableError, Replays, Seen
+from .draw import Batches, TensorBatches
+from .loss import LossFunction
+from .passes import Passes
+from .precision import Precision, check_precision, float32_products
+from .step import Step
+
+Capture = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,10 @@ class Corrected:
 class Correction:
     """Trains ``flat.module`` in train mode; one iteration is draw, forward, loss, gate, backward, update.
 
+    With ``sgd_``, batches drawn by counter and a model that consumes no random numbers, the iteration is captured once
+    as a CUDA graph and replayed. Otherwise, and on a CPU, the host runs one iteration after the other and stops
+    exactly; rounds, losses and values are the same.
+
     Args:
         flat: the module and its flat buffers.
         loss_fn: (model output, targets) -> scalar mean loss.
@@ -38,6 +51,12 @@ class Correction:
         lr, momentum, weight_decay, nesterov: of the fused update ``sgd_``; ignored with ``optimizer``.
         keep_momentum: carry the momentum buffer from one correction to the next.
         optimizer: any ``torch.optim`` optimiser over the module's parameters, instead of ``sgd_``.
+        capture: ``auto`` captures where it can; ``on`` refuses to run without; ``off`` never does.
+        precision: of the forward and backward passes. Parameters and updates are not touched by it.
+        compile: whether ``torch.compile`` compiles forward and loss.
+
+    Raises:
+        LLPFError: a precision that the device does not have; ``capture="on"`` where nothing can be captured.
     """
 
     def __init__(
@@ -55,23 +74,44 @@ class Correction:
         nesterov: bool = False,
         keep_momentum: bool = False,
         optimizer: torch.optim.Optimizer | None = None,
+        capture: Capture = "auto",
+        precision: Precision = "float32",
+        compile: bool = False,
     ) -> None:
-        self._flat, self._loss_fn, self._batches = flat, loss_fn, batches
-        self._rule = {"threshold": threshold, "min_rounds": min_rounds, "max_rounds": max_rounds}
+        self._flat, self._batches = flat, batches
         self._optimizer = optimizer
         device = flat.data.device
-        self._base_lr = torch.tensor(lr, dtype=torch.float64, device=device)
-        self._lr = self._base_lr
-        self._hyper = {
-            "momentum": momentum,
-            "dampening": 0.0,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-        }
+        check_precision(precision, device)
+        self._precision: Precision = precision
+        self._passes = Passes(flat.module, loss_fn, precision=precision, compile=compile)
         self._keep_momentum = keep_momentum
         self.momentum_buffer = torch.zeros_like(flat.data) if momentum and optimizer is None else None
         self._fresh = ops.gate_state(min_rounds, device=device)
-        self._state = self._fresh.clone()
+        self._rule = {"threshold": threshold, "min_rounds": min_rounds, "max_rounds": max_rounds}
+        self._step = Step(
+            flat,
+            self._passes,
+            state=self._fresh.clone(),
+            rule=self._rule,
+            lr=torch.tensor(lr, dtype=torch.float64, device=device),
+            hyper={"momentum": momentum, "dampening": 0.0, "weight_decay": weight_decay, "nesterov": nesterov},
+            momentum_buffer=self.momentum_buffer,
+        )
+        self._must_capture = capture == "on"
+        self._replays: Replays | None = None
+        reason = self._not_captured_because()
+        if reason is not None and self._must_capture:
+            raise LLPFError(f"correction.capture is on, but {reason}")
+        self._may_capture = capture != "off" and reason is None
+
+    def _not_captured_because(self) -> str | None:
+        if self._flat.data.device.type != "cuda":
+            return f"a {self._flat.data.device.type} has no CUDA graphs"
+        if self._optimizer is not None:
+            return "a torch optimiser does the updates"
+        if not isinstance(self._batches, TensorBatches) or not self._batches.counted:
+            return "the batches are not drawn by counter from tensors on the device"
+        return None
 
     @property
     def module(self) -> nn.Module:
@@ -82,12 +122,17 @@ class Correction:
         """Whether a momentum buffer outlives a correction."""
         return self._keep_momentum and self.momentum_buffer is not None
 
+    @property
+    def captured(self) -> bool:
+        """Whether the last correction was replays of a captured iteration."""
+        return self._replays is not None
+
     def scale_lr(self, scale: Tensor | None) -> None:
         """From now on the learning rate of every segment is ``lr`` times its factor; float64 ``[S]`` on the device.
 
         None goes back to ``lr`` for all.
         """
-        self._lr = self._base_lr if scale is None else self._base_lr * scale
+        self._step.scale_lr(scale)
 
     def run(self, first_round: int, *, go_on: bool = False, stop_at_nan: bool = False) -> Corrected:
         """Train from round ``first_round`` of the stream until the gate closes.
@@ -98,52 +143,76 @@ class Correction:
         Raises:
             LLPFError: the loss became NaN or infinite.
         """
-        self._state.copy_(self._fresh)
         if self.momentum_buffer is not None and not (self._keep_momentum or go_on):
             self.momentum_buffer.zero_()
         self.module.train()
-        rounds = 0
-        while True:
-            loss = self._iterate(first_round + rounds)
-            rounds += 1
-            if not math.isfinite(loss):
-                if stop_at_nan:
-                    return Corrected(rounds, loss, False, finite=False)
-                raise LLPFError(
-                    f"the training loss became {loss} in round {rounds} of the correction; "
-                    "try a smaller correction.lr or a smaller step"
-                )
-            if self._state[LAST]:
-                mean = float(self._state[MEAN])
-                return Corrected(rounds, mean, mean <= self._rule["threshold"])
-
-    def _iterate(self, round_: int) -> float:
-        flat = self._flat
-        inputs, targets = self._batches.draw(round_)
-        flat.zero_grad()
-        loss = loss_of(self.module, self._loss_fn, inputs, targets)
-        if not loss.requires_grad:
-            raise LLPFError(
-                "the loss depends on no parameter that trains: are all frozen, or is there a detach in the loss?"
-            )
-        value = loss.detach()
-        torch.ops.llpf_fast.loss_gate_.default(self._state, value, **self._rule)
-        loss.backward()
-        if self._optimizer is not None:
-            self._optimizer.step()
-            return float(value)
-        flat.ensure_gradients()
-        torch.ops.llpf_fast.sgd_.default(
-            flat.data,
-            flat.grad,
-            self.momentum_buffer,
-            self._lr,
-            flat.table.segments,
-            flat.table.chunks,
-            self._state,
-            None,
-            None,
-            None,
-            **self._hyper,
+        with float32_products(self._precision, self._flat.data.device):
+            replays = self._prepared()
+            self._step.state.copy_(self._fresh)
+            seen = self._in_turn(first_round) if replays is None else self._replayed(replays, first_round)
+        if seen.finite:
+            return Corrected(seen.rounds, seen.loss, seen.loss <= self._rule["threshold"])
+        if stop_at_nan:
+            return Corrected(seen.rounds, seen.loss, False, finite=False)
+        raise LLPFError(
+            f"the training loss became {seen.loss} in round {seen.rounds} of the correction; "
+            "try a smaller correction.lr or a smaller step"
         )
-        return float(value)
+
+    def replay(self, record: Callable[[Step], Callable[[], None]]) -> None:
+        """Run corrections as replays that ``record`` makes of an iteration, on any device: for tests."""
+        assert isinstance(self._batches, TensorBatches)
+        self._step.draws(self._batches)
+        self._replays = Replays(self._step, record)
+
+    def _prepared(self) -> Replays | None:
+        """The captured iteration, captured now where that has not been done; None on the ordinary path."""
+        if self._replays is None and not self._may_capture:
+            return None
+        self._flat.ensure()
+        try:
+            if self._replays is None:
+                assert isinstance(self._batches, TensorBatches)
+                self._step.draws(self._batches)
+                self._replays = Replays(self._step)
+            self._replays.prepare()
+        except LLPFError as error:
+            self._replays, self._may_capture = None, False
+            if self._must_capture:
+                raise LLPFError(f"correction.capture is on, but {error}") from error
+            if not (isinstance(error, NotCapturableError) and error.expected):
+                warnings.warn(
+                    f"the correction is not captured as a CUDA graph, and runs step by step: {error} "
+                    "(correction.capture: off for silence)",
+                    stacklevel=2,
+                )
+        return self._replays
+
+    def _replayed(self, replays: Replays, first_round: int) -> Seen:
+        assert isinstance(self._batches, TensorBatches)
+        self._batches.start_at(first_round)
+        return replays.run()
+
+    def _in_turn(self, first_round: int) -> Seen:
+        rounds, window, state = 0, int(self._rule["min_rounds"]), self._step.state
+        while True:
+            self._iterate(first_round + rounds)
+            # One transfer an iteration: decision, mean and newest loss.
+            values = state.tolist()
+            newest = values[WINDOW + rounds % window]
+            rounds += 1
+            if not math.isfinite(newest):
+                return Seen(rounds, newest, closed=False, finite=False)
+            if values[LAST]:
+                return Seen(rounds, values[MEAN], closed=True, finite=True)
+
+    def _iterate(self, round_: int) -> None:
+        inputs, targets = self._batches.draw(round_)
+        if self._optimizer is None:
+            self._step.train(inputs, targets)
+            return
+        self._flat.zero_grad()
+        loss = self._passes(inputs, targets)
+        torch.ops.llpf_fast.loss_gate_.default(self._step.state, loss.detach(), **self._rule)
+        loss.backward()
+        self._optimizer.step()
