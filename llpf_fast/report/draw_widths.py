@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +150,32 @@ def draw_subspace(
             _say(figure, note)
         columns = ["label", "dimension", "seed", "loss", "train_accuracy", "test_accuracy", "distance"]
         return save_figure(figure, folder, stem, columns, rows)
+
+
+def draw_wedge_law(
+    rows: Sequence[Mapping[str, Any]], size: int, wedge: int, folder: str | os.PathLike[str], stem: str = "wedge"
+) -> Path:
+    """Best distance to a linear wedge in random subspaces beside the law. Returns the PNG's path.
+
+    Args:
+        rows: dimension, law, root_mean_square, nearest, farthest (shares of the start's norm), and what else the CSV
+            shall hold.
+    """
+    with new_figure(7.5, 4.6) as figure:
+        axes = figure.subplots()
+        x = [row["dimension"] for row in rows]
+        nearest, farthest = ([row[name] for row in rows] for name in ("nearest", "farthest"))
+        axes.fill_between(x, nearest, farthest, color=BLUE, alpha=0.18, linewidth=0)
+        label = "best point, by least squares: root mean square, range"
+        axes.plot(x, [row["root_mean_square"] for row in rows], "o", color=BLUE, label=label)
+        axes.plot(x, [row["law"] for row in rows], "--", color=VERMILION, label="law: sqrt((D - n - d) / D)")
+        axes.axvline(size - wedge, color=REMARK, linestyle=":", label=f"D - n = {size - wedge}")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("dimension d of the random subspace")
+        axes.set_ylabel("distance to the wedge / norm of the start")
+        axes.set_title(f"one linear wedge of {wedge} dimensions in {size}", fontsize=10, color=REMARK)
+        axes.legend(frameon=False, fontsize=9)
+        return save_figure(figure, folder, stem, list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _say(figure: Any, law: str) -> None:

@@ -147,12 +147,12 @@ def width_sweep(
     if not seeds:
         raise LLPFError("a sweep needs at least one seed")
     settings.validate()
-    axes = {axis: sorted({*values}) for axis, values in axes.items()}
+    ordered = {axis: sorted({*values}) for axis, values in axes.items()}
     problems: dict[int | None, Problem] = {}
     measured: dict[Training, Cell] = {}
     cells: list[Cell] = []
-    total = sum(map(len, axes.values())) * len(seeds)
-    for axis, values in axes.items():
+    total = sum(map(len, ordered.values())) * len(seeds)
+    for axis, values in ordered.items():
         for value in values:
             for seed in seeds:
                 training = Training(**{**vars(base.changed(axis, value)), "seed": seed})
@@ -170,7 +170,7 @@ def width_sweep(
                 cells.append(Cell(axis, value, seed, known.final, known.matched, known.test_accuracy, known.remark))
                 if progress is not None:
                     progress(len(cells), total, name)
-    return WidthSweep(base, axes, cells, settings.in_words(), matched_loss)
+    return WidthSweep(base, ordered, cells, settings.in_words(), matched_loss)
 
 
 def _cell(

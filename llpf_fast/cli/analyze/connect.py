@@ -73,10 +73,12 @@ def run(args: Namespace) -> int:
     file = write_result(folder, "connect", numbers=connector.numbers(), tables=connector.tables(), about=about)
     picture = draw_connector(connector, folder)
     show_rows(connector.tables()["simplices"])
+    accuracy = certificate.min_test_accuracy
     said = "connected" if certificate.connected else "not connected"
     print(
         f"{said} at threshold {certificate.threshold:g}: highest training loss {certificate.max_loss:.4f}, "
         f"{certificate.points_evaluated:,} points on {len(certificate.simplices)} simplices"
+        + (f", lowest test accuracy {accuracy:.4f}" if accuracy is not None else "")
     )
     for reason in certificate.reasons:
         print(f"  {reason}")
