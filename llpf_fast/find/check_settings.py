@@ -34,6 +34,7 @@ _POSITIVE = (
     "pace.largest",
     "pace.smallest",
     "pace.margin",
+    "pace.glance",
 )
 _AT_LEAST_ZERO = (
     "step.fixed",
@@ -41,6 +42,7 @@ _AT_LEAST_ZERO = (
     "step.epsilon",
     "correction.momentum",
     "correction.weight_decay",
+    "pace.average",
     "screen_size",
 )
 
@@ -66,6 +68,9 @@ def check_settings(settings: Settings) -> None:
             f"correction.max_rounds ({correction.max_rounds}) must be at least "
             f"correction.min_rounds ({correction.min_rounds})"
         )
+    for key, flag in (("channels_last", correction.channels_last), ("compile", correction.compile)):
+        if not (isinstance(flag, bool) or (flag is None and key == "channels_last")):
+            raise LLPFError(f"correction.{key} must be true or false, got {flag!r}")
     _check_pace(settings)
     _check_stages(settings)
     if settings.variance != "start" and settings.mode != "m2m":

@@ -17,7 +17,7 @@ from ..flat import FlatParameters
 from .dialect import resolve
 from .ends import Ends
 from .legs import Legs
-from .make_correction import TrainingData, make_correction, on_device
+from .make_correction import TrainingData, channels_last, make_correction, on_device
 from .path_search import Judge, PathSearch, Train
 from .record import Record
 from .results import FindResult, TickProgress
@@ -88,7 +88,8 @@ class PathFinder:
         legs = Legs(settings, rule, self.flat, like)
         self._optimizer, rates = self._make_optimizer(optimizer, legs.scale_lr)
         self._correction = make_correction(settings, self.flat, loss_fn, data, self._optimizer)
-        batches = screen_batches(data, settings.screen_size, self._device)
+        last = channels_last(settings, self._device)
+        batches = screen_batches(data, settings.screen_size, self._device, channels_last=last)
         self._screen = Screen(module, loss_fn, batches, **layout)
         ends.check_losses(self._screen.loss, self.flat.data, like)
         schedule = make_schedule(settings, self.flat, legs.main.may_move(), lambda: module(batches[0][0][:2]))
@@ -122,7 +123,7 @@ class PathFinder:
             request = next(steps)
             while True:
                 if isinstance(request, Judge):
-                    request = steps.send(self._screen.loss(request.values, self.flat.buffers()))
+                    request = steps.send(self._screen.loss(request.values, self.flat.buffers(), request.stop_above))
                     continue
                 try:
                     corrected = self._correct(request)

@@ -23,10 +23,28 @@ def on_device(train: TrainingData, device: torch.device) -> TrainingData:
     return train
 
 
+def channels_last(settings: Settings, device: torch.device) -> bool:
+    """Whether images are to lie so in memory on ``device``."""
+    chosen = settings.correction.channels_last
+    return device.type == "cpu" if chosen is None else chosen
+
+
 def tensor_batches(settings: Settings, inputs: Tensor, targets: Tensor) -> TensorBatches:
     """Batches drawn by counter, augmented as the settings ask; equal for all paths of one seed."""
-    augment = augmentation(settings.augmentation)
-    return TensorBatches(inputs, targets, settings.correction.batch_size, seed=settings.seed, augment=augment)
+    return TensorBatches(
+        inputs,
+        targets,
+        settings.correction.batch_size,
+        seed=settings.seed,
+        augment=augmentation(settings.augmentation),
+        channels_last=channels_last(settings, inputs.device),
+    )
+
+
+def rounds_at_once(settings: Settings) -> int:
+    """Gradient steps after which a correction hands back at the latest: one window where its points are averaged."""
+    averages = settings.pacing == "adaptive" and settings.pace.average is not None
+    return settings.correction.min_rounds if averages else settings.correction.max_rounds
 
 
 def make_correction(
@@ -39,18 +57,25 @@ def make_correction(
     """Batches drawn from tensors by the counter-based generator, or taken from a loader in its own order."""
     c = settings.correction
     device = flat.data.device
-    batches: Any = tensor_batches(settings, *train) if isinstance(train, tuple) else LoaderBatches(train, device)
+    batches: Any
+    if isinstance(train, tuple):
+        batches = tensor_batches(settings, *train)
+    else:
+        batches = LoaderBatches(train, device, channels_last=channels_last(settings, device))
     return Correction(
         flat,
         loss_fn,
         batches,
         threshold=c.threshold,
         min_rounds=c.min_rounds,
-        max_rounds=c.max_rounds,
+        max_rounds=rounds_at_once(settings),
         lr=c.lr,
         momentum=c.momentum,
         weight_decay=c.weight_decay,
         nesterov=c.nesterov,
         keep_momentum=c.keep_momentum,
         optimizer=optimizer,
+        capture=c.capture,
+        precision=c.precision,
+        compile=c.compile,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from .dialect import can_arrive, leads_to_model
 from .ends import Ends
 from .legs import Legs
 from .pace import Pace
+from .point_average import PointAverage
 from .record import Record
 from .results import FindResult
 from .rollback import Rollback
@@ -45,9 +47,13 @@ class Train:
 
 @dataclass(frozen=True)
 class Judge:
-    """Asks for the mean loss of ``values [N]``, with the module's present buffers, on the screening set."""
+    """Asks for the mean loss of ``values [N]``, with the module's present buffers, on the screening set.
+
+    As soon as the mean so far is above ``stop_above``, that will do for an answer.
+    """
 
     values: Tensor
+    stop_above: float = math.inf
 
 
 class PathSearch:
@@ -78,6 +84,7 @@ class PathSearch:
         self._ends, self._legs, self._schedule, self._record = ends, legs, schedule, record
         self._trainer, self._optimizer, self._rates = trainer, optimizer, rates
         self._waypoint = torch.zeros_like(flat.data)
+        self._average = PointAverage(flat.data, settings.pace.average if settings.pacing == "adaptive" else None)
         self._moments: Tensor | None = None
         self._pace = Pace(settings.pace, settings.correction.min_rounds)
         self._rollback = Rollback(flat, trainer, optimizer)
@@ -176,14 +183,24 @@ class PathSearch:
 
         A window of few batches may meet the threshold by luck; training on is cheaper than going back.
         """
-        most, rounds = self.settings.correction.max_rounds, 0
+        most, rounds, average = self.settings.correction.max_rounds, 0, self._average
+        average.clear()
         while True:
             corrected = yield from self._correct(go_on=rounds > 0)
             rounds += corrected.rounds
-            here = self._as_recorded()
-            passed = corrected.finite and (yield from self._is_low(here))
-            if passed or not corrected.finite or rounds >= most:
-                return replace(corrected, rounds=rounds), passed and (yield from self._chord_is_low(here))
+            corrected, point = replace(corrected, rounds=rounds), self.flat.data
+            if not corrected.finite:
+                return corrected, False
+            if average.values is not None:
+                corrected, point = average.add(point, corrected, self.settings.correction.threshold), average.values
+                if not corrected.met and rounds < most:
+                    continue
+            here = self._as_recorded(point)
+            passed = yield from self._is_low(here)
+            if passed or rounds >= most:
+                if passed and average.values is not None:
+                    self.flat.data.copy_(point)
+                return corrected, passed and (yield from self._chord_is_low(here))
 
     def _correct(self, go_on: bool = False) -> Generator[Train | Judge, Any, Corrected]:
         at = self._standing
@@ -202,8 +219,14 @@ class PathSearch:
 
     def _is_low(self, here: Tensor) -> Generator[Train | Judge, Any, bool]:
         """Whether the projected point ``here [N]`` passes the screening set."""
-        loss: float = yield Judge(here)
-        return loss <= self.settings.threshold * self.settings.pace.margin
+        limit = self.settings.threshold * self.settings.pace.margin
+        loss: float = yield Judge(here, self._hopeless(limit))
+        return loss <= limit
+
+    def _hopeless(self, limit: float) -> float:
+        """Mean loss of the first images from which on a point is given up."""
+        glance = self.settings.pace.glance
+        return math.inf if glance is None or self.settings.pacing != "adaptive" else limit * glance
 
     def _chord_is_low(self, here: Tensor) -> Generator[Train | Judge, Any, bool]:
         """With ``pace.chord``: whether the middle of the way to ``here [N]`` passes too, half the margin wider.
@@ -215,9 +238,9 @@ class PathSearch:
         loss: float = yield Judge(torch.lerp(self._waypoint, here, 0.5))
         return loss <= self.settings.threshold * (1 + self.settings.pace.margin) / 2
 
-    def _as_recorded(self) -> Tensor:
-        """The point as the next tick would record it: blending spheres follow the way that it has come."""
-        here = self.flat.data.clone()
+    def _as_recorded(self, point: Tensor) -> Tensor:
+        """``point [N]`` as the next tick would record it: blending spheres follow the way that it has come."""
+        here = point.clone()
         self._legs.project_as_recorded(self._standing, here, self._shares(self._legs.distances(here)))
         return here
 
@@ -230,13 +253,14 @@ class PathSearch:
         # Counted from the destination's own loss up: a destination close below the threshold can be arrived at too.
         room = self.settings.threshold - self._ends.end_loss
         limit = self._ends.end_loss + room * self.settings.arrival_margin
-        if (yield Judge(here)) > limit:
+        stop = self._hopeless(limit)
+        if (yield Judge(here, stop)) > limit:
             return False
         there = self._legs.rest(here)
-        if self._ends.end is None and (yield Judge(there)) > limit:
+        if self._ends.end is None and (yield Judge(there, stop)) > limit:
             return False
         for fraction in _CHORD:
-            if (yield Judge(torch.lerp(here, there, fraction))) > limit:
+            if (yield Judge(torch.lerp(here, there, fraction), stop)) > limit:
                 return False
         return True
 

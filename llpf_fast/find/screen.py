@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..correct import LossFunction, loss_of
+from ..correct.memory_format import as_channels_last
+from ..correct.precision import float32_products
 from ..errors import LLPFError
 from ..flat import FlatParameters
 
@@ -33,8 +35,10 @@ class Screen:
         self._loss_fn, self._batches = loss_fn, batches
 
     @torch.inference_mode()
-    def loss(self, values: Tensor, buffers: Mapping[str, Tensor]) -> float:
+    def loss(self, values: Tensor, buffers: Mapping[str, Tensor], stop_above: float = math.inf) -> float:
         """Mean loss at the flat point ``values [N]`` with the given buffers; NaN counts as infinite.
+
+        As soon as the mean of the batches so far is above ``stop_above``, that is the answer.
 
         Raises:
             LLPFError: the model's forward or the loss fails on the data.
@@ -45,15 +49,26 @@ class Screen:
                 buffer.copy_(buffers[name])
         total, count = 0.0, 0
         for inputs, targets in self._batches:
-            value = loss_of(self._flat.module, self._loss_fn, inputs, targets)
+            # Judged in float32 whatever the correction trains in.
+            with float32_products("float32", values.device):
+                value = loss_of(self._flat.module, self._loss_fn, inputs, targets)
             size = len(targets)
             total, count = total + float(value) * size, count + size
+            if total > stop_above * count:
+                break
         mean = total / count
         return mean if math.isfinite(mean) else math.inf
 
 
-def screen_batches(data: Any, size: int, device: torch.device) -> list[tuple[Any, Any]]:
+def screen_batches(
+    data: Any, size: int, device: torch.device, *, channels_last: bool = False
+) -> list[tuple[Any, Any]]:
     """The first ``size`` samples of a loader, or a fixed stratified subset of (inputs, targets) tensors, in batches."""
+    chosen = _chosen(data, size, device)
+    return [(as_channels_last(x), y) for x, y in chosen] if channels_last else chosen
+
+
+def _chosen(data: Any, size: int, device: torch.device) -> list[tuple[Any, Any]]:
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
         from ..verify import stratified_subset
 

@@ -21,7 +21,7 @@ from .dialect import resolve
 from .ends import Ends
 from .finder import checked_device
 from .legs import Legs
-from .make_correction import TrainingData, on_device, tensor_batches
+from .make_correction import TrainingData, channels_last, on_device, rounds_at_once, tensor_batches
 from .path_search import Judge, PathSearch, Train
 from .record import Record
 from .results import FindResult, TickProgress
@@ -94,6 +94,11 @@ class StackedFinder:
             raise LLPFError(f"paths at a time must be at least 1, got {together}")
         if optimizer is not None:
             raise LLPFError("many paths at once train with the fused SGD only: leave the optimizer away")
+        if settings.correction.precision != "float32" or settings.correction.compile:
+            raise LLPFError(
+                "many paths at once train in float32 and uncompiled: leave correction.precision and correction.compile "
+                "away, or search one after the other (--together 1)"
+            )
         self.settings, self._together, self._is_norm = settings, together, is_norm
         self._device = checked_device(device)
         data = on_device(train, self._device)
@@ -116,14 +121,15 @@ class StackedFinder:
             least=least,
             threshold=c.threshold,
             min_rounds=c.min_rounds,
-            max_rounds=c.max_rounds,
+            max_rounds=rounds_at_once(settings),
             lr=c.lr,
             momentum=c.momentum,
             weight_decay=c.weight_decay,
             nesterov=c.nesterov,
             keep_momentum=c.keep_momentum,
         )
-        self._seen = screen_batches(data, settings.screen_size, self._device)
+        last = channels_last(settings, self._device)
+        self._seen = screen_batches(data, settings.screen_size, self._device, channels_last=last)
         self._screen = Screen(self._module, loss_fn, self._seen, **self._layout)
 
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, FindResult | LLPFError]]:
@@ -179,7 +185,7 @@ class StackedFinder:
         try:
             request = lane.steps.throw(answer) if isinstance(answer, LLPFError) else lane.steps.send(answer)
             while isinstance(request, Judge):
-                request = lane.steps.send(self._screen.loss(request.values, lane.flat.buffers()))
+                request = lane.steps.send(self._screen.loss(request.values, lane.flat.buffers(), request.stop_above))
             lane.path.begin(request.first_round, go_on=request.go_on, stop_at_nan=request.stop_at_nan)
             return None
         except StopIteration as end:
