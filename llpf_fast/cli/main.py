@@ -14,20 +14,21 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import LLPFError
 from ..wording import one_line, wrong_type
-from . import analyze, bench, demo, find, info, recipes, train, verify
+from . import analyze, bench, demo, find, info, recipes, report, train, verify
 
 _COMMANDS = {
     "train": train,
     "find": find,
     "verify": verify,
     "analyze": analyze,
+    "report": report,
     "info": info,
     "recipes": recipes,
     "demo": demo,
     "bench": bench,
 }
 
-_POSITIONAL = ("run", "name", "starts", "destinations", "models", "analysis")
+_POSITIONAL = ("run", "name", "starts", "destinations", "models", "analysis", "runs")
 
 _DESCRIPTION = "Find, certify and draw low-loss paths between neural networks."
 EXIT_ERROR = 2

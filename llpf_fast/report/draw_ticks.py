@@ -28,6 +28,11 @@ _DISTANCE = {
 }
 
 
+def to_where(mode: str) -> str:
+    """What the recorded distances of a search in ``mode`` are."""
+    return _DISTANCE.get(mode, "distance to the destination")
+
+
 def draw_ticks(found: Ticks, folder: str | os.PathLike[str], stem: str = "ticks", *, title: str = "") -> Path:
     """Write ``stem`` as PNG, SVG and CSV: each layer's distance to the destination and its variance, and the loss with
     which every tick's training ended above its gradient steps. Ticks that were taken back are marked.
@@ -36,7 +41,7 @@ def draw_ticks(found: Ticks, folder: str | os.PathLike[str], stem: str = "ticks"
     """
     with new_figure(10, 9.5) as figure:
         upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
-        _layers(upper, found, found.distances, _DISTANCE.get(found.mode, "distance to the destination"))
+        _layers(upper, found, found.distances, to_where(found.mode))
         _layers(middle, found, found.variances, "variance")
         _handle_names(figure, upper, found)
         _loss(lower, found)
