@@ -67,7 +67,8 @@ def _draw_lines(axes: Axes, result: LinearConnectivity, lines: list[Line], measu
     axes.set_xlabel("fraction of the way")
     axes.set_ylabel(_LABELS[measure])
     axes.set_xlim(0, 1)
-    axes.set_ylim(bottom=0)
+    if axes.dataLim.y0 >= 0:  # a loss of one's own may be negative
+        axes.set_ylim(bottom=0)
 
 
 def _draw_matrix(figure: Any, axes: Axes, result: LinearConnectivity, lines: list[Line]) -> None:

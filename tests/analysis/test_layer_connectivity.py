@@ -72,6 +72,16 @@ def test_blocks_sum_to_the_whole() -> None:
     assert found.ranks()["alone"].count == 8
 
 
+def test_predictions_are_exact_on_a_quadratic_with_unequal_ends() -> None:
+    data = (torch.randn(30, 6), torch.randn(30, 2))
+    problem = Problem(nn.Linear(6, 2), nn.functional.mse_loss, train=data)
+    networks = problem.networks([nn.Linear(6, 2), nn.Linear(6, 2)])
+    found = layer_connectivity(problem, networks, tensors=True, integral=False)
+    assert abs(found.ends["stored"]["train_loss"][0] - found.ends["stored"]["train_loss"][1]) > 1e-3
+    for group in found.groups:
+        assert group.predicted == pytest.approx(group.barriers["train_loss"], abs=1e-6)
+
+
 def test_a_layers_statistics_go_along_and_others_stay() -> None:
     net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     states = []
