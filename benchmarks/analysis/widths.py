@@ -65,7 +65,7 @@ EXPECTED: dict[str, dict[str, int]] = {
     "width": {"final_width": 1},
 }
 SOURCE = (
-    "algorithm-facts.md C.2 (reported: higher learning rate, smaller batch, stronger L2, wider network all increase the "
+    "algorithm-facts.md C.2 (reported: higher learning rate, smaller batch, stronger L2, wider network all raise the "
     "width) and C.3 (own digits prototype: weight decay increases only the relative width)"
 )
 

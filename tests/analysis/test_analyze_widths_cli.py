@@ -90,7 +90,7 @@ def test_widths_along_a_run(analyze, models, tmp_path):
     assert [float(row["position"]) for row in found] == [0, 0.5, 1]
 
 
-RUN = ["--data", "digits", "--model", "mlp", "--set", "max_ticks=30", "--set", "screen_size=200", "--quiet"]
+RUN = ["--recipe", "mlp-digits-m2m-quick", "--set", "max_ticks=30", "--set", "screen_size=200", "--quiet"]
 
 
 def test_width_sweep(analyze, tmp_path):
@@ -157,7 +157,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("connect", "a", "b", "--threshold", "nan"), "--threshold must be above 0"),
+            (("connect", "a", "b", "--threshold", "-1"), "--threshold must be above 0"),
             (("connect", "a", "b", "--spacing", "2"), "--spacing"),
             (("width-sweep", "--model", "mlp", "--data", "digits"), "nothing varies"),
             (("width-sweep", "--lr", "0.1", "0.2"), "name --model and --data"),
