@@ -20,6 +20,7 @@ from . import environment
 from .dialect import leads_to_model
 from .ends import Ends
 from .results import FindResult, TickProgress
+from .same_search import check_same_search
 from .settings import Settings
 from .standing import Standing
 
@@ -74,7 +75,8 @@ class Record:
         if out is None:
             raise LLPFError("resume needs the folder of the run to continue")
         self.run = RunDirectory.open(out)
-        for key in ("settings", *_DIGESTS):
+        check_same_search(self.run.run.get("settings") or {}, settings.as_dict(), self.run.folder)
+        for key in _DIGESTS:
             if self.run.run.get(key) != about.get(key):
                 raise LLPFError(f"cannot resume {self.run.folder}: its {key} differ from those given now")
         environment.restore(self.run.run.get("environment", {}), device, together)

@@ -60,9 +60,7 @@ class Screen:
         return mean if math.isfinite(mean) else math.inf
 
 
-def screen_batches(
-    data: Any, size: int, device: torch.device, *, channels_last: bool = False
-) -> list[tuple[Any, Any]]:
+def screen_batches(data: Any, size: int, device: torch.device, *, channels_last: bool = False) -> list[tuple[Any, Any]]:
     """The first ``size`` samples of a loader, or a fixed stratified subset of (inputs, targets) tensors, in batches."""
     chosen = _chosen(data, size, device)
     return [(as_channels_last(x), y) for x, y in chosen] if channels_last else chosen

@@ -1,0 +1,37 @@
+"""Whether the settings given now are those of the run that is to be continued."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from ..errors import LLPFError
+
+#: How the passes are computed, and how before runs recorded it: another choice changes the last bits, not the search.
+_ARITHMETIC = {"precision": "float32", "channels_last": False, "compile": False}
+#: Without influence on a bit.
+_NEUTRAL = ("capture",)
+
+
+def check_same_search(recorded: dict[str, Any], now: dict[str, Any], folder: object) -> None:
+    """Warn where only the arithmetic of the correction changed.
+
+    Raises:
+        LLPFError: any other setting differs.
+    """
+    theirs, ours = dict(recorded.get("correction") or {}), dict(now["correction"])
+    changed = []
+    for key, default in _ARITHMETIC.items():
+        was, is_ = theirs.pop(key, default), ours.pop(key)
+        if was != is_:
+            changed.append(f"correction.{key} was {was}, is {is_}")
+    for key in _NEUTRAL:
+        theirs.pop(key, None)
+        ours.pop(key)
+    if {**recorded, "correction": theirs} != {**now, "correction": ours}:
+        raise LLPFError(f"cannot resume {folder}: its settings differ from those given now")
+    if changed:
+        warnings.warn(
+            "the rest of the path will not be bit-identical to an uninterrupted run: " + "; ".join(changed),
+            stacklevel=3,
+        )

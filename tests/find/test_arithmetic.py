@@ -1,0 +1,235 @@
+"""How the correction computes: precision, memory format, compilation; the search and its float32 certificate stay."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llpf_fast import LLPFError
+from llpf_fast.correct import Correction, TensorBatches
+from llpf_fast.correct.memory_format import as_channels_last
+from llpf_fast.correct.precision import float32_products
+from llpf_fast.find import CorrectionSettings, PaceSettings, PathFinder, Settings, StepSettings
+from llpf_fast.find.make_correction import channels_last
+from llpf_fast.find.same_search import check_same_search
+from llpf_fast.flat import FlatParameters
+from llpf_fast.path import RunDirectory
+
+from .conftest import State, network, quick
+
+CPU = torch.device("cpu")
+
+
+def convolutional() -> nn.Module:
+    torch.manual_seed(0)
+    pool = nn.Sequential(nn.ReLU(), nn.MaxPool2d(4), nn.Flatten())
+    return nn.Sequential(nn.Conv2d(1, 8, 5), nn.Conv2d(8, 6, 5), pool, nn.Linear(150, 4))
+
+
+def images() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(64, 1, 28, 28), torch.randint(4, (64,))
+
+
+def trained(**changes: Any) -> tuple[FlatParameters, list[bool]]:
+    """Eight iterations; whether each convolution's output had its channels last."""
+    last = changes.pop("channels_last", False)
+    flat, seen = FlatParameters(convolutional()), list[bool]()
+    for module in flat.module:  # type: ignore[union-attr]
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(
+                lambda _m, _i, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
+            )
+    batches = TensorBatches(*images(), 16, seed=2, channels_last=last)
+    rule = {"threshold": 0.0, "min_rounds": 8, "max_rounds": 8}
+    Correction(flat, nn.functional.cross_entropy, batches, **rule, lr=0.05, **changes).run(0)  # type: ignore[arg-type]
+    return flat, seen
+
+
+def test_channels_last_reaches_the_activations_and_nothing_else() -> None:
+    plain, seen = trained()
+    assert not any(seen)
+    other, seen = trained(channels_last=True)
+    assert len(seen) == 16
+    assert all(seen)
+    assert all(parameter.is_contiguous() for parameter in other.module.parameters())
+    torch.testing.assert_close(other.data, plain.data, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_as_channels_last_keeps_values_and_copies_one_channel_never(channels: int) -> None:
+    x = torch.randn(2, channels, 5, 7)
+    got = as_channels_last(x)
+    assert torch.equal(got, x)
+    assert got.stride() == (channels * 35, 1, 7 * channels, channels)
+    assert (got.data_ptr() == x.data_ptr()) is (channels == 1)
+    for other in (torch.randn(2, 3), torch.zeros(2, 3, 4, 4, dtype=torch.int64), [1]):
+        assert as_channels_last(other) is other
+
+
+def test_null_means_channels_last_on_a_cpu() -> None:
+    for chosen, on_cpu, on_gpu in ((None, True, False), (True, True, True), (False, False, False)):
+        settings = Settings(correction=CorrectionSettings(channels_last=chosen))
+        assert channels_last(settings, CPU) is on_cpu
+        assert channels_last(settings, torch.device("cuda")) is on_gpu
+
+
+def test_bfloat16_is_coarser_and_leaves_the_parameters_float32() -> None:
+    plain, _ = trained()
+    narrow, _ = trained(precision="bfloat16")
+    assert narrow.data.dtype == narrow.grad.dtype == torch.float32
+    off = float((narrow.data - plain.data).norm() / plain.data.norm())
+    # Eight steps, each with products of factors rounded to 8 bits.
+    assert 1e-6 < off < 8 * 2**-8
+    # Values that no bfloat16 holds: the update itself was float32.
+    assert not torch.equal(narrow.data.bfloat16().float(), narrow.data)
+
+
+def test_tf32_belongs_to_gpus() -> None:
+    with pytest.raises(LLPFError, match=r"correction.precision tf32 belongs to NVIDIA GPUs, not to cpu: use float32"):
+        trained(precision="tf32")
+
+
+def test_products_on_a_gpu_are_set_and_put_back() -> None:
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    for precision, expected in (("float32", "ieee"), ("bfloat16", "ieee"), ("tf32", "tf32")):
+        with contextlib.suppress(ZeroDivisionError), float32_products(precision, torch.device("cuda")):  # type: ignore[arg-type]
+            assert [place.fp32_precision for place in places] == [expected] * 2
+            raise ZeroDivisionError
+        assert [place.fp32_precision for place in places] == before
+
+
+def test_compile_is_used_and_its_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        asked.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    plain, _ = trained()
+    assert not asked
+    same, _ = trained(compile=True)
+    assert len(asked) == 1
+    assert torch.equal(plain.data, same.data)
+
+    def broken(_: Callable[..., Any]) -> Callable[..., Any]:
+        def fail(*_: Any) -> Any:
+            raise RuntimeError("no compiler\nmany lines")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(LLPFError, match=r"^the compiled model or loss fails: no compiler; set correction.compile"):
+        trained(compile=True)
+
+
+@pytest.mark.slow
+def test_compiled_passes_train_alike() -> None:
+    plain, _ = trained()
+    compiled, _ = trained(compile=True)
+    torch.testing.assert_close(compiled.data, plain.data, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"precision": "float16"}, "correction.precision must be one of float32, tf32, bfloat16; got 'float16'"),
+        ({"capture": True}, "correction.capture must be one of auto, on, off; got True"),
+        ({"channels_last": "yes"}, "correction.channels_last must be true or false, got 'yes'"),
+        ({"compile": None}, "correction.compile must be true or false, got None"),
+    ],
+)
+def test_wrong_values_are_named(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(LLPFError) as error:
+        Settings(correction=CorrectionSettings(**change)).validate()
+    assert says in str(error.value)
+
+
+def test_a_resumed_run_may_change_its_arithmetic_and_is_told_so() -> None:
+    now = Settings().as_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_same_search(now, now, "run")
+        check_same_search(now, Settings(correction=CorrectionSettings(capture="off")).as_dict(), "run")
+    other = Settings(correction=CorrectionSettings(precision="bfloat16")).as_dict()
+    with pytest.warns(UserWarning, match=r"not be bit-identical.*correction.precision was float32, is bfloat16"):
+        check_same_search(now, other, "run")
+    for different in (Settings(seed=1), Settings(correction=CorrectionSettings(lr=0.5))):
+        with pytest.raises(LLPFError, match=r"cannot resume run: its settings differ"):
+            check_same_search(now, different.as_dict(), "run")
+
+
+def test_a_run_from_before_these_settings_can_be_resumed() -> None:
+    now = Settings(correction=CorrectionSettings(channels_last=False)).as_dict()
+    before = {**now, "correction": {k: v for k, v in now["correction"].items() if k not in _NEW}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_same_search(before, now, "run")
+
+
+_NEW = ("capture", "precision", "channels_last", "compile")
+
+HASTY: dict[str, Any] = {
+    "pacing": "adaptive",
+    "max_ticks": 12,
+    "checkpoint_every": 5,
+    "arrival_every": 100,
+    "step": StepSettings(relative=0.25),
+    "correction": CorrectionSettings(
+        threshold=0.05, min_rounds=5, max_rounds=12, lr=0.1, momentum=0.5, keep_momentum=True
+    ),
+    "pace": PaceSettings(margin=0.2),
+}
+
+
+@pytest.mark.parametrize("changes", [HASTY, {"max_ticks": 12, "mode": "m2o"}], ids=["adaptive", "m2o"])
+def test_a_search_whose_iterations_are_replayed_is_the_same_bit_for_bit(
+    tmp_path: Path, digits: tuple[Tensor, Tensor], endpoints: tuple[State, State], changes: dict[str, Any]
+) -> None:
+    """Rollback, checkpoints and learning rates that follow the layers included."""
+    ends = endpoints[:1] if "mode" in changes else endpoints
+    settings, digests = quick(**changes), []
+    for name in ("ordinary", "replayed"):
+        finder = PathFinder(network(), *ends, settings=settings, train=digits, out=tmp_path / name)
+        if name == "replayed":
+            finder._correction.replay(lambda step: step)
+        finder.run()
+        assert finder._correction.captured is (name == "replayed")
+        digests.append(
+            (RunDirectory.open(tmp_path / name).index_digest(), (tmp_path / name / "metrics.jsonl").read_text())
+        )
+    assert digests[0] == digests[1]
+    assert ("rolled_back" in digests[0][1]) is ("mode" not in changes)
+
+
+def test_the_settings_are_recorded_and_screening_stays_float32(
+    tmp_path: Path, digits: tuple[Tensor, Tensor], endpoints: tuple[State, State]
+) -> None:
+    precise = []
+
+    class Notes(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = super().forward(x)
+            precise.append((self.training, out.dtype))
+            return out
+
+    settings = quick(max_ticks=2, pacing="adaptive", correction=CorrectionSettings(precision="bfloat16", lr=0.05))
+    finder = PathFinder(Notes(*network()), *endpoints, settings=settings, train=digits, out=tmp_path / "run")
+    finder.run()
+    assert set(precise) == {(True, torch.bfloat16), (False, torch.float32)}
+    recorded = RunDirectory.open(tmp_path / "run").run["settings"]["correction"]
+    assert {key: recorded[key] for key in _NEW} == {
+        "capture": "auto",
+        "precision": "bfloat16",
+        "channels_last": None,
+        "compile": False,
+    }
