@@ -27,9 +27,9 @@ from .methods import METHODS, TRAINED, Budget, Method, find_curve
 #: Learning rates tried where none is given. Garipov et al. used 0.015 to 0.05 on VGG and PreResNet, AutoNEB's authors
 #: 0.1 and less; what suits depends on network and data, and one that diverges must not decide a comparison.
 RATES: dict[str, tuple[float, ...]] = {
-    "bezier": (0.01, 0.03, 0.1),
-    "polychain": (0.01, 0.03, 0.1),
-    "autoneb": (0.01, 0.03, 0.1),
+    "bezier": (0.01, 0.03, 0.1, 0.3),
+    "polychain": (0.01, 0.03, 0.1, 0.3),
+    "autoneb": (0.01, 0.03, 0.1, 0.3),
 }
 #: Gradient steps where nothing else sets a budget.
 _STEPS = 1000

@@ -26,6 +26,8 @@ _ANALYSES: dict[str, str] = {
     "widths": "widths",
     "width-sweep": "width_sweep",
     "subspace": "subspace",
+    "sharpness": "sharpness",
+    "ensemble": "ensemble",
 }
 
 

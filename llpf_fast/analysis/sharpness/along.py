@@ -1,0 +1,144 @@
+"""Sharpness at waypoints of a run."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import LLPFError
+from ...path import state_digest
+from ..cache import cached_numbers
+from ..problem import Problem
+from ..vector_network import VectorNetwork
+from .hessian import Hessian, sam_one_step, top_eigenvalue, trace
+from .waypoints import Chosen, choose
+
+#: (points done, points in all, text)
+Progress = Callable[[int, int, str], None]
+
+#: Samples a batch of a product: the double backward keeps every activation twice.
+_BATCH = 250
+
+
+@dataclass(frozen=True)
+class SharpnessAlong:
+    """``rows``: one a waypoint, in order; ``settings``: what they rest on."""
+
+    rows: list[dict[str, Any]]
+    settings: dict[str, Any]
+
+
+def sharpness_along(
+    problem: Problem,
+    folder: str | os.PathLike[str],
+    *,
+    points: int = 9,
+    rho: float = 0.05,
+    probes: int = 16,
+    tolerance: float = 1e-3,
+    progress: Progress | None = None,
+) -> SharpnessAlong:
+    """Top Hessian eigenvalue, Hessian trace and one-step SAM sharpness at waypoints of the run in ``folder``.
+
+    All on ``problem.measured``, always the same samples, in eval mode with each waypoint's own statistics, float32.
+    The eigenvalue and the trace depend on the scale of the weights (a ReLU network scaled down by c in every layer but
+    the last computes alike and is sharper), so both are also given times the squared norm of the parameters.
+
+    Rows hold: waypoint, tick, arc (share of the path's length), norm (L2 of all parameters) and norm_share (of the
+    first's), train_loss (on the samples), test_loss and test_accuracy (whole test set, where there is one) with its
+    binomial standard error, top_eigenvalue, trace with trace_standard_error, sam_one_step, and the two scaled ones. A
+    point whose loss is not finite has NaN and goes on.
+
+    Raises:
+        LLPFError: not a run, no path yet; the run is of another architecture; settings that cannot work.
+    """
+    if probes < 2:
+        raise LLPFError(f"the trace needs at least 2 probes for a standard error, got {probes}")
+    if not (math.isfinite(rho) and rho > 0):
+        raise LLPFError(f"rho must be a positive number, got {rho}")
+    names = {name for name, _ in problem.module.named_parameters()}
+    chosen = choose(folder, names, points)
+    settings: dict[str, Any] = {
+        "rho": rho,
+        "probes": probes,
+        "eigenvalue_tolerance": tolerance,
+        "samples": len(problem.measured[1]),
+    }
+    evaluate = None if problem.test is None else problem.evaluator("test")
+    rows = []
+    for number, each in enumerate(chosen):
+        state = each.load()
+
+        def tick(done: int, number: int = number) -> None:
+            if progress is not None:
+                progress(number, len(chosen), f"waypoint {chosen[number].waypoint.index}  {done} products")
+
+        measured = _measured(problem, state, settings, tick)
+        test = None if evaluate is None else evaluate(state)
+        rows.append(_row(each, measured, test, problem))
+        if progress is not None:
+            text = f"top eigenvalue {measured['top_eigenvalue']:.4g}  trace {measured['trace']:.4g}"
+            progress(number + 1, len(chosen), text)
+    return SharpnessAlong(rows, settings)
+
+
+def _measured(
+    problem: Problem, state: Mapping[str, Tensor], settings: dict[str, Any], tick: Callable[[int], None]
+) -> dict[str, float]:
+    def compute() -> dict[str, float]:
+        network = VectorNetwork(problem.module, problem.loss_fn, device=problem.device)
+        network.load_buffers(state)
+        inputs, targets = (part.to(problem.device) for part in problem.measured)
+        batches = list(zip(inputs.split(_BATCH), targets.split(_BATCH), strict=True))
+        hessian = Hessian(network, network.pack(state, "the run"), batches, tick)
+        loss = hessian.loss()
+        if not math.isfinite(loss):
+            names = ("top_eigenvalue", "trace", "trace_standard_error", "sam_one_step")
+            return {"train_loss": loss, **dict.fromkeys(names, math.nan)}
+        estimate = trace(hessian, probes=settings["probes"])
+        return {
+            "train_loss": loss,
+            "top_eigenvalue": top_eigenvalue(hessian, tolerance=settings["eigenvalue_tolerance"]),
+            "trace": estimate.mean,
+            "trace_standard_error": estimate.standard_error,
+            "sam_one_step": sam_one_step(hessian, settings["rho"]),
+        }
+
+    identity = problem.identity()
+    if problem.cache is None or identity is None:
+        return compute()
+    key = {
+        "what": "sharpness",
+        "state": state_digest(state),
+        "problem": identity,
+        "settings": settings,
+        "device": str(problem.device),
+        "dtype": str(torch.float32),
+    }
+    return cached_numbers(key, problem.cache, compute)
+
+
+def _row(each: Chosen, measured: Mapping[str, float], test: Any, problem: Problem) -> dict[str, Any]:
+    accuracy = None if test is None else test.accuracy
+    squared = each.norm**2
+    return {
+        "waypoint": each.waypoint.index,
+        "tick": each.waypoint.tick,
+        "arc": each.arc,
+        "norm": each.norm,
+        "norm_share": each.norm_share,
+        **measured,
+        "top_eigenvalue_times_norm2": measured["top_eigenvalue"] * squared,
+        "trace_times_norm2": measured["trace"] * squared,
+        "test_loss": None if test is None else test.loss,
+        "test_accuracy": accuracy,
+        "test_accuracy_standard_error": None
+        if accuracy is None
+        else math.sqrt(accuracy * (1 - accuracy) / test.samples),
+    }

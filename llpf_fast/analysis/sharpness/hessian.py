@@ -1,0 +1,168 @@
+"""The Hessian of the mean loss on a fixed set, through products with vectors only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import LLPFError
+from ..vector_network import VectorNetwork
+
+#: Called after every product with the number of products so far.
+Tick = Callable[[int], None]
+
+
+class Hessian:
+    """The Hessian of the mean loss at ``vector [P]``, as a symmetric linear operator.
+
+    Products are exact (two backward passes a batch, R. Pearlmutter 1994), weighted by batch size. With piecewise linear
+    activations it is the Hessian almost everywhere, without what the kinks would add. Own products rather than
+    curvlinops': these take any loss function and any input that the certificate takes, and have nothing to install.
+
+    Args:
+        batches: (inputs, targets) on the network's device; the fixed set.
+        tick: called after every product.
+    """
+
+    def __init__(
+        self, network: VectorNetwork, vector: Tensor, batches: Sequence[tuple[Any, Tensor]], tick: Tick | None = None
+    ) -> None:
+        if not batches:
+            raise LLPFError("the data set is empty: there is no loss whose curvature could be measured")
+        self._network, self._batches, self._tick = network, batches, tick
+        self._vector = vector.detach()
+        self._count = sum(len(targets) for _, targets in batches)
+        self.products = 0
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return self._vector.numel()
+
+    def loss(self, shift: Tensor | None = None) -> float:
+        """Mean loss at the point, or ``shift [P]`` away from it."""
+        at = self._vector if shift is None else self._vector + shift
+        with torch.no_grad():
+            total = sum(float(self._network.loss(at, x, y)) * len(y) for x, y in self._batches)
+        return total / self._count
+
+    def gradient(self) -> Tensor:
+        """Of the mean loss at the point, ``[P]``."""
+        total = torch.zeros_like(self._vector)
+        for inputs, targets in self._batches:
+            total.add_(self._network.gradient(self._vector, inputs, targets)[1], alpha=len(targets) / self._count)
+        return total
+
+    def __matmul__(self, direction: Tensor) -> Tensor:
+        """H ``direction``, both ``[P]``."""
+        total = torch.zeros_like(self._vector)
+        for inputs, targets in self._batches:
+            point = self._vector.clone().requires_grad_(True)
+            with torch.enable_grad():
+                loss = self._network.loss(point, inputs, targets)
+                (slope,) = torch.autograd.grad(loss, point, create_graph=True)
+                if not slope.requires_grad:
+                    continue  # a loss linear in the parameters: no curvature
+                (product,) = torch.autograd.grad(slope, point, direction, allow_unused=True)
+            if product is not None:
+                total.add_(product, alpha=len(targets) / self._count)
+        self.products += 1
+        if self._tick is not None:
+            self._tick(self.products)
+        return total
+
+
+def top_eigenvalue(hessian: Hessian, *, tolerance: float = 1e-3, most: int = 200, seed: int = 0) -> float:
+    """The largest (algebraic) eigenvalue, to ``tolerance`` relative, by scipy's implicitly restarted Lanczos method.
+
+    NaN where the Hessian has values that are not finite.
+
+    Raises:
+        LLPFError: no convergence within about ``most`` products.
+    """
+    from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
+
+    vector = hessian._vector
+    start = torch.randn(hessian.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    if hessian.size < 3:
+        columns = [hessian @ row for row in torch.eye(hessian.size, dtype=vector.dtype, device=vector.device)]
+        return float(torch.linalg.eigvalsh(torch.stack(columns)).max())
+    first = hessian @ start.to(vector)
+    if not bool(first.isfinite().all()):
+        return math.nan
+    if not bool(first.any()):
+        return 0.0  # ARPACK refuses a matrix of zeros
+
+    def product(values: Any) -> Any:
+        return (hessian @ torch.from_numpy(values.reshape(-1)).to(vector)).to("cpu", torch.float64).numpy()
+
+    operator = LinearOperator((hessian.size, hessian.size), matvec=product, dtype="float64")
+    basis = min(20, hessian.size)
+    try:
+        values = eigsh(
+            operator,
+            k=1,
+            which="LA",
+            ncv=basis,
+            tol=tolerance,
+            v0=start.numpy(),
+            maxiter=max(1, most // basis),
+            return_eigenvectors=False,
+        )
+    except ArpackNoConvergence as error:
+        raise LLPFError(
+            f"the top Hessian eigenvalue has not converged to {tolerance:g} within {hessian.products} products; allow "
+            "more, or a larger tolerance"
+        ) from error
+    except ArpackError:
+        return math.nan
+    return float(values[0])
+
+
+@dataclass(frozen=True)
+class Trace:
+    """``mean`` over probes and its standard error; ``probes`` of them."""
+
+    mean: float
+    standard_error: float
+    probes: int
+
+
+def trace(hessian: Hessian, *, probes: int = 16, seed: int = 0) -> Trace:
+    """Hutchinson's estimate: the mean of v.Hv over random signs v, unbiased, with the standard error of that mean.
+
+    Raises:
+        LLPFError: fewer than 2 probes, which give no standard error.
+    """
+    if probes < 2:
+        raise LLPFError(f"the trace needs at least 2 probes for a standard error, got {probes}")
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(probes):
+        signs = torch.randint(0, 2, (hessian.size,), generator=generator).to(hessian._vector) * 2 - 1
+        found.append(float(signs.double() @ (hessian @ signs).double()))
+    values = torch.tensor(found, dtype=torch.float64)
+    return Trace(float(values.mean()), float(values.std(correction=1)) / math.sqrt(probes), probes)
+
+
+def sam_one_step(hessian: Hessian, rho: float) -> float:
+    """L(theta + rho g / |g|) - L(theta) with the full gradient g on the set: the inner step of SAM (arXiv 2010.01412).
+
+    One ascent step, so a lower bound of the rise within the ball of radius ``rho`` (L2, all parameters), and 0 where
+    the gradient is zero.
+
+    Raises:
+        LLPFError: ``rho`` is not a positive number.
+    """
+    if not (math.isfinite(rho) and rho > 0):
+        raise LLPFError(f"rho must be a positive number, got {rho}")
+    slope = hessian.gradient()
+    length = float(slope.double().norm())
+    if length == 0:
+        return 0.0
+    return hessian.loss(slope * (rho / length)) - hessian.loss()

@@ -1,0 +1,47 @@
+"""``llpf analyze ensemble``: waypoints averaged and together, beside the ends of the run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..progress import Progress
+from .common import add_output, add_problem, load_problem, out_folder, show_rows
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+HELP = "weight average and ensemble of a run's waypoints against its ends, on the test set"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, metavar="RUN", help="run directory")
+    parser.add_argument("--points", type=int, default=9, metavar="N", help="waypoints, evenly spaced in length")
+    add_problem(parser)
+    add_output(parser, "ensemble")
+
+
+def run(args: Namespace) -> int:
+    problem = load_problem(args, [args.run])
+
+    from ...analysis.output import write_result
+    from ...analysis.sharpness import ensemble_along
+
+    with Progress("network", quiet=args.quiet) as progress:
+        found = ensemble_along(problem, args.run, points=args.points, progress=progress.update)
+    about = {**problem.about(), **found.settings, "run": args.run}
+    tables = {"table": found.rows, "members": found.members}
+    file = write_result(out_folder(args), "ensemble", numbers={"rows": found.rows}, tables=tables, about=about)
+    show_rows(
+        [
+            {
+                "what": row["what"],
+                "networks": row["networks"],
+                "test loss": row["test_loss"],
+                "test accuracy": row["test_accuracy"],
+                "disagreement": row.get("disagreement"),
+            }
+            for row in found.rows
+        ]
+    )
+    print(f"numbers: {file}")
+    return 0
