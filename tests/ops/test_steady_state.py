@@ -1,0 +1,132 @@
+"""Nothing is allocated, and no other op dispatched, once an op or the engine's part of an iteration has run before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llpf_fast import ops
+from llpf_fast.correct import Correction, TensorBatches
+from llpf_fast.flat import FlatParameters, SegmentTable
+from llpf_fast.ops.backend import use_backend, why_not
+from llpf_fast.tick.mover import Mover
+from tests.allocations import Dispatched, allocations
+
+TABLE = SegmentTable.from_lengths([5000, 16, 9000, 1, 300])
+P, D = torch.randn(TABLE.numel), torch.randn(TABLE.numel)
+WHERE = (TABLE.segments, TABLE.chunks)
+#: Blocks that a call may take: its result, where it has one.
+MAY: dict[str, int] = {"moments": 1, "coefficients": 1}
+
+
+@pytest.fixture(autouse=True)
+def compiled() -> None:
+    if why_not("cpp", "cpu") is not None:
+        pytest.skip("the CPU library is not built")
+
+
+def calls() -> dict[str, Callable[[], object]]:
+    p, d, g, buffer, waypoint = P.clone(), D.clone(), 0.01 * D, torch.zeros_like(P), torch.zeros_like(P)
+    scratch, left = TABLE.scratch(), torch.zeros(len(TABLE), 5, dtype=torch.float64)
+    lr, ones = torch.tensor(0.1, dtype=torch.float64), torch.ones(len(TABLE), dtype=torch.float64)
+    step = torch.tensor([0.0, 0.1], dtype=torch.float64)
+    rule = {"epsilon": 0.0, "combine_sum": True, "clamp": True, "project_first": True}
+    measured = ops.moments(p, d, *WHERE, scratch)
+    maps = ops.coefficients(measured, TABLE.segments, ones, step)
+    state, loss = ops.gate_state(2), torch.tensor(0.5)
+    drawn, key, first = torch.zeros(4, 64, dtype=torch.int64), torch.tensor(1), torch.tensor(0)
+    return {
+        "moments": lambda: ops.moments(p, d, *WHERE, scratch),
+        "coefficients": lambda: ops.coefficients(measured, TABLE.segments, ones, step),
+        "affine_": lambda: ops.affine_(p, d, maps, *WHERE),
+        "tick_": lambda: ops.tick_(p, d, *WHERE, ones, step, None, None, None, waypoint, scratch, **rule),
+        "sgd_": lambda: ops.sgd_(p, g, buffer, lr, *WHERE, None, d, left, scratch, momentum=0.9),
+        "loss_gate_": lambda: ops.loss_gate_(state, loss, threshold=0.1, min_rounds=2, max_rounds=9),
+        "draw_": lambda: ops.draw_(drawn, key, first, state, bounds=[1000, 2, 9, 9]),
+    }
+
+
+@pytest.mark.parametrize("op", sorted(calls()))
+def test_an_op_allocates_its_result_and_nothing_else(op: str) -> None:
+    call = calls()[op]
+    call()
+    assert allocations(call).count == MAY.get(op, 0)
+
+
+def test_the_check_sees_what_an_op_allocates() -> None:
+    call = calls()["tick_"]
+    with use_backend("eager"):
+        call()
+        assert allocations(call).count > 100
+    assert allocations(lambda: P.clone()).peak == P.numel() * 4
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["measuring", "moments-known"])
+def test_a_tick_is_one_op(known: bool) -> None:
+    target = torch.ones(len(TABLE), dtype=torch.float64)
+    mover, p = Mover(TABLE, target, D, fixed=0.0, relative=0.1), P.clone()
+    moments, waypoint = mover.moments(p) if known else None, torch.zeros_like(p)
+    with Dispatched() as seen:
+        mover.tick(p, project_first=True, waypoint=waypoint, moments=moments)
+    assert seen.names == ["masked_fill", "tick_"][not known :]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def correction(**given: Any) -> Correction:
+    torch.manual_seed(1)
+    data: tuple[Tensor, Tensor] = (torch.randn(50, 20), torch.randint(3, (50,)))
+    rule = {"threshold": 0.0, "min_rounds": 4, "max_rounds": 4, "lr": 0.1, **given}
+    flat = FlatParameters(network())
+    return Correction(flat, nn.functional.cross_entropy, TensorBatches(*data, 16, seed=0), **rule)
+
+
+#: The engine's ops in one iteration, beside forward, loss and backward.
+ENGINE = {"fill_": 1, "draw_": 1, "index_select": 2, "loss_gate_": 1, "sgd_": 1}
+
+
+def test_an_iteration_dispatches_the_engines_six_ops_and_the_passes() -> None:
+    """zero_ is one for all parameters; the passes' own ops are counted from the same module alone."""
+    ours = correction(momentum=0.9)
+    ours.run(0)
+    with Dispatched() as seen:
+        ours.run(4)
+    inputs, targets = ours._batches.draw(0)
+    with Dispatched() as passes:
+        nn.functional.cross_entropy(ours.module(inputs), targets).backward()
+    surplus = {name: seen.names.count(name) - 4 * passes.names.count(name) for name in set(seen.names)}
+    # Once a correction: the momentum and the gate begin anew.
+    once = {"zero_": 1 + 4, "copy_": 1}
+    assert {name: count for name, count in surplus.items() if count} == {k: 4 * v for k, v in ENGINE.items()} | once
+
+
+def test_a_replayed_iteration_adds_only_what_keeps_buffers() -> None:
+    ours = correction()
+    ours.replay(lambda step: step)
+    ours.run(0)
+    inputs, targets = ours._batches.draw(0)
+    with Dispatched() as passes:
+        nn.functional.cross_entropy(ours.module(inputs), targets).backward()
+    with Dispatched() as seen:
+        ours._step()
+    surplus = {name: seen.names.count(name) - passes.names.count(name) for name in set(seen.names)}
+    # Two dtypes of buffers: each kept by a copy and put back by a where.
+    kept = {"copy_": 2, "ne": 1, "where": 2, "zero_": 1}
+    engine = {name: count for name, count in ENGINE.items() if name != "fill_"}
+    assert {name: count for name, count in surplus.items() if count} == engine | kept
+
+
+def test_iterations_hold_no_more_than_one_of_them() -> None:
+    """Every block that an iteration takes it gives back."""
+    ours = correction(momentum=0.9)
+    ours.run(0)
+    one, many = (allocations(lambda n=n: [ours.run(0) for _ in range(n)]) for n in (1, 8))
+    assert many.left == one.left == 0
+    assert many.peak == one.peak
