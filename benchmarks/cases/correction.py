@@ -46,16 +46,23 @@ class Iterations:
         self.round += ROUNDS
 
 
-def _in_float64(model: nn.Module, batches: TensorBatches, momentum: float) -> list[Tensor]:
-    """What the first ``ROUNDS`` iterations make of the parameters, by torch's own optimiser."""
+def in_float64(model: nn.Module, batches: TensorBatches, rounds: int, lr: float, momentum: float) -> list[Tensor]:
+    """What the first ``rounds`` iterations make of the parameters, by torch's own optimiser."""
     model = copy.deepcopy(model).double().train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=momentum)
-    for round_ in range(ROUNDS):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
+    for round_ in range(rounds):
         inputs, targets = batches.draw(round_)
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs.double()), targets).backward()
         optimizer.step()
     return [parameter.detach() for parameter in model.parameters()]
+
+
+def off_by(got: list[Tensor], want: list[Tensor], start: list[Tensor]) -> float:
+    """How far the values are off, as a share of how far they went."""
+    off = sum(float((g.double() - w).square().sum()) for g, w in zip(got, want, strict=True))
+    moved = sum(float((w - s).square().sum()) for w, s in zip(want, start, strict=True))
+    return (off / moved) ** 0.5
 
 
 def prepare(augment: str, momentum: float, device: torch.device, pool: int) -> Prepared:
@@ -69,14 +76,12 @@ def prepare(augment: str, momentum: float, device: torch.device, pool: int) -> P
 
     def error() -> float:
         start = [parameter.detach().double().clone() for parameter in fresh.parameters()]
-        want = _in_float64(fresh, run.batches, momentum)
+        want = in_float64(fresh, run.batches, ROUNDS, LR, momentum)
         run.flat.data.copy_(run.flat.flatten(fresh.state_dict()))
         run.round = 0
         run()
         got = run.flat.state_dict().values()
-        off = sum(float((g.double() - w).square().sum()) for g, w in zip(got, want, strict=True))
-        moved = sum(float((w - s).square().sum()) for w, s in zip(want, start, strict=True))
-        return (off / moved) ** 0.5
+        return off_by(list(got), want, start)
 
     def passes() -> None:
         for _ in range(ROUNDS):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..goals import goals
+from . import throughput
 from .case import Row
 
 Result = dict[str, Any]
@@ -18,7 +19,7 @@ UNDISTURBED = 0.9
 
 def markdown(result: Result) -> str:
     rows: list[Row] = result["rows"]
-    return "\n".join([*_head(result), *goal_table(rows), *_tables(rows)]) + "\n"
+    return "\n".join([*_head(result), *goal_table(rows), *throughput.table(rows), *_tables(rows)]) + "\n"
 
 
 def _head(result: Result) -> list[str]:
@@ -109,7 +110,7 @@ def line(row: Row) -> str:
 
 
 def write(result: Result, out: Path) -> list[Path]:
-    """bench.json, bench.md and, where several sizes were timed, bandwidth.png in folder ``out``."""
+    """bench.json, bench.md and, where several sizes were timed, bandwidth.png and throughput.png in folder ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     written = [out / "bench.json", out / "bench.md"]
     written[0].write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -117,6 +118,10 @@ def write(result: Result, out: Path) -> list[Path]:
     picture = out / "bandwidth.png"
     if plot(result, picture):
         text += "\n![Bandwidth of a tick against size](bandwidth.png)\n"
+        written.append(picture)
+    picture = out / "throughput.png"
+    if throughput.plot(result["rows"], result["environment"]["machine"], picture):
+        text += "\n![Iterations a second against paths at once](throughput.png)\n"
         written.append(picture)
     written[1].write_text(text, encoding="utf-8")
     return written

@@ -41,6 +41,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="HOW",
         help="which models to join: each-to-each, all-to-all, one-to-all, all-to-one; each path into a folder of OUT",
     )
+    parser.add_argument(
+        "--together",
+        type=str,
+        default="auto",
+        metavar="N",
+        help="with folders of models, paths searched at once; auto (the default): as many as is faster, 1 on a CPU for "
+        "networks with convolutions",
+    )
     parser.add_argument("--data", type=str, metavar="DIR", help="folder that holds the data; digits need none")
     parser.add_argument(
         "--out", type=str, metavar="RUN", help="run directory to create; with folders of models, the folder of the runs"
@@ -107,6 +115,8 @@ def run(args: Namespace) -> int:
     search.check_destination(destinations is not None)
     if args.pairing is not None or any(end is not None and os.path.isdir(end) for end in (starts, destinations)):
         return _run_many(search, args, starts, destinations)
+    if args.together != "auto":
+        raise LLPFError("--together is for folders of models; there is one path to find here")
     result = _find_one(search, starts, destinations, args.out, resume=args.resume, quiet=args.quiet)
     print(summary(result, search.endless))
     if not ending(result, search.endless)[1]:
@@ -129,11 +139,29 @@ def _run_many(search: Search, args: Namespace, starts: str, destinations: str | 
     from .many import find_many, show_table
 
     out = Path(args.out)
-    rows = find_many(search, starts, destinations, args.pairing, out, resume=args.resume, quiet=args.quiet)
+    rows = find_many(
+        search,
+        starts,
+        destinations,
+        args.pairing,
+        out,
+        together=_number_together(args.together),
+        resume=args.resume,
+        quiet=args.quiet,
+    )
     show_table(rows)
     good = sum(row.good for row in rows)
     print(f"{good:,} of {len(rows):,} paths found in {out}; certify each: llpf verify {out}/NAME")
     return 0 if good == len(rows) else 1
+
+
+def _number_together(given: str) -> int | None:
+    """None for auto."""
+    if given == "auto":
+        return None
+    if not given.isdecimal() or int(given) < 1:
+        raise LLPFError(f"--together must be auto or a number of paths, at least 1; got {given!r}")
+    return int(given)
 
 
 def find_between(

@@ -1,4 +1,4 @@
-"""Many paths in one command: all checked first, then searched one after the other, then a table."""
+"""Many paths in one command: all checked first, then searched one after the other or several at once, then a table."""
 
 from __future__ import annotations
 
@@ -13,11 +13,21 @@ from .find import ending, tick_text
 from .progress import Progress, duration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from ..find import FindResult, TickProgress
+    from ..find import FindResult, Job, StackedFinder, TickProgress
     from ..path.pairing import Pair
     from .search import Search
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A path to search: its place in the table, its run's folder name, its ends, and whether there is one to resume."""
+
+    number: int
+    name: str
+    pair: Pair
+    again: bool
 
 
 @dataclass(frozen=True)
@@ -40,10 +50,13 @@ def find_many(
     pairing: str | None,
     out: Path,
     *,
+    together: int | None = None,
     resume: bool,
     quiet: bool,
 ) -> list[Row]:
     """Search the paths between ``starts`` and ``destinations`` (files or folders) into folders inside ``out``.
+
+    ``together`` of them at a time; None: as many as is faster.
 
     Every file is loaded and compared with the recipe's network, and every run folder is looked at, before the first
     search begins (LLPFError). A search that fails afterwards is reported, and the others go on.
@@ -55,25 +68,67 @@ def find_many(
     done = {name: _finished(search, out / name, pair, digests, resume) for name, pair in zip(names, pairs, strict=True)}
     for pair in equal:
         print(f"left out: {pair.start} and {pair.destination} hold the same model", file=sys.stderr)
-    rows: list[Row] = []
+    rows = {name: row for name, row in done.items() if row is not None}
+    pending = [
+        _Pending(number, name, pair, resume and (out / name / "run.yaml").exists())
+        for number, (name, pair) in enumerate(zip(names, pairs, strict=True), start=1)
+        if name not in rows
+    ]
+    stacked = search.stacked_finder(together, len(pending))
+    if stacked is None:
+        rows |= _in_turn(search, pending, len(pairs), out, quiet)
+    else:
+        rows |= _at_once(search, stacked, pending, out, quiet)
+    return [rows[name] for name in names]
+
+
+def _in_turn(search: Search, pending: list[_Pending], total: int, out: Path, quiet: bool) -> dict[str, Row]:
+    rows: dict[str, Row] = {}
     with Progress("tick", quiet=quiet, upper_bound=True) as progress:
 
         def show(at: TickProgress) -> None:
             progress.update(at.tick, at.max_ticks, tick_text(at))
 
-        for number, (name, pair) in enumerate(zip(names, pairs, strict=True), start=1):
-            earlier = done[name]
-            if earlier is not None:
-                rows.append(earlier)
-                continue
-            progress.begin(f"path {number}/{len(pairs)} {name}")
+        for path in pending:
+            progress.begin(f"path {path.number}/{total} {path.name}")
             try:
-                again = resume and (out / name / "run.yaml").exists()
-                rows.append(_row(name, search.run(pair, out / name, resume=again, progress=show), search))
+                result = search.run(path.pair, out / path.name, resume=path.again, progress=show)
+                rows[path.name] = _row(path.name, result, search)
             except LLPFError as error:
-                progress.say(f"llpf: error: {name}: {one_line(error)}")
-                rows.append(Row(name, "failed", good=False))
+                rows[path.name] = _failed(path.name, error, progress)
     return rows
+
+
+def _at_once(search: Search, finder: StackedFinder, pending: list[_Pending], out: Path, quiet: bool) -> dict[str, Row]:
+    rows: dict[str, Row] = {}
+    steps: dict[str, int] = {}
+    with Progress("path", quiet=quiet) as progress:
+
+        def shown_as(name: str) -> Callable[[TickProgress], None]:
+            def show(at: TickProgress) -> None:
+                steps[name] = at.steps
+                under_way = len(steps.keys() - rows.keys())
+                progress.update(len(rows), len(pending), f"{under_way} at once  {sum(steps.values()):,} SGD steps")
+
+            return show
+
+        def jobs() -> Iterator[Job]:
+            for path in pending:
+                yield search.job(path.pair, out / path.name, resume=path.again, progress=shown_as(path.name))
+
+        for job, ended in finder.run(jobs()):
+            name = Path(job.out).name
+            if isinstance(ended, LLPFError):
+                rows[name] = _failed(name, ended, progress)
+            else:
+                rows[name] = _row(name, ended, search)
+            progress.update(len(rows), len(pending), f"{sum(steps.values()):,} SGD steps")
+    return rows
+
+
+def _failed(name: str, error: LLPFError, progress: Progress) -> Row:
+    progress.say(f"llpf: error: {name}: {one_line(error)}")
+    return Row(name, "failed", good=False)
 
 
 def _choose(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ..find import FindResult, TickProgress
+    from ..find import FindResult, Job, StackedFinder, TickProgress
     from ..find.settings import Settings
     from ..path.pairing import Pair
 
@@ -123,8 +123,7 @@ class Search:
 
         if resume:
             self.check_loss(out)
-        start = self.load(pair.start)
-        destination: Any = None if pair.destination is None else self.load(pair.destination)
+        start, destination = self._ends(pair)
         finder = PathFinder(
             copy.deepcopy(self._model),
             start,
@@ -139,6 +138,48 @@ class Search:
             provenance=self._provenance(pair),
         )
         return finder.run()
+
+    def _ends(self, pair: Pair) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        return self.load(pair.start), None if pair.destination is None else self.load(pair.destination)
+
+    def job(
+        self, pair: Pair, out: str | os.PathLike[str], *, resume: bool, progress: Callable[[TickProgress], None]
+    ) -> Job:
+        """The same search as :meth:`run`, for :meth:`stacked_finder`."""
+        from ..find import Job
+
+        if resume:
+            self.check_loss(out)
+        provenance = self._provenance(pair)
+        return Job(lambda: self._ends(pair), out, resume=resume, provenance=provenance, progress=progress)
+
+    def stacked_finder(self, together: int | None, paths: int) -> StackedFinder | None:
+        """What searches ``paths`` paths ``together`` at a time; None where one after the other is asked for, or faster.
+
+        Raises:
+            LLPFError: ``together`` is more than 1 and the network cannot be stacked.
+        """
+        from ..correct.stackable import NotStackableError
+        from ..find import StackedFinder, choose_together
+
+        at_once = choose_together(self._model, self._device, paths) if together is None else min(together, paths)
+        if at_once <= 1:
+            return None
+        try:
+            finder = StackedFinder(
+                self._model,
+                settings=self.settings,
+                train=self._data(),
+                together=at_once,
+                loss_fn=self._loss_fn,
+                device=self._device,
+            )
+        except NotStackableError:
+            if together is not None:
+                raise
+            return None
+        # An operation that a stack repeats row by row gains nothing there.
+        return None if together is None and finder.slow else finder
 
     def check_loss(self, folder: str | os.PathLike[str]) -> None:
         """LLPFError when the run in ``folder`` was begun with another loss."""

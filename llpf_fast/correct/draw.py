@@ -123,6 +123,26 @@ class TensorBatches:
         assert self.counted
         return self._drawn(gate, 0)
 
+    def draw_rows(self, first: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        """Batches ``[K, B, ...]`` of K paths of this stream, each of its own round; the host decides nothing.
+
+        Row k holds what :meth:`draw` gives for ``first[k]`` (int64) plus the rounds that row k of ``gate``, the state
+        of ``loss_gate_``, has counted.
+        """
+        assert self.counted
+        paths = len(first)
+        draws = self._draws.new_empty(paths, *self._draws.shape)
+        key = self._key.repeat(paths)
+        torch.ops.llpf_fast.draw_.default(draws, key, first, gate, bounds=self._bounds)
+        index = draws[:, 0].reshape(-1)
+        inputs = self._inputs.index_select(0, index)
+        if self._apply is not None:
+            inputs = self._apply(inputs, draws[:, 1:].transpose(0, 1).flatten(1))
+        if self._channels_last:
+            inputs = as_channels_last(inputs)
+        targets = self._targets.index_select(0, index)
+        return inputs.unflatten(0, (paths, -1)), targets.unflatten(0, (paths, -1))
+
     def _drawn(self, gate: Tensor | None, round_: int) -> tuple[Tensor, Tensor]:
         torch.ops.llpf_fast.draw_.default(self._draws, self._key, self._first, gate, bounds=self._bounds)
         index = self._draws[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,7 +71,18 @@ class Stack:
             place.copy_(buffer)
             buffer.data = place
 
-    def passes_in_turn(self, inputs: Sequence[Any], targets: Sequence[Any]) -> Tensor:
+    def keep_buffers(self, width: int) -> Callable[[Tensor], None]:
+        """Remember the buffers of the first rows; returns what puts some back, given True for those not."""
+        now = [buffer[:width] for buffer in self._buffers.values()]
+        kept = [buffer.clone() for buffer in now]
+
+        def put_back(counts: Tensor) -> None:
+            for old, new in zip(kept, now, strict=True):
+                new.copy_(torch.where(counts.view(-1, *[1] * (new.dim() - 1)), new, old))
+
+        return put_back
+
+    def passes_in_turn(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Forward and backward of one row after the other, each the very call of a path alone; losses ``[k]``."""
         losses = []
         for flat, x, y in zip(self.flats, inputs, targets, strict=True):
@@ -85,8 +96,8 @@ class Stack:
         return torch.stack(losses)
 
     def passes_at_once(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Forward and backward of all rows as one: ``inputs`` and ``targets`` ``[k, B, ...]``; losses ``[k]``."""
-        count = len(self.flats)
+        """Forward and backward of the first k rows as one, batches ``[k, B, ...]``; losses ``[k]``."""
+        count = len(inputs)
         leaves = self._leaves.get(count) or self._make_leaves(count)
         buffers = {name: buffer[:count] for name, buffer in self._buffers.items()}
         self.grad[:count].zero_()

@@ -9,13 +9,20 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from .draw import TensorBatches
 from .loss import LossFunction
 from .stack import Stack
 
-_WITHOUT = "search such paths one after the other (--together 1)"
+#: The second time shows what a module has kept of the first.
+_TIMES = 2
+_WITHOUT = "search its paths one after the other (--together 1)"
+
+
+class NotStackableError(LLPFError):
+    """A network whose paths can only be searched one after the other."""
 
 
 def check_stackable(flat: FlatParameters, loss_fn: LossFunction, batches: TensorBatches) -> str | None:
@@ -25,27 +32,29 @@ def check_stackable(flat: FlatParameters, loss_fn: LossFunction, batches: Tensor
         The name of an operation that vmap only repeats row by row, so that a stack gains little; None: there is none.
 
     Raises:
-        LLPFError: the network cannot be stacked: it draws random numbers in training, does what vmap cannot follow, or
-            comes out different (a module that keeps something outside its buffers). The message names the cause.
+        NotStackableError: the network draws random numbers in training, does what vmap cannot follow, or comes out
+            different (a module that keeps something outside its buffers). The message names the cause.
     """
     alone, together = (_pair(flat, loss_fn) for _ in range(2))
-    drawn = [batches.draw(round_) for round_ in range(2)]
-    inputs, targets = [x for x, _ in drawn], [y for _, y in drawn]
+    first = torch.arange(2, device=flat.data.device)
+    inputs, targets = batches.draw_rows(first, ops.gate_state(1, 2, device=first.device))
     with torch.random.fork_rng(devices=[flat.data.device] if flat.data.is_cuda else []):
-        want = alone.passes_in_turn(inputs, targets)
+        for _ in range(_TIMES):
+            want = alone.passes_in_turn(inputs, targets)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            got = together.passes_at_once(torch.stack(inputs), torch.stack(targets))
+            for _ in range(_TIMES):
+                got = together.passes_at_once(inputs, targets)
         except (LLPFError, RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-            raise LLPFError(
+            raise NotStackableError(
                 f"{type(flat.module).__name__} cannot be stacked: {_reason(flat, error)}; {_WITHOUT}"
             ) from error
     pairs = [("loss", want, got), ("gradient", alone.grad, together.grad)]
     pairs += [(f"buffer {name}", a, b) for (name, a), (_, b) in zip(_buffers(alone), _buffers(together), strict=True)]
     for name, a, b in pairs:
         if not _close(a, b):
-            raise LLPFError(
+            raise NotStackableError(
                 f"{type(flat.module).__name__} cannot be stacked: its {name} comes out different in a stack; {_WITHOUT}"
             )
     return _fallback(caught)

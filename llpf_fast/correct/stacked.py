@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,26 +11,33 @@ from torch import Tensor
 from .. import ops
 from ..errors import LLPFError
 from ..flat import FlatParameters
-from ..ops.loss_gate import LAST, MEAN
+from ..ops.loss_gate import LAST, MEAN, OPEN, ROUNDS, WINDOW
 from .correction import Corrected
 from .draw import TensorBatches
 from .loss import LossFunction
-from .stack import Stack
+from .precision import float32_products
+from .stacked_step import StackedStep
+
+#: Iterations queued on a GPU between two looks at the gates, at most. A look costs some 20 microseconds of an idle
+#: device and a microsecond of the host for each path; a path whose gate has closed waits for the look.
+_BLOCK_GPU = 4
 
 
 class StackedCorrection:
     """Runs the corrections of up to ``paths`` paths in step with each other, each with its own gate and its own end.
 
-    A path joins with :meth:`take`, and trains from :meth:`StackedPath.begin` until :meth:`iterate` reports its end;
-    :meth:`iterate` trains all that are held. A row's update is that of :class:`~llpf_fast.correct.Correction` bit for
-    bit; its forward and backward passes are too while fewer than ``least`` paths are held (they then run in turn), and
-    differ from them in the last bits otherwise.
+    A path joins with :meth:`take` and trains from :meth:`StackedPath.begin` until :meth:`iterate` reports its end. A
+    row's update is that of :class:`~llpf_fast.correct.Correction` bit for bit; so are its forward and backward passes
+    while fewer than ``least`` paths are held (they then run in turn). Otherwise those differ in the last bits, and
+    a row's values do not depend on when the host looks.
 
     Args:
         flat: of one module of the architecture; only its layout counts.
         batches: where every path's batches come from.
         paths: rows; memory is held for all of them.
         least: paths below which passes run in turn.
+        block: iterations between two looks at the gates, at most ``min_rounds``; the default: 1 on a CPU, where a row
+            that waits costs as much as one that trains.
         loss_fn, threshold, ..., keep_momentum: see :class:`~llpf_fast.correct.Correction`.
     """
 
@@ -41,6 +49,7 @@ class StackedCorrection:
         *,
         paths: int,
         least: int = 2,
+        block: int | None = None,
         threshold: float,
         min_rounds: int,
         max_rounds: int,
@@ -50,80 +59,110 @@ class StackedCorrection:
         nesterov: bool = False,
         keep_momentum: bool = False,
     ) -> None:
-        self._stack = Stack(flat, loss_fn, paths)
-        self._batches, self._least = batches, least
-        self._rule = {"threshold": threshold, "min_rounds": min_rounds, "max_rounds": max_rounds}
-        self._hyper = {"momentum": momentum, "dampening": 0.0, "weight_decay": weight_decay, "nesterov": nesterov}
-        device, segments = flat.data.device, len(flat.table)
-        self.base_lr = lr
-        self.lr = torch.full((paths, segments), lr, dtype=torch.float64, device=device)
-        self.momentum_buffer = torch.zeros_like(self._stack.data) if momentum else None
-        self.keeps_momentum = keep_momentum and momentum != 0.0
+        self.step = StackedStep(
+            flat,
+            loss_fn,
+            batches,
+            rows=paths,
+            threshold=threshold,
+            min_rounds=min_rounds,
+            max_rounds=max_rounds,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+        )
+        device = flat.data.device
+        self._least, self._on_gpu = least, device.type == "cuda"
+        self._block = min(block or (_BLOCK_GPU if self._on_gpu else 1), min_rounds)
+        self.base_lr, self.keeps_momentum = lr, keep_momentum and momentum != 0.0
         self.fresh = ops.gate_state(min_rounds, device=device)
-        self.state = ops.gate_state(min_rounds, paths, device=device)
         self._paths: list[StackedPath] = []
-
-    @property
-    def capacity(self) -> int:
-        return self._stack.capacity
+        self._graphs: dict[int, Callable[[], None]] = {}
 
     def take(self, flat: FlatParameters) -> StackedPath:
         """Give ``flat`` a row: its values, gradients and buffers lie there from now on."""
-        path = StackedPath(self, self._stack.take(flat))
+        path = StackedPath(self, self.step.stack.take(flat))
         self._paths.append(path)
-        self.lr[path.row] = self.base_lr
-        if self.momentum_buffer is not None:
-            self.momentum_buffer[path.row].zero_()
+        self.step.lr[path.row] = self.base_lr
+        if self.step.momentum_buffer is not None:
+            self.step.momentum_buffer[path.row].zero_()
         return path
 
     def drop(self, path: StackedPath) -> None:
         """Free the row of ``path``; the last path moves there."""
-        here, last = path.row, self._stack.drop(path.row)
+        here, last, step = path.row, self.step.stack.drop(path.row), self.step
         moved = self._paths.pop()
-        if here == last:
-            return
-        self._paths[here] = moved
-        moved.row = here
-        for rows in (self.lr, self.state, self.momentum_buffer):
-            if rows is not None:
-                rows[here].copy_(rows[last])
+        if here != last:
+            self._paths[here] = moved
+            moved.row = here
+            for rows in (step.lr, step.state, step.first, step.momentum_buffer):
+                if rows is not None:
+                    rows[here].copy_(rows[last])
+        step.state[last].zero_()
 
     def iterate(self) -> list[tuple[StackedPath, Corrected | LLPFError]]:
-        """One iteration of every path; those whose correction ended with it, and how.
+        """Train all paths for an iteration, on a GPU for some; those whose correction ended, and how.
 
         Raises:
             LLPFError: the model or the loss fails on the data.
         """
-        count, stack = len(self._paths), self._stack
-        drawn = [self._batches.draw(path.round) for path in self._paths]
-        inputs, targets = [x for x, _ in drawn], [y for _, y in drawn]
-        if count < self._least:
-            losses = stack.passes_in_turn(inputs, targets)
-        else:
-            losses = stack.passes_at_once(torch.stack(inputs), torch.stack(targets))
-        state = self.state[:count]
-        torch.ops.llpf_fast.loss_gate_.default(state, losses, **self._rule)
-        torch.ops.llpf_fast.sgd_.default(
-            stack.data[:count],
-            stack.grad[:count],
-            None if self.momentum_buffer is None else self.momentum_buffer[:count],
-            self.lr[:count],
-            stack.table.segments,
-            stack.table.chunks,
-            state,
-            None,
-            None,
-            None,
-            **self._hyper,
-        )
-        # One transfer: on a GPU this is where the host waits.
-        seen = torch.cat([state[:, [LAST, MEAN]], losses.double()[:, None]], 1).tolist()
+        count, step = len(self._paths), self.step
+        with float32_products("float32", step.state.device):
+            if count < self._least:
+                step.in_turn()
+            else:
+                self._at_once(count)
         ended = []
-        for path, (last, mean, loss) in zip(list(self._paths), seen, strict=True):
-            answer = path.follow(bool(last), mean, loss, self._rule["threshold"])
+        # One transfer: on a GPU this is where the host waits.
+        for path, values in zip(list(self._paths), step.state[:count].tolist(), strict=True):
+            answer = path.follow(values, step.rule)
             if answer is not None:
                 ended.append((path, answer))
         return ended
+
+    def _at_once(self, count: int) -> None:
+        width = self._width(count)
+        keep = self._block > 1 or width > count
+        for _ in range(self._block):
+            if self._on_gpu:
+                self._replay(width)
+            else:
+                self.step.at_once(width, keep=keep)
+
+    def _width(self, count: int) -> int:
+        """Rows that take part. A GPU's graph is captured for a number of rows, so there it falls by halves."""
+        if not self._on_gpu:
+            return count
+        width = self.step.stack.capacity
+        while width // 2 >= count:
+            width //= 2
+        return width
+
+    def _replay(self, width: int) -> None:
+        graph = self._graphs.get(width)
+        if graph is None:
+            graph = self._graphs[width] = self._captured(width)
+        graph()
+
+    def _captured(self, width: int) -> Callable[[], None]:
+        """An iteration of ``width`` rows as a CUDA graph. Tried out with closed gates, which leaves no trace."""
+        step, device = self.step, self.step.state.device
+        state = step.state.clone()
+        step.state.zero_()
+        current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        side.wait_stream(current)
+        with torch.cuda.device(device), torch.cuda.stream(side):
+            for _ in range(3):
+                step.at_once(width, keep=True)
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads (a progress bar) may call CUDA meanwhile.
+        with torch.cuda.device(device), torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            step.at_once(width, keep=True)
+        current.wait_stream(side)
+        step.state.copy_(state)
+        return graph.replay
 
 
 class StackedPath:
@@ -131,13 +170,12 @@ class StackedPath:
 
     def __init__(self, stacked: StackedCorrection, row: int) -> None:
         self._stacked, self.row = stacked, row
-        self._first = self._rounds = 0
         self._stop_at_nan = False
 
     @property
     def momentum_buffer(self) -> Tensor | None:
         """``[N]``, a row."""
-        rows = self._stacked.momentum_buffer
+        rows = self._stacked.step.momentum_buffer
         return None if rows is None else rows[self.row]
 
     @property
@@ -146,29 +184,34 @@ class StackedPath:
 
     def scale_lr(self, scale: Tensor | None) -> None:
         """As :meth:`Correction.scale_lr <llpf_fast.correct.Correction.scale_lr>`."""
-        self._stacked.lr[self.row] = self._stacked.base_lr if scale is None else self._stacked.base_lr * scale
-
-    @property
-    def round(self) -> int:
-        """Of the stream, for the coming iteration."""
-        return self._first + self._rounds
+        base = self._stacked.base_lr
+        self._stacked.step.lr[self.row] = base if scale is None else base * scale
 
     def begin(self, first_round: int, *, go_on: bool = False, stop_at_nan: bool = False) -> None:
         """Train from round ``first_round`` on; see :meth:`Correction.run <llpf_fast.correct.Correction.run>`."""
-        self._first, self._rounds, self._stop_at_nan = first_round, 0, stop_at_nan
-        self._stacked.state[self.row].copy_(self._stacked.fresh)
+        self._stop_at_nan = stop_at_nan
+        self._stacked.step.state[self.row].copy_(self._stacked.fresh)
+        self._stacked.step.first[self.row].fill_(first_round)
         momentum = self.momentum_buffer
         if momentum is not None and not (self._stacked.keeps_momentum or go_on):
             momentum.zero_()
 
-    def follow(self, last: bool, mean: float, loss: float, threshold: float) -> Corrected | LLPFError | None:
-        """What the iteration just done means for this path; None where it trains on."""
-        self._rounds += 1
-        if not math.isfinite(loss):
-            if self._stop_at_nan:
-                return Corrected(self._rounds, loss, False, finite=False)
-            return LLPFError(
-                f"the training loss became {loss} in round {self._rounds} of the correction; "
-                "try a smaller correction.lr or a smaller step"
-            )
-        return Corrected(self._rounds, mean, mean <= threshold) if last else None
+    def follow(self, values: list[float], rule: dict[str, float]) -> Corrected | LLPFError | None:
+        """What the gate's state means for this path; None where it trains on."""
+        rounds, mean, window = int(values[ROUNDS]), values[MEAN], int(rule["min_rounds"])
+        if not math.isfinite(mean):
+            for round_ in range(max(0, rounds - window), rounds):
+                loss = values[WINDOW + round_ % window]
+                if not math.isfinite(loss):
+                    return self._not_finite(round_ + 1, loss)
+        if values[OPEN] != 0 and not values[LAST]:
+            return None
+        return Corrected(rounds, mean, mean <= rule["threshold"])
+
+    def _not_finite(self, rounds: int, loss: float) -> Corrected | LLPFError:
+        if self._stop_at_nan:
+            return Corrected(rounds, loss, False, finite=False)
+        return LLPFError(
+            f"the training loss became {loss} in round {rounds} of the correction; "
+            "try a smaller correction.lr or a smaller step"
+        )

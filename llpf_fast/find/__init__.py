@@ -13,19 +13,24 @@ from .settings import (
     Stage,
     StepSettings,
 )
+from .stacked_finder import Job, StackedFinder
+from .together import choose_together
 
 __all__ = [
     "CorrectionSettings",
     "DataFlowSettings",
     "FindResult",
+    "Job",
     "LayerSettings",
     "PaceSettings",
     "PathFinder",
     "Settings",
+    "StackedFinder",
     "Stage",
     "StepSettings",
     "TickProgress",
     "can_arrive",
+    "choose_together",
     "find_path",
     "leads_to_model",
     "resolve",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..correct import Corrected, LossFunction
 from ..correct.group_rates import OptimizerFactory
-from ..correct.stackable import check_stackable
+from ..correct.stackable import NotStackableError, check_stackable
 from ..correct.stacked import StackedCorrection, StackedPath
 from ..errors import LLPFError
 from ..flat import FlatParameters
@@ -95,7 +95,7 @@ class StackedFinder:
         if optimizer is not None:
             raise LLPFError("many paths at once train with the fused SGD only: leave the optimizer away")
         if settings.correction.precision != "float32" or settings.correction.compile:
-            raise LLPFError(
+            raise NotStackableError(
                 "many paths at once train in float32 and uncompiled: leave correction.precision and correction.compile "
                 "away, or search one after the other (--together 1)"
             )

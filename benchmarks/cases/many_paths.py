@@ -1,0 +1,135 @@
+"""Correction iterations of K paths as one stack, beside the same K corrections one after the other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from llpf_fast.correct import Correction, TensorBatches
+from llpf_fast.correct.stacked import StackedCorrection
+from llpf_fast.flat import FlatParameters
+from llpf_fast.models import build_model
+
+from ..harness.case import OURS, Case, Contender, Cost, Prepared
+from ..harness.throughput import IN_TURN, variant
+from .correction import FLOPS_OF_FORWARD, in_float64, off_by
+
+IMAGES, BATCH, LR = 2_000, 64, 1e-3
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is stacked: the registered name, its parameters, and additions and multiplications of one image forward."""
+
+    model: str
+    shape: tuple[int, ...]
+    parameters: int
+    flops: int
+    rounds: int
+
+
+NETWORKS = {
+    "MLP": Network("mlp", (64,), 8_970, 2 * 8_832, 10),
+    "LeNet5": Network("lenet5", (1, 28, 28), 61_706, FLOPS_OF_FORWARD, 3),
+}
+#: Paths in the usual run; those of the large one are for a GPU.
+FEW, MANY = (1, 2, 4, 8, 16), (64, 256)
+
+
+class Stacked:
+    """``rounds`` iterations of a stack whose gates stay open."""
+
+    def __init__(self, modules: list[nn.Module], batches: TensorBatches, rounds: int) -> None:
+        self.flats = [FlatParameters(module) for module in modules]
+        self.rounds, self.round = rounds, 0
+        self.stack = StackedCorrection(
+            self.flats[0],
+            nn.functional.cross_entropy,
+            batches,
+            paths=len(modules),
+            # One path too is timed as a stack: what that costs is the point of the row.
+            least=1,
+            threshold=0.0,
+            min_rounds=rounds,
+            max_rounds=rounds,
+            lr=LR,
+        )
+        self.paths = [self.stack.take(flat) for flat in self.flats]
+
+    def __call__(self) -> None:
+        for path in self.paths:
+            path.begin(self.round)
+        for _ in range(self.rounds):
+            self.stack.iterate()
+        self.round += self.rounds
+
+
+class InTurn:
+    """The same corrections, one whole path after the other."""
+
+    def __init__(self, modules: list[nn.Module], batches: TensorBatches, rounds: int) -> None:
+        self.flats = [FlatParameters(module) for module in modules]
+        self.rounds, self.round = rounds, 0
+        rule = {"threshold": 0.0, "min_rounds": rounds, "max_rounds": rounds, "lr": LR}
+        self.corrections = [
+            Correction(flat, nn.functional.cross_entropy, batches, **rule)  # type: ignore[arg-type]
+            for flat in self.flats
+        ]
+
+    def __call__(self) -> None:
+        for correction in self.corrections:
+            correction.run(self.round)
+        self.round += self.rounds
+
+
+def prepare(network: Network, paths: int, device: torch.device, pool: int) -> Prepared:
+    torch.manual_seed(0)
+    fresh = [build_model(network.model, classes=10).to(device) for _ in range(paths)]
+    inputs = torch.randn(IMAGES, *network.shape, device=device)
+    targets = torch.randint(10, (IMAGES,), device=device)
+    batches = TensorBatches(inputs, targets, BATCH, seed=1)
+    ways: dict[str, Stacked | InTurn] = {
+        OURS: Stacked([copy.deepcopy(module) for module in fresh], batches, network.rounds),
+        IN_TURN: InTurn([copy.deepcopy(module) for module in fresh], batches, network.rounds),
+    }
+
+    def error(way: Stacked | InTurn) -> float:
+        way.round = 0
+        for flat, module in zip(way.flats, fresh, strict=True):
+            flat.load(module.state_dict())
+        way()
+        errors = []
+        for flat, module in zip(way.flats, fresh, strict=True):
+            start = [parameter.detach().double() for parameter in module.parameters()]
+            want = in_float64(module, batches, network.rounds, LR, 0.0)
+            errors.append(off_by(list(flat.state_dict().values()), want, start))
+        return max(errors)
+
+    contenders = {name: Contender([way], partial(error, way), 1e-3) for name, way in ways.items()}
+    return Prepared(contenders, units=network.rounds * paths)
+
+
+def cases() -> Iterator[Case]:
+    for size, network in NETWORKS.items():
+        n = network.parameters
+        for paths in (*FEW, *MANY):
+            yield Case(
+                op="many_paths",
+                size=size,
+                parameters=n,
+                dtype="float32",
+                variant=variant(paths),
+                # Of one path's iteration: the update's words; activations stay in the caches.
+                cost=Cost(touched=12 * n, read=0, triad=0, flops=3 * BATCH * network.flops + 2 * n),
+                prepare=partial(prepare, network, paths),
+                caches=("warm",),
+                threads=(1,),
+                member_bytes=1,
+                memory=1 << 27,
+                tier="large" if paths in MANY else "usual",
+            )

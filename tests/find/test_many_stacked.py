@@ -1,0 +1,319 @@
+"""Many paths at once: each is the path alone, keeps its own pace and files, and leaves its place to the next."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llpf_fast import LLPFError
+from llpf_fast.find import (
+    CorrectionSettings,
+    FindResult,
+    Job,
+    LayerSettings,
+    PaceSettings,
+    PathFinder,
+    Settings,
+    StackedFinder,
+    Stage,
+    StepSettings,
+    choose_together,
+    stacked_finder,
+)
+from llpf_fast.models import build_model
+from llpf_fast.path import LowLossPath, RunDirectory
+
+from .conftest import Attentive, Convolutional, State, network, quick, train
+
+#: Steps too long for their corrections, so that some are taken back.
+HASTY: dict[str, Any] = {
+    "pacing": "adaptive",
+    "step": StepSettings(relative=0.25),
+    "correction": CorrectionSettings(threshold=0.05, min_rounds=5, max_rounds=8, lr=0.1, momentum=0.5),
+    "pace": PaceSettings(margin=0.3, chord=True),
+    "max_ticks": 8,
+    "arrival_every": 3,
+    "checkpoint_every": 2,
+    "screen_size": 300,
+}
+
+
+@pytest.fixture(scope="session")
+def five(digits: tuple[Tensor, Tensor], endpoints: tuple[State, State]) -> list[State]:
+    with torch.random.fork_rng():
+        return [*endpoints, *(train(seed, digits) for seed in (5, 6, 7))]
+
+
+@pytest.fixture
+def in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward of one row after the other: then every bit has to be that of the path alone."""
+    monkeypatch.setattr(stacked_finder, "LEAST_CPU", 100)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stacked_finder, "LEAST_CPU", 2)
+
+
+Search = Callable[..., list[FindResult | LLPFError]]
+
+
+@pytest.fixture
+def search(digits: tuple[Tensor, Tensor]) -> Search:
+    def run(
+        folder: Path,
+        ends: list[tuple[State, State | None]],
+        settings: Settings,
+        together: int,
+        *,
+        module: nn.Module | None = None,
+        **options: Any,
+    ) -> list[FindResult | LLPFError]:
+        of_job = {name: options.pop(name) for name in ("resume", "progress") if name in options}
+        data = options.pop("train", digits)
+        finder = StackedFinder(module or network(), settings=settings, train=data, together=together, **options)
+        jobs = [Job(lambda pair=pair: pair, folder / str(i), **of_job) for i, pair in enumerate(ends)]
+        found = {Path(job.out).name: ended for job, ended in finder.run(jobs)}
+        return [found[str(i)] for i in range(len(ends))]
+
+    return run
+
+
+def alone(
+    folder: Path, ends: list[tuple[State, State | None]], settings: Settings, data: Any, make: Callable[[], nn.Module]
+) -> None:
+    for i, (start, end) in enumerate(ends):
+        PathFinder(make(), start, end, settings=settings, train=data, out=folder / str(i)).run()
+
+
+def pairs(states: list[State]) -> list[tuple[State, State | None]]:
+    return [(states[i], states[i + 1]) for i in range(len(states) - 1)]
+
+
+def written(run: Path) -> dict[str, str]:
+    """Everything that a search leaves, but its clock."""
+    files = [*(run / "waypoints").iterdir(), run / "metrics.jsonl", run / "waypoints.jsonl"]
+    status = {k: v for k, v in (RunDirectory.open(run).status or {}).items() if k != "seconds"}
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files} | {"status": str(status)}
+
+
+def ticks(run: Path) -> list[tuple[int, int, bool]]:
+    """Of every tick: its number, its rounds, and whether it was taken back."""
+    metrics = LowLossPath(run).metrics()
+    return [(record["tick"], record["rounds"], bool(record.get("rolled_back"))) for record in metrics]
+
+
+@pytest.mark.parametrize("together", [4, 2])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"stages": [Stage(0, ["0.*"]), Stage(4, ["*"])], "dialect": "authors", "pacing": "none"},
+        {"mode": "m2o", "max_ticks": 4},
+    ],
+    ids=["m2m", "authors, stages", "origin, learning rates"],
+)
+@pytest.mark.usefixtures("in_turn")
+def test_in_turn_every_bit_is_that_of_the_path_alone(search, five, digits, tmp_path, together, changes) -> None:
+    settings = quick(**{**HASTY, **changes})
+    ends = [(start, end if settings.mode == "m2m" else None) for start, end in pairs(five)]
+    alone(tmp_path / "alone", ends, settings, digits, network)
+    search(tmp_path / "stack", ends, settings, together)
+    taken_back = 0
+    for i in range(len(ends)):
+        assert written(tmp_path / "stack" / str(i)) == written(tmp_path / "alone" / str(i))
+        taken_back += sum(back for *_, back in ticks(tmp_path / "stack" / str(i)))
+    assert taken_back > 0 or settings.pacing == "none"
+
+
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [
+        (network, {}),
+        (Convolutional, {}),
+        (Attentive, {"threshold": 2.5, "layers": LayerSettings(attention="values")}),
+    ],
+    ids=["linear and BatchNorm", "convolutions and BatchNorm", "attention"],
+)
+@pytest.mark.usefixtures("at_once")
+def test_a_stacked_path_is_the_path_alone_up_to_rounding(search, digits, tmp_path, make, changes) -> None:
+    """Eight ticks of few rounds: rounding differences have no time to grow into other decisions."""
+    with torch.random.fork_rng():
+        ends = pairs([train(seed, digits, make) for seed in (3, 4, 5)])
+    correction = CorrectionSettings(threshold=0.05, min_rounds=3, max_rounds=3, lr=0.02, momentum=0.5)
+    settings = quick(max_ticks=8, correction=correction, step=StepSettings(relative=0.02), **changes)
+    alone(tmp_path / "alone", ends, settings, digits, make)
+    search(tmp_path / "stack", ends, settings, 2, module=make())
+    for i in range(len(ends)):
+        one, other = LowLossPath(tmp_path / "alone" / str(i)), LowLossPath(tmp_path / "stack" / str(i))
+        assert ticks(one.folder) == ticks(other.folder)
+        assert len(one) == len(other) == 9
+        _same_up_to_rounding(one, other, make, digits)
+
+
+def _same_up_to_rounding(one: LowLossPath, other: LowLossPath, make: Callable[[], nn.Module], data: Any) -> None:
+    """Allowed: what torch itself makes of a batch in another order, a hundredfold (24 rounds, of which each feels the
+    ones before)."""
+    module = make()
+    module.load_state_dict(one[0])
+    x, y = data[0][:64], data[1][:64]
+    there, back = (_gradient(module, *batch) for batch in ((x, y), (x.flip(0), y.flip(0))))
+    own = float((there - back).norm() / there.norm())
+    assert 0 < own < 1e-5
+    for a, b, start in zip(one, other, [one[0]] * len(one), strict=True):
+        moved = sum(float((a[n] - start[n]).double().square().sum()) for n in a if a[n].is_floating_point()) ** 0.5
+        off = sum(float((a[n] - b[n]).double().square().sum()) for n in a if a[n].is_floating_point()) ** 0.5
+        assert off <= 100 * own * moved
+
+
+def _gradient(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    loss = nn.functional.cross_entropy(module(x), y)
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()))])
+
+
+@pytest.mark.usefixtures("at_once")
+def test_the_same_stack_twice_gives_the_same_bits(search, five, tmp_path) -> None:
+    settings = quick(**HASTY)
+    for name in ("first", "second"):
+        search(tmp_path / name, pairs(five), settings, 3)
+    for i in range(4):
+        assert written(tmp_path / "first" / str(i)) == written(tmp_path / "second" / str(i))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_paths_that_end_leave_their_place_to_the_next(search, five, tmp_path) -> None:
+    order: list[int] = []
+    settings = quick(pacing="adaptive")
+    found = search(tmp_path, pairs(five), settings, 2, progress=lambda at: order.append(at.tick))
+    assert all(isinstance(result, FindResult) and result.arrived for result in found)
+    for i in range(4):
+        LowLossPath(tmp_path / str(i)).directory.check()
+    assert [tick for tick in order if tick == 1] == [1] * 4
+    assert order[:2] == [1, 1], "the first two begin together"
+    assert max(order[: order.index(1, 2)]) > 1, "the third waits until one has ended"
+
+
+@pytest.mark.usefixtures("at_once")
+def test_one_that_fails_ends_alone(search, five, endpoints, tmp_path) -> None:
+    random = {name: torch.randn_like(value) if value.is_floating_point() else value for name, value in five[2].items()}
+    nan = {name: value.clone() for name, value in five[3].items()}
+    nan["0.weight"][0, 0] = math.nan
+    ends: list[tuple[State, State | None]] = [endpoints, (random, five[0]), (five[0], nan), (five[3], five[4])]
+    found = search(tmp_path, ends, quick(**HASTY), 2)
+    assert isinstance(found[0], FindResult)
+    assert "the start itself has training loss" in str(found[1])
+    assert "destination" in str(found[2])
+    assert isinstance(found[3], FindResult)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["0", "3"]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_loss_that_is_not_finite_ends_only_its_path(search, five, endpoints, tmp_path) -> None:
+    """Learning rates beyond any stability: without pacing the first NaN ends the path, with its tick and its layer."""
+    wild = CorrectionSettings(threshold=1e-9, min_rounds=5, max_rounds=60, lr=1e6)
+    found = search(tmp_path, [endpoints, (five[2], five[3])], quick(correction=wild), 2)
+    for ended in found:
+        assert isinstance(ended, LLPFError)
+        assert str(ended).startswith("tick 1: the training loss became")
+        assert "first layer with values that are not finite: 0.weight" in str(ended)
+
+
+@pytest.mark.parametrize("together", [3, 1])
+@pytest.mark.usefixtures("in_turn")
+def test_a_stack_that_was_interrupted_resumes_to_the_same_paths(search, five, tmp_path, together) -> None:
+    settings = quick(**HASTY)
+    search(tmp_path / "whole", pairs(five)[:3], settings, 3)
+
+    def interrupt(at: Any) -> None:
+        if at.tick == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "run", pairs(five)[:3], settings, 3, progress=interrupt)
+    assert not any(RunDirectory.open(tmp_path / "run" / str(i)).complete for i in range(3))
+    if together == 3:
+        search(tmp_path / "run", pairs(five)[:3], settings, together, resume=True)
+    else:
+        with pytest.warns(UserWarning, match="together was 3, is 1"):
+            search(tmp_path / "run", pairs(five)[:3], settings, together, resume=True)
+    for i in range(3):
+        assert written(tmp_path / "run" / str(i)) == written(tmp_path / "whole" / str(i))
+
+
+class Keeps(nn.Module):
+    """Shifts its input by the mean of the last one, which it keeps in a plain attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+        self.last = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        last, self.last = self.last, float(x.mean()) if not torch._C._functorch.is_batchedtensor(x) else 1.0
+        return self.layer(x + last)
+
+
+class Leaks(Keeps):
+    """The same without a thought of stacks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        last, self.last = self.last, x.mean()
+        return self.layer(x + last)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(8, 10, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.unflatten(1, (8, 8)))[0][:, -1]
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Sequential(nn.Linear(64, 32), nn.Dropout(0.1), nn.Linear(32, 10)), r"random numbers .*dropout '1'"),
+        (nn.Sequential(nn.Linear(64, 10), nn.RReLU()), "rrelu"),
+        (nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10, momentum=None)), "'1' averages .*momentum=None"),
+        (Recurrent(), "lstm"),
+        (Keeps(), "its loss comes out different in a stack"),
+        (Leaks(), "vmap"),
+    ],
+    ids=["dropout", "RReLU", "cumulative statistics", "no rule", "plain attribute", "leak"],
+)
+@pytest.mark.usefixtures("at_once")
+def test_networks_that_cannot_be_stacked_are_refused_by_name(search, tmp_path, module, message) -> None:
+    with pytest.raises(LLPFError, match=f"cannot be stacked: .*{message}.*--together 1"):
+        search(tmp_path, [], quick(), 2, module=module)
+
+
+@pytest.mark.usefixtures("in_turn")
+def test_random_numbers_are_no_matter_in_turn(search, digits, five, tmp_path) -> None:
+    """Fewer than pay as a stack: nothing is refused then."""
+    search(tmp_path, [], quick(), 2, module=nn.Sequential(*network(), nn.Dropout(0.1)))
+
+
+def test_what_a_stack_does_not_take(search, digits, tmp_path) -> None:
+    with pytest.raises(LLPFError, match="leave the optimizer away"):
+        search(tmp_path, [], quick(), 2, optimizer=lambda ps: torch.optim.AdamW(ps))
+    with pytest.raises(LLPFError, match="not from a loader"):
+        search(tmp_path, [], quick(), 2, train=[digits])
+    with pytest.raises(LLPFError, match="at least 1, got 0"):
+        search(tmp_path, [], quick(), 0)
+
+
+def test_a_stack_is_chosen_where_it_was_measured_faster() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    perceptron, lenet5 = build_model("mlp"), build_model("lenet5")
+    assert [choose_together(perceptron, cpu, paths) for paths in (1, 3, 4, 9, 100)] == [1, 1, 4, 9, 16]
+    assert [choose_together(lenet5, cpu, paths) for paths in (4, 100)] == [1, 1]
+    assert [choose_together(lenet5, gpu, paths) for paths in (1, 2, 9, 1000)] == [1, 2, 9, 256]
+    assert choose_together(build_model("resnet18"), gpu, 9) == 1
