@@ -40,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
         },
         "seeds": (0, 1, 2),
         "matched_loss": 0.05,
-        "directions": 8,
+        "directions": 6,
     },
     "lenet5": {
         "names": ("lenet5", "mnist"),

@@ -18,7 +18,7 @@ class RadialRule:
     between two tries is not seen.
     """
 
-    first: float = 0.005
+    first: float = 0.02
     growth: float = 1.25
     largest: float = 10.0
     tolerance: float = 1e-3

@@ -18,7 +18,7 @@ from ..cache import cached_training
 from ..problem import Problem
 
 #: How often an epoch it is looked whether the loss to be matched is reached.
-_LOOKS = 20
+_LOOKS = 5
 _FINAL, _MATCHED = "final|", "matched|"
 
 
@@ -70,7 +70,7 @@ def train_network(
 ) -> Trained:
     """Train ``build()`` (its values drawn from ``training.seed``) on all training samples of ``problem``.
 
-    The loss to be matched is looked at on ``problem.samples("train")`` 20 times an epoch. What was trained before with
+    The loss to be matched is looked at on ``problem.samples("train")`` 5 times an epoch. What was trained before with
     all the same (data, architecture, initial values, settings) comes from the problem's cache.
 
     Raises:
