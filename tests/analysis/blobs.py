@@ -48,10 +48,10 @@ def networks(norm: bool = False) -> Networks:
 
 def llpf_settings() -> Settings:
     return Settings(
-        threshold=0.3,
+        threshold=0.1,
         max_ticks=200,
-        step=StepSettings(relative=0.1),
-        correction=CorrectionSettings(threshold=0.15, min_rounds=2, max_rounds=50, batch_size=32, lr=0.1),
+        step=StepSettings(relative=0.05),
+        correction=CorrectionSettings(threshold=0.05, min_rounds=2, max_rounds=50, batch_size=32, lr=0.1),
         screen_size=0,
         arrival_every=1,
     )
