@@ -19,8 +19,8 @@ from ..errors import LLPFError
 from ..path.atomic import read_bytes, write_bytes, write_whole, writing
 from ..path.plain import plain
 from ..path.state import decode_state, encode_state, header, state_digest
-from ..verify import Evaluation
-from .fingerprint import digest
+from ..verify import Evaluation, evaluate, samples, statistics
+from .fingerprint import code_digest, digest
 
 #: state dict -> what it measures.
 Evaluate = Callable[[Mapping[str, Tensor]], Evaluation]
@@ -31,6 +31,10 @@ _FORMAT = 1
 
 def _versions() -> dict[str, Any]:
     return {"format": _FORMAT, "llpf_fast": __version__, "torch": torch.__version__}
+
+
+def _evaluating_code() -> str:
+    return code_digest(evaluate, samples, statistics)
 
 
 class Answers:
@@ -97,8 +101,8 @@ class CachedEvaluator:
 
     Answers are kept in ``folder`` under sha256 of the state's names, dtypes, shapes and bytes and of everything else
     that the measurement depends on: ``about`` (digests of the data, the loss, the architecture; ``Problem`` makes it),
-    what the evaluator itself says of batch size, device, dtype and BatchNorm statistics, and the versions of torch and
-    llpf_fast. Any difference is another key, so a stale answer cannot be found.
+    what the evaluator itself says of batch size, device, dtype and BatchNorm statistics, the source of ``verify``'s
+    evaluation, and the versions of torch and llpf_fast. Any difference is another key: a stale answer cannot be found.
 
     Args:
         evaluator: a ``verify.Evaluator`` or any function of a state.
@@ -114,7 +118,9 @@ class CachedEvaluator:
         }
         tf32 = torch.backends.cudnn.allow_tf32 if settings["device"].startswith("cuda") else None
         #: Digest of all that the answers depend on besides the state.
-        self.depends_on = digest({**_versions(), "about": about, "evaluator": settings, "tf32": tf32})
+        self.depends_on = digest(
+            {**_versions(), "about": about, "evaluator": settings, "tf32": tf32, "code": _evaluating_code()}
+        )
         self._answers = Answers(Path(folder) / f"evaluations-{self.depends_on[:24]}.jsonl")
         #: How many states were measured, and how many answers came from the cache.
         self.measured = self.found = 0

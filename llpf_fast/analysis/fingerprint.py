@@ -36,6 +36,11 @@ def tensor_digest(*tensors: Tensor) -> str:
     return found.hexdigest()
 
 
+def code_digest(*things: Any) -> str:
+    """sha256 over the source files that define ``things`` (modules, classes, functions): other code, other answers."""
+    return digest([_source(thing) for thing in things])
+
+
 def describe_loss(loss_fn: Callable[..., Any]) -> Any:
     """A plain value that differs where the loss computes something else.
 

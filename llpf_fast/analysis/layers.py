@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import LLPFError
 from ..verify.evaluate import Statistics
 from .cache import cached_numbers
+from .fingerprint import code_digest
 from .measures import Measures, Progress
 from .networks import Networks, State
 from .predict import NODES, CurvatureIntegral, Prediction, curvature_integral, displacement
@@ -324,8 +325,12 @@ def _kept(problem: Problem, networks: Networks, restricted: RestrictedLoss, what
     if problem.cache is None or identity is None:
         found: dict[str, Any] = compute()
         return found
-    key = {**what, "networks": networks.digests(), "problem": identity, "on": restricted.settings()}
+    key = {**what, "networks": networks.digests(), "problem": identity, "on": restricted.settings(), "code": _code()}
     return cached_numbers(key, problem.cache, compute)
+
+
+def _code() -> str:
+    return code_digest(RestrictedLoss, Prediction, LayerConnectivity)
 
 
 def _whole(expansions: Sequence[Taylor]) -> Prediction:

@@ -19,7 +19,7 @@ from ..path import RunDirectory
 from ..user_code import loss_function
 from ..verify import Evaluator, stratified_subset
 from ..verify.evaluate import LossFunction, Statistics
-from ..verify.recorded import recorded_folder, recorded_loss, recorded_model, recorded_name
+from ..verify.recorded import recorded_folder, recorded_loss, recorded_model, recorded_name, recorded_settings
 from ..verify.run import SCREEN_SIZE, STATISTICS_SIZE, Samples
 from ..verify.samples import as_tensors
 from ..verify.statistics import normalization_layers
@@ -92,9 +92,8 @@ class Problem:
         ``options``: samples, seed, device, cache.
         """
         run = RunDirectory.open(folder)
-        names = {
-            key: value for key in ("model", "data") if isinstance(value := run.run.get("settings", {}).get(key), str)
-        }
+        settings = recorded_settings(run)
+        names = {key: value for key in ("model", "data") if isinstance(value := settings.get(key), str)}
         module = model or recorded_model(run)
         if train is None:
             data = load_dataset(recorded_name(run, "data"), data_dir or recorded_folder(run))

@@ -145,6 +145,24 @@ def test_code_that_changed_is_another_question(tmp_path) -> None:
     assert described[0] != described[1]
 
 
+def test_another_way_of_measuring_is_another_question(tmp_path, monkeypatch) -> None:
+    from llpf_fast.analysis import cache
+
+    state = Tanh(1).state_dict()
+    _evaluator(tmp_path)(state)
+    monkeypatch.setattr(cache, "_evaluating_code", lambda: "as it was before")
+    assert not _is_found(_evaluator(tmp_path), state)
+
+
+def test_code_digest_is_that_of_the_files() -> None:
+    from llpf_fast.analysis import cache, layers
+    from llpf_fast.analysis.fingerprint import code_digest
+
+    assert code_digest(cache) == code_digest(cache.Answers)
+    assert code_digest(cache) != code_digest(layers)
+    assert code_digest(cache, layers) != code_digest(cache)
+
+
 def test_what_cannot_be_identified_is_not_cached(tmp_path) -> None:
     made = eval("lambda output, target: (output - target).square().mean()")
     with pytest.raises(Unidentifiable):
