@@ -58,7 +58,8 @@ def markdown(result: Comparison) -> str:
         )
     about = result.about
     notes = [
-        f"Threshold {about['threshold']:g}; peak: certified on the whole training set. Equal budget: "
+        f"Threshold {about['threshold']:g}; peak: certified on the whole training set; no path peaks below "
+        f"{result.rows[0]['higher_end_loss']:.4f}, the higher of the ends' own losses. Equal budget: "
         f"{about['equal_budget_steps']:,} gradient steps, what LLPF took. Rates: {about['rate_rule']}. Convergence: "
         f"{about['convergence_rule']}. Seconds are of the one search that is shown, on a machine with other work. "
         "aligned-linear ends at the second network with its units in another order: the same function, another point."
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--models", nargs=2, metavar="FILE")
     parser.add_argument("--most-steps", type=int)
+    parser.add_argument("--equal-only", action="store_true", help="no larger budgets")
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--out", type=Path, default=RESULTS / "curves")
     args = parser.parse_args()
@@ -88,7 +90,7 @@ def main() -> None:
     settings = load_recipe(case["recipe"])
     plan = Plan(
         threshold=settings.threshold,
-        converge=True,
+        converge=not args.equal_only,
         most_steps=args.most_steps or case["most_steps"],
         llpf_settings=settings,
     )

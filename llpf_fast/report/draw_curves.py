@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .figure_files import save_figure
-from .style import COLOURS, DASHES, LIMIT, new_figure, plain_number
+from .log_axis import few_labels
+from .style import COLOURS, DASHES, LIMIT, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +51,7 @@ def _draw_loss(axes: Axes, result: Comparison, rows: list[dict[str, Any]], looks
         axes.plot(arcs, losses, linewidth=1.6, label=row["method"], **looks[row["method"]])
     axes.axhline(result.about["threshold"], color=LIMIT, linewidth=0.8, label="threshold")
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(plain_number)
+    few_labels(axes.yaxis)
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of the curve's length")
     axes.set_ylabel("training loss")
@@ -69,18 +70,19 @@ def _draw_accuracy(axes: Axes, result: Comparison, rows: list[dict[str, Any]], l
 def _draw_growth(axes: Axes, result: Comparison, looks: dict[str, Any]) -> None:
     """The lowest screened peak of each method at each budget."""
     for method, look in looks.items():
-        best: dict[int, float] = {}
+        best: dict[int, tuple[float, int]] = {}
         for row in result.growth:
             if row["method"] == method and math.isfinite(row["screened_peak"]):
-                steps = row["gradient_steps"]
-                best[steps] = min(best.get(steps, math.inf), row["screened_peak"])
+                found = (row["screened_peak"], row["gradient_steps"])
+                best[row["budget"]] = min(best.get(row["budget"], found), found)
         if best:
-            axes.plot(sorted(best), [best[steps] for steps in sorted(best)], marker="o", markersize=4, **look)
+            peaks, steps = zip(*(best[budget] for budget in sorted(best)), strict=True)
+            axes.plot(steps, peaks, marker="o", markersize=4, **look)
     axes.axhline(result.about["threshold"], color=LIMIT, linewidth=0.8)
     axes.set_xscale("log")
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(plain_number)
+        few_labels(axis)
     axes.set_xlabel("gradient steps")
     axes.set_ylabel("peak training loss (screened)")
     axes.set_title("larger budgets", fontsize=10)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .figure_files import save_figure
-from .style import COLOURS, DASHES, new_figure, plain_number
+from .log_axis import few_labels
+from .style import COLOURS, DASHES, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +51,7 @@ def draw_sharpness(
                 axes.invert_xaxis()
             if key != "test_accuracy" and _positive(runs, key):
                 axes.set_yscale("log")
-                axes.yaxis.set_major_formatter(plain_number)
+                few_labels(axes.yaxis)
         if len(runs) > 1:
             handles, labels = figure.axes[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)

@@ -27,9 +27,9 @@ from .methods import METHODS, TRAINED, Budget, Method, find_curve
 #: Learning rates tried where none is given. Garipov et al. used 0.015 to 0.05 on VGG and PreResNet, AutoNEB's authors
 #: 0.1 and less; what suits depends on network and data, and one that diverges must not decide a comparison.
 RATES: dict[str, tuple[float, ...]] = {
-    "bezier": (0.01, 0.03, 0.1, 0.3),
-    "polychain": (0.01, 0.03, 0.1, 0.3),
-    "autoneb": (0.01, 0.03, 0.1, 0.3),
+    "bezier": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "polychain": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "autoneb": (0.01, 0.03, 0.1, 0.3, 1.0),
 }
 #: Gradient steps where nothing else sets a budget.
 _STEPS = 1000
@@ -164,7 +164,7 @@ class _Work:
         if "llpf" in plan.methods:
             found = self._llpf(plan.steps)
             steps = steps or max(found.gradient_steps, 1)
-            self._note("llpf", found.gradient_steps, math.nan, self._screened(found), found.seconds)
+            self._note("llpf", found.gradient_steps, math.nan, self._screened(found), found)
             self._judge(found, "equal")
             if plan.converge:
                 self._lower(found)
@@ -214,7 +214,7 @@ class _Work:
             if "stopped_at_steps" in curve.settings:
                 break
             found = curve
-            self._note("llpf", found.gradient_steps, math.nan, self._screened(found), found.seconds)
+            self._note("llpf", found.gradient_steps, math.nan, self._screened(found), found)
         self._judge(found, "converged")
 
     def _trained(self, method: Method, steps: int) -> None:
@@ -226,7 +226,7 @@ class _Work:
                 curve, peak = self._find(method, steps, rate)
             except LLPFError as error:
                 failure = error
-                self._note(method, steps, rate, math.inf, math.nan)
+                self._note(method, steps, rate, math.inf, None)
                 continue
             if best is None or peak < best[0]:
                 best = peak, rate, curve
@@ -246,7 +246,7 @@ class _Work:
             try:
                 curve, now = self._find(method, steps, rate)
             except LLPFError:
-                self._note(method, steps, rate, math.inf, math.nan)
+                self._note(method, steps, rate, math.inf, None)
                 break
             budget = "converged" if now > peak * (1 - self._plan.tolerance) else budget
             if now <= peak:
@@ -259,12 +259,20 @@ class _Work:
         budget = Budget(steps, rate, plan.batch_size, plan.bends, plan.seed)
         curve = find_curve(method, self._problem, self._a, self._b, budget, self._progress)
         peak = self._screened(curve)
-        self._note(method, curve.gradient_steps, rate, peak, curve.seconds)
+        self._note(method, steps, rate, peak, curve)
         return curve, peak
 
-    def _note(self, method: str, steps: int, rate: float, peak: float, seconds: float) -> None:
+    def _note(self, method: str, budget: int, rate: float, peak: float, curve: FoundCurve | None) -> None:
+        """One more line of ``growth``; without ``curve`` it diverged."""
         self._comparison.growth.append(
-            {"method": method, "gradient_steps": steps, "lr": rate, "screened_peak": peak, "seconds": seconds}
+            {
+                "method": method,
+                "budget": budget,
+                "gradient_steps": budget if curve is None else curve.gradient_steps,
+                "lr": rate,
+                "screened_peak": peak,
+                "seconds": math.nan if curve is None else curve.seconds,
+            }
         )
 
     def _screened(self, curve: FoundCurve) -> float:
@@ -322,6 +330,7 @@ def _row(curve: FoundCurve, budget: str, certificate: Certificate, run: str) -> 
         "method": curve.method,
         "budget": budget,
         "peak_train_loss": certificate.max_loss,
+        "higher_end_loss": max(certificate.start_loss, certificate.destination_loss),
         "connected": certificate.connected,
         "min_test_accuracy": certificate.min_test_accuracy,
         "max_test_loss": certificate.max_test_loss,

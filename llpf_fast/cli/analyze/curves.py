@@ -69,7 +69,8 @@ def run(args: Namespace) -> int:
     )
     picture = draw_curves(found, folder)
     show_rows([table_row(row, problem.test is not None) for row in found.rows])
-    print(f"peak: certified; connected below {plan.threshold:g}; every curve is a run in {folder / 'runs'}")
+    ends = found.rows[0]["higher_end_loss"]
+    print(f"peak: certified, {ends:.4g} at an end already; every curve is a run in {folder / 'runs'}")
     if any(row["destination"] != "b" for row in found.rows):
         print("aligned-linear ends at the second network with its units in another order: the same function")
     print(f"numbers: {file}\npicture: {picture}")
