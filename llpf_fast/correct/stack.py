@@ -43,7 +43,7 @@ class Stack:
         self._buffers = {
             name: buffer.new_zeros(capacity, *buffer.shape) for name, buffer in flat.module.named_buffers()
         }
-        self._leaves: dict[int, dict[str, Tensor]] = {}
+        self._rows: dict[int, tuple[dict[str, Tensor], list[Tensor], list[Tensor]]] = {}
         self.flats: list[FlatParameters] = []
 
     def take(self, flat: FlatParameters) -> int:
@@ -97,15 +97,19 @@ class Stack:
 
     def passes_at_once(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Forward and backward of the first k rows as one, batches ``[k, B, ...]``; losses ``[k]``."""
-        count = len(inputs)
-        leaves = self._leaves.get(count) or self._make_leaves(count)
-        buffers = {name: buffer[:count] for name, buffer in self._buffers.items()}
-        self.grad[:count].zero_()
+        width = len(inputs)
+        rows = self._rows.get(width)
+        if rows is None:
+            rows = self._rows[width] = self._first_rows(width)
+        leaves, trained, gradients = rows
+        buffers = {name: buffer[:width] for name, buffer in self._buffers.items()}
         losses = vmap(self._loss)(leaves, buffers, inputs, targets)
         if not losses.requires_grad:
             raise LLPFError(NO_GRADIENT)
-        # Rows share no value, so the gradient of the sum is every row's own. It is added into ``grad`` in place.
-        losses.sum().backward()
+        # Rows share no value, so the gradient of the sum is every row's own.
+        found = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
+        for place, gradient in zip(gradients, found, strict=True):
+            place.zero_() if gradient is None else place.copy_(gradient)
         return losses.detach()
 
     def _loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -114,18 +118,16 @@ class Stack:
 
         return loss_of(model, self._loss_fn, x, y).reshape(())
 
-    def _make_leaves(self, count: int) -> dict[str, Tensor]:
-        """The first ``count`` rows as one tensor a parameter, whose gradients are views of ``grad``."""
-        leaves = {}
-        for (name, (shape, stride, offset)), trained in zip(self._views.items(), self._trained, strict=True):
-            where = (count, *shape), (self.data.stride(0), *stride), offset
-            leaf = self.data.as_strided(*where)
-            if trained:
-                leaf.requires_grad_()
-                leaf.grad = self.grad.as_strided(*where)
-            leaves[name] = leaf
-        self._leaves[count] = leaves
-        return leaves
+    def _first_rows(self, width: int) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
+        """The first rows as one tensor a parameter; of these, those that train; and their places in ``grad``."""
+        leaves, trained, gradients = {}, [], []
+        for (name, (shape, stride, offset)), trains in zip(self._views.items(), self._trained, strict=True):
+            where = (width, *shape), (self.data.stride(0), *stride), offset
+            leaves[name] = self.data.as_strided(*where)
+            if trains:
+                trained.append(leaves[name].requires_grad_())
+                gradients.append(self.grad.as_strided(*where))
+        return leaves, trained, gradients
 
 
 def _views(flat: FlatParameters) -> dict[str, Tensor]:

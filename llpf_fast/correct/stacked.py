@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from .. import ops
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..ops.loss_gate import LAST, MEAN, OPEN, ROUNDS, WINDOW
-from .correction import Corrected
+from .correction import Capture, Corrected
 from .draw import TensorBatches
 from .loss import LossFunction
 from .precision import float32_products
@@ -21,6 +23,8 @@ from .stacked_step import StackedStep
 #: Iterations queued on a GPU between two looks at the gates, at most. A look costs some 20 microseconds of an idle
 #: device and a microsecond of the host for each path; a path whose gate has closed waits for the look.
 _BLOCK_GPU = 4
+#: Iterations before a capture: libraries choose their kernels and take their workspaces in the first ones.
+_WARM_UP = 3
 
 
 class StackedCorrection:
@@ -38,7 +42,7 @@ class StackedCorrection:
         least: paths below which passes run in turn.
         block: iterations between two looks at the gates, at most ``min_rounds``; the default: 1 on a CPU, where a row
             that waits costs as much as one that trains.
-        loss_fn, threshold, ..., keep_momentum: see :class:`~llpf_fast.correct.Correction`.
+        loss_fn, threshold, ..., capture: see :class:`~llpf_fast.correct.Correction`.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class StackedCorrection:
         weight_decay: float = 0.0,
         nesterov: bool = False,
         keep_momentum: bool = False,
+        capture: Capture = "auto",
     ) -> None:
         self.step = StackedStep(
             flat,
@@ -73,7 +78,9 @@ class StackedCorrection:
             nesterov=nesterov,
         )
         device = flat.data.device
-        self._least, self._on_gpu = least, device.type == "cuda"
+        if capture == "on" and device.type != "cuda":
+            raise LLPFError(f"correction.capture is on, but a {device.type} has no CUDA graphs")
+        self._least, self._on_gpu, self._capture = least, device.type == "cuda", capture
         self._block = min(block or (_BLOCK_GPU if self._on_gpu else 1), min_rounds)
         self.base_lr, self.keeps_momentum = lr, keep_momentum and momentum != 0.0
         self.fresh = ops.gate_state(min_rounds, device=device)
@@ -142,26 +149,45 @@ class StackedCorrection:
     def _replay(self, width: int) -> None:
         graph = self._graphs.get(width)
         if graph is None:
-            graph = self._graphs[width] = self._captured(width)
+            graph = self._graphs[width] = self._recorded(width)
         graph()
 
-    def _captured(self, width: int) -> Callable[[], None]:
-        """An iteration of ``width`` rows as a CUDA graph. Tried out with closed gates, which leaves no trace."""
-        step, device = self.step, self.step.state.device
-        state = step.state.clone()
-        step.state.zero_()
+    def _recorded(self, width: int) -> Callable[[], None]:
+        """An iteration of ``width`` rows: captured, or called where that may not or cannot be."""
+        called = partial(self.step.at_once, width, keep=True)
+        if self._capture == "off":
+            return called
+        state = self.step.state.clone()
+        try:
+            return self._captured(called)
+        except Exception as error:  # a capture fails in as many ways as there are modules
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if self._capture == "on":
+                raise LLPFError(f"correction.capture is on, but {why}") from error
+            warnings.warn(
+                f"the stacked correction is not captured as a CUDA graph, and runs step by step: {why} "
+                "(correction.capture: off for silence)",
+                stacklevel=2,
+            )
+            return called
+        finally:
+            self.step.state.copy_(state)
+
+    def _captured(self, call: Callable[[], None]) -> Callable[[], None]:
+        """``call`` as a CUDA graph. Tried out with closed gates, which leaves no trace but in the gates."""
+        device = self.step.state.device
+        self.step.state.zero_()
         current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         side.wait_stream(current)
         with torch.cuda.device(device), torch.cuda.stream(side):
-            for _ in range(3):
-                step.at_once(width, keep=True)
+            for _ in range(_WARM_UP):
+                call()
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # Other threads (a progress bar) may call CUDA meanwhile.
         with torch.cuda.device(device), torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-            step.at_once(width, keep=True)
+            call()
         current.wait_stream(side)
-        step.state.copy_(state)
         return graph.replay
 
 

@@ -127,6 +127,7 @@ class StackedFinder:
             weight_decay=c.weight_decay,
             nesterov=c.nesterov,
             keep_momentum=c.keep_momentum,
+            capture=c.capture,
         )
         last = channels_last(settings, self._device)
         self._seen = screen_batches(data, settings.screen_size, self._device, channels_last=last)

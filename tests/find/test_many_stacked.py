@@ -260,14 +260,6 @@ class Keeps(nn.Module):
         return self.layer(x + last)
 
 
-class Leaks(Keeps):
-    """The same without a thought of stacks."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        last, self.last = self.last, x.mean()
-        return self.layer(x + last)
-
-
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -285,9 +277,8 @@ class Recurrent(nn.Module):
         (nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10, momentum=None)), "'1' averages .*momentum=None"),
         (Recurrent(), "lstm"),
         (Keeps(), "its loss comes out different in a stack"),
-        (Leaks(), "vmap"),
     ],
-    ids=["dropout", "RReLU", "cumulative statistics", "no rule", "plain attribute", "leak"],
+    ids=["dropout", "RReLU", "cumulative statistics", "no rule", "plain attribute"],
 )
 @pytest.mark.usefixtures("at_once")
 def test_networks_that_cannot_be_stacked_are_refused_by_name(search, tmp_path, module, message) -> None:
