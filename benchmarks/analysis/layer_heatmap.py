@@ -23,7 +23,7 @@ from llpf_fast.analysis.layers import LayerConnectivity, layer_connectivity
 from llpf_fast.cli.progress import Progress
 from llpf_fast.report.draw_layers import draw_layers
 
-DIGITS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "batch_size": 16}
+DIGITS: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "batch_size": 16}
 EXPECTED = (
     "layer-wise connectivity is claimed for a shared initialisation; with independent ones single-layer barriers are "
     "large; predictions rank layers correctly in runs from one initialisation, not in ReLU networks of independent ones"

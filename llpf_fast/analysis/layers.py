@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -191,7 +191,13 @@ def layer_connectivity(
         expansions = [_expansion(problem, networks, layers, restricted, base, work) for base in (0, 1)]
         whole = _whole(expansions)
         if integral:
-            found_integral = _integral(problem, networks, restricted, nodes, work)
+            found_integral = curvature_integral(
+                restricted,
+                networks,
+                nodes=nodes,
+                progress=lambda *_: work.tell("curvature along the line"),
+                keep=lambda what, compute: _kept(problem, networks, restricted, what, compute),
+            )
     groups: list[GroupBarrier] = []
     ends: dict[str, dict[str, list[float]]] = {}
     for kind in kinds:
@@ -304,27 +310,17 @@ def _expansion(
     return Taylor(found["loss"], slopes, curvature)
 
 
-def _integral(
-    problem: Problem, networks: Networks, restricted: RestrictedLoss, nodes: int, work: _Work
-) -> CurvatureIntegral:
-    def compute() -> dict[str, Any]:
-        return asdict(
-            curvature_integral(
-                restricted, networks, nodes=nodes, progress=lambda *_: work.tell("curvature along the line")
-            )
-        )
-
-    return CurvatureIntegral(
-        **_kept(problem, networks, restricted, {"what": "curvature integral", "nodes": nodes}, compute)
-    )
-
-
-def _kept(problem: Problem, networks: Networks, restricted: RestrictedLoss, what: Any, compute: Any) -> dict[str, Any]:
+def _kept(
+    problem: Problem,
+    networks: Networks,
+    restricted: RestrictedLoss,
+    what: Mapping[str, Any],
+    compute: Callable[[], dict[str, Any]],
+) -> dict[str, Any]:
     """``compute()``, or what it gave before for the same networks, data and loss."""
     identity = problem.identity("train")
     if problem.cache is None or identity is None:
-        found: dict[str, Any] = compute()
-        return found
+        return compute()
     key = {**what, "networks": networks.digests(), "problem": identity, "on": restricted.settings(), "code": _code()}
     return cached_numbers(key, problem.cache, compute)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +18,10 @@ from .restricted import RestrictedLoss
 _GRID = 101
 #: Nodes of the integral in each half of the line: exact for second derivatives that are polynomials of degree 2n - 1.
 NODES = 8
+
+
+#: (what is computed, its computation) -> its numbers, computed now or kept from before.
+Keep = Callable[[Mapping[str, Any], Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -96,10 +102,12 @@ def curvature_integral(
     *,
     nodes: int = NODES,
     progress: Callable[[int, int], None] | None = None,
+    keep: Keep | None = None,
 ) -> CurvatureIntegral:
     """The identity of ``CurvatureIntegral`` for two of ``networks``, with the buffers of ``first`` all along.
 
     Costs ``2 nodes`` Hessian-vector products. ``nodes`` are those in each half: min(t, 1-t) has its corner between.
+    ``keep`` may answer for one point of the line from an earlier, interrupted call.
 
     Raises:
         LLPFError: ``nodes`` below 1; what ``RestrictedLoss`` raises.
@@ -110,11 +118,17 @@ def curvature_integral(
     places, weights = np.polynomial.legendre.leggauss(nodes)
     left = [(float(x) + 1) / 4 for x in places]
     fractions = left + [0.5 + t for t in left]
+
+    def curvature(t: float) -> dict[str, Any]:
+        return {"curvature": float(restricted.expand(_moved(networks[first], move, t), [move]).curvature[0, 0])}
+
     values = []
     for done, t in enumerate(fractions):
         if progress is not None:
             progress(done, len(fractions))
-        values.append(float(restricted.expand(_moved(networks[first], move, t), [move]).curvature[0, 0]))
+        what = {"what": "curvature along the line", "from": first, "to": second, "fraction": t}
+        found = curvature(t) if keep is None else keep(what, functools.partial(curvature, t))
+        values.append(found["curvature"])
     total = sum(
         float(w) / 4 * min(t, 1 - t) * value
         for w, t, value in zip([*weights, *weights], fractions, values, strict=True)
