@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import LLPFError
-from ..path import RunDirectory
+from ..path import RunDirectory, compare_architectures
 from ..path.state import differences, shapes
 from ..user_code import is_code
 from ..verify.recorded import recorded_model, recorded_settings
@@ -25,6 +25,8 @@ from .networks import Networks
 #: Called with (done, expected, text).
 Progress = Callable[[int, int, str], None]
 Matrix = NDArray[np.float64]
+#: Where ``Trajectory.losses`` come from at best.
+CERTIFIED = "training loss (certificate)"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Trajectory:
         folder: a run directory, finished or not; or such a one opened.
         module: the architecture; without it tied tensors count twice, and layers come in alphabetical order.
         name: what figures call it; the folder's name when missing.
+        certified: whether ``losses`` may come from the certificate.
 
     Raises:
         LLPFError: not a run; no waypoints yet; none of its tensors is a parameter.
@@ -57,9 +60,10 @@ class Trajectory:
         module: nn.Module | None = None,
         *,
         name: str | None = None,
+        certified: bool = True,
     ) -> None:
         self.directory = folder if isinstance(folder, RunDirectory) else RunDirectory.open(folder)
-        self.folder = self.directory.folder
+        self.folder, self._certified = self.directory.folder, certified
         self.name = name or self.folder.resolve().name
         self.waypoints = self.directory.waypoints()
         if not self.waypoints:
@@ -116,18 +120,27 @@ class Trajectory:
         From the certificate where it is about these very files; else what the search logged (the moving mean over
         mini-batches while it trained: lower than what a fixed set gives); else all None.
         """
-        certificate = self.directory.certificate()
-        if certificate is not None and is_of(certificate, [waypoint.sha256 for waypoint in self.waypoints]):
-            found: dict[int, float | None] = {
-                point["at"]["waypoint"]: point["train_loss"]
-                for point in certificate["points"]
-                if point["at"]["fraction"] == 0
-            }
-            return [found.get(i) for i in range(len(self))], "training loss (certificate)"
+        found = self._certified_losses() if self._certified else None
+        if found is not None:
+            return [found.get(i) for i in range(len(self))], CERTIFIED
         logged = {record.get("tick"): record.get("loss") for record in self.directory.metrics()}
         if any(tick in logged for tick in self.ticks):
             return [logged.get(tick) for tick in self.ticks], "training loss (as the search logged it)"
         return [None] * len(self), "training loss (not known)"
+
+    def _certified_losses(self) -> dict[int, float | None] | None:
+        """By waypoint; None where there is no certificate of these files, or a damaged one."""
+        try:
+            certificate = self.directory.certificate()
+            if certificate is None or not is_of(certificate, [waypoint.sha256 for waypoint in self.waypoints]):
+                return None
+            return {
+                int(point["at"]["waypoint"]): None if (loss := point["train_loss"]) is None else float(loss)
+                for point in certificate["points"]
+                if point["at"]["fraction"] == 0
+            }
+        except (LLPFError, KeyError, TypeError, ValueError):
+            return None
 
 
 def is_of(certificate: dict[str, Any], waypoint_sha256: Sequence[str]) -> bool:
@@ -179,7 +192,7 @@ def own_names(folders: Sequence[str]) -> list[str]:
 
 
 def architecture(run: RunDirectory) -> nn.Module | None:
-    """The network that run.yaml names, where it is a registered one: for the order of layers and for ties.
+    """The network that run.yaml names, where it is registered and fits the run: for the order of layers and for ties.
 
     Code that a run names is not executed for that.
     """
@@ -187,9 +200,12 @@ def architecture(run: RunDirectory) -> nn.Module | None:
     if not isinstance(name, str) or is_code(name):
         return None
     try:
-        return recorded_model(run)
+        module = recorded_model(run)
+        if known := run.waypoints():
+            compare_architectures(known[0].load(), module.state_dict(), "the run", "the model")
     except LLPFError:
         return None
+    return module
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..analysis.pca import Components
-from ..analysis.trajectory import is_of
+from ..analysis.trajectory import CERTIFIED, Matrix
 from ..errors import LLPFError
 from ..path.atomic import temporary_name, write_bytes, writing
 from .figure_files import save_figure
@@ -98,12 +98,21 @@ def animate_path(
 def _frames(found: Components) -> tuple[list[_Frame], list[tuple[float, float]], float | None, str]:
     """Frames, the straight line's (share, loss), the threshold, and where the losses come from."""
     path, coordinates = found.trajectories[0], found.whole.coordinates[0][:, :2]
-    certificate = path.directory.certificate()
-    if certificate is None or not is_of(certificate, [waypoint.sha256 for waypoint in path.waypoints]):
-        losses, source = path.losses()
+    losses, source = path.losses()
+    if source != CERTIFIED:
         count = max(len(path) - 1, 1)
         places = [(float(x), float(y)) for x, y in coordinates]
         return [_Frame(i, 0.0, i / count, places[i], losses[i]) for i in range(len(path))], [], None, source
+    certificate = path.directory.certificate() or {}
+    try:
+        return *_certified_frames(certificate, coordinates), float(certificate["threshold"]), source
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise LLPFError(f"the certificate of {path.folder} is damaged; make it anew with llpf verify") from error
+
+
+def _certified_frames(
+    certificate: Mapping[str, Any], coordinates: Matrix
+) -> tuple[list[_Frame], list[tuple[float, float]]]:
     line = []
     for point in certificate["points"]:
         at = point["at"]
@@ -117,7 +126,7 @@ def _frames(found: Components) -> tuple[list[_Frame], list[tuple[float, float]],
         for point in certificate["straight_line"]
         if point["train_loss"] is not None
     ]
-    return line, straight, certificate["threshold"], "training loss (certificate)"
+    return line, straight
 
 
 def _stage(

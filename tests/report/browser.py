@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,7 @@ class Browser:
     def __init__(self, executable: str, profile: Path) -> None:
         self.errors: list[str] = []
         self.requests: list[str] = []
-        commands, ours = os.pipe()
-        theirs, answers = os.pipe()
+        (commands, ours), (theirs, answers) = os.pipe(), os.pipe()
         self._write, self._read, self._buffer, self._number = ours, theirs, b"", 0
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--hide-scrollbars"]
         options += [
@@ -36,17 +35,14 @@ class Browser:
             "--disable-extensions",
             "--disable-background-networking",
         ]
-        # The pipe's ends have to be descriptors 3 and 4 of the browser.
-        shell = f'exec "$0" "$@" 3<&{commands} 4>&{answers}'
-        self._process = subprocess.Popen(
-            ["sh", "-c", shell, executable, *options, f"--user-data-dir={profile}", "about:blank"],
-            pass_fds=(commands, answers),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        os.close(commands)
-        os.close(answers)
+        # The browser takes its commands from descriptor 3 and answers on 4; above 9 ours are neither of them.
+        moved = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (commands, answers)]
+        actions = [(os.POSIX_SPAWN_DUP2, end, number) for number, end in enumerate(moved, start=3)]
+        actions += [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
+        command = [executable, *options, f"--user-data-dir={profile}", "about:blank"]
+        self._process = os.posix_spawn(executable, command, dict(os.environ), file_actions=actions, setsid=True)
+        for end in (commands, answers, *moved):
+            os.close(end)
         pages = [t for t in self._call("Target.getTargets")["targetInfos"] if t["type"] == "page"]
         attached = self._call("Target.attachToTarget", targetId=pages[0]["targetId"], flatten=True)
         self._session = attached["sessionId"]
@@ -57,8 +53,8 @@ class Browser:
         return self
 
     def __exit__(self, *error: object) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        os.killpg(self._process, signal.SIGKILL)
+        os.waitpid(self._process, 0)
         os.close(self._write)
         os.close(self._read)
 

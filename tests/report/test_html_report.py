@@ -152,9 +152,17 @@ def test_certificates_that_are_not_this_paths(tmp_path):
     edit_certificate(other, waypoint_sha256=["0" * 64] * 4)
     assert "Certificate of another path" in report(tmp_path, other).text
 
-    for number, changes in enumerate(
-        [{"max_loss": 0.001}, {"threshold": 0.03}, {"reasons": ["because"]}, {"points": None}, {"points": [{"at": 3}]}]
-    ):
+    edits = [
+        *(
+            {"max_loss": 0.001},
+            {"threshold": 0.03},
+            {"reasons": ["because"]},
+            {"points": None},
+            {"points": [{"at": 3}]},
+        ),
+        *({"reasons": [7]}, {"waypoints": None}, {"evaluation": {"train": {"screened": True}}}),
+    ]
+    for number, changes in enumerate(edits):
         run = make_run(tmp_path / f"edited{number}")
         edit_certificate(run, **changes)
         text = report(tmp_path, run).text

@@ -149,22 +149,45 @@ def _complain(certificate: Mapping[str, Any]) -> None:
     try:
         losses = [point["train_loss"] for point in certificate["points"]]
         for point in certificate["points"]:
-            float(point["at"]["arc"] or 0), int(point["at"]["waypoint"]), float(point["at"]["fraction"])
+            numbers = [point["at"][key] for key in ("arc", "waypoint", "fraction")]
+            _insist(*numbers, *(point.get(key) for key in _POINT))
+        for point in certificate["straight_line"]:
+            _insist(point["fraction"], *(point.get(key) for key in _POINT))
         known = [float(loss) for loss in losses if loss is not None and math.isfinite(loss)]
         complete = len(known) == len(losses)
         threshold, stated = float(certificate["threshold"]), certificate["max_loss"]
-        for key in ("reasons", "evaluation", "resolution", "lengths", "environment", "straight_line", "run"):
-            len(certificate[key])
+        for key in ("evaluation", "resolution", "lengths", "environment", "run"):
+            dict(certificate[key])
+        _insist(*certificate["lengths"].values(), *(certificate.get(key) for key in _NUMBERS))
+        train = _mapping(certificate["evaluation"].get("train"))
+        _insist(*(train.get(key) for key in ("samples", "screening_samples", "points_on_all_samples")))
+        _insist(*(certificate["resolution"].get(key) for key in ("widest_gap", "gaps_that_may_exceed")))
         int(certificate["waypoints"]), int(certificate["points_evaluated"])
-        connected = bool(certificate["connected"])
-    except (KeyError, TypeError, ValueError) as error:
+        connected, reasons = bool(certificate["connected"]), list(certificate["reasons"])
+        if not all(isinstance(reason, str) for reason in reasons):
+            raise TypeError("a reason is no text")
+        certificate_words(certificate)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LLPFError(
             f"certificate.json is damaged or not of this version ({type(error).__name__}: {error})"
         ) from error
     if complete and known and (stated is None or abs(max(known) - float(stated)) > _SAME * max(1.0, max(known))):
         raise LLPFError(f"certificate.json contradicts itself: its points reach {max(known):g}, it states {stated}")
-    if connected and (not complete or max(known, default=0.0) > threshold or certificate["reasons"]):
+    if connected and (not complete or max(known, default=0.0) > threshold or reasons):
         raise LLPFError("certificate.json contradicts itself: it says connected, its points or its reasons say not")
+
+
+_POINT = ("train_loss", "train_samples", "test_loss", "test_accuracy")
+_NUMBERS = (
+    *("threshold", "max_loss", "max_loss_standard_error", "min_test_accuracy", "points_evaluated", "waypoints"),
+)
+
+
+def _insist(*values: Any) -> None:
+    """TypeError where one is neither a number nor None: it would otherwise be formatted as one."""
+    for value in values:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise TypeError(f"{value!r} is not a number"[:80])
 
 
 def key_numbers(story: Story) -> list[tuple[str, str]]:

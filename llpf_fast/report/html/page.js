@@ -47,7 +47,7 @@
         Object.assign(own.coloraxis.colorbar, { orientation: "h", y: 1.02, yanchor: "bottom", x: 0.5, len: 0.9, title: { ...own.coloraxis.colorbar.title, side: "top" } });
       const layout = {
         paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: theme.ink, size: 12, family: "system-ui, sans-serif" },
-        margin: { l: 8, r: 8, t: 8, b: 8 }, hovermode: "closest", dragmode: narrow.matches ? false : "zoom",
+        margin: { l: 8, r: 8, t: narrow.matches ? 8 : 30, b: 8 }, modebar: { bgcolor: "rgba(0,0,0,0)", color: theme.soft, activecolor: theme.ink }, hovermode: "closest", dragmode: narrow.matches ? false : "zoom",
         legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom", font: { size: 11 } },
         hoverlabel: { bgcolor: theme.paper, bordercolor: theme.soft, font: { color: theme.ink } }, ...own,
       };

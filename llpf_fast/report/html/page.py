@@ -158,7 +158,9 @@ def _components(stories: Sequence[Story], progress: Progress | None) -> tuple[Co
         )
     try:
         module = architecture(usable[0].run)
-        paths = [Trajectory(story.run, module, name=story.name) for story in usable]
+        paths = [
+            Trajectory(story.run, module, name=story.name, certified=story.certificate is not None) for story in usable
+        ]
         return principal_components(paths, components=2, progress=progress), ""
     except LLPFError as error:
         return None, f"The paths cannot be shown in one picture: {error}"
