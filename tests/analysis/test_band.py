@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llpf_fast.analysis.curves.band import BandSettings, auto_neb, insert, redistribute, tangent
+from llpf_fast.analysis.curves.band import BandSettings, across, auto_neb, insert, redistribute, tangent
 from llpf_fast.errors import LLPFError
 
 LEFT, RIGHT = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 0.0])
@@ -87,6 +87,13 @@ def test_tangents_point_to_the_higher_neighbour() -> None:
     mixed = tangent(pivots, [0.0, 3.0, 2.0], 1)
     # At a maximum both count, by the larger and the smaller difference of loss: 3 ahead, 1 back.
     assert torch.allclose(mixed, torch.tensor([1.0, 3.0]) / math.sqrt(10))
+
+
+def test_only_what_is_across_the_band_moves_it() -> None:
+    pivots = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [2.0, 1.0]])
+    slopes = torch.tensor([[9.0, 9.0], [3.0, 4.0], [3.0, 4.0], [9.0, 9.0]])
+    moved = across(pivots, [0.0, 1.0, 2.0, 3.0], slopes)
+    assert torch.allclose(moved[1:3], torch.tensor([[0.0, 4.0], [3.0, 0.0]]))
 
 
 def test_insertion_takes_the_largest_bulge_at_its_place() -> None:

@@ -89,10 +89,7 @@ def auto_neb(
             round_, steps = round_ + 1, steps + len(pivots) - 2
             if not all(map(math.isfinite, losses[1:-1])):
                 raise LLPFError(f"the band diverged after {steps} steps; lower its learning rate ({settings.lr})")
-            for i in range(1, len(pivots) - 1):
-                along = tangent(pivots, losses, i)
-                slopes[i].sub_(along, alpha=float(slopes[i] @ along))
-            velocity.mul_(settings.momentum).add_(slopes)
+            velocity.mul_(settings.momentum).add_(across(pivots, losses, slopes))
             pivots = pivots.sub(velocity, alpha=rate * settings.lr)
             if progress is not None:
                 progress(steps, settings.steps, f"{len(pivots) - 2} pivots  loss {max(losses[1:-1]):.4f}")
@@ -114,6 +111,15 @@ def redistribute(pivots: Tensor, shares: Tensor) -> Tensor:
     inside = ((wanted - places[left]) / lengths[left].clamp_min(1e-300)).clamp(0, 1).to(pivots.dtype)
     inner = torch.lerp(pivots[left], pivots[left + 1], inside.unsqueeze(1))
     return torch.cat([pivots[:1], inner, pivots[-1:]])
+
+
+def across(pivots: Tensor, losses: Sequence[float], slopes: Tensor) -> Tensor:
+    """The gradients ``slopes [n, P]`` less their parts along the band: what moves it without sliding along it."""
+    result = slopes.clone()
+    for i in range(1, len(pivots) - 1):
+        along = tangent(pivots, losses, i)
+        result[i].sub_(along, alpha=float(slopes[i] @ along))
+    return result
 
 
 def tangent(pivots: Tensor, losses: Sequence[float], i: int) -> Tensor:

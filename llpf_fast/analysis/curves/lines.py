@@ -30,6 +30,8 @@ def aligned_line(problem: Problem, a: State, b: State, *, seed: int = 0, restart
     Raises:
         LLPFError: the network cannot be traced, or has no units that may change places.
     """
+    import scipy.optimize  # noqa: F401 - before the clock runs: seconds once a process, which no search is to be charged
+
     began = time.perf_counter()
     specification = trace_permutations(problem.module, problem.train[0][:2])
     found = align(a, b, specification, seed=seed, restarts=restarts)
