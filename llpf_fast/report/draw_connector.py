@@ -137,5 +137,5 @@ def _draw_maxima(axes: Axes, connector: Connector, certificate: ComplexCertifica
         axes.set_ylabel("simplex")
     axes.invert_yaxis()
     axes.margins(x=0.15)
-    axes.set_xlabel("highest training loss on each simplex (dotted: threshold)", fontsize=10)
+    axes.set_xlabel("highest training loss on each simplex", fontsize=10)
     axes.set_title(f"{certificate.points_evaluated:,} points in all", fontsize=9, color=REMARK)
