@@ -3,9 +3,9 @@
     python -m benchmarks.analysis.split_epochs CASE [--data-dir DIR] [--seeds N ...]
 
 CASE is digits, digits-tanh, digits-plain, digits-stable or lenet5; writes CASE.{json,csv,png,svg} to
-benchmarks/results/analysis/split-epochs. A trunk is trained (``llpf train --checkpoint-epochs``); from each checkpoint two
-children go on (``--init``) with other data orders until all have had the same number of epochs. Interrupted, the same
-command goes on.
+benchmarks/results/analysis/split-epochs.
+A trunk is trained (``llpf train --checkpoint-epochs``); from each checkpoint two children go on (``--init``) with other
+data orders until all have had the same number of epochs. Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
