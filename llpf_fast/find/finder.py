@@ -123,7 +123,10 @@ class PathFinder:
             request = next(steps)
             while True:
                 if isinstance(request, Judge):
-                    request = steps.send(self._screen.loss(request.values, self.flat.buffers(), request.stop_above))
+                    loss = self._screen.loss(request.values, self.flat.buffers(), request.stop_above)
+                    # Or the point judged would stay until the next request is there.
+                    del request
+                    request = steps.send(loss)
                     continue
                 try:
                     corrected = self._correct(request)

@@ -83,7 +83,8 @@ class PathSearch:
         self.settings, self.flat = settings, flat
         self._ends, self._legs, self._schedule, self._record = ends, legs, schedule, record
         self._trainer, self._optimizer, self._rates = trainer, optimizer, rates
-        self._waypoint = torch.zeros_like(flat.data)
+        #: The last waypoint, where a search may go back to it.
+        self._waypoint = torch.zeros_like(flat.data) if settings.pacing == "adaptive" else None
         self._average = PointAverage(flat.data, settings.pace.average if settings.pacing == "adaptive" else None)
         self._moments: Tensor | None = None
         self._pace = Pace(settings.pace, settings.correction.min_rounds)
@@ -144,6 +145,7 @@ class PathSearch:
             if adaptive:
                 self._pace.succeeded(corrected.rounds)
             return self._set_pace()
+        assert self._waypoint is not None
         self._rollback.back(self._waypoint)
         self._report(corrected, rolled_back=True)
         return self._pace.failed() and self._set_pace()
@@ -158,15 +160,14 @@ class PathSearch:
         if adaptive:
             self._rollback.keep()
         moments = self._moments if route is self._legs.main else None
-        route.tick(
-            self.flat.data,
-            project_first=project_first,
-            waypoint=self._waypoint if record or adaptive else None,
-            moments=moments,
-        )
+        waypoint = self._waypoint
+        if waypoint is None and record:
+            waypoint = self._spare()
+        route.tick(self.flat.data, project_first=project_first, waypoint=waypoint, moments=moments)
         self._moments = None
         if record:
-            self._record.waypoint(at, self.flat, self._waypoint)
+            assert waypoint is not None
+            self._record.waypoint(at, self.flat, waypoint)
         scale = route.lr_scale(self.flat.data)
         if self._legs.scale_lr:
             self._trainer.scale_lr(scale) if self._rates is None else self._rates.set(scale)
@@ -235,20 +236,30 @@ class PathSearch:
         """
         if not self.settings.pace.chord:
             return True
-        loss: float = yield Judge(torch.lerp(self._waypoint, here, 0.5))
+        assert self._waypoint is not None
+        loss: float = yield Judge(torch.lerp(self._waypoint, here, 0.5, out=here))
         return loss <= self.settings.threshold * (1 + self.settings.pace.margin) / 2
 
     def _as_recorded(self, point: Tensor) -> Tensor:
         """``point [N]`` as the next tick would record it: blending spheres follow the way that it has come."""
-        here = point.clone()
+        here = self._beside(point)
         self._legs.project_as_recorded(self._standing, here, self._shares(self._legs.distances(here)))
         return here
+
+    def _beside(self, point: Tensor) -> Tensor:
+        """A copy of ``point [N]`` in spare memory."""
+        return self._spare().copy_(point)
+
+    def _spare(self) -> Tensor:
+        """``[N]``: the gradients' memory, which nothing needs between two corrections."""
+        self.flat.ensure_gradients()
+        return self.flat.grad
 
     def _rest_is_low(self) -> Generator[Train | Judge, Any, bool]:
         """Whether the straight way from the projected current point to its end stays below the threshold."""
         if not can_arrive(self.settings) or not self._legs.is_last(self._standing):
             return False
-        route, here = self._legs.current(self._standing), self.flat.data.clone()
+        route, here = self._legs.current(self._standing), self._beside(self.flat.data)
         route.project(here)
         # Counted from the destination's own loss up: a destination close below the threshold can be arrived at too.
         room = self.settings.threshold - self._ends.end_loss
@@ -259,8 +270,9 @@ class PathSearch:
         there = self._legs.rest(here)
         if self._ends.end is None and (yield Judge(there, stop)) > limit:
             return False
+        between = torch.empty_like(here)
         for fraction in _CHORD:
-            if (yield Judge(torch.lerp(here, there, fraction), stop)) > limit:
+            if (yield Judge(torch.lerp(here, there, fraction, out=between), stop)) > limit:
                 return False
         return True
 

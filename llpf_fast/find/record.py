@@ -101,7 +101,7 @@ class Record:
 
     def waypoint(self, at: Standing, flat: FlatParameters, values: Tensor) -> None:
         """Record ``values [N]`` and the present buffers as the waypoint of the tick ``at.point``."""
-        self.run.add_waypoint(at.point, flat.state_dict(values))
+        self.run.add_waypoint(at.point, flat.state_dict(values, copied=False))
         at.recorded = at.point
 
     def tick(

@@ -22,6 +22,8 @@ _BATCH = 500
 class Screen:
     """Eval-mode loss of flat points on a fixed set of training samples.
 
+    Holds no parameters of its own: its copy of the module looks at the very point that is judged.
+
     Args:
         module: architecture; copied, so that judging never touches the module being trained.
         loss_fn: (model output, targets) -> mean loss.
@@ -31,10 +33,26 @@ class Screen:
     def __init__(self, module: nn.Module, loss_fn: LossFunction, batches: list[tuple[Any, Any]], **flat: Any) -> None:
         twin = copy.deepcopy(module)
         twin.eval().requires_grad_(False)
-        self._flat = FlatParameters(twin, **flat)
-        self._loss_fn, self._batches = loss_fn, batches
+        self._module, self._loss_fn, self._batches = twin, loss_fn, batches
+        laid = FlatParameters(twin, **flat)
+        owners = dict(twin.named_parameters())
+        #: Each parameter with where a flat point holds it.
+        self._places = [
+            (owners[name], (view.shape, view.stride(), view.storage_offset()))
+            for name, view in laid.views(laid.data).items()
+        ]
+        self._look_away()
 
-    @torch.inference_mode()
+    def _look_at(self, values: Tensor) -> None:
+        for parameter, (shape, stride, offset) in self._places:
+            parameter.data = values.as_strided(shape, stride, values.storage_offset() + offset)
+
+    def _look_away(self) -> None:
+        """Let go of the point's memory."""
+        for parameter, _ in self._places:
+            parameter.data = parameter.data.new_empty(0)
+
+    @torch.no_grad()
     def loss(self, values: Tensor, buffers: Mapping[str, Tensor], stop_above: float = math.inf) -> float:
         """Mean loss at the flat point ``values [N]`` with the given buffers; NaN counts as infinite.
 
@@ -43,15 +61,21 @@ class Screen:
         Raises:
             LLPFError: the model's forward or the loss fails on the data.
         """
-        self._flat.data.copy_(values)
-        for name, buffer in self._flat.module.named_buffers():
+        for name, buffer in self._module.named_buffers():
             if name in buffers:
                 buffer.copy_(buffers[name])
+        self._look_at(values)
+        try:
+            return self._mean(stop_above)
+        finally:
+            self._look_away()
+
+    def _mean(self, stop_above: float) -> float:
         total, count = 0.0, 0
         for inputs, targets in self._batches:
             # Judged in float32 whatever the correction trains in.
-            with float32_products("float32", values.device):
-                value = loss_of(self._flat.module, self._loss_fn, inputs, targets)
+            with float32_products("float32", self._places[0][0].device):
+                value = loss_of(self._module, self._loss_fn, inputs, targets)
             size = len(targets)
             total, count = total + float(value) * size, count + size
             if total > stop_above * count:

@@ -520,12 +520,13 @@ class FlatParameters:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def state_dict(self, values: Tensor | None = None) -> dict[str, Tensor]:
+    def state_dict(self, values: Tensor | None = None, *, copied: bool = True) -> dict[str, Tensor]:
         """What ``module.load_state_dict`` takes, in its order: contiguous copies that share no memory.
 
         Args:
             values: ``[N]``, any dtype and device: the parameters' values instead of ``data``. Buffers are always the
                 module's present ones.
+            copied: False gives the memory itself, to be read at once.
         """
         self.ensure()
         views = list(self._views(self.data if values is None else values).values())
@@ -536,7 +537,9 @@ class FlatParameters:
                 state[name] = copy.deepcopy(value)
             else:
                 source = value if i is None else views[i]
-                state[name] = source.detach().clone(memory_format=torch.contiguous_format)
+                state[name] = source.detach()
+                if copied:
+                    state[name] = state[name].clone(memory_format=torch.contiguous_format)
         return state
 
     # -- copies
