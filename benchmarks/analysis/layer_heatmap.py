@@ -57,6 +57,22 @@ def agreement(found: LayerConnectivity, shared: bool) -> dict[str, Any]:
     }
 
 
+def headline(found: LayerConnectivity) -> dict[str, float | None]:
+    """The few numbers that a reader wants first."""
+    assert found.whole is not None
+    assert found.integral is not None
+    alone = [group.barriers["train_loss"] for base in (0, 1) for group in found.select("alone", base)]
+    return {
+        "barrier_of_the_midpoint": found.midpoint()["train_loss"],
+        "second_order": found.whole.midpoint,
+        "curvature_integral": found.integral.integral,
+        "largest_barrier_of_one_layer": max(alone),
+        "smallest_barrier_of_one_layer": min(alone),
+        "rank_correlation_single_layers": found.ranks()["alone"].rho,
+        "rank_correlation_from_the_input": found.ranks()["shallow"].rho,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=["digits", "lenet5"])
@@ -82,7 +98,7 @@ def main() -> None:
             if args.case == "digits"
             else "llpf train --epochs 20 (authors' settings), seeds 1 and 2",
         }
-        numbers = {**found.numbers(), "comparison": agreement(found, name.endswith("shared"))}
+        numbers = {**headline(found), **found.numbers(), "comparison": agreement(found, name.endswith("shared"))}
         print(write_result(args.out, name, numbers=numbers, about=about))
         print(draw_layers(found, args.out, name))
 

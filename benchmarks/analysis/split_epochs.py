@@ -155,6 +155,19 @@ def agreement(splits: list[Split]) -> dict[str, bool]:
     return found
 
 
+def headline(splits: list[Split]) -> dict[str, float | None]:
+    """The few numbers that a reader wants first: means over trunks, at the line's midpoint."""
+    table = means(splits)
+    shared = [row for row in table if row["epoch"] is not None]
+    found: dict[str, float | None] = {}
+    for row in (shared[0], shared[-1], *[row for row in table if row["epoch"] is None]):
+        where = "nothing_shared" if row["epoch"] is None else f"split_at_epoch_{row['epoch']}"
+        found |= {f"barrier_{where}": row["midpoint"], f"second_order_{where}": row["predicted"]}
+    found["rank_correlation_of_second_order_and_barrier"] = prediction_ranks(splits)["predicted"].rho
+    found["rank_correlation_of_curvature_integral_and_barrier"] = prediction_ranks(splits)["curvature_integral"].rho
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=[*CASES])
@@ -181,6 +194,7 @@ def main() -> None:
         "expected": case.facts,
     }
     numbers = {
+        **headline(splits),
         "means": means(splits),
         "rank_correlation_over_all_pairs": {name: asdict(rank) for name, rank in prediction_ranks(splits).items()},
         "agrees_with_expectation": agreement(splits),

@@ -41,7 +41,7 @@ def draw_split(splits: Sequence[Split], folder: str | os.PathLike[str], stem: st
             _series(panels[0], splits, where, [row[name] for row in table], name, number, label)
         # Barriers span decades, and estimates may be below 0.
         highest = max((abs(row["midpoint"]) for row in table), default=1.0)
-        panels[0].set_yscale("symlog", linthresh=max(highest / 100, 1e-6))
+        panels[0].set_yscale("symlog", linthresh=max(highest / 1000, 1e-6))
         panels[0].axhline(0, color=REMARK, linewidth=0.8)
         panels[0].set_ylabel("barrier of the training loss")
         panels[0].legend(fontsize=8, frameon=False)
