@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import captured_checks
 import torch
 from gpu_cases import PAIRS, Case, cases, destination, gates, per_variance_group, poisoned_scratch, values
 from torch import Tensor
@@ -19,6 +20,7 @@ from llpf_fast import ops
 from llpf_fast.ops import Destination, SegmentFlag, gate_state
 from llpf_fast.ops.backend import use_backend
 from llpf_fast.ops.coefficients import coefficients_eager
+from llpf_fast.ops.draw import draw_eager
 from llpf_fast.ops.loss_gate import loss_gate_eager
 from llpf_fast.ops.moments import moments_eager
 from llpf_fast.ops.sgd import sgd_eager
@@ -367,6 +369,22 @@ def check_graph(device: torch.device) -> None:
             same_bits(one, other, f"tensor {i} after replays of {case}")
 
 
+def check_draw(device: torch.device) -> None:
+    """The very integers of the specification, for one path and several, with and without a gate."""
+    for paths, bounds in ((None, [60_000]), (3, [50_000, 1 << 20, 5, 1 << 31])):
+        for columns in (1, 300):
+            shape = (len(bounds), columns) if paths is None else (paths, len(bounds), columns)
+            key = torch.tensor(0xFEDCBA98) if paths is None else torch.arange(paths) * 0x3FFFFFFF
+            first, state = torch.full_like(key, (5 << 32) + 3), gate_state(2, paths)
+            state[..., 2] = 7.0
+            for gate in (None, state):
+                got, want = torch.full(shape, -1, device=device), torch.full(shape, -2)
+                given = [tensor if tensor is None else tensor.to(device) for tensor in (key, first, gate)]
+                ops.draw_(got, *given, bounds=bounds)
+                draw_eager(want, key, first, gate, bounds=bounds)
+                same_bits(got, want, f"draw_ of {list(shape)}")
+
+
 def check_streams(device: torch.device) -> None:
     """The kernels run on the current stream: work queued there before them is done when they start."""
     needs_cuda(device)
@@ -436,6 +454,7 @@ LAUNCHES = {
         "sgd_": 1,
         "sgd_ and moments": 2,
         "loss_gate_": 1,
+        "draw_": 1,
     },
     "triton": {
         "moments": 3,
@@ -445,6 +464,7 @@ LAUNCHES = {
         "sgd_": 1,
         "sgd_ and moments": 3,
         "loss_gate_": 1,
+        "draw_": 1,
     },
 }
 
@@ -459,6 +479,7 @@ def count_launches(device: torch.device) -> dict[str, int]:
     scratch, table, loss = at.table.scratch(), (at.table.segments, at.table.chunks), torch.zeros((), device=device)
     measured = ops.moments(at.p, at.d, *table, scratch)
     maps = ops.coefficients(measured, at.table.segments, at.target, at.step)
+    drawn, key = torch.zeros(2, 64, dtype=torch.int64, device=device), torch.tensor(3, device=device)
     calls: dict[str, Callable[[], object]] = {
         "moments": lambda: ops.moments(p, at.d, *table, scratch),
         "coefficients": lambda: ops.coefficients(measured, at.table.segments, at.target, at.step),
@@ -469,6 +490,7 @@ def count_launches(device: torch.device) -> dict[str, int]:
             p, at.g, at.buffer, at.lr, *table, None, at.d, left, scratch, momentum=0.9
         ),
         "loss_gate_": lambda: ops.loss_gate_(state, loss, threshold=0.1, min_rounds=2, max_rounds=9),
+        "draw_": lambda: ops.draw_(drawn, key, key, state, bounds=[1000, 5]),
     }
     return {name: launches(call) for name, call in calls.items()}
 
@@ -482,6 +504,16 @@ def check_launches(device: torch.device) -> None:
     assert not over, f"launches {over}, allowed {allowed}"
 
 
+def on_a_gpu(check: Callable[[torch.device], None]) -> Callable[[torch.device], None]:
+    """``check`` behind :func:`needs_cuda`."""
+
+    def checked(device: torch.device) -> None:
+        needs_cuda(device)
+        check(device)
+
+    return checked
+
+
 #: Simple checks first: what they find, the later ones only repeat.
 CHECKS: dict[str, Callable[[torch.device], None]] = {
     "moments": check_moments,
@@ -490,12 +522,18 @@ CHECKS: dict[str, Callable[[torch.device], None]] = {
     "tick": check_tick,
     "sgd": check_sgd,
     "loss_gate": check_loss_gate,
+    "draw": check_draw,
     "rows": check_rows,
     "streams": check_streams,
     "graph": check_graph,
     "no_synchronisation": check_no_synchronisation,
     "no_allocation": check_no_allocation,
     "launches": check_launches,
+    "captured_values": on_a_gpu(captured_checks.check_captured_values),
+    "closed_gate": on_a_gpu(captured_checks.check_closed_gate),
+    "steady_replays": on_a_gpu(captured_checks.check_steady_replays),
+    "captured_nodes": on_a_gpu(lambda device: captured_checks.check_nodes(device, launches)),
+    "failing_capture": on_a_gpu(captured_checks.check_a_failing_capture_goes_on),
 }
 
 

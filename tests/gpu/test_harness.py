@@ -5,25 +5,31 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import captured_checks
 import gpu_checks
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llpf_fast import ops
+from llpf_fast.correct import Correction
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["moments", "affine", "loss_gate", "rows"])
+@pytest.mark.parametrize("name", ["moments", "affine", "loss_gate", "draw", "rows"])
 def test_checks_pass_on_the_cpu(name: str) -> None:
     gpu_checks.run_check(name, "auto", CPU)
 
 
-@pytest.mark.parametrize("name", ["graph", "launches", "no_allocation", "no_synchronisation", "streams"])
+@pytest.mark.parametrize(
+    "name", ["graph", "launches", "no_allocation", "no_synchronisation", "streams", "steady_replays", "closed_gate"]
+)
 def test_checks_of_the_device_say_that_they_need_one(name: str) -> None:
     with pytest.raises(gpu_checks.NotHere):
         gpu_checks.run_check(name, "auto", CPU)
@@ -46,6 +52,29 @@ def test_wrong_moments_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "moments", lambda *given: right(*given) * (1 + 1e-9))
     with pytest.raises(AssertionError, match="moments of padded"):
         gpu_checks.check_moments(CPU)
+
+
+@pytest.fixture
+def called_instead_of_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks of captured corrections on the CPU, with the iteration itself in place of a graph of it."""
+    build = captured_checks.correction
+
+    def called(make: Callable[[], nn.Module], device: torch.device, capture: str = "auto", **given: Any) -> Correction:
+        one = build(make, device, **given)
+        if capture == "on":
+            one.replay(lambda step: step)
+        return one
+
+    monkeypatch.setattr(captured_checks, "correction", called)
+
+
+@pytest.mark.usefixtures("called_instead_of_captured")
+def test_the_checks_of_captured_corrections_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured_checks.check_captured_values(CPU)
+    captured_checks.check_closed_gate(CPU)
+    monkeypatch.setattr("llpf_fast.correct.kept_buffers.KeptBuffers.put_back", lambda *_: None)
+    with pytest.raises(AssertionError, match="changed after the gate closed"):
+        captured_checks.check_closed_gate(CPU)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
