@@ -27,7 +27,7 @@ from llpf_fast.report.draw_pca import draw_components
 from llpf_fast.report.draw_ticks import draw_ticks
 
 #: Keeps the film below 300 kB.
-FRAMES = 24
+FRAMES = 20
 
 
 def main() -> None:

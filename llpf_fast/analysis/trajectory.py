@@ -176,7 +176,7 @@ def pieces(shapes_: dict[str, list[int]], names: Sequence[str], columns: int) ->
                     continue
                 count = 1
             group.append(Piece(name, start, start + count, count * width))
-            start, room = start + count, room - count * width
+            start, room = start + count, max(0, room - count * width)
     if group:
         yield group
 
