@@ -43,15 +43,19 @@
         title: { ...given.title, font: { size: 13 }, standoff: 8 },
       });
       for (const name of Object.keys(own)) if (/^[xy]axis\d*$/.test(name)) own[name] = axis(own[name]);
-      if (own.coloraxis && own.coloraxis.colorbar && narrow.matches)
+      if (own.coloraxis && own.coloraxis.colorbar && narrow.matches) {
         Object.assign(own.coloraxis.colorbar, { orientation: "h", y: 1.02, yanchor: "bottom", x: 0.5, len: 0.9, title: { ...own.coloraxis.colorbar.title, side: "top" } });
+        // Equal scales and a legend below: left to itself the axis' title ends up inside the plot.
+        own.xaxis.automargin = false;
+        own.margin = { l: 8, r: 8, t: 8, b: 100 };
+      }
       const layout = {
         paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: theme.ink, size: 12, family: "system-ui, sans-serif" },
         margin: { l: 8, r: 8, t: narrow.matches ? 8 : 30, b: 8 }, modebar: { bgcolor: "rgba(0,0,0,0)", color: theme.soft, activecolor: theme.ink }, hovermode: "closest", dragmode: narrow.matches ? false : "zoom",
         legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom", font: { size: 11 } },
         hoverlabel: { bgcolor: theme.paper, bordercolor: theme.soft, font: { color: theme.ink } }, ...own,
       };
-      const config = { responsive: true, displaylogo: false, displayModeBar: narrow.matches ? false : "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+      const config = { responsive: true, displaylogo: false, displayModeBar: narrow.matches ? false : "hover", modeBarButtons: [["toImage", "zoom2d", "pan2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"]] };
       Plotly.react(place, filled(figure.data, theme), layout, config);
     }
     document.documentElement.dataset.drawn = dark.matches ? "dark" : "light";
