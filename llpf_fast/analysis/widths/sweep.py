@@ -189,7 +189,8 @@ def _cell(
         if "training loss became" not in str(error):
             raise
         return Cell("", 0.0, training.seed, None, None, None, "diverged")
-    evaluate = problem.evaluator("train")
+    # Statistics stored at the network are wrong away from it, where other values reach the BatchNorm layers.
+    evaluate = problem.evaluator("train", statistics=problem.statistics[-1])
     accuracy = None if problem.test is None else problem.evaluator("test")(trained.final).accuracy
     found: dict[str, PointWidth | None] = {"final": None, "matched": None}
     remarks = []

@@ -56,9 +56,11 @@ def run(args: Namespace) -> int:
 
     settings = width_settings(args)
     settings.validate()
-    evaluate = problem.evaluator("train")
+    # Statistics stored at a network are wrong away from it, where other values reach the BatchNorm layers.
+    evaluate = problem.evaluator("train", statistics=problem.statistics[-1])
     folder = out_folder(args)
     about: dict[str, Any] = {**problem.about(), "law": settings.in_words(), "run": None}
+    about["batchnorm_statistics"] = problem.statistics[-1] if problem.has_statistics else None
     runs = [source for source in args.models if Path(source).is_dir()]
     with Progress("ray", quiet=args.quiet) as progress:
         if runs:
