@@ -33,7 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lenet5": {
         "names": ("lenet5", "mnist"),
         "training": {"epochs": 20},
-        "search": ConnectorSettings(steps=300, surface_steps=1000, lr=0.01),
+        "search": ConnectorSettings(steps=400, surface_steps=2000, lr=0.01),
         "samples": 5000,
     },
 }
