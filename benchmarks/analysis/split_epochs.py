@@ -38,6 +38,7 @@ class Case:
     samples: int = 0
     hessian_samples: int = 0
     nodes: int = 8
+    points: int = 25
     independent: bool = True
     facts: str = ""
 
@@ -85,11 +86,12 @@ CASES = {
         "mnist",
         "MNIST, LeNet5, SGD 0.01 momentum 0.9, batch 64",
         splits=(0, 1, 2),
-        epochs=4,
+        epochs=3,
         training={"lr": 0.01, "momentum": 0.9, "batch_size": 64},
         samples=10_000,
-        hessian_samples=1_000,
+        hessian_samples=500,
         nodes=4,
+        points=13,
         independent=False,
         facts="small networks are stable from initialisation, as reported for MNIST: barriers near 0",
     ),
@@ -112,6 +114,7 @@ def study(case: Case, problem: Problem, seed: int, work: Path, data_dir: str | N
                 epoch=epoch,
                 hessian_samples=case.hessian_samples,
                 nodes=case.nodes,
+                points=case.points,
                 progress=progress.update,
             )
             found.append(split)
