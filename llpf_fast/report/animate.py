@@ -65,12 +65,7 @@ def animate_path(
     Raises:
         LLPFError: another ``kind``; fewer than two frames; imageio-ffmpeg is missing; disk trouble.
     """
-    if kind not in ("gif", "mp4"):
-        raise LLPFError(f"an animation is a gif or an mp4, got {kind}")
-    if frames < 2 or not seconds > 0:
-        raise LLPFError(f"an animation takes at least 2 frames and some time, got {frames} frames, {seconds} s")
-    if kind == "mp4":
-        _ffmpeg()
+    check_film(kind, frames, seconds)
     line, straight, threshold, source = _frames(found)
     kept = line if len(line) <= frames else [line[i] for i in _spread(len(line), frames)]
     out = Path(folder) / f"{stem}.{kind}"
@@ -93,6 +88,16 @@ def animate_path(
         show(kept[-1])
         save_figure(figure, folder, stem, COLUMNS, _rows(kept))
     return out
+
+
+def check_film(kind: str, frames: int, seconds: float) -> None:
+    """Before any work: LLPFError as :func:`animate_path`'s for its arguments."""
+    if kind not in ("gif", "mp4"):
+        raise LLPFError(f"an animation is a gif or an mp4, got {kind}")
+    if frames < 2 or not seconds > 0:
+        raise LLPFError(f"an animation takes at least 2 frames and some time, got {frames} frames, {seconds} s")
+    if kind == "mp4":
+        _ffmpeg()
 
 
 def _frames(found: Components) -> tuple[list[_Frame], list[tuple[float, float]], float | None, str]:

@@ -29,8 +29,9 @@ def run(args: Namespace) -> int:
     from ...analysis.pca import principal_components
     from ...analysis.trajectory import Trajectory, architecture, own_names
     from ...path import RunDirectory
-    from ...report.animate import animate_path
+    from ...report.animate import animate_path, check_film
 
+    check_film(args.format, args.frames, args.seconds)
     directory = RunDirectory.open(args.run)
     path = Trajectory(directory, architecture(directory), name=own_names([args.run])[0])
     with Progress("step", quiet=args.quiet) as progress:
