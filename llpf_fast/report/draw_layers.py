@@ -97,9 +97,8 @@ def _scatter(figure: Any, result: LayerConnectivity, layers: list[str]) -> None:
         axes.axline((0, 0), slope=1, color=LIMIT, linewidth=0.8, linestyle=":", label="predicted = measured")
         rho = ranks[order].rho
         said = "not defined" if rho is None else f"{rho:.2f}"
-        axes.set_title(
-            f"{_ORDERS[order]}: rank correlation {said} ({ranks[order].count} groups)", fontsize=10, color=REMARK
-        )
+        axes.set_title(f"{_ORDERS[order]}: rank correlation {said} of {ranks[order].count}", fontsize=10, color=REMARK)
+        axes.locator_params(axis="x", nbins=4)
         axes.set_xlabel("barrier predicted to second order")
         axes.set_ylabel("barrier measured")
         axes.legend(fontsize=8, frameon=False)
