@@ -28,6 +28,7 @@ from .results import FindResult, TickProgress
 from .schedule import make_schedule
 from .screen import Screen, screen_batches
 from .settings import Settings
+from .stacked_screen import StackedScreen
 
 #: Fewer paths than this train in turn: the fixed cost of a stacked iteration then exceeds what it saves (digits
 #: perceptron on one core: two paths 0.6 times as fast as in turn, four 1.1, sixteen 2.6).
@@ -43,6 +44,10 @@ class Job:
     resume: bool = False
     provenance: dict[str, Any] | None = None
     progress: Callable[[TickProgress], None] | None = None
+
+
+#: To a request of a search: how a correction went, a loss, or the error that either ended with; None to begin.
+Answer = Corrected | float | LLPFError | None
 
 
 @dataclass
@@ -132,29 +137,32 @@ class StackedFinder:
         last = channels_last(settings, self._device)
         self._seen = screen_batches(data, settings.screen_size, self._device, channels_last=last)
         self._screen = Screen(self._module, loss_fn, self._seen, **self._layout)
+        self._screens = StackedScreen(flat, loss_fn, self._seen)
+        self._judge_at_once = self._device.type == "cuda"
 
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, FindResult | LLPFError]]:
         """Search them all; every job, as it ends, with its result or with the error that ended it."""
         queue, lanes = iter(jobs), list[_Lane]()
+        answers: list[tuple[_Lane, Answer]] = []
         while True:
             while len(lanes) < self._together and (job := next(queue, None)) is not None:
                 try:
-                    lane = self._begin(job)
+                    lanes.append(self._begin(job))
                 except LLPFError as error:
                     yield job, error
                     continue
-                if (ended := self._advance(lane, None)) is None:
-                    lanes.append(lane)
-                else:
-                    yield job, ended
-            if not lanes:
-                return
-            answers = dict(self._stacked.iterate())
-            for lane in [lane for lane in lanes if lane.path in answers]:
-                ended = self._advance(lane, answers[lane.path])
-                if ended is not None:
+                answers.append((lanes[-1], None))
+            if answers:
+                for lane, ended in self._advance(answers):
                     lanes.remove(lane)
                     yield lane.job, ended
+                # Rows that have become free are filled before any path trains on.
+                answers = []
+                continue
+            if not lanes:
+                return
+            corrected = dict(self._stacked.iterate())
+            answers = [(lane, corrected[lane.path]) for lane in lanes if lane.path in corrected]
 
     def _begin(self, job: Job) -> _Lane:
         settings, ends = self.settings, Ends(self.settings, *job.ends())
@@ -181,17 +189,40 @@ class StackedFinder:
             raise
         return _Lane(job, flat, path, search.steps())
 
-    def _advance(self, lane: _Lane, answer: Corrected | LLPFError | None) -> FindResult | LLPFError | None:
-        """Let a search go on until it trains again (None) or has ended."""
+    def _advance(self, answers: list[tuple[_Lane, Answer]]) -> Iterator[tuple[_Lane, FindResult | LLPFError]]:
+        """Let searches go on until all of them train again; those that end instead, and how."""
+        while answers:
+            asked: list[tuple[_Lane, Judge]] = []
+            for lane, answer in answers:
+                try:
+                    request = lane.steps.throw(answer) if isinstance(answer, LLPFError) else lane.steps.send(answer)
+                except (StopIteration, LLPFError) as end:
+                    self._stacked.drop(lane.path)
+                    yield lane, end if isinstance(end, LLPFError) else end.value
+                    continue
+                if isinstance(request, Judge):
+                    asked.append((lane, request))
+                else:
+                    lane.path.begin(request.first_round, go_on=request.go_on, stop_at_nan=request.stop_at_nan)
+            answers = list(zip([lane for lane, _ in asked], self._judge(asked), strict=True))
+
+    def _judge(self, asked: list[tuple[_Lane, Judge]]) -> list[float | LLPFError]:
+        if self._judge_at_once and len(asked) > 1:
+            return self._judge_stacked(asked)
+        found: list[float | LLPFError] = []
+        for lane, request in asked:
+            try:
+                found.append(self._screen.loss(request.values, lane.flat.buffers(), request.stop_above))
+            except LLPFError as error:
+                found.append(error)
+        return found
+
+    def _judge_stacked(self, asked: list[tuple[_Lane, Judge]]) -> list[float | LLPFError]:
+        values = [request.values for _, request in asked]
+        buffers = [lane.flat.buffers() for lane, _ in asked]
         try:
-            request = lane.steps.throw(answer) if isinstance(answer, LLPFError) else lane.steps.send(answer)
-            while isinstance(request, Judge):
-                request = lane.steps.send(self._screen.loss(request.values, lane.flat.buffers(), request.stop_above))
-            lane.path.begin(request.first_round, go_on=request.go_on, stop_at_nan=request.stop_at_nan)
-            return None
-        except StopIteration as end:
-            ended: FindResult | LLPFError = end.value
-        except LLPFError as error:
-            ended = error
-        self._stacked.drop(lane.path)
-        return ended
+            return list(self._screens.losses(values, buffers, [request.stop_above for _, request in asked]))
+        except LLPFError:
+            # What trains as a stack need not be able to do so in eval mode.
+            self._judge_at_once = False
+            return self._judge(asked)

@@ -27,6 +27,9 @@ from llpf_fast.find import (
     choose_together,
     stacked_finder,
 )
+from llpf_fast.find.screen import Screen, screen_batches
+from llpf_fast.find.stacked_screen import StackedScreen
+from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model
 from llpf_fast.path import LowLossPath, RunDirectory
 
@@ -247,6 +250,51 @@ def test_a_stack_that_was_interrupted_resumes_to_the_same_paths(search, five, tm
         assert written(tmp_path / "run" / str(i)) == written(tmp_path / "whole" / str(i))
 
 
+def test_points_judged_at_once(five, digits) -> None:
+    """Losses, limits and statistics of each; one that is given up says so as it would alone."""
+    flat = FlatParameters(network())
+    batches = screen_batches(digits, 1200, torch.device("cpu"))
+    assert len(batches) == 3
+    points = [flat.flatten(state) for state in five]
+    points[3][:40] = math.nan
+    buffers = [{name: value for name, value in state.items() if name not in flat.table.names} for state in five]
+    screen, screens = (kind(flat, batches) for kind in (_screen, _screens))
+    limits = [math.inf, 1e-9, math.inf, math.inf, 1e-9]
+    want = [screen.loss(*of_point) for of_point in zip(points, buffers, limits, strict=True)]
+    found = screens.losses(points, buffers, limits)
+    assert want[3] == found[3] == math.inf
+    assert found == pytest.approx(want, rel=1e-5)
+    assert want[1] != pytest.approx(screen.loss(points[1], buffers[1]), rel=1e-3), "the limit matters"
+
+
+def _screen(flat: FlatParameters, batches: Any) -> Screen:
+    return Screen(flat.module, nn.functional.cross_entropy, batches)
+
+
+def _screens(flat: FlatParameters, batches: Any) -> StackedScreen:
+    return StackedScreen(flat, nn.functional.cross_entropy, batches)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_paths_judged_at_once_are_the_same_paths(search, five, tmp_path, monkeypatch) -> None:
+    settings = quick(**HASTY)
+    search(tmp_path / "one by one", pairs(five), settings, 4)
+    counted = []
+    losses = StackedScreen.losses
+    monkeypatch.setattr(StackedScreen, "losses", lambda *args: counted.append(len(args[1])) or losses(*args))
+    init = StackedFinder.__init__
+
+    def on_gpu(self: StackedFinder, *args: Any, **options: Any) -> None:
+        init(self, *args, **options)
+        self._judge_at_once = True
+
+    monkeypatch.setattr(StackedFinder, "__init__", on_gpu)
+    search(tmp_path / "at once", pairs(five), settings, 4)
+    assert max(counted) == 4
+    for i in range(4):
+        assert written(tmp_path / "at once" / str(i)) == written(tmp_path / "one by one" / str(i))
+
+
 class Keeps(nn.Module):
     """Shifts its input by the mean of the last one, which it keeps in a plain attribute."""
 
@@ -304,7 +352,7 @@ def test_what_a_stack_does_not_take(search, digits, tmp_path) -> None:
 def test_a_stack_is_chosen_where_it_was_measured_faster() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     perceptron, lenet5 = build_model("mlp"), build_model("lenet5")
-    assert [choose_together(perceptron, cpu, paths) for paths in (1, 3, 4, 9, 100)] == [1, 1, 4, 9, 16]
+    assert [choose_together(perceptron, cpu, paths) for paths in (1, 7, 8, 9, 100)] == [1, 1, 8, 9, 16]
     assert [choose_together(lenet5, cpu, paths) for paths in (4, 100)] == [1, 1]
     assert [choose_together(lenet5, gpu, paths) for paths in (1, 2, 9, 1000)] == [1, 2, 9, 256]
     assert choose_together(build_model("resnet18"), gpu, 9) == 1
