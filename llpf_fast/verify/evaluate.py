@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..correct.precision import float32_products
 from ..errors import LLPFError
 from ..path.state import compare_architectures
 from .samples import FixedSamples, call
@@ -110,7 +111,7 @@ class Evaluator:
             LLPFError: the state is of another architecture; the model or the loss fails on the data.
         """
         twin = self._twin()
-        with self._random_state(), torch.inference_mode():
+        with self._random_state(), float32_products("float32", self.device), torch.inference_mode():
             self._load(state)
             try:
                 if self._estimation is not None:

@@ -123,7 +123,7 @@ def verify_run(
                 "model": settings.get("model") or type(module).__name__,
                 "loss": getattr(loss, "__name__", type(loss).__name__),
                 "device": str(device),
-                **({"tf32": torch.backends.cudnn.allow_tf32} if device.type == "cuda" else {}),
+                **({"tf32": False} if device.type == "cuda" else {}),
             },
             "run": {
                 "start_sha256": run.run.get("start_sha256"),
