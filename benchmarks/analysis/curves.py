@@ -21,6 +21,7 @@ from benchmarks.analysis.trained import RESULTS, WORK, train
 from benchmarks.record_path import commit
 from llpf_fast.analysis import Problem, write_result
 from llpf_fast.analysis.curves.compare import Comparison, Plan, compare
+from llpf_fast.analysis.curves.methods import TRAINED
 from llpf_fast.cli.progress import Progress
 from llpf_fast.recipes import load_recipe
 from llpf_fast.report.draw_curves import draw_curves
@@ -32,13 +33,15 @@ CASES: dict[str, dict[str, Any]] = {
         "recipe": "mlp-digits-m2m-quick",
         "samples": 0,
         "most_steps": 20_000,
+        "rates": (0.01, 0.03, 0.1, 0.3, 1.0),
     },
     "lenet5": {
         "names": ("lenet5", "mnist"),
         "training": {"epochs": 20},
         "recipe": "lenet5-mnist-m2m-quick",
         "samples": 2000,
-        "most_steps": 9000,
+        "most_steps": 4500,
+        "rates": (0.03, 0.1, 0.3),
     },
 }
 SEEDS = (1, 2)
@@ -92,6 +95,7 @@ def main() -> None:
         threshold=settings.threshold,
         converge=not args.equal_only,
         most_steps=args.most_steps or case["most_steps"],
+        rates=dict.fromkeys(TRAINED, case["rates"]),
         llpf_settings=settings,
     )
     with Progress("step") as progress:

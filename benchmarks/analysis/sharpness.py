@@ -28,7 +28,7 @@ from llpf_fast.report.draw_sharpness import draw_sharpness
 
 CASES: dict[str, dict[str, Any]] = {
     "digits": {"samples": 0, "points": 9, "probes": 32},
-    "lenet5": {"samples": 1000, "points": 7, "probes": 12},
+    "lenet5": {"samples": 500, "points": 6, "probes": 10},
 }
 RHO = 0.05
 RECIPE = "mlp-digits-m2m-quick"

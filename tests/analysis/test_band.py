@@ -100,7 +100,7 @@ def test_insertion_takes_the_largest_bulge_at_its_place() -> None:
     pivots = torch.tensor([[0.0], [1.0], [2.0]])
     shares = torch.tensor([0.5, 0.5], dtype=torch.float64)
     settings = BandSettings(steps=10, inside=3, most=1)
-    losses = [0.0, 0.1, 0.2, 0.3, 0.4, 0.3, 0.2, 2.0, 0.0]
+    losses = [0.0, 0.9, 0.2, 0.3, 0.4, 0.3, 0.2, 2.0, 0.0]
     new, parts = insert(pivots, shares, losses, settings)
     assert new.flatten().tolist() == [0.0, 1.0, 1.75, 2.0]
     assert parts.tolist() == [0.5, 0.375, 0.125]
