@@ -153,7 +153,7 @@ def _draw_distances(axes: Axes, shadow: Shadow) -> None:
 def _surface(found: Plane, folder: str | os.PathLike[str], stem: str) -> Path:
     from matplotlib.colors import LogNorm
 
-    with new_figure(7, 6) as figure:
+    with new_figure(6.5, 5.6) as figure:
         axes: Any = figure.add_subplot(projection="3d")
         norm = _norm(found)
         log = isinstance(norm, LogNorm)
