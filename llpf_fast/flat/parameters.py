@@ -409,6 +409,7 @@ class FlatParameters:
                 in_place = _same_memory(gradient, self._layouts[i].view(self._grad))
                 found[i] = gradient if in_place else gradient.clone()
         views: list[Tensor] = []
+        fresh: list[tuple[Tensor, Tensor]] = []
         for layout, parameter, gradient in zip(self._layouts, self._parameters, found, strict=True):
             view = layout.view(self._grad)
             if not parameter.requires_grad:
@@ -419,9 +420,12 @@ class FlatParameters:
             if gradient is None:
                 view.zero_()
             elif not _same_memory(gradient, view):
-                view.copy_(gradient)
+                fresh.append((view, gradient))
             parameter.grad = view
             views.append(view)
+        if fresh:
+            # One kernel on a GPU, where a captured iteration comes here.
+            torch._foreach_copy_([view for view, _ in fresh], [gradient for _, gradient in fresh])
         self._gradient_views = views
         self._gradient_pointers = list(map(Tensor.data_ptr, views))
 
