@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -257,3 +259,47 @@ def test_own_augmentation_cannot_be_counted() -> None:
     batches = TensorBatches(*images("cpu"), 4, seed=0, augment=lambda x, key: x)
     assert not batches.counted
     assert isinstance(augmentation("mnist"), Augmentation)
+
+
+def test_the_order_of_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: the streams wait for each other around a capture that other threads may not disturb."""
+    told: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            told.append(f"{self.name} waits for {other.name}")
+
+    @contextlib.contextmanager
+    def graph(graph: Any, *, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        told.append(f"capture on {stream.name}, {capture_error_mode}")
+        yield
+        told.append("captured")
+
+    fake = SimpleNamespace(
+        current_stream=lambda _: Stream("current"),
+        Stream=lambda _: Stream("side"),
+        CUDAGraph=lambda: SimpleNamespace(replay=lambda: told.append("replay")),
+        device=lambda _: contextlib.nullcontext(),
+        graph=graph,
+    )
+    monkeypatch.setattr("llpf_fast.correct.captured.torch.cuda", fake)
+
+    class Called:
+        flat = SimpleNamespace(data=torch.zeros(1))
+
+        def __call__(self) -> None:
+            told.append("step")
+
+    replay = as_cuda_graph(Called())  # type: ignore[arg-type]
+    replay()
+    assert told == [
+        "side waits for current",
+        "capture on side, thread_local",
+        "step",
+        "captured",
+        "current waits for side",
+        "replay",
+    ]
