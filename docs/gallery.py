@@ -12,8 +12,8 @@ from __future__ import annotations
 import ast
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,22 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 #: Scalars of a result that its caption shows at most; the JSON file holds all.
 _MOST_NUMBERS = 8
+_MOST_ROWS = 20
 
 
 @dataclass(frozen=True)
 class Topic:
-    """``read`` says what one sees; ``command`` is the module of benchmarks/analysis that made it."""
+    """``read`` says what one sees; ``command`` is the module of benchmarks/analysis that made it.
+
+    ``numbers`` are the values of a result's JSON file that its caption shows, label to dotted name; all scalars at its
+    top where there are none. ``table`` is a dotted name of a list of records, and those of their keys that are shown.
+    """
 
     heading: str
     read: str
     command: str
+    numbers: dict[str, str] = field(default_factory=dict)
+    table: tuple[str, tuple[str, ...]] | None = None
 
 
 TOPICS = {
@@ -41,6 +48,14 @@ TOPICS = {
         " layer by layer, with loss as colour. Distances in such a plane are lower bounds of the true ones. Then the "
         "first of the paths as a film, and its layers tick by tick.",
         "pca",
+        {
+            "waypoints": "waypoints",
+            "parameters": "parameters",
+            "share of two components": "share_of_two_components",
+            "peak memory of the analysis (MB)": "peak_megabytes_of_the_analysis",
+            "waypoints (GB)": "waypoints_gigabytes",
+            "seconds": "seconds",
+        },
     ),
     "plane": Topic(
         "The plane through three networks, and the classic misreading",
@@ -48,6 +63,13 @@ TOPICS = {
         " of its shadow. The dots are coloured by the waypoints' own loss, on the same scale; both are plotted on the"
         " right, with the distance between them below.",
         "plane",
+        {
+            "largest distance of the path from the plane": "path.largest_distance_from_plane",
+            "highest true loss of the path": "path.highest_true_loss",
+            "highest loss of its shadow": "path.highest_loss_of_projections",
+            "grid points without finite loss": "grid_points_without_finite_loss",
+            "training samples": "samples",
+        },
     ),
     "split-epochs": Topic(
         "Barriers by split epoch",
@@ -66,30 +88,51 @@ TOPICS = {
         "Six triangles around three trained networks, certified at points inside the triangles and not only on their "
         "edges.",
         "connector",
+        {
+            "connected": "certificate.connected",
+            "threshold": "certificate.threshold",
+            "highest loss on the triangles": "certificate.max_loss",
+            "points evaluated": "certificate.points_evaluated",
+            "lowest test accuracy": "certificate.min_test_accuracy",
+            "straight line 1 - 2, highest loss": "without_connector.line seed 1 - seed 2",
+            "straight line 1 - 3, highest loss": "without_connector.line seed 1 - seed 3",
+            "straight line 2 - 3, highest loss": "without_connector.line seed 2 - seed 3",
+            "centroid of the three": "without_connector.centroid",
+        },
     ),
     "widths": Topic(
         "How wide low-loss regions are",
         "Radial width around optima against learning rate, batch size, weight decay and network width: absolute, and "
         "relative to the norm of the parameters.",
         "widths",
+        table=("agreement", ("axis", "measure", "expected_sign", "rho", "agrees")),
     ),
     "subspace": Topic(
         "Training in random subspaces",
         "How often a random subspace of dimension d holds a low-loss point; for the wedge model beside its closed "
         "form.",
         "subspace",
+        table=("rows", ("dimension", "law", "root_mean_square", "reached", "reached_by_law")),
     ),
     "curves": Topic(
         "LLPF beside Bezier, polychain and AutoNEB",
         "The same two networks, joined by each method: highest training loss, test accuracy, gradient steps and "
         "seconds.",
         "curves",
+        table=(
+            "rows",
+            (
+                *("method", "budget", "peak_train_loss", "higher_end_loss", "connected"),
+                *("min_test_accuracy", "gradient_steps", "seconds"),
+            ),
+        ),
     ),
     "sharpness": Topic(
         "Sharpness and generalisation along a path",
         "Top Hessian eigenvalue, trace and SAM's sharpness at waypoints; accuracy of the weights' average and of the "
         "ensemble of waypoints against the ends.",
         "sharpness",
+        table=("ensembles", ("run", "what", "networks", "test_loss", "test_accuracy")),
     ),
 }
 
@@ -160,7 +203,7 @@ def _topic(folder: Path, topic: Topic) -> list[str]:
             continue  # the film's last frame
         lines += [*_picture(picture, f"{topic.heading}: {picture.stem}"), ""]
     for file in sorted(folder.glob("*.json")):
-        lines += [*_caption(file), ""]
+        lines += [*_caption(file, topic), ""]
     return lines
 
 
@@ -183,28 +226,58 @@ def _picture(picture: Path, words: str) -> list[str]:
     return [f"![{words}]({_link(picture)})"]
 
 
-def _caption(file: Path) -> list[str]:
+def _caption(file: Path, topic: Topic) -> list[str]:
     content = _read(file)
-    rows = list(_scalars(content.get("numbers", {})))[:_MOST_NUMBERS]
+    numbers = content.get("numbers", {})
     others = sorted(file.parent.glob(f"{file.stem}*.csv"))
     files = ", ".join(f"[{part.name}]({_link(part)})" for part in (file, *others))
     lines = [f"**{file.stem}** {_source(content)} Numbers: {files}.".replace("  ", " ")]
+    expected = (content.get("about") or {}).get("expected")
+    if isinstance(expected, str):
+        lines += ["", f"Expected beforehand: {expected}."]
+    chosen = topic.numbers or ({} if topic.table else {name.replace("_", " "): name for name in numbers})
+    rows = [(label, text) for label, name in chosen.items() if (text := _scalar(_lookup(numbers, name))) is not None]
     if rows:
-        lines += ["", "| number | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+        lines += ["", "| number | value |", "|---|---|"]
+        lines += [f"| {name} | {value} |" for name, value in rows[: None if topic.numbers else _MOST_NUMBERS]]
+    return [*lines, *_table(numbers, topic)]
+
+
+def _table(numbers: Mapping[str, Any], topic: Topic) -> list[str]:
+    records = _lookup(numbers, topic.table[0]) if topic.table else None
+    if topic.table is None or not isinstance(records, list) or not records:
+        return []
+    columns = [name for name in topic.table[1] if any(name in record for record in records)]
+    lines = ["", f"| {' | '.join(name.replace('_', ' ') for name in columns)} |", f"|{'---|' * len(columns)}"]
+    for record in records[:_MOST_ROWS]:
+        cells = [record.get(name) for name in columns]
+        lines.append(f"| {' | '.join(cell if isinstance(cell, str) else _scalar(cell) or '–' for cell in cells)} |")
+    if len(records) > _MOST_ROWS:
+        lines += ["", f"({len(records) - _MOST_ROWS} more rows in the JSON file.)"]
     return lines
 
 
-def _scalars(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, value in numbers.items():
-        if isinstance(value, (bool, int, float)):
-            yield name.replace("_", " "), "yes" if value is True else "no" if value is False else _number(value)
+def _lookup(numbers: Any, name: str) -> Any:
+    """The value under a dotted name; None where there is none."""
+    for part in name.split("."):
+        if not isinstance(numbers, Mapping) or part not in numbers:
+            return None
+        numbers = numbers[part]
+    return numbers
+
+
+def _scalar(value: Any) -> str | None:
+    if not isinstance(value, (bool, int, float)):
+        return None
+    return ("yes" if value else "no") if isinstance(value, bool) else _number(value)
 
 
 def _source(content: Mapping[str, Any]) -> str:
     """Model, data, machine and commit, where the file says."""
     about = content.get("about") or {}
     environment = content.get("environment") or {}
-    what = " on ".join(about[key] for key in ("model", "data") if isinstance(about.get(key), str))
+    subject = about if about.get("model") else about.get("problem") or {}
+    what = " on ".join(subject[key] for key in ("model", "data") if isinstance(subject.get(key), str))
     machine = environment.get("machine") or content.get("machine")
     commit = about.get("commit") or content.get("commit")
     said = [what, str(machine or ""), f"torch {environment['torch']}" if environment.get("torch") else ""]
