@@ -34,7 +34,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format test-slow gpu-check clean distclean
+.PHONY: help install demo test lint format test-slow bench gpu-check clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -58,6 +58,9 @@ format: $(DEPS)  ## let ruff rewrite what it can
 
 test-slow: $(BUILT)  ## the tests that take minutes (real MNIST, kill -9, ...)
 	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) -m slow --durations=10 $(TESTS)
+
+bench: $(BUILT)  ## time the kernels, ten minutes on an idle machine; results into benchmarks/results/cpu
+	$(BIN)/llpf bench --out benchmarks/results/cpu
 
 # On purpose the machine's own python3 and torch: a machine with a GPU often has no network to install from.
 gpu-check:  ## tests, timings and sanitizers on an NVIDIA GPU, with the system's python3

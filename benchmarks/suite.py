@@ -27,6 +27,7 @@ class Options:
     only: str = ""
     threads: tuple[int, ...] = (1, 2)
     out: Path | None = None
+    seconds: float | None = None
 
     @property
     def tier(self) -> str:
@@ -55,7 +56,7 @@ def run(options: Options, say: Callable[[str], None] = print) -> Result:
     for row in rows(
         chosen(options.tier, options.only),
         options.device,
-        seconds=QUICK_SECONDS if options.quick else SECONDS,
+        seconds=options.seconds or (QUICK_SECONDS if options.quick else SECONDS),
         threads=(1,) if options.quick else options.threads,
         quick=options.quick,
         said=note,

@@ -23,6 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--only", type=str, default="", metavar="TEXT", help="cases whose name contains TEXT")
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
     parser.add_argument("--threads", type=str, default="1,2", metavar="N,...", help="CPU threads (default: 1,2)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="about how long to time each row (default: 5)")
     parser.add_argument("--out", type=str, metavar="DIR", help="write bench.json, bench.md and bandwidth.png there")
     parser.add_argument(
         "--compare", type=str, metavar="COMMIT", help="time this checkout and COMMIT in turn instead (CPU)"
@@ -41,6 +42,7 @@ def run(args: Namespace) -> int:
         only=args.only,
         threads=_threads(args.threads),
         out=None if args.out is None else Path(args.out),
+        seconds=_seconds(args.seconds),
     )
     if args.compare is not None:
         _from_repository("compare").run(options, args.compare)
@@ -58,6 +60,12 @@ def _threads(text: str) -> tuple[int, ...]:
     if not found or min(found) < 1:
         raise LLPFError(f"--threads must be positive whole numbers separated by commas, got {text!r}")
     return found
+
+
+def _seconds(value: float | None) -> float | None:
+    if value is not None and not 0 < value < float("inf"):
+        raise LLPFError(f"--seconds must be a positive number, got {value}")
+    return value
 
 
 def _from_repository(module: str) -> Any:
