@@ -20,7 +20,7 @@ import torch
 from benchmarks.analysis.trained import RESULTS, WORK, train, trunk
 from benchmarks.record_path import ROOT, commit
 from llpf_fast.analysis import Problem, write_result
-from llpf_fast.analysis.split import Split, compare_children, means, prediction_ranks
+from llpf_fast.analysis.split import Split, compare_children, medians, prediction_ranks
 from llpf_fast.cli.progress import Progress
 from llpf_fast.report.draw_split import draw_split
 
@@ -141,8 +141,8 @@ def study(case: Case, problem: Problem, seed: int, work: Path, data_dir: str | N
 
 
 def agreement(splits: list[Split]) -> dict[str, bool]:
-    """What the facts file expects in sign and order, held against the means."""
-    table = means(splits)
+    """What the facts file expects in sign and order, held against the medians."""
+    table = medians(splits)
     shared = [row for row in table if row["epoch"] is not None]
     alone = [row for row in table if row["epoch"] is None]
     first, last = shared[0], shared[-1]
@@ -159,8 +159,8 @@ def agreement(splits: list[Split]) -> dict[str, bool]:
 
 
 def headline(splits: list[Split]) -> dict[str, float | None]:
-    """The few numbers that a reader wants first: means over trunks, at the line's midpoint."""
-    table = means(splits)
+    """The few numbers that a reader wants first: medians over trunks, at the line's midpoint."""
+    table = medians(splits)
     shared = [row for row in table if row["epoch"] is not None]
     found: dict[str, float | None] = {}
     for row in (shared[0], shared[-1], *[row for row in table if row["epoch"] is None]):
@@ -198,7 +198,7 @@ def main() -> None:
     }
     numbers = {
         **headline(splits),
-        "means": means(splits),
+        "medians": medians(splits),
         "rank_correlation_over_all_pairs": {name: asdict(rank) for name, rank in prediction_ranks(splits).items()},
         "agrees_with_expectation": agreement(splits),
     }

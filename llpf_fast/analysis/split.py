@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 from .layers import HESSIAN_SAMPLES, layer_connectivity
@@ -19,12 +20,15 @@ from .rank import Rank, rank_correlation
 class Split:
     """Two networks that share a trunk until ``epoch`` (None: they share nothing, not even initial weights).
 
-    Values as in ``linear_connectivity`` and ``Prediction``, on the training loss where nothing else is said; angle,
-    cosine and radii are seen from the trunk (from the origin where there is none).
+    ``loss_1`` and ``loss_2`` are the ends' training losses. Values as in ``linear_connectivity`` and ``Prediction``, on
+    the training loss where nothing else is said; angle, cosine and radii are seen from the trunk (from the origin where
+    there is none).
     """
 
     group: str
     epoch: int | None
+    loss_1: float
+    loss_2: float
     frankle: float
     entezari: float
     midpoint: float
@@ -66,10 +70,13 @@ def compare_children(
     assert layers.whole is not None
     assert layers.integral is not None
     barriers = linear.lines[0].barriers
+    ends = linear.lines[0].values["train_loss"]
     place = (linear.base_geometry or linear.geometry)[(0, 1)]
     return Split(
         group=group,
         epoch=epoch,
+        loss_1=ends[0],
+        loss_2=ends[-1],
         **{name: value for name, value in asdict(barriers["train_loss"]).items() if name != "at"},
         test_barrier=barriers["test_loss"].entezari if "test_loss" in barriers else None,
         test_error_barrier=barriers["test_error"].frankle if "test_error" in barriers else None,
@@ -94,8 +101,11 @@ def prediction_ranks(splits: Sequence[Split]) -> dict[str, Rank]:
     return {name: rank_correlation(values, measured) for name, values in estimates.items()}
 
 
-def means(splits: Iterable[Split]) -> list[dict[str, Any]]:
-    """Mean over groups for each epoch, in order; the pairs that share nothing last."""
+def medians(splits: Iterable[Split]) -> list[dict[str, Any]]:
+    """Median over groups for each epoch, in order; the pairs that share nothing last.
+
+    Not the mean: where one of two ends has just had a spike of its loss, the midpoint lies far below both.
+    """
     splits = list(splits)
     epochs = sorted({split.epoch for split in splits}, key=lambda epoch: (epoch is None, epoch))
     table = []
@@ -105,6 +115,6 @@ def means(splits: Iterable[Split]) -> list[dict[str, Any]]:
         for name in chosen[0]:
             values = [row[name] for row in chosen]
             if name not in ("group", "epoch") and all(isinstance(value, float) for value in values):
-                record[name] = sum(values) / len(values)
+                record[name] = median(values)
         table.append(record)
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .figure_files import save_figure
-from .style import COLOURS, DASHES, REMARK, new_figure
+from .style import COLOURS, DASHES, REMARK, new_figure, plain_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,13 +27,13 @@ _PLACES = {"angle": "angle at the trunk (degrees)", "distance": "distance betwee
 
 
 def draw_split(splits: Sequence[Split], folder: str | os.PathLike[str], stem: str, title: str = "") -> Path:
-    """Barrier with its estimates, angle and distance, against the epoch of the split: means as lines, groups as dots.
+    """Barrier with its estimates, angle and distance, against the epoch of the split: medians as lines, groups as dots.
 
     Pairs that share nothing stand last, under "none". The CSV holds every pair. Returns the PNG's path.
     """
-    from ..analysis.split import means
+    from ..analysis.split import medians
 
-    table = means(splits)
+    table = medians(splits)
     labels = ["none" if row["epoch"] is None else str(row["epoch"]) for row in table]
     with new_figure(13, 4.2) as figure:
         panels = figure.subplots(1, 3, width_ratios=[1.7, 1, 1])
@@ -40,8 +41,9 @@ def draw_split(splits: Sequence[Split], folder: str | os.PathLike[str], stem: st
         for number, (name, label) in enumerate(_BARRIERS.items()):
             _series(panels[0], splits, where, [row[name] for row in table], name, number, label)
         # Barriers span decades, and estimates may be below 0.
-        highest = max((abs(row["midpoint"]) for row in table), default=1.0)
-        panels[0].set_yscale("symlog", linthresh=max(highest / 1000, 1e-6))
+        highest = max(max(abs(row["midpoint"]) for row in table), 1e-6)
+        panels[0].set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(highest) - 2))
+        panels[0].yaxis.set_major_formatter(plain_number)
         panels[0].axhline(0, color=REMARK, linewidth=0.8)
         panels[0].set_ylabel("barrier of the training loss")
         panels[0].legend(fontsize=8, frameon=False)

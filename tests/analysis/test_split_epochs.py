@@ -1,4 +1,4 @@
-"""Split-epoch studies: rows, means, ranks, and the figure."""
+"""Split-epoch studies: rows, medians, ranks, and the figure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llpf_fast.analysis import Problem
 from llpf_fast.analysis.linear import linear_connectivity
 from llpf_fast.analysis.predict import predict_barrier
 from llpf_fast.analysis.restricted import RestrictedLoss
-from llpf_fast.analysis.split import Split, compare_children, means, prediction_ranks
+from llpf_fast.analysis.split import Split, compare_children, medians, prediction_ranks
 from llpf_fast.report.draw_split import draw_split
 
 from .toy_networks import Tanh, random_classes
@@ -32,17 +32,23 @@ def test_a_row_holds_what_the_analyses_found(split) -> None:
     assert split.midpoint == row["train_loss_barrier_midpoint"]
     assert split.test_error_barrier == row["test_error_barrier_frankle"]
     assert split.angle == row["base_angle"]
+    assert (split.loss_1, split.loss_2) == (row["train_loss_first"], row["train_loss_second"])
     assert split.predicted == pytest.approx(predict_barrier(RestrictedLoss(problem), children).midpoint)
     assert split.curvature_integral == pytest.approx(split.integral_barrier, abs=1e-7)
 
 
-def test_means_and_ranks(split) -> None:
+def test_a_spike_in_one_group_does_not_decide(split) -> None:
+    rows = [replace(split, group=str(i), midpoint=value) for i, value in enumerate((0.1, 0.2, -50.0))]
+    assert medians(rows)[0]["midpoint"] == 0.1
+
+
+def test_medians_and_ranks(split) -> None:
     rows = [
         replace(split, group=group, epoch=epoch, midpoint=barrier, predicted=barrier / 2, sixteenth=-barrier)
         for epoch, barriers in ((0, (0.4, 0.6)), (3, (0.1, 0.3)), (None, (2.0, 4.0)))
         for group, barrier in zip("12", barriers, strict=True)
     ]
-    table = means(reversed(rows))
+    table = medians(reversed(rows))
     assert [row["epoch"] for row in table] == [0, 3, None]
     assert [row["midpoint"] for row in table] == pytest.approx([0.5, 0.2, 3.0])
     ranks = prediction_ranks(rows)
