@@ -186,7 +186,7 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(finder, rescaled, tmp
 
 def test_a_checkpoint_of_another_version_is_refused_in_one_line(finder, tmp_path) -> None:
     searching = finder(tmp_path / "run", settings=quick(max_ticks=3))
-    searching._save(time.monotonic())
+    searching._search._save()
     tensors, state = RunDirectory.open(tmp_path / "run").load_checkpoint() or ({}, {})
     for odd in ({k: v for k, v in state.items() if k != "shares"}, {**state, "window": [0.1]}):
         searching._run.save_checkpoint(tensors, odd)
@@ -205,7 +205,7 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(finder, tmp_path
 )
 def test_resuming_with_another_optimiser_is_refused(finder, tmp_path, before, after, message) -> None:
     searching = finder(tmp_path / "run", settings=quick(max_ticks=3), optimizer=before)
-    searching._save(time.monotonic())
+    searching._search._save()
     del searching
     with pytest.raises(LLPFError, match=message):
         finder(tmp_path / "run", settings=quick(max_ticks=3), optimizer=after, resume=True)
