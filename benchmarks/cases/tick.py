@@ -29,7 +29,7 @@ def wanted(problem: Problem, run: Callable[[], object], got: Callable[[], list[T
     d = options.get("d", problem.d)
     maps = problem.maps64(before, d, options.get("destination", 0))
     run()
-    error = problem.error(got(), before, d, maps, (0, 1, 2), options.get("least", SPREAD / 1024))
+    error = problem.error(got(), before, d, maps, (0, 1, 2), options.get("least"))
     if waypoint := options.get("waypoint"):
         error = max(error, problem.error(waypoint(), before, None, maps, (3, 4)))
     if options.get("flat") and not problem.untouched(problem.p, before):

@@ -139,7 +139,7 @@ class Problem:
         d: Tensor | None,
         maps: Tensor,
         columns: tuple[int, ...],
-        least: float = SPREAD / 1024,
+        least: float | None = None,
     ) -> float:
         """Largest |got - (a p + b d + c)| of any element, relative to |a p| + |b d| + |c|; NaN where one is NaN.
 
@@ -148,8 +148,11 @@ class Problem:
             p, d: flat values before the call.
             maps: ``[S, 5]``.
             columns: which columns are a, b, c (a waypoint's are a0 and c0, without b).
-            least: what errors of values near 0 are relative to: c is exact to a rounding of the mean only.
+            least: what errors of values near 0 are relative to. When missing, a thousandth of the spread; in float64 the
+                spread itself: there c is as exact as a mean of sums in another order (10^-15 of the spread), not as p.
         """
+        if least is None:
+            least = SPREAD if self.p.dtype == torch.float64 else SPREAD / 1024
         worst = torch.zeros((), dtype=torch.float64, device=self.device)
         for s, part in enumerate(self.slices()):
             a, c = maps[s, columns[0]], maps[s, columns[-1]]
