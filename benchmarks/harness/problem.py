@@ -149,7 +149,7 @@ class Problem:
             maps: ``[S, 5]``.
             columns: which columns are a, b, c (a waypoint's are a0 and c0, without b).
             least: what errors of values near 0 are relative to. When missing, a thousandth of the spread; in float64
-                the spread itself: there c is as exact as a mean of sums in another order (10^-15 of the spread), not as p.
+                the spread itself: there c is as exact as a mean of sums in another order, 10^-15 of the spread.
         """
         if least is None:
             least = SPREAD if self.p.dtype == torch.float64 else SPREAD / 1024
