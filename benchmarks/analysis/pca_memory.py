@@ -2,8 +2,8 @@
 
     python -m benchmarks.analysis.pca_memory [--waypoints N] [--out DIR]
 
-writes resnet18-memory.json to benchmarks/results/analysis/pca. The waypoints are 16 random states under 1,000 names
-(hard links): memory, reading and arithmetic are those of 1,000 states, the disk holds 0.7 GB. The memory is the highest
+writes resnet18-memory.json to benchmarks/results/analysis/pca. The waypoints are 8 random states under as many names
+(hard links): memory, reading and arithmetic are those of 1,000 states, the disk holds 0.4 GB. The memory is the highest
 resident set that the system saw (VmHWM) less what the process held before, torch and all.
 """
 
@@ -27,7 +27,7 @@ from llpf_fast.cli.progress import Progress
 from llpf_fast.models import build_model
 from llpf_fast.path import RunDirectory
 
-DISTINCT = 16
+DISTINCT = 8
 
 
 def make_run(folder: Path, waypoints: int) -> RunDirectory:

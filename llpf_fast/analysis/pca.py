@@ -78,7 +78,7 @@ def principal_components(
     components for nothing. scikit-learn's IncrementalPCA was the other choice: it goes through the waypoints twice,
     holds a batch and its components at full length (11 M parameters: 90 MB each in float64), and is approximate.
 
-    Memory: ``memory`` + 24 n² bytes. 1,000 waypoints of ResNet18: see docs/pictures.md. Every file is read
+    Memory: ``memory`` + 24 n² bytes; measured in docs/pictures.md. Every file is read
     twice: once against its sha256, once for its values. n² P multiplications, in float64.
 
     Args:
@@ -118,6 +118,8 @@ def principal_components(
             own += _product(block, device)
             own_squares += raw
             done += block.shape[1]
+            # Before the next is made: two at a time would be twice ``memory``.
+            del block
             if progress:
                 progress(done, total, "parameters")
         if per_layer:

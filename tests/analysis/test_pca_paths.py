@@ -182,11 +182,12 @@ def grown(memory):
     before = peak()
     principal_components([sys.argv[1]], memory=memory)
     return peak() - before
-print(grown(4 * 2**20), grown(512 * 2**20))
+print(grown(4 * 2**20), grown(64 * 2**20), grown(512 * 2**20))
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True, check=True
     )
-    small, large = map(float, done.stdout.split())
+    small, middle, large = map(float, done.stdout.split())
     assert small < 32
+    assert middle < 100, "two blocks at a time"
     assert large > 200, "the measurement would not have seen a matrix held whole"
