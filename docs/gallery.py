@@ -76,6 +76,15 @@ TOPICS = {
         "Two trainings that share their first epochs and then go on with different mini-batches: barrier on the "
         "straight line between them, beside the second-order prediction, against the epoch at which they part.",
         "split_epochs",
+        {
+            "barrier, nothing shared": "barrier_nothing_shared",
+            "second-order prediction, nothing shared": "second_order_nothing_shared",
+            "rank correlation of prediction and barrier": "rank_correlation_of_second_order_and_barrier",
+            "rank correlation of curvature integral and barrier": (
+                "rank_correlation_of_curvature_integral_and_barrier"
+            ),
+        },
+        ("means", ("epoch", "groups", "midpoint", "entezari", "frankle", "predicted", "curvature_integral", "angle")),
     ),
     "layers": Topic(
         "Layer-wise connectivity",
