@@ -23,8 +23,11 @@ from llpf_fast.analysis import Problem, write_result
 from llpf_fast.analysis.curves.compare import Comparison, Plan, compare
 from llpf_fast.analysis.curves.methods import TRAINED
 from llpf_fast.cli.progress import Progress
+from llpf_fast.data import load_dataset
+from llpf_fast.models import build_model
 from llpf_fast.recipes import load_recipe
 from llpf_fast.report.draw_curves import draw_curves
+from llpf_fast.verify import stratified_subset
 
 CASES: dict[str, dict[str, Any]] = {
     "digits": {
@@ -32,6 +35,8 @@ CASES: dict[str, dict[str, Any]] = {
         "training": {"epochs": 40, "lr": 0.05},
         "recipe": "mlp-digits-m2m-quick",
         "samples": 0,
+        "test_samples": 0,
+        "worst": 10,
         "most_steps": 20_000,
         "rates": (0.01, 0.03, 0.1, 0.3, 1.0),
     },
@@ -40,6 +45,8 @@ CASES: dict[str, dict[str, Any]] = {
         "training": {"epochs": 20},
         "recipe": "lenet5-mnist-m2m-quick",
         "samples": 2000,
+        "test_samples": 2500,
+        "worst": 4,
         "most_steps": 4500,
         "rates": (0.03, 0.1, 0.3),
     },
@@ -62,7 +69,8 @@ def markdown(result: Comparison) -> str:
     about = result.about
     notes = [
         f"Threshold {about['threshold']:g}; peak: certified on the whole training set; no path peaks below "
-        f"{result.rows[0]['higher_end_loss']:.4f}, the higher of the ends' own losses. Equal budget: "
+        f"{result.rows[0]['higher_end_loss']:.4f}, the higher of the ends' own losses. Test accuracy: on "
+        f"{about['problem']['test_samples']:,} images. Equal budget: "
         f"{about['equal_budget_steps']:,} gradient steps, what LLPF took. Rates: {about['rate_rule']}. Convergence: "
         f"{about['convergence_rule']}. Seconds are of the one search that is shown, on a machine with other work. "
         "aligned-linear ends at the second network with its units in another order: the same function, another point."
@@ -76,6 +84,7 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--models", nargs=2, metavar="FILE")
     parser.add_argument("--most-steps", type=int)
+    parser.add_argument("--test-samples", type=int, help="a fixed stratified subset of the test set")
     parser.add_argument("--equal-only", action="store_true", help="no larger budgets")
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--out", type=Path, default=RESULTS / "curves")
@@ -86,37 +95,50 @@ def main() -> None:
     files = args.models or [
         train(args.work, model, data, data_dir=args.data_dir, seed=seed, **case["training"]) for seed in SEEDS
     ]
-    problem = Problem.from_names(
-        model, data, data_dir=args.data_dir, samples=case["samples"], cache=args.work / "cache"
+    images = load_dataset(data, args.data_dir)
+    chosen = stratified_subset(images.test_targets, args.test_samples or case["test_samples"])
+    problem = Problem(
+        build_model(model),
+        train=images.train,
+        test=(images.test_inputs[chosen], images.test_targets[chosen]),
+        samples=case["samples"],
+        cache=args.work / "cache",
+        names={"model": model, "data": data},
     )
     networks = problem.networks(files, names=[f"seed {seed}" for seed in SEEDS])
     settings = load_recipe(case["recipe"])
-    plan = Plan(
-        threshold=settings.threshold,
-        converge=not args.equal_only,
-        most_steps=args.most_steps or case["most_steps"],
-        rates=dict.fromkeys(TRAINED, case["rates"]),
-        llpf_settings=settings,
-    )
-    with Progress("step") as progress:
-        result = compare(
-            problem,
-            networks,
-            plan,
-            args.work / "curves" / args.case,
-            begin=progress.begin,
-            progress=progress.update,
-            workers=1,
+    # Equal budgets first: they are on disk before the long part begins, which then finds them in the cache.
+    for converge in (False,) if args.equal_only else (False, True):
+        plan = Plan(
+            threshold=settings.threshold,
+            converge=converge,
+            most_steps=args.most_steps or case["most_steps"],
+            rates=dict.fromkeys(TRAINED, case["rates"]),
+            llpf_settings=settings,
+            worst=case["worst"],
         )
-    about = {**result.about, "commit": commit(), "recipe": case["recipe"], "models": [Path(f).name for f in files]}
+        with Progress("step") as progress:
+            result = compare(
+                problem,
+                networks,
+                plan,
+                args.work / "curves" / args.case,
+                begin=progress.begin,
+                progress=progress.update,
+                workers=1,
+            )
+        about = {"recipe": case["recipe"], "models": [Path(f).name for f in files]}
+        write(result, about, args.out, args.case)
+
+
+def write(result: Comparison, about: dict[str, Any], out: Path, case: str) -> None:
     tables = {"table": result.rows, "growth": result.growth}
-    write_result(
-        args.out, args.case, numbers={"rows": result.rows, "growth": result.growth}, tables=tables, about=about
-    )
-    draw_curves(result, args.out, args.case)
+    numbers = {"rows": result.rows, "growth": result.growth}
+    write_result(out, case, numbers=numbers, tables=tables, about={**result.about, **about, "commit": commit()})
+    draw_curves(result, out, case)
     text = markdown(result)
-    (args.out / f"{args.case}.md").write_text(text, encoding="utf-8")
-    print(text)
+    (out / f"{case}.md").write_text(text, encoding="utf-8")
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from llpf_fast.analysis import Problem
 from llpf_fast.analysis.curves import methods
 from llpf_fast.analysis.curves.compare import Comparison, Plan, compare
 from llpf_fast.analysis.curves.found import FoundCurve, write_run
-from llpf_fast.analysis.curves.methods import METHODS, Budget, find_curve
+from llpf_fast.analysis.curves.methods import METHODS, Budget, find_curve, training_identity
 from llpf_fast.errors import LLPFError
 from llpf_fast.path import RunDirectory
 from llpf_fast.report.draw_curves import draw_curves
-from llpf_fast.verify import verify_run
+from llpf_fast.verify import stratified_subset, verify_run
 from llpf_fast.verify.polyline import interpolate
 
 from . import blobs
@@ -100,6 +101,18 @@ def test_a_second_call_trains_nothing_and_says_the_same(
             Plan(methods=("bezier",), steps=7, threshold=0.1),
             folder / "other",
         )
+
+
+def test_what_is_trained_on_tells_problems_apart_even_where_the_same_is_measured() -> None:
+    inputs, targets = blobs.data()
+    measured = set(stratified_subset(targets, 30).tolist())
+    changed = inputs.clone()
+    changed[next(i for i in range(len(inputs)) if i not in measured)] += 1
+    one, other = (Problem(blobs.module(), train=(x, targets), samples=30) for x in (inputs, changed))
+    assert one.identity() == other.identity()
+    assert training_identity(one) != training_identity(other)
+    whole = Problem(blobs.module(), train=(inputs, targets))
+    assert training_identity(one) == training_identity(whole)
 
 
 def test_larger_budgets_until_they_help_no_more(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from .fit import Progress
 from .found import FoundCurve, write_run
 from .lines import aligned_line, straight_line
 from .llpf_path import llpf
-from .methods import METHODS, TRAINED, Budget, Method, find_curve
+from .methods import METHODS, TRAINED, Budget, Method, find_curve, training_identity
 
 #: Learning rates tried where none is given. Garipov et al. used 0.015 to 0.05 on VGG and PreResNet, AutoNEB's authors
 #: 0.1 and less; what suits depends on network and data, and one that diverges must not decide a comparison.
@@ -52,6 +53,7 @@ class Plan:
         converge: also double each method's budget until that lowers its screened peak by less than the share
             ``tolerance``, or until ``most_steps``; halve LLPF's thresholds as long as it still arrives within these.
         llpf_settings: LLPF's.
+        worst: highest points of each certificate that are looked at on all training samples.
     """
 
     methods: tuple[Method, ...] = METHODS
@@ -64,6 +66,7 @@ class Plan:
     tolerance: float = 0.05
     most_steps: int = 20_000
     llpf_settings: Settings | None = None
+    worst: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -197,7 +200,12 @@ class _Work:
         assert given is not None
         correction = replace(given.correction, threshold=given.correction.threshold * shrink)
         settings = replace(given, threshold=self._plan.threshold * shrink, correction=correction)
-        about = {**self._problem.about(), "ends": self._networks.select(0, 1).digests(), "settings": settings.as_dict()}
+        # Without an identity nothing can say that an earlier search was about the same problem: a folder of its own.
+        about = {
+            "problem": training_identity(self._problem) or time.time_ns(),
+            "ends": self._networks.select(0, 1).digests(),
+            "settings": settings.as_dict(),
+        }
         self._begin("llpf" if shrink == 1.0 else f"llpf below {settings.threshold:g}")
         folder = self._runs / f"llpf-search-{digest(about)[:12]}"
         return llpf(self._problem, self._a, self._b, settings, folder, steps=steps, progress=self._progress)
@@ -294,6 +302,7 @@ class _Work:
             self._test,
             threshold=plan.threshold,
             full_train=self._full,
+            worst=plan.worst,
             straight_points=0,
             parameter_names={name for name, _ in self._problem.module.named_parameters()},
             workers=self._workers,

@@ -17,6 +17,7 @@ from ...verify import stratified_subset
 from ...verify.samples import FixedSamples
 from ...verify.statistics import reestimate
 from ..cache import cached_training
+from ..fingerprint import tensor_digest
 from ..problem import Problem
 from ..vector_network import BatchGradient, VectorNetwork
 from .band import BandSettings, auto_neb
@@ -64,7 +65,7 @@ def find_curve(
         nodes, steps, seconds = _train(method, problem, a, b, budget, progress)
         return {"nodes": nodes, "cost": torch.tensor([steps, seconds], dtype=torch.float64)}
 
-    identity = problem.identity()
+    identity = None if problem.cache is None else training_identity(problem)
     if problem.cache is None or identity is None:
         found = train()
     else:
@@ -73,13 +74,23 @@ def find_curve(
             "method": method,
             "budget": asdict(budget),
             "settings": _settings(method, budget),
-            "problem": {**identity, "training": problem.about()["training_samples"]},
+            "problem": identity,
             "ends": [state_digest(a), state_digest(b)],
         }
         found = cached_training(key, problem.cache, train)
     steps, seconds = found["cost"].tolist()
     waypoints = _waypoints(method, problem, a, b, found["nodes"], budget)
     return FoundCurve(method, waypoints, int(steps), seconds, settings=_settings(method, budget))
+
+
+def training_identity(problem: Problem) -> dict[str, Any] | None:
+    """What training on ``problem`` depends on, as digests: all its training data, unlike ``problem.identity``, which
+    tells what is measured on. None where the network or the loss cannot be told from another."""
+    identity = problem.identity()
+    if identity is None:
+        return None
+    whole = identity["data"] if problem.measured is problem.train else tensor_digest(*problem.train)
+    return {**identity, "data": whole, "device": str(problem.device)}
 
 
 def _settings(method: Method, budget: Budget) -> dict[str, Any]:
