@@ -74,7 +74,7 @@ class CorrectionSettings:
     #: Arithmetic of the forward and backward passes: ``tf32`` (GPU) rounds the factors of products to 10 bits,
     #: ``bfloat16`` is autocast. Parameters, updates, screening and certificate stay float32.
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    #: Images with their channels last in memory. Null: on a CPU, where LeNet5's iteration was measured 1.3 to 1.6
+    #: Images with their channels last in memory. Null: on a CPU, where LeNet5's iteration was measured 1.1 to 1.3
     #: times faster so and ResNet18's as fast.
     channels_last: bool | None = None
     #: ``torch.compile`` for forward and loss. Measured on a CPU for LeNet5: 15 s of compiling, then 1.8 times slower.
