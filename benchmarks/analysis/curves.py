@@ -48,7 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
         "test_samples": 2500,
         "worst": 4,
         "most_steps": 4500,
-        "rates": (0.03, 0.1, 0.3),
+        "rates": (0.01, 0.03, 0.1),
     },
 }
 SEEDS = (1, 2)
