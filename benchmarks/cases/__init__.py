@@ -7,7 +7,7 @@ from importlib import import_module
 from ..harness.case import Case
 
 #: Imported when they are asked for: an older package, which compare.py times as well, may lack what one of them needs.
-_STEMS = ("tick", "sgd", "moments", "affine", "coefficients", "loss_gate", "correction", "many_paths")
+_STEMS = ("tick", "sgd", "moments", "affine", "coefficients", "loss_gate", "draw", "correction", "many_paths")
 TIERS = ("quick", "usual", "large")
 
 

@@ -1,0 +1,52 @@
+"""``draw_``: the indices and shifts of one batch; its time is a call's overhead and some integer arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from llpf_fast import ops
+from llpf_fast.correct.draw import path_key
+from llpf_fast.ops.draw import draw_, draw_eager
+
+from ..harness.case import OURS, Case, Contender, Cost, Prepared
+
+BATCH, WINDOW = 64, 20
+#: Which of 60,000 images, and a shift of up to two pixels either way.
+BOUNDS = (60_000, 5, 5)
+#: Two mixes of six operations a number, a product and a shift.
+FLOPS = 14
+
+
+def prepare(device: torch.device, pool: int) -> Prepared:
+    out = torch.zeros(len(BOUNDS), BATCH, dtype=torch.int64, device=device)
+    key = torch.tensor(path_key(0, 0), dtype=torch.int64, device=device)
+    first = torch.tensor(1000, dtype=torch.int64, device=device)
+    gate = ops.gate_state(WINDOW, device=device)
+    call = partial(draw_, out, key, first, gate, bounds=BOUNDS)
+
+    def error() -> float:
+        want = torch.zeros_like(out)
+        draw_eager(want, key, first, gate, bounds=BOUNDS)
+        call()
+        return float((out - want).abs().max())
+
+    return Prepared({OURS: Contender([call], error, 0.0)})
+
+
+def cases() -> Iterator[Case]:
+    yield Case(
+        op="draw_",
+        size=f"batch of {BATCH}",
+        parameters=0,
+        dtype="int64",
+        variant="",
+        cost=Cost(touched=8 * len(BOUNDS) * BATCH, read=0, triad=0, flops=FLOPS * len(BOUNDS) * BATCH),
+        prepare=prepare,
+        caches=("warm",),
+        threads=(1,),
+        member_bytes=1,
+        tier="quick",
+    )
