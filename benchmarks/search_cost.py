@@ -5,7 +5,7 @@
 
 Each model is a start, the next one (the first after the last) its destination. ``find`` takes the times (a quiet
 machine, please) and keeps the runs; what is there already is not done again. ``certify`` judges every path on its whole
-polyline and all training images, takes the medians over all pairs, and writes FILE. The authors' side is measured, not
+polyline as `llpf verify` does (once), takes the medians over all pairs, and writes FILE. The authors' side is measured, not
 assumed: a hundred ticks of per-layer eager parameter work, DataLoader, augmentation on PIL images and five batches
 each, as their LeNet5 configuration has it (30,000 such ticks, 150,000 gradient steps). Their evaluation of the test set
 at every tick is left out.
@@ -31,7 +31,7 @@ from llpf_fast.data import load_dataset
 from llpf_fast.find import PathFinder
 from llpf_fast.find.environment import describe
 from llpf_fast.models import build_model
-from llpf_fast.path import load_model_file
+from llpf_fast.path import RunDirectory, load_model_file
 from llpf_fast.recipes import load_recipe
 from llpf_fast.verify import verify_run
 
@@ -137,13 +137,22 @@ def find(models: list[Path], recipe: str, data: str, runs: Path) -> None:
             keep(folder.name, search(recipe, start, models[(i + 1) % len(models)], data, folder))
 
 
+def _judged(folder: Path) -> dict[str, Any] | None:
+    """The certificate that lies in a run already, if it is about the waypoints that lie there."""
+    try:
+        verdict: dict[str, Any] = json.loads((folder / "certificate.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return verdict if verdict["run"]["waypoint_index_sha256"] == RunDirectory.open(folder).index_digest() else None
+
+
 def certify(runs: Path, data: str, workers: int | None) -> dict[str, Any]:
     """The whole result, of what :func:`find` left."""
     known = json.loads((runs / "cost.json").read_text(encoding="utf-8"))
     pairs = []
     for folder in sorted(runs.glob("pair-*")):
-        certificate = verify_run(folder, data_dir=data, workers=workers)
-        pairs.append(known[folder.name] | {"connected": certificate.connected, "max_train_loss": certificate.max_loss})
+        verdict = _judged(folder) or verify_run(folder, data_dir=data, workers=workers).as_dict()
+        pairs.append(known[folder.name] | {"connected": verdict["connected"], "max_train_loss": verdict["max_loss"]})
         print(json.dumps(pairs[-1]), flush=True)
     steps = statistics.median(pair["sgd_steps"] for pair in pairs)
     seconds = statistics.median(pair["seconds"] for pair in pairs)
