@@ -5,8 +5,8 @@
 
 Each model is a start, the next one (the first after the last) its destination. ``find`` takes the times (a quiet
 machine, please) and keeps the runs; what is there already is not done again. ``certify`` judges every path on its whole
-polyline as `llpf verify` does (once), takes the medians over all pairs, and writes FILE. The authors' side is measured, not
-assumed: a hundred ticks of per-layer eager parameter work, DataLoader, augmentation on PIL images and five batches
+polyline as `llpf verify` does (once), takes the medians over all pairs, and writes FILE. The authors' side is measured,
+not assumed: a hundred ticks of per-layer eager parameter work, DataLoader, augmentation on PIL images and five batches
 each, as their LeNet5 configuration has it (30,000 such ticks, 150,000 gradient steps). Their evaluation of the test set
 at every tick is left out.
 """
