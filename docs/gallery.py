@@ -84,7 +84,7 @@ TOPICS = {
                 "rank_correlation_of_curvature_integral_and_barrier"
             ),
         },
-        ("means", ("epoch", "groups", "midpoint", "entezari", "frankle", "predicted", "curvature_integral", "angle")),
+        ("medians", ("epoch", "groups", "midpoint", "entezari", "frankle", "predicted", "curvature_integral", "angle")),
     ),
     "layers": Topic(
         "Layer-wise connectivity",
