@@ -313,7 +313,7 @@ class TestSweep:
         module = network()
         optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
         batches = problem.batches(16, seed=4)
-        for step in range(32):
+        for step in range(33):  # 11 looks of 3 steps: the 32 of two epochs, rounded up
             optimizer.zero_grad()
             inputs, targets = batches.draw(step)
             F.cross_entropy(module(inputs), targets).backward()
