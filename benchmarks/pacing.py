@@ -188,9 +188,9 @@ def page(source: Path) -> str:
     ]
     for name, variant in VARIANTS.items():
         rows = known["runs"].get(name, [])
-        if not rows:
-            continue
         by_pair = {_pair(row): row for row in rows}
+        if set(by_pair) != set(pairs):
+            continue
         cells = [_cell(by_pair.get(pair)) for pair in pairs]
         median = statistics.median(row["steps_of_64"] if _arrived(row) else float("inf") for row in rows)
         ratio = median / base
