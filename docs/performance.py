@@ -31,7 +31,8 @@ _TICKS = [
 
 def block() -> str:
     """The block between the two markers, without them."""
-    return "\n".join([*steps(_read("kernel-steps.json")), "", *ticks(_rows())]) + "\n"
+    parts = (steps(_read("kernel-steps.json")), ticks(_rows()), searches(_read("search-cost.json")))
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
 def steps(result: dict[str, Any]) -> list[str]:
@@ -68,6 +69,32 @@ def ticks(rows: list[dict[str, Any]]) -> list[str]:
             share = f"{row['share_of_floor']['median']:.2f}" if where["cache"] == "cold" else "in the cache"
             lines.append(f"| {name} | {row['threads']} | {row['time_us']['median']:,.4g} | {share} | {others or '–'} |")
     return lines
+
+
+def searches(result: dict[str, Any]) -> list[str]:
+    """Gradient steps and seconds of five pairs beside the authors' settings."""
+    authors = result["authors"]
+    lines = [
+        f"LeNet5/MNIST, model to model, recipe `{result['recipe']}`, threshold {result['settings']['threshold']}, from "
+        f"`search-cost.json` (`python -m benchmarks.search_cost`), {result['environment']['machine']}, one thread:",
+        "",
+        "| pair | ticks | gradient steps of 64 | seconds to find | highest certified training loss |",
+        "|---|---|---|---|---|",
+    ]
+    for run in result["runs"]:
+        names = " → ".join(run[end].removesuffix(".model.pt") for end in ("start", "destination"))
+        lines.append(
+            f"| {names} | {run['ticks']} | {run['sgd_steps']} | {run['seconds']:.1f} | {run['max_train_loss']:.4f} |"
+        )
+    fewer, faster = result["fewer_steps_than_the_authors"], result["faster_than_the_authors"]
+    return [
+        *lines,
+        "",
+        f"Medians: {result['median_sgd_steps']:g} steps, {fewer:.0f} times fewer than the authors' 150,000; "
+        f"{result['median_seconds']:.1f} s, {faster:.0f} times less than their settings cost here "
+        f"({authors['seconds_per_tick']:.3f} s a tick, measured over {authors['ticks']} ticks with per-layer eager "
+        "parameter work, DataLoader and augmentation, without their evaluation at every tick).",
+    ]
 
 
 def _where(result: dict[str, Any]) -> str:
