@@ -189,7 +189,7 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(finder, tmp_path
     searching._search._save()
     tensors, state = RunDirectory.open(tmp_path / "run").load_checkpoint() or ({}, {})
     for odd in ({k: v for k, v in state.items() if k != "shares"}, {**state, "window": [0.1]}):
-        searching._run.save_checkpoint(tensors, odd)
+        searching._search._record.run.save_checkpoint(tensors, odd)
         with pytest.raises(LLPFError, match=r"another version of llpf_fast .*(shares|window)") as caught:
             finder(tmp_path / "run", settings=quick(max_ticks=3), resume=True)
         assert "\n" not in str(caught.value)
