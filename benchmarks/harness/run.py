@@ -94,7 +94,7 @@ def _times(prepared: Prepared, device: torch.device, cold: bool, seconds: float)
         calls["copy"] = [stream.copies(p) for p, _ in prepared.streams]
     if device.type == "cuda":
         return measure_on_gpu(calls, device, cold=cold)
-    return measure(calls, seconds)
+    return measure(calls, seconds, warm=not cold)
 
 
 def figures(case: Case, prepared: Prepared, times: dict[str, Times]) -> Row:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,21 @@ def test_every_contender_has_one_sample_a_round() -> None:
     found = measure({"a": [lambda: None], "b": [lambda: None]}, 0.0)
     assert {name: len(of.samples) for name, of in found.items()} == {"a": clock.MIN_ROUNDS, "b": clock.MIN_ROUNDS}
     assert all(sample > 0 for of in found.values() for sample in of.samples)
+
+
+def test_a_warm_sample_follows_calls_of_its_own_contender() -> None:
+    called: list[str] = []
+
+    def call(name: str) -> None:
+        called.append(name)
+        time.sleep(clock.SETTLE)  # so that one call settles the caches and the next one is the sample
+
+    pools = {name: [partial(call, name)] for name in ("a", "b")}
+    for warm, together in ((True, 2), (False, 1)):
+        called.clear()
+        measure(pools, 0.0, rounds=3, warm=warm)
+        runs = [len(list(run)) for _, run in itertools.groupby(called[4:])]
+        assert runs == [together] * 6
 
 
 def test_quartiles_and_paired_ratios() -> None:
