@@ -13,7 +13,7 @@ from torch import Tensor
 from llpf_fast import ops
 from llpf_fast.ops import Destination
 
-from ..baselines import authors, compiled, foreach, per_layer
+from ..baselines import authors, compiled, foreach, per_layer, plain
 from ..harness.case import OURS, Case, Contender, Cost, Prepared
 from ..harness.problem import ALLOWED, ALLOWED_OF_BASELINES, RULE, SPREAD, Problem, Values
 from ..harness.sizes import TABLES, parameters
@@ -21,6 +21,7 @@ from ..harness.sizes import TABLES, parameters
 #: Additions and multiplications an element: differences, products and sums of the moments; a p + b d + c.
 FLOPS_OF_MOMENTS, FLOPS_OF_MAP = 10, 4
 STEP = (0.0, 1e-3)
+PLAIN = "plain C++"
 
 
 def wanted(problem: Problem, run: Callable[[], object], got: Callable[[], list[Tensor]], **options: Any) -> float:
@@ -121,6 +122,14 @@ def baseline_compiled(problem: Problem, device: torch.device) -> Contender:
     return baseline(problem, calls, got)
 
 
+def baseline_plain(problem: Problem, device: torch.device) -> Contender:
+    rows = problem.table.rows
+    layout = [torch.tensor(values) for values in ([row.offset for row in rows], [row.length for row in rows])]
+    pairs = [(values.p.clone(), values.d) for values in problem.pool]
+    calls = [plain.Tick(p, d, *layout, SPREAD**2, *STEP) for p, d in pairs]
+    return baseline(problem, calls, partial(segments, problem, pairs[0][0]))
+
+
 def baseline_authors(problem: Problem, device: torch.device) -> Contender:
     models = [authors.Model(problem.tensors(values.p)) for values in problem.pool]
     goals = [authors.Model(problem.tensors(values.d)).state_dict() for values in problem.pool]
@@ -138,6 +147,7 @@ BASELINES = {
     "torch._foreach": baseline_foreach,
     "torch.compile, flat": baseline_compiled,
     "authors-like": baseline_authors,
+    PLAIN: baseline_plain,
 }
 
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
@@ -156,7 +166,7 @@ def prepare(
     contenders = {}
     # Baselines on tensors of their own copy them before the first tick changes them.
     for name in baselines:
-        if name != "float32 storage":
+        if name != "float32 storage" and (name != PLAIN or device.type == "cpu"):
             contenders[name] = BASELINES[name](problem, device)
     if "float32 storage" in baselines:
         contenders["float32 storage"] = narrow_against_wide(size, device, pool)
@@ -204,7 +214,7 @@ def case(size: str, dtype: str = "float32", variant: str = "", baselines: tuple[
 
 def cases() -> Iterator[Case]:
     eager = ("per-layer eager", "torch._foreach")
-    yield case("LeNet5", baselines=(*eager, "authors-like"), caches=("warm", "cold"), threads=(1,), tier="quick")
+    yield case("LeNet5", baselines=(*eager, "authors-like", PLAIN), caches=("warm", "cold"), threads=(1,), tier="quick")
     yield case("ResNet18", baselines=(*eager, "authors-like"), tier="quick")
     yield case("ResNet50", baselines=(*eager, "authors-like"), threads=(1,))
     # Compiled code has its number of threads built in, and compiling takes half a minute.

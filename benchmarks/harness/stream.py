@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,27 +10,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from . import native
+
 _SOURCE = Path(__file__).with_suffix(".cpp")
-_FLAGS = ("-O3", "-ffast-math", "-march=native", "-fopenmp", "-fPIC", "-shared")
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
     """The loops of stream.cpp, or ``None`` without a compiler: torch's ops are the yardstick then, and said to be."""
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / "stream.so"
-        command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(built)]
-        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-            return None
-        library = ctypes.CDLL(str(built))
-    pointers = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
-    library.stream_read.argtypes = pointers
-    library.stream_read.restype = ctypes.c_float
-    library.stream_triad.argtypes = (*pointers, ctypes.c_float, ctypes.c_float)
-    library.stream_triad.restype = None
+    library = native.library(_SOURCE)
+    if library is not None:
+        pointers = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+        library.stream_read.argtypes = pointers
+        library.stream_read.restype = ctypes.c_float
+        library.stream_triad.argtypes = (*pointers, ctypes.c_float, ctypes.c_float)
+        library.stream_triad.restype = None
     return library
 
 
