@@ -7,6 +7,7 @@ python docs/performance.py --write  # puts it into docs/performance.md
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,12 @@ _TICKS = [
 
 def block() -> str:
     """The block between the two markers, without them."""
-    parts = (steps(_read("kernel-steps.json")), ticks(_rows()), searches(_read("search-cost.json")))
+    parts = (
+        steps(_read("kernel-steps.json")),
+        ticks(_rows()),
+        searches(_read("search-cost.json")),
+        together(_read("together.json")),
+    )
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
@@ -94,6 +100,18 @@ def searches(result: dict[str, Any]) -> list[str]:
         f"{result['median_seconds']:.1f} s, {faster:.0f} times less than their settings cost here "
         f"({authors['seconds_per_tick']:.3f} s a tick, measured over {authors['ticks']} ticks with per-layer eager "
         "parameter work, DataLoader and augmentation, without their evaluation at every tick).",
+    ]
+
+
+def together(result: dict[str, Any]) -> list[str]:
+    """Whole searches in turn and as one stack."""
+    turn, stack = (result["runs"][name] for name in ("in turn", "as one stack"))
+    seconds = [statistics.median(run["seconds"] for run in runs) for runs in (turn, stack)]
+    gain = result["median_gain"]["seconds"]
+    return [
+        f"{result['paths']} paths between perceptrons on the digits (`{result['recipe']}`), from `together.json` "
+        f"(`python -m benchmarks.together`), {_where(result)}: {seconds[0]:.1f} s in turn, {seconds[1]:.1f} s as one "
+        f"stack, {gain:.2f} times faster, judging and files included.",
     ]
 
 
