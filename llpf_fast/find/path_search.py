@@ -121,7 +121,9 @@ class PathSearch:
             if not (yield from self._one_tick()):
                 ended = "stuck"
                 break
-            if at.point == at.tick and at.tick % settings.arrival_every == 0 and (yield from self._rest_is_low()):
+            due = at.point == at.tick and at.tick % settings.arrival_every == 0
+            # The last chance is taken whatever tick it is, and from the last waypoint where that tick was taken back.
+            if (due or at.tick == settings.max_ticks) and (yield from self._rest_is_low()):
                 ended = "arrived"
                 break
             if at.tick % settings.checkpoint_every == 0:
@@ -259,8 +261,9 @@ class PathSearch:
         """Whether the straight way from the projected current point to its end stays below the threshold."""
         if not can_arrive(self.settings) or not self._legs.is_last(self._standing):
             return False
-        route, here = self._legs.current(self._standing), self._beside(self.flat.data)
-        route.project(here)
+        at, here = self._standing, self._beside(self.flat.data)
+        if at.point == at.tick:
+            self._legs.current(at).project(here)
         # Counted from the destination's own loss up: a destination close below the threshold can be arrived at too.
         room = self.settings.threshold - self._ends.end_loss
         limit = self._ends.end_loss + room * self.settings.arrival_margin

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from llpf_fast.correct import Corrected
 from llpf_fast.data import load_dataset
-from llpf_fast.find import CorrectionSettings, PathFinder, Settings, StepSettings
+from llpf_fast.find import CorrectionSettings, PathFinder, Settings, StepSettings, path_search
 from llpf_fast.find import finder as finder_module
 from llpf_fast.flat import FlatParameters
 
@@ -119,6 +119,12 @@ def standstill(monkeypatch: pytest.MonkeyPatch) -> Standstill:
     stub = Standstill()
     monkeypatch.setattr(finder_module, "make_correction", lambda *_: stub)
     return stub
+
+
+@pytest.fixture
+def never_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a search looks for arrival at its last tick, whatever the settings."""
+    monkeypatch.setattr(path_search, "can_arrive", lambda settings: False)
 
 
 def parameters_of(state: State, module: nn.Module | None = None) -> State:

@@ -161,7 +161,7 @@ def every_ends() -> list[dict[str, Tensor]]:
 
 
 def every(finder, ends, folder, mode: str, **changes) -> LowLossPath:
-    settings = quick(mode=mode, threshold=20.0, max_ticks=3, arrival_every=1000, **changes)
+    settings = quick(mode=mode, threshold=20.0, max_ticks=3, **changes)
     destination = ends[1] if mode == "m2m" or mode.endswith("sphere") else None
     result = finder(folder, start=ends[0], destination=destination, module=Every(), settings=settings).run()
     path = LowLossPath(result.folder)
@@ -176,6 +176,7 @@ def every(finder, ends, folder, mode: str, **changes) -> LowLossPath:
 NORMS = {f"{name}.{kind}" for name in ("group", "instance", "layer") for kind in ("weight", "bias")} | {"rms.weight"}
 
 
+@pytest.mark.usefixtures("never_arrives")
 @pytest.mark.parametrize("mode", MODES)
 def test_normalizations_tied_and_frozen_parameters(finder, standstill, every_ends, tmp_path, mode) -> None:
     """Frozen parameters are moved, like any: they are only not trained."""
@@ -185,6 +186,7 @@ def test_normalizations_tied_and_frozen_parameters(finder, standstill, every_end
     assert changed(path[0], path[3]) & names == (names - NORMS if mode in ("m2o-o", "infinity", "mean") else names)
 
 
+@pytest.mark.usefixtures("never_arrives")
 @pytest.mark.parametrize("mode", MODES)
 def test_frozen_parameters_are_moved_and_not_trained(finder, every_ends, tmp_path, mode) -> None:
     layers = LayerSettings(keep=["first.weight"])

@@ -72,6 +72,17 @@ def test_global_generator_and_callers_states_are_untouched(finder, endpoints, tm
     assert all(torch.equal(before[k], endpoints[0][k]) for k in before)
 
 
+def test_the_last_tick_looks_for_arrival_too(finder, tmp_path) -> None:
+    often = finder(tmp_path / "often", settings=quick(arrival_every=1)).run()
+    assert often.arrived
+    assert often.ticks > 1
+    last = finder(tmp_path / "last", settings=quick(arrival_every=1000, max_ticks=often.ticks)).run()
+    assert (last.arrived, last.ticks, last.waypoints) == (True, often.ticks, often.waypoints)
+    LowLossPath(last.folder).directory.check()
+    early = finder(tmp_path / "early", settings=quick(arrival_every=1000, max_ticks=often.ticks - 1)).run()
+    assert early.ended == "max_ticks"
+
+
 def test_only_layers_of_the_stage_move(finder, endpoints, tmp_path) -> None:
     settings = quick(
         max_ticks=2,

@@ -255,3 +255,17 @@ def test_arrival_right_after_a_failure(finder, tmp_path) -> None:
     path.directory.check()
     assert rolled_back(path) == [last]
     assert [w.tick for w in path.directory.waypoints()][-2:] == [result.ticks, result.ticks + 1]
+
+
+def test_a_last_tick_that_fails_arrives_from_the_waypoint_before(finder, tmp_path) -> None:
+    whole = finder(tmp_path / "whole", settings=quick(arrival_every=1, pacing="adaptive")).run()
+    assert whole.arrived
+    settings = quick(arrival_every=1000, pacing="adaptive", max_ticks=whole.ticks + 1)
+    searching, _ = breaking(finder, tmp_path / "run", {whole.ticks + 1}, settings)
+    result = searching.run()
+    assert (result.arrived, result.ticks) == (True, whole.ticks + 1)
+    one, other = LowLossPath(whole.folder), LowLossPath(result.folder)
+    other.directory.check()
+    assert rolled_back(other) == [whole.ticks + 1]
+    assert len(one) == len(other)
+    assert all(same(a, b) for a, b in zip(one, other, strict=True))
