@@ -13,6 +13,7 @@ from .. import ops
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from .draw import TensorBatches
+from .kept_values import KeptValues
 from .loss import LossFunction
 from .stack import Stack
 
@@ -32,15 +33,18 @@ def check_stackable(flat: FlatParameters, loss_fn: LossFunction, batches: Tensor
         The name of an operation that vmap only repeats row by row, so that a stack gains little; None: there is none.
 
     Raises:
-        NotStackableError: the network draws random numbers in training, does what vmap cannot follow, or comes out
-            different (a module that keeps something outside its buffers). The message names the cause.
+        NotStackableError: the network draws random numbers in training, does what vmap cannot follow, keeps
+            something outside its buffers, or comes out different. The message names the cause.
     """
     alone, together = (_pair(flat, loss_fn) for _ in range(2))
     first = torch.arange(2, device=flat.data.device)
     inputs, targets = batches.draw_rows(first, ops.gate_state(1, 2, device=first.device))
     with torch.random.fork_rng(devices=[flat.data.device] if flat.data.is_cuda else []):
+        kept = [_kept(alone)]
         for _ in range(_TIMES):
             want = alone.passes_in_turn(inputs, targets)
+            kept.append(_kept(alone))
+    _check_kept(flat, kept)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -69,6 +73,25 @@ def _pair(flat: FlatParameters, loss_fn: LossFunction) -> Stack:
             twin.data.mul_(factor)
         stack.take(twin)
     return stack
+
+
+def _kept(stack: Stack) -> list[KeptValues]:
+    return [KeptValues(flat.module) for flat in stack.flats]
+
+
+def _check_kept(flat: FlatParameters, kept: list[list[KeptValues]]) -> None:
+    """Refuse what every pass changes, and what the first pass left that is not equal in both rows.
+
+    A stack has one module for all rows, so that what it keeps would be theirs in common; of a mask or a table that the
+    first pass makes for all that is right.
+    """
+    (before, _), (once, other), (twice, _) = kept
+    own = [name for name in once.changed(before) if once.differs(other, name)]
+    for name in (*twice.changed(once), *own):
+        raise NotStackableError(
+            f"{type(flat.module).__name__} cannot be stacked: its forward keeps {name!r}, which is no buffer, and the "
+            f"paths would share it; make it a buffer, or {_WITHOUT}"
+        )
 
 
 def _buffers(stack: Stack) -> list[tuple[str, Tensor]]:

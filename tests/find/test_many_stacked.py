@@ -203,6 +203,15 @@ def test_paths_that_end_leave_their_place_to_the_next(search, five, tmp_path) ->
     assert max(order[: order.index(1, 2)]) > 1, "the third waits until one has ended"
 
 
+@pytest.mark.usefixtures("in_turn")
+def test_the_last_tick_looks_for_arrival_too(search, five, tmp_path) -> None:
+    often = search(tmp_path / "often", pairs(five)[:2], quick(arrival_every=1), 2)
+    most = max(result.ticks for result in often)
+    last = search(tmp_path / "last", pairs(five)[:2], quick(arrival_every=1000, max_ticks=most), 2)
+    assert [result.arrived for result in (*often, *last)] == [True] * 4
+    assert [result.ticks for result in last] == [most] * 2
+
+
 @pytest.mark.usefixtures("at_once")
 def test_one_that_fails_ends_alone(search, five, endpoints, tmp_path) -> None:
     random = {name: torch.randn_like(value) if value.is_floating_point() else value for name, value in five[2].items()}
@@ -308,6 +317,35 @@ class Keeps(nn.Module):
         return self.layer(x + last)
 
 
+class Counts(Keeps):
+    """Every forward counts, and is louder for it: equal in both rows of a trial, not where paths begin apart."""
+
+    def __init__(self, first: Any) -> None:
+        super().__init__()
+        self.kept = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.kept, list):
+            self.kept[0] = self.kept[0] + 1
+            return self.layer(x) * self.kept[0]
+        self.kept += 1
+        return self.layer(x) * self.kept
+
+
+class First(Keeps):
+    """What the first forward meets stays: each path's own, or the same for all."""
+
+    def __init__(self, of: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.of = of
+        self.table: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "first" not in self.table:
+            self.table["first"] = self.of(x)
+        return self.layer(x + self.table["first"])
+
+
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -324,14 +362,24 @@ class Recurrent(nn.Module):
         (nn.Sequential(nn.Linear(64, 10), nn.RReLU()), "rrelu"),
         (nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10, momentum=None)), "'1' averages .*momentum=None"),
         (Recurrent(), "lstm"),
-        (Keeps(), "its loss comes out different in a stack"),
+        (nn.Sequential(nn.Linear(64, 64), Keeps()), r"keeps '1\.last', which is no buffer"),
+        (Counts(torch.zeros(())), "keeps 'kept'"),
+        (Counts([torch.zeros(())]), r"keeps 'kept\[0\]'"),
+        (First(lambda x: x.mean(0).detach()), r"keeps \"table\['first'\]\""),
     ],
-    ids=["dropout", "RReLU", "cumulative statistics", "no rule", "plain attribute"],
+    ids=["dropout", "RReLU", "cumulative statistics", "no rule", "number", "written to", "replaced", "first batch"],
 )
 @pytest.mark.usefixtures("at_once")
 def test_networks_that_cannot_be_stacked_are_refused_by_name(search, tmp_path, module, message) -> None:
     with pytest.raises(LLPFError, match=f"cannot be stacked: .*{message}.*--together 1"):
         search(tmp_path, [], quick(), 2, module=module)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_table_made_at_the_first_forward_may_be_shared(search, tmp_path) -> None:
+    module = First(lambda x: torch.linspace(0, 1, 64, dtype=x.dtype))
+    search(tmp_path, [], quick(), 2, module=module)
+    assert not module.table, "the trial is on copies"
 
 
 @pytest.mark.usefixtures("in_turn")
