@@ -24,7 +24,8 @@ FLAGS = (
     "-ffp-contract=off",
 )
 #: Arguments after the tool's own. Racecheck is slow and looks at shared memory, of which one case sees every use.
-TOOLS = {"none": [], "memcheck": [], "racecheck": ["padded"], "synccheck": ["padded"]}
+#: Graphs run without a tool: whether these follow conditional nodes is not known, and "" leaves them out.
+TOOLS = {"none": [], "memcheck": [""], "racecheck": ["padded"], "synccheck": ["padded"]}
 
 
 def tool(name: str) -> str | None:

@@ -32,6 +32,16 @@ struct LossGate {
     state[kRounds] = rounds;
     state[kMean] = mean;
   }
+
+  /// Whether another iteration has anything to do: the gate is open, this update did not close it, and the newest loss is a
+  /// finite number (nothing mends what one that is not has done).
+  LLPF_HD static bool goes_on(const double* state, int64_t min_rounds) {
+    if (state[kOpen] == 0 || state[kLast] != 0) return false;
+    const auto rounds = static_cast<int64_t>(state[kRounds]);
+    if (rounds == 0) return true;
+    const double newest = state[kWindow + (rounds - 1) % min_rounds];
+    return newest - newest == 0;
+  }
 };
 
 }  // namespace llpf

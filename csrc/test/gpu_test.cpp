@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "../core/cuda/launch.h"
+#include "../core/cuda/while_graph.h"
 #include "host.h"
 #include "report.h"
 
@@ -275,10 +276,72 @@ void check_draw(Report& report) {
   }
 }
 
+/// What was queued on a stream while it was captured.
+template <class F>
+cudaGraph_t captured(cudaStream_t stream, F&& queue) {
+  cudaGraph_t graph = nullptr;
+  must(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "begin of a capture");
+  queue();
+  must(cudaStreamEndCapture(stream, &graph), "end of a capture");
+  return graph;
+}
+
+/// One launch that repeats `loss_gate` until no gate goes on: how often, and with which bits in the state.
+void check_while(Report& report) {
+  constexpr int64_t kPaths = 2, kRounds = 3, kWidth = LossGate::kWindow + kRounds;
+  const LossGate rule{0.5, kRounds, 7};
+  struct Run {
+    const char* name;
+    std::vector<float> loss;
+    int64_t allowed, first, second;  // iterations: allowed in a launch, of the first launch, of one after it
+  };
+  if (const char* const why = cuda::while_unsupported()) return report.expect(false, std::string("while: ") + why);
+  cudaStream_t stream = nullptr;
+  must(cudaStreamCreate(&stream), "cudaStreamCreate");
+  for (const Run& run : {Run{"both meet the threshold", {0.25f, 0.125f}, 100, 3, 0},
+                         Run{"one goes on to the last round", {0.25f, 2.0f}, 100, 7, 0},
+                         Run{"neither is finite", {INFINITY, INFINITY}, 100, 1, 0},
+                         Run{"one is not finite", {INFINITY, 0.25f}, 100, 3, 0},
+                         Run{"the count ends it", {2.0f, 2.0f}, 4, 4, 3}}) {
+    std::vector<double> state(static_cast<size_t>(kPaths * kWidth), 0.0);
+    for (int64_t k = 0; k < kPaths; ++k) state[static_cast<size_t>(k * kWidth)] = 1;
+    const OnDevice<double> device(state);
+    const OnDevice<float> loss(run.loss);
+    const OnDevice<int64_t> left(std::vector<int64_t>{-1});
+    const cudaGraph_t body = captured(stream, [&] {
+      must(cuda::loss_gate(device.data(), loss.data(), Dtype::kFloat32, kPaths, rule, stream), "loss_gate in a capture");
+    });
+    cuda::WhileGraph graph;
+    must(cuda::make_while(body, {device.data(), kPaths, kRounds, run.allowed, left.data()}, graph), "make_while");
+    must(cudaGraphDestroy(body), "cudaGraphDestroy");
+    for (const int64_t iterations : {run.first, run.second}) {
+      for (int64_t i = 0; i < iterations; ++i)
+        for (int64_t k = 0; k < kPaths; ++k) rule(&state[static_cast<size_t>(k * kWidth)], run.loss[static_cast<size_t>(k)]);
+      must(cuda::launch(graph, stream), "launch of a while graph");
+      must(cudaStreamSynchronize(stream), "a while graph");
+      const std::string label = std::string("while, ") + run.name;
+      report.same_bits(device.host(), state, label);
+      report.same_bits(left.host(), std::vector<int64_t>{run.allowed - iterations}, label + ", iterations left");
+    }
+    cuda::destroy(graph);
+  }
+  const cudaHostNodeParams call{[](void*) {}, nullptr};
+  cudaGraph_t forbidden = nullptr;
+  cudaGraphNode_t node = nullptr;
+  cuda::WhileGraph none;
+  must(cudaGraphCreate(&forbidden, 0), "cudaGraphCreate");
+  must(cudaGraphAddHostNode(&node, forbidden, nullptr, 0, &call), "cudaGraphAddHostNode");
+  report.expect(cuda::make_while(forbidden, {nullptr, 0, 1, 1, nullptr}, none) == cudaErrorNotSupported,
+                "while: a host node is refused");
+  report.expect(none.graph == nullptr && none.executable == nullptr, "while: nothing is left of a refusal");
+  must(cudaGraphDestroy(forbidden), "cudaGraphDestroy");
+  must(cudaStreamDestroy(stream), "cudaStreamDestroy");
+}
+
 }  // namespace
 }  // namespace llpf::test
 
-/// With an argument: only the cases whose name contains it.
+/// With an argument: only the cases whose name contains it, and no graphs ("": all cases); "while": graphs alone.
 int main(int argc, char** argv) {
   using namespace llpf::test;
   int devices = 0;
@@ -289,6 +352,7 @@ int main(int argc, char** argv) {
   Report report;
   check_loss_gate(report);
   check_draw(report);
+  if (argc < 2 || std::string(argv[1]) == "while") check_while(report);
   for (const Case& c : all_cases())
     if (argc < 2 || c.name.find(argv[1]) != std::string::npos)
       for_each_pair([&]<class P, class D>(P, D, const char* types) { Checks<P, D>(report, c, types).run(); });

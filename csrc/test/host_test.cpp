@@ -99,12 +99,32 @@ void check_tick(Report& report, const Case& c, Destination destination, const st
   }
 }
 
+/// Whether a repetition has anything left to do, by the columns of a gate whose window is two losses wide.
+void check_goes_on(Report& report) {
+  const double infinite = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
+  struct Row {
+    const char* name;
+    std::vector<double> state;
+    bool want;
+  };
+  for (const Row& row : {Row{"fresh, the window never written", {1, 0, 0, 0, nan, nan}, true},
+                         Row{"closed", {0, 0, 3, 0.1, 0.1, 0.1}, false},
+                         Row{"closed by this update", {1, 1, 3, 0.1, 0.1, 0.1}, false},
+                         Row{"open", {1, 0, 3, 0.1, 0.1, 0.1}, true},
+                         Row{"newest of an odd round infinite", {1, 0, 3, infinite, infinite, 0.1}, false},
+                         Row{"newest of an even round minus infinite", {1, 0, 2, -infinite, 0.1, -infinite}, false},
+                         Row{"newest not a number", {1, 0, 1, nan, nan, 0}, false},
+                         Row{"only the other one infinite", {1, 0, 2, infinite, infinite, 0.1}, true}})
+    report.expect(LossGate::goes_on(row.state.data(), 2) == row.want, std::string("goes on: ") + row.name);
+}
+
 }  // namespace
 }  // namespace llpf::test
 
 int main() {
   using namespace llpf::test;
   Report report;
+  check_goes_on(report);
   for (const Case& c : all_cases()) {
     for_each_pair([&]<class P, class D>(P, D, const char* types) { check_moments<P, D>(report, c, c.name + ", " + types); });
     for (int64_t kind = 0; kind <= 5; ++kind)

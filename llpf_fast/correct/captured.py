@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,8 +12,10 @@ import torch
 
 from ..errors import LLPFError
 from ..ops.loss_gate import LAST, MEAN, OPEN, ROUNDS, WINDOW
+from .cuda_graph import capture
 from .random_states import RandomStates
 from .step import Step
+from .while_graph import UntilClosed, WhileGraph, while_unsupported
 
 #: Seconds of queued iterations between two looks. A look costs some 20 microseconds of an idle device; replays queued
 #: after the gate closed cost half a block on average.
@@ -41,14 +44,19 @@ class Seen:
 
 def as_cuda_graph(step: Step) -> Callable[[], None]:
     """Capture ``step`` on a side stream; a function that queues one replay on the current stream."""
-    device = step.flat.data.device
-    current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    side.wait_stream(current)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads (a progress bar) may call CUDA meanwhile.
-    with torch.cuda.device(device), torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-        step()
-    current.wait_stream(side)
+    return capture(step, step.flat.data.device).replay
+
+
+def as_while_graph(step: Step) -> Callable[[], None]:
+    """Capture ``step`` on a side stream; a :class:`WhileGraph` of it, else (with a warning) a replay on the stream."""
+    reason, rule = while_unsupported(), step.rule
+    graph = capture(step, step.flat.data.device, keep_graph=reason is None)
+    if reason is None:
+        try:
+            return WhileGraph(graph, step.state, min_rounds=rule["min_rounds"], max_rounds=rule["max_rounds"])
+        except LLPFError as error:
+            reason = str(error)
+    warnings.warn(f"correction.capture is while, but {reason}; the host queues replays instead", stacklevel=2)
     return graph.replay
 
 
@@ -57,7 +65,7 @@ class Replays:
 
     Args:
         step: ready to be called.
-        record: makes a replay of it: :func:`as_cuda_graph`, or the identity to call the step itself.
+        record: makes a replay of it: :func:`as_cuda_graph`, :func:`as_while_graph`, or the identity (it is called).
 
     Raises:
         NotCapturableError: at the first run.
@@ -112,10 +120,15 @@ class Replays:
             before.restore()
 
     def run(self) -> Seen:
-        """Replay until the gate closes or a loss is not finite. ``prepare`` has been called and the gate is open."""
+        """Replay until the gate closes or a loss is not finite. ``prepare`` has been called and the gate is open.
+
+        Raises:
+            LLPFError: a replay that is to end by itself left the gate open.
+        """
         assert self._replay is not None
         least, most = self._step.rule["min_rounds"], self._step.rule["max_rounds"]
-        block = least
+        whole = isinstance(self._replay, UntilClosed)
+        block = 1 if whole else least
         while True:
             began = time.perf_counter()
             for _ in range(block):
@@ -123,6 +136,8 @@ class Replays:
             seen = self._look(least)
             if seen.closed or not seen.finite:
                 return seen
+            if whole:
+                raise LLPFError(f"the captured iteration stopped after {seen.rounds} rounds with its gate open")
             took = (time.perf_counter() - began) / block
             # Never more than the window remembers: which round was not finite must be known, whatever the clock says.
             block = min(least, most - seen.rounds, max(1, round(_LOOK_EVERY / took)))

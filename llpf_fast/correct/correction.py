@@ -15,14 +15,14 @@ from .. import ops
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..ops.loss_gate import LAST, MEAN, WINDOW
-from .captured import NotCapturableError, Replays, Seen
+from .captured import NotCapturableError, Replays, Seen, as_cuda_graph, as_while_graph
 from .draw import Batches, TensorBatches
 from .loss import LossFunction
 from .passes import Passes
 from .precision import Precision, check_precision, float32_products
 from .step import Step
 
-Capture = Literal["auto", "on", "off"]
+Capture = Literal["auto", "on", "off", "while"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Correction:
         lr, momentum, weight_decay, nesterov: of the fused update ``sgd_``; ignored with ``optimizer``.
         keep_momentum: carry the momentum buffer from one correction to the next.
         optimizer: any ``torch.optim`` optimiser over the module's parameters, instead of ``sgd_``.
-        capture: ``auto`` captures where it can; ``on`` refuses to run without; ``off`` never does.
+        capture: ``auto`` captures where it can; ``on`` refuses to run without; ``off`` never does; ``while`` has the
+            device repeat the iteration by itself (:class:`~.while_graph.WhileGraph`), and says why where it cannot.
         precision: of the forward and backward passes. Parameters and updates are not touched by it.
         compile: whether ``torch.compile`` compiles forward and loss.
 
@@ -98,10 +99,13 @@ class Correction:
             momentum_buffer=self.momentum_buffer,
         )
         self._must_capture = capture == "on"
+        self._record = as_while_graph if capture == "while" else as_cuda_graph
         self._replays: Replays | None = None
         reason = self._not_captured_because()
         if reason is not None and self._must_capture:
             raise LLPFError(f"correction.capture is on, but {reason}")
+        if reason is not None and capture == "while":
+            warnings.warn(f"correction.capture is while, but {reason}; the host runs step by step", stacklevel=2)
         self._may_capture = capture != "off" and reason is None
 
     def _not_captured_because(self) -> str | None:
@@ -174,7 +178,7 @@ class Correction:
             if self._replays is None:
                 assert isinstance(self._batches, TensorBatches)
                 self._step.draws(self._batches)
-                self._replays = Replays(self._step)
+                self._replays = Replays(self._step, self._record)
             self._replays.prepare()
         except LLPFError as error:
             self._replays, self._may_capture = None, False

@@ -15,6 +15,7 @@ from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..ops.loss_gate import LAST, MEAN, OPEN, ROUNDS, WINDOW
 from .correction import Capture, Corrected
+from .cuda_graph import capture
 from .draw import TensorBatches
 from .loss import LossFunction
 from .precision import float32_products
@@ -183,12 +184,7 @@ class StackedCorrection:
             for _ in range(_WARM_UP):
                 call()
         current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads (a progress bar) may call CUDA meanwhile.
-        with torch.cuda.device(device), torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-            call()
-        current.wait_stream(side)
-        return graph.replay
+        return capture(call, device).replay
 
 
 class StackedPath:

@@ -70,7 +70,8 @@ class CorrectionSettings:
     #: ``weights``: the rule holds for tensors with "weight" in their name only (authors' code). Null: the dialect's.
     lr_rule_layers: Literal["all", "weights"] | None = None
     #: On a GPU the iteration is captured as a CUDA graph wherever it can be (``auto``); ``on`` insists, ``off`` never.
-    capture: Literal["auto", "on", "off"] = "auto"
+    #: ``while``: the device repeats it until the gate closes (one path at a time; not run on a GPU yet).
+    capture: Literal["auto", "on", "off", "while"] = "auto"
     #: Arithmetic of the forward and backward passes: ``tf32`` (GPU) rounds the factors of products to 10 bits,
     #: ``bfloat16`` is autocast. Parameters, updates, screening and certificate stay float32.
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"

@@ -283,6 +283,7 @@ def test_the_order_of_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
         Stream=lambda _: Stream("side"),
         CUDAGraph=lambda: SimpleNamespace(replay=lambda: told.append("replay")),
         device=lambda _: contextlib.nullcontext(),
+        stream=lambda _: contextlib.nullcontext(),
         graph=graph,
     )
     monkeypatch.setattr("llpf_fast.correct.captured.torch.cuda", fake)

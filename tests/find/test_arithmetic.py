@@ -143,7 +143,7 @@ def test_compiled_passes_train_alike() -> None:
     ("change", "says"),
     [
         ({"precision": "float16"}, "correction.precision must be one of float32, tf32, bfloat16; got 'float16'"),
-        ({"capture": True}, "correction.capture must be one of auto, on, off; got True"),
+        ({"capture": True}, "correction.capture must be one of auto, on, off, while; got True"),
         ({"channels_last": "yes"}, "correction.channels_last must be true or false, got 'yes'"),
         ({"compile": None}, "correction.compile must be true or false, got None"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,12 @@ from torch import Tensor, nn
 
 from llpf_fast.correct import Correction, TensorBatches
 from llpf_fast.correct.augment import augmentation
+from llpf_fast.correct.step import Step
+from llpf_fast.correct.while_graph import UntilClosed
 from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model
+from llpf_fast.ops.loss_gate import LAST, OPEN, WINDOW
+from llpf_fast.ops.loss_gate import ROUNDS as COUNTED
 
 ROUNDS = 12
 #: Nodes of the graph that are the engine's: draw_, two gathers, loss_gate_, sgd_ and a copy for the gradient of each
@@ -120,11 +125,74 @@ def check_a_failing_capture_goes_on(device: torch.device) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x) if float(x.sum()) > -1e30 else x
 
-    one = correction(Asks, device)
+    one, stream = correction(Asks, device), torch.cuda.current_stream(device)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         assert one.run(0).rounds == ROUNDS
     assert not one.captured
+    assert torch.cuda.current_stream(device) == stream, "the stream was not put back"
+    assert bool(torch.rand(4, device=device).isfinite().all())
     assert sum("not captured as a CUDA graph" in str(warning.message) for warning in told) == 1
     other = correction(lenet5, device, capture="on")
     assert other.run(0).rounds == ROUNDS
+
+
+class OnTheHost(UntilClosed):
+    """What a WHILE graph does, by the rule of csrc/core/loss_gate.h in Python: for tests without a GPU."""
+
+    def __init__(self, step: Step) -> None:
+        self._step, self.calls, self.iterations = step, 0, 0
+
+    def __call__(self) -> None:
+        self.calls += 1
+        while self._goes_on():
+            self._step()
+            self.iterations += 1
+
+    def _goes_on(self) -> bool:
+        state = self._step.state.tolist()
+        if state[OPEN] == 0 or state[LAST] != 0:
+            return False
+        rounds = int(state[COUNTED])
+        return rounds == 0 or math.isfinite(state[WINDOW + (rounds - 1) % self._step.rule["min_rounds"]])
+
+
+def lasting(one: Correction) -> dict[str, Tensor]:
+    """All that a correction leaves behind. A launch ends with ``last`` set, a replay too many closes the gate."""
+    found: dict[str, Tensor | None] = {"parameters": one._flat.data, "momentum": one.momentum_buffer}
+    found |= {"gate": one._step.state[COUNTED:], "cursor": one._batches._first}  # type: ignore[union-attr]
+    found |= {f"buffer {name}": buffer for name, buffer in one.module.named_buffers()}
+    return {name: value.detach().cpu().clone() for name, value in found.items() if value is not None}
+
+
+def check_while_graph(device: torch.device) -> None:
+    """One launch a correction leaves the bits that replays leave which the host queues; both ends of the gate."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for make in (lenet5, normalized):
+                for augment, threshold in (("none", 0.0), ("mnist", 0.0), ("none", 100.0)):
+                    _one_launch(make, device, augment, threshold, told)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def _one_launch(make: Callable[[], nn.Module], device: torch.device, augment: str, threshold: float, told: Any) -> None:
+    runs, ends, left = [], [], []
+    for how in ("on", "on", "while"):
+        one = correction(make, device, augment=augment, threshold=threshold, keep_momentum=True, capture=how)
+        ends.append([one.run(0), one.run(ROUNDS, go_on=True)])
+        runs.append(one)
+        left.append(lasting(one))
+    replays = runs[2]._replays
+    reasons = [str(warning.message) for warning in told if "capture" in str(warning.message)]
+    assert replays is not None, reasons
+    assert isinstance(replays._replay, UntilClosed), reasons
+    assert ends[0][0].rounds == (5 if threshold else ROUNDS)
+    for first, second, what in ((0, 1, "plain replays do not repeat"), (0, 2, "one launch differs")):
+        label = f"{make.__name__}, {augment}, threshold {threshold}: {what}"
+        assert ends[first] == ends[second], f"{label}: {ends[first]}, {ends[second]}"
+        for name, value in left[first].items():
+            bits, others = (tensor.reshape(-1).view(torch.uint8) for tensor in (value, left[second][name]))
+            assert torch.equal(bits, others), f"{label} in {name}"

@@ -533,6 +533,7 @@ CHECKS: dict[str, Callable[[torch.device], None]] = {
     "closed_gate": on_a_gpu(captured_checks.check_closed_gate),
     "steady_replays": on_a_gpu(captured_checks.check_steady_replays),
     "captured_nodes": on_a_gpu(lambda device: captured_checks.check_nodes(device, launches)),
+    "while_graph": on_a_gpu(captured_checks.check_while_graph),
     "failing_capture": on_a_gpu(captured_checks.check_a_failing_capture_goes_on),
 }
 

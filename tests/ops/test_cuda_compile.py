@@ -28,6 +28,7 @@ REGISTERS = {
     "tick": {"tick_coefficients": 80, "tick_on_chip": 128},
     "sgd": {"update_chunks": 128},
     "loss_gate": {"update_gates": 32},
+    "while_graph": {"set_condition": 32},
     "draw": {"draw_rows": 32},
 }
 #: Instructions that the float32 kernel must contain at least so often: every run of every stream is one 16-byte access.

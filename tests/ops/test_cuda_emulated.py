@@ -77,6 +77,12 @@ def test_kernels_on_the_emulator(emulated: Path, lanes: str, case: str) -> None:
     assert " 0 failed" in run([emulated, case], LLPF_LANES=lanes)
 
 
+@pytest.mark.parametrize("lanes", ["up", "down"])
+def test_the_repeated_iteration_on_the_emulator(emulated: Path, lanes: str) -> None:
+    """As many iterations as the gate asks for, in any order that the graph's dependencies allow."""
+    assert " 0 failed" in run([emulated, "while"], LLPF_LANES=lanes)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lanes", ["up", "down"])
 def test_all_cases_on_the_emulator(emulated: Path, lanes: str) -> None:

@@ -40,7 +40,12 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorCooperativeLaunchTooLarge = 720 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorCooperativeLaunchTooLarge = 720,
+  cudaErrorNotSupported = 801,
+};
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
@@ -138,6 +143,12 @@ inline uint64_t yield(Wait wait, uint64_t given = 0, int offset = 0) {
   std::exit(4);
 }
 
+/// LLPF_LANES=down: the last of those that may run goes first.
+inline bool lanes_down() {
+  static const bool down = std::getenv("LLPF_LANES") != nullptr && std::strcmp(std::getenv("LLPF_LANES"), "down") == 0;
+  return down;
+}
+
 /// One block of fibers with its dynamic shared memory.
 struct Block {
   std::vector<std::unique_ptr<Fiber>> fibers;
@@ -166,7 +177,7 @@ struct Block {
 
   /// Runs until every fiber is done or waits for the grid; true when done.
   bool run() {
-    static const bool down = std::getenv("LLPF_LANES") != nullptr && std::strcmp(std::getenv("LLPF_LANES"), "down") == 0;
+    const bool down = lanes_down();
     dynamic_shared = &shared;
     const size_t count = fibers.size();
     for (auto& fiber : fibers)
@@ -240,11 +251,6 @@ inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes, bool cooperativ
   }
 }
 
-/// What `kernel<<<grid, block, shared, stream>>>(...)` becomes (translate.py).
-inline void launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t, const std::function<void()>& kernel) {
-  run_grid(grid, block, shared_bytes, false, kernel);
-}
-
 inline void* shared_memory() {
   const auto address = reinterpret_cast<uintptr_t>(dynamic_shared->data());
   return reinterpret_cast<void*>((address + 15) / 16 * 16);
@@ -258,6 +264,8 @@ struct Allocation {
 inline std::map<void*, Allocation> allocations;
 
 }  // namespace emulator
+
+#include "graphs.h"
 
 #define threadIdx (emulator::current->thread)
 #define blockIdx (emulator::current->block)
@@ -322,8 +330,9 @@ inline cudaError_t cudaDeviceGetAttribute(int* out, cudaDeviceAttr attribute, in
   }
   return cudaSuccess;
 }
-template <class Kernel>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* out, Kernel*) {
+template <class... Arguments>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* out, void (*kernel)(Arguments...)) {
+  emulator::remember(kernel);
   return out->sharedSizeBytes = 384, cudaSuccess;
 }
 template <class Kernel>

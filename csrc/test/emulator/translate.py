@@ -17,7 +17,7 @@ def translate(source: str) -> str:
             if depth == 0:
                 break
         arguments = source[launch.end() : end]
-        out += [source[at : launch.start()], f"emulator::launch({launch[2]}, [&] {{ {launch[1]}({arguments}); }})"]
+        out += [source[at : launch.start()], f"emulator::launch({launch[2]}, [=] {{ {launch[1]}({arguments}); }})"]
         at = end + 1
     text = "".join([*out, source[at:]])
     return re.sub(
