@@ -37,6 +37,7 @@ def block() -> str:
         ticks(_rows()),
         searches(_read("search-cost.json")),
         together(_read("together.json")),
+        corrections(_read("correction.json")),
     )
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
@@ -113,6 +114,32 @@ def together(result: dict[str, Any]) -> list[str]:
         f"(`python -m benchmarks.together`), {_where(result)}: {seconds[0]:.1f} s in turn, {seconds[1]:.1f} s as one "
         f"stack, {gain:.2f} times faster, judging and files included.",
     ]
+
+
+def corrections(result: dict[str, Any]) -> list[str]:
+    """An iteration's passes in each setting, the engine's part of it, and moments left behind."""
+    lines = [
+        "Processor time of a correction's parts, one thread, batches of 64, medians (quartiles), from "
+        f"`correction.json` (`python -m benchmarks.correction_costs`), {_where(result)}:",
+        "",
+        "| LeNet5, forward and backward | ms |",
+        "|---|---|",
+        *(f"| {name} | {_spread(found)} |" for name, found in result["passes_ms"].items()),
+        "",
+        "| LeNet5, whole iteration | ms |",
+        "|---|---|",
+        *(f"| {name} | {_spread(found)} |" for name, found in result["iteration_ms"].items()),
+        "",
+        "| µs | `moments` | update with momentum | able to leave moments, not the last | the last, which leaves them |",
+        "|---|---|---|---|---|",
+    ]
+    for size, found in result["moments_us"].items():
+        lines.append(f"| {size} | {' | '.join(_spread(times) for times in found.values())} |")
+    return lines
+
+
+def _spread(found: dict[str, float]) -> str:
+    return f"{found['median']:,.3g} ({found['q1']:,.3g}–{found['q3']:,.3g})"
 
 
 def _where(result: dict[str, Any]) -> str:
