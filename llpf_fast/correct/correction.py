@@ -18,6 +18,7 @@ from ..ops.loss_gate import LAST, MEAN, WINDOW
 from .captured import NotCapturableError, Replays, Seen, as_cuda_graph, as_while_graph
 from .draw import Batches, TensorBatches
 from .loss import LossFunction
+from .optimizer_step import OptimizerStep
 from .passes import Passes
 from .precision import Precision, check_precision, float32_products
 from .step import Step
@@ -50,7 +51,9 @@ class Correction:
         threshold, min_rounds, max_rounds: see :func:`llpf_fast.ops.loss_gate_`.
         lr, momentum, weight_decay, nesterov: of the fused update ``sgd_``; ignored with ``optimizer``.
         keep_momentum: carry the momentum buffer from one correction to the next.
-        optimizer: any ``torch.optim`` optimiser over the module's parameters, instead of ``sgd_``.
+        optimizer: any ``torch.optim`` optimiser over the module's parameters, instead of ``sgd_``. One whose step
+            asks for a closure (L-BFGS) takes a batch's gradient several times; each is one of the rounds that
+            ``max_rounds`` bounds and ``Corrected`` counts, and the loss that counts is the first.
         capture: ``auto`` captures where it can; ``on`` refuses to run without; ``off`` never does; ``while`` has the
             device repeat the iteration by itself (:class:`~.while_graph.WhileGraph`), and says why where it cannot.
         precision: of the forward and backward passes. Parameters and updates are not touched by it.
@@ -80,7 +83,6 @@ class Correction:
         compile: bool = False,
     ) -> None:
         self._flat, self._batches = flat, batches
-        self._optimizer = optimizer
         device = flat.data.device
         check_precision(precision, device)
         self._precision: Precision = precision
@@ -98,6 +100,7 @@ class Correction:
             hyper={"momentum": momentum, "dampening": 0.0, "weight_decay": weight_decay, "nesterov": nesterov},
             momentum_buffer=self.momentum_buffer,
         )
+        self._optimizer = None if optimizer is None else OptimizerStep(optimizer, flat, self._passes, self._step)
         self._must_capture = capture == "on"
         self._record = as_while_graph if capture == "while" else as_cuda_graph
         self._replays: Replays | None = None
@@ -198,25 +201,23 @@ class Correction:
         return replays.run()
 
     def _in_turn(self, first_round: int) -> Seen:
-        rounds, window, state = 0, int(self._rule["min_rounds"]), self._step.state
+        batches, rounds, state = 0, 0, self._step.state
+        window, most = int(self._rule["min_rounds"]), self._rule["max_rounds"]
         while True:
-            self._iterate(first_round + rounds)
+            rounds += self._iterate(first_round + batches)
             # One transfer an iteration: decision, mean and newest loss.
             values = state.tolist()
-            newest = values[WINDOW + rounds % window]
-            rounds += 1
+            newest = values[WINDOW + batches % window]
+            batches += 1
             if not math.isfinite(newest):
                 return Seen(rounds, newest, closed=False, finite=False)
-            if values[LAST]:
+            if values[LAST] or (batches >= window and rounds >= most):
                 return Seen(rounds, values[MEAN], closed=True, finite=True)
 
-    def _iterate(self, round_: int) -> None:
+    def _iterate(self, round_: int) -> int:
+        """Train on the batch of ``round_``; how often its gradient was taken."""
         inputs, targets = self._batches.draw(round_)
-        if self._optimizer is None:
-            self._step.train(inputs, targets)
-            return
-        self._flat.zero_grad()
-        loss = self._passes(inputs, targets)
-        torch.ops.llpf_fast.loss_gate_.default(self._step.state, loss.detach(), **self._rule)
-        loss.backward()
-        self._optimizer.step()
+        if self._optimizer is not None:
+            return self._optimizer.train(inputs, targets)
+        self._step.train(inputs, targets)
+        return 1

@@ -14,6 +14,7 @@ from ..correct.draw import key_of
 from ..correct.group_rates import GroupRates, OptimizerFactory, one_group_each
 from ..errors import LLPFError
 from ..flat import FlatParameters
+from ..wording import one_line
 from .dialect import resolve
 from .ends import Ends
 from .legs import Legs
@@ -111,10 +112,13 @@ class PathFinder:
     ) -> tuple[torch.optim.Optimizer | None, GroupRates | None]:
         if factory is None:
             return None, None
-        if not by_layer:
-            return factory(self.flat.module.parameters()), None
-        optimizer = factory(one_group_each(self.flat.module))
-        return optimizer, GroupRates(optimizer, self.flat)
+        module = self.flat.module
+        try:
+            optimizer = factory(one_group_each(module) if by_layer else module.parameters())
+        except ValueError as error:
+            what = "one group a parameter, for correction.lr_rule (none: one group)" if by_layer else "the parameters"
+            raise LLPFError(f"the optimizer refuses {what}: {one_line(error)}") from error
+        return optimizer, GroupRates(optimizer, self.flat) if by_layer else None
 
     def run(self) -> FindResult:
         """Search until arrival, ``max_ticks``, or the smallest step fails; returns at once when the run is complete."""

@@ -85,6 +85,68 @@ def test_any_torch_optimiser(data) -> None:
         torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-6)
 
 
+def lbfgs(parameters):
+    return torch.optim.LBFGS(parameters, lr=0.1, max_iter=4, line_search_fn="strong_wolfe")
+
+
+def test_an_optimiser_that_asks_for_a_closure(data) -> None:
+    """The path of plain torch; every gradient that it took is a round."""
+    reference = network()
+    module = copy.deepcopy(reference)
+    optimizer, batches = lbfgs(reference.parameters()), TensorBatches(*data, 16, seed=4)
+    losses: list[float] = []
+    taken = 0
+    reference.train()
+    while len(losses) < 3 or sum(losses[-3:]) / 3 > 0.3:
+        x, y = batches.draw(7 + len(losses))
+        at_batch: list[float] = []
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(reference(x), y)  # noqa: B023
+            loss.backward()
+            at_batch.append(float(loss.detach()))  # noqa: B023
+            return loss
+
+        optimizer.step(closure)
+        losses.append(at_batch[0])
+        taken += len(at_batch)
+    flat = FlatParameters(module)
+    rule = {"threshold": 0.3, "min_rounds": 3, "max_rounds": 1000, "lr": 0.0}
+    batches = TensorBatches(*data, 16, seed=4)
+    own = lbfgs(module.parameters())
+    correction = Correction(flat, nn.functional.cross_entropy, batches, optimizer=own, **rule)
+    result = correction.run(7)
+    assert 3 < len(losses) < taken == result.rounds == own.state_dict()["state"][0]["func_evals"]
+    assert result.met
+    assert result.loss == pytest.approx(sum(losses[-3:]) / 3, rel=1e-4)
+    for value, other in zip(module.state_dict().values(), reference.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_closures_gradients_are_what_max_rounds_bounds(data) -> None:
+    module = network()
+    rule = {"threshold": 1e-9, "min_rounds": 2, "max_rounds": 20, "lr": 0.0}
+    batches = TensorBatches(*data, 16, seed=4)
+    optimizer = torch.optim.LBFGS(module.parameters(), lr=0.01, max_iter=6, tolerance_grad=0, tolerance_change=0)
+    correction = Correction(FlatParameters(module), nn.functional.cross_entropy, batches, optimizer=optimizer, **rule)
+    result = correction.run(0)
+    assert (result.rounds, result.met) == (24, False), "four batches of six gradients"
+
+
+def test_a_closure_that_is_never_called(data) -> None:
+    class Idle(torch.optim.SGD):
+        def step(self, closure):  # type: ignore[override]
+            return None
+
+    module = network()
+    rule = {"threshold": 0.1, "min_rounds": 1, "max_rounds": 2, "lr": 0.0}
+    batches, optimizer = TensorBatches(*data, 16, seed=4), Idle(module.parameters())
+    correction = Correction(FlatParameters(module), nn.functional.cross_entropy, batches, optimizer=optimizer, **rule)
+    with pytest.raises(LLPFError, match=r"Idle\.step asks for a closure but never calls it"):
+        correction.run(0)
+
+
 def test_stops_at_max_rounds_and_says_so(data) -> None:
     flat = FlatParameters(network())
     correction = Correction(

@@ -56,3 +56,10 @@ def test_a_factory_that_merges_groups_is_refused(finder, tmp_path, changes) -> N
     with pytest.raises(LLPFError, match=r"correction\.lr_rule to none"):
         finder(tmp_path / "run", settings=quick(**changes), optimizer=merged)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_optimiser_that_takes_one_group_only_is_refused_where_layers_differ(finder, tmp_path) -> None:
+    with pytest.raises(LLPFError, match=r"refuses one group a parameter, for correction\.lr_rule .*: LBFGS") as caught:
+        finder(tmp_path / "run", settings=quick(mode="m2o"), optimizer=torch.optim.LBFGS)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()

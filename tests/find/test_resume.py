@@ -139,6 +139,11 @@ def adamw(groups):
     return torch.optim.AdamW(groups, lr=0.003)
 
 
+def lbfgs(parameters):
+    """Its state holds lists of tensors."""
+    return torch.optim.LBFGS(parameters, lr=0.1, max_iter=3, history_size=4)
+
+
 @pytest.mark.parametrize(
     ("changes", "optimizer"),
     [
@@ -155,6 +160,8 @@ def adamw(groups):
         ({"schedule": "data-flow", "data_flow": DataFlowSettings(distance=0.9)}, None),
         ({"mode": "m2o"}, adamw),
         ({**HASTY, "mode": "m2o"}, adamw),
+        ({}, lbfgs),
+        ({**HASTY, "correction": CorrectionSettings(threshold=0.05, max_rounds=12)}, lbfgs),
         ({"mode": "m2o-o", "correction": CorrectionSettings(threshold=0.05, lr=0.1, lr_rule="std")}, None),
         ({"mode": "variance-sphere"}, None),
     ],

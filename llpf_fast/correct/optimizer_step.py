@@ -1,0 +1,61 @@
+"""``OptimizerStep``: one iteration of a correction whose update is a torch optimiser's."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import LLPFError
+from ..flat import FlatParameters
+from .passes import Passes
+from .step import Step
+
+
+class OptimizerStep:
+    """Forward, loss, gate, backward and ``optimizer.step`` on one batch.
+
+    Args:
+        gated: holds the gate's state and rule.
+
+    Attributes:
+        asks_again: whether ``optimizer.step`` must be given a closure with which it takes the gradient of one batch
+            as often as it likes (``torch.optim.LBFGS``).
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, flat: FlatParameters, passes: Passes, gated: Step) -> None:
+        self._optimizer, self._flat, self._passes, self._gated = optimizer, flat, passes, gated
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        self.asks_again = closure is not None and closure.default is inspect.Parameter.empty
+
+    def train(self, inputs: Any, targets: Any) -> int:
+        """Returns how often the gradient was taken. The gate counts one loss a batch: the one before any update.
+
+        Raises:
+            LLPFError: see :class:`Passes`; an optimiser that never called the closure it asked for.
+        """
+        taken = 0
+
+        # An optimiser's step runs without gradients, and need not switch them on for its closure.
+        @torch.enable_grad()
+        def gradient() -> Tensor:
+            nonlocal taken
+            self._flat.zero_grad()
+            loss = self._passes(inputs, targets)
+            if not taken:
+                torch.ops.llpf_fast.loss_gate_.default(self._gated.state, loss.detach(), **self._gated.rule)
+            loss.backward()
+            taken += 1
+            return loss
+
+        if self.asks_again:
+            # torch annotates a closure as giving a float, and hands on what it gives.
+            self._optimizer.step(gradient)  # type: ignore[arg-type]
+        else:
+            gradient()
+            self._optimizer.step()
+        if not taken:
+            raise LLPFError(f"{type(self._optimizer).__name__}.step asks for a closure but never calls it")
+        return taken
