@@ -222,8 +222,9 @@ def ending(result: FindResult, endless: bool) -> tuple[str, bool]:
 
 
 def summary(result: FindResult, endless: bool = False) -> str:
-    """One line: how the search ended."""
-    return (
+    """One line: how the search ended; then one a note."""
+    first = (
         f"{result.folder}: {ending(result, endless)[0]} after {result.ticks:,} ticks, {result.sgd_steps:,} SGD steps, "
         f"{duration(result.seconds)}; {result.waypoints:,} waypoints"
     )
+    return "\n".join([first, *(f"  note: {note}" for note in result.notes)])

@@ -32,7 +32,7 @@ class _Pending:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: the run's folder name, how it ended, and its numbers (None where it never ended)."""
+    """One line of the table: the run's folder name, how it ended, numbers (None where it never ended), notes."""
 
     name: str
     ended: str
@@ -41,6 +41,7 @@ class Row:
     sgd_steps: int | None = None
     seconds: float | None = None
     waypoints: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def find_many(
@@ -189,16 +190,17 @@ def _finished(search: Search, folder: Path, pair: Pair, digests: dict[Path, str]
         status.get("sgd_steps"),
         status.get("seconds"),
         status.get("waypoints"),
+        tuple(status.get("notes") or ()),
     )
 
 
 def _row(name: str, result: FindResult, search: Search) -> Row:
     ended, good = ending(result, search.endless)
-    return Row(name, ended, good, result.ticks, result.sgd_steps, result.seconds, result.waypoints)
+    return Row(name, ended, good, result.ticks, result.sgd_steps, result.seconds, result.waypoints, result.notes)
 
 
 def show_table(rows: Sequence[Row]) -> None:
-    """One row a path, on stdout."""
+    """One row a path, and below them their notes, on stdout."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -214,3 +216,6 @@ def show_table(rows: Sequence[Row]) -> None:
     # A file or a pipe has no width: wide enough for the longest names, so that nothing is cut.
     width = None if sys.stdout.isatty() else 80 + max(len(row.name) for row in rows)
     Console(file=sys.stdout, width=width, markup=False, highlight=False).print(table)
+    for row in rows:
+        for note in row.notes:
+            print(f"{row.name}: {note}")

@@ -107,6 +107,14 @@ class Legs:
         mover.set_flags(now)
         return there
 
+    def without_direction(self, p: Tensor) -> list[str]:
+        """Layers that a norm sphere waits for and whose norm at p ``[N]`` is 0: no direction leads from there to it."""
+        route = self.main
+        if route.rule.destination is not Destination.NORM_SPHERE:
+            return []
+        still = self._counted & (route.spread.norm(route.moments(p)) == 0)
+        return [name for name, stays in zip(route.table.names, still.tolist(), strict=True) if stays]
+
     def enter(self, at: Standing, schedule: Schedule) -> None:
         """Set the flags for where the search stands: at its beginning, after a resume, at a change."""
         if at.leg == 0 and self._shrink is not None:

@@ -292,7 +292,12 @@ class PathSearch:
             end = self._ends.end if leads_to_model(self.settings) else None
             if end is None:
                 end = self.flat.state_dict(self._legs.rest(self.flat.data))
-        self._record.finish(at, ended, end)
+        self._record.finish(at, ended, end, self._notes())
+
+    def _notes(self) -> list[str]:
+        """What a reader of the end must know besides."""
+        still = ", ".join(self._legs.without_direction(self.flat.data))
+        return [f"not on their spheres, because from norm 0 no direction leads there: {still}"] if still else []
 
     def _measure(self) -> None:
         """Distances and variances of the point that the buffer holds; spheres that follow them."""

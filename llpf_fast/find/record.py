@@ -129,8 +129,8 @@ class Record:
             loss, rounds = corrected.loss, corrected.rounds
             self._progress(TickProgress(at.tick, most, loss, rounds, at.rounds, share_left, self.seconds(at)))
 
-    def finish(self, at: Standing, ended: str, end: dict[str, Tensor] | None) -> None:
-        """Close the run; ``end`` is the destination to record where the search has arrived."""
+    def finish(self, at: Standing, ended: str, end: dict[str, Tensor] | None, notes: list[str]) -> None:
+        """Close the run; ``end`` is the destination to record where the search has arrived, ``notes`` a line each."""
         if end is not None:
             self.run.add_waypoint(at.tick + 1, end)
         # No checkpoint here: one that counts the destination would, after a kill just before finish, let a resume tick
@@ -143,6 +143,7 @@ class Record:
             seconds=self.seconds(at),
             distance=at.distance,
             loss=at.loss,
+            **({"notes": notes} if notes else {}),
         )
 
     def result(self) -> FindResult:
@@ -156,4 +157,5 @@ class Record:
             float(done["seconds"]),
             str(done.get("ended") or ("arrived" if arrived else "max_ticks")),
             len(self.run.waypoints()),
+            tuple(done.get("notes") or ()),
         )

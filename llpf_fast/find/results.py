@@ -27,7 +27,8 @@ class TickProgress:
 class FindResult:
     """What a search did. ``sgd_steps`` and ``ticks`` count the whole search, ``seconds`` the time spent in it.
 
-    ``ended`` is "arrived", "max_ticks", or "stuck": with adaptive pacing even the smallest step failed.
+    ``ended`` is "arrived", "max_ticks", or "stuck": with adaptive pacing even the smallest step failed. ``notes`` are
+    what a reader must know besides, a line each: layers of norm 0, which no norm sphere can be reached from.
     """
 
     folder: Path
@@ -36,6 +37,7 @@ class FindResult:
     seconds: float
     ended: str
     waypoints: int
+    notes: tuple[str, ...] = ()
 
     @property
     def arrived(self) -> bool:

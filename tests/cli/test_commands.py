@@ -16,7 +16,7 @@ import yaml
 from llpf_fast.cli import find as find_command
 from llpf_fast.data import load_dataset
 from llpf_fast.models import accuracy, build_model
-from llpf_fast.path import load_model_file
+from llpf_fast.path import load_model_file, save_model_file
 
 
 def test_train_writes_the_authors_dictionary(ends):
@@ -206,3 +206,24 @@ def test_help_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert "--destination FILE" in done.stdout
     assert done.returncode == 0, "llpf --help imports torch or numpy"
+
+
+def test_layers_of_norm_0_are_named(llpf, ends, tmp_path):
+    file = load_model_file(ends.start)
+    state = {name: value.clone() for name, value in file.state.items()}
+    bias = next(name for name in state if name.endswith("bias"))
+    state[bias].zero_()
+    (tmp_path / "models").mkdir()
+    save_model_file(tmp_path / "models" / "start.pt", state, model_name="mlp", dataset_name="digits")
+    # No training that float32 could hold.
+    sets = ["mode=norm-sphere", f"spheres={{{bias}: 1.0}}", "threshold=50", "correction.lr=1.0e-300", "max_ticks=3"]
+    command = ["find", "--recipe", "mlp-digits-m2m-quick", *(word for each in sets for word in ("--set", each))]
+    run = tmp_path / "run"
+    found = llpf(*command, "--start", tmp_path / "models" / "start.pt", "--out", run, "--quiet")
+    note = f"not on their spheres, because from norm 0 no direction leads there: {bias}"
+    assert f"\n  note: {note}\n" in found.out
+    assert f"\n  note: {note}\n" in llpf("verify", run, "--quiet").out
+    many = llpf(*command, tmp_path / "models", "--out", tmp_path / "runs", "--quiet")
+    again = llpf(*command, tmp_path / "models", "--out", tmp_path / "runs", "--resume", "--quiet")
+    for outcome in (many, again):
+        assert f"\nstart--norm-sphere: {note}\n" in outcome.out

@@ -141,3 +141,24 @@ def test_a_mode_of_its_own_needs_no_other_setting(endpoints, digits, tmp_path) -
         network(), endpoints[0], data=digits, settings=Settings(mode="m2o", max_ticks=2), out=tmp_path / "run"
     )
     assert len(path) == 3
+
+
+@pytest.mark.parametrize("margin", [0.6, 1e-9], ids=["arrived", "not arrived"])
+def test_layers_of_norm_0_are_named(finder, standstill, endpoints, tmp_path, margin) -> None:
+    """No direction leads from 0 to a sphere; 5.bias is 0 too, but no sphere waits for it."""
+    start = {name: value.clone() for name, value in endpoints[0].items()}
+    for name in ("3.bias", "5.bias"):
+        start[name].zero_()
+    wanted = {"0.weight": float(start["0.weight"].norm()) * 1.01, "3.bias": 1.0, "1.bias": 1.0}
+    settings = quick(mode="norm-sphere", spheres=wanted, threshold=50.0, max_ticks=3, arrival_margin=margin)
+    result = finder(tmp_path / "run", start=start, settings=settings).run()
+    assert result.arrived == (margin > 0.5)
+    (note,) = result.notes
+    assert note == "not on their spheres, because from norm 0 no direction leads there: 3.bias"
+    path = LowLossPath(result.folder)
+    assert path.directory.status["notes"] == [note]
+    assert not path[len(path) - 1]["3.bias"].any()
+    start["3.bias"][0] = 1e-3
+    whole = finder(tmp_path / "whole", start=start, settings=settings).run()
+    assert whole.notes == ()
+    assert "notes" not in LowLossPath(whole.folder).directory.status
