@@ -346,6 +346,13 @@ class First(Keeps):
         return self.layer(x + self.table["first"])
 
 
+class Doubled(Keeps):
+    """Computes something else under vmap, as a custom rule for it may."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * (2 if torch._C._functorch.is_batchedtensor(x) else 1)
+
+
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -362,12 +369,13 @@ class Recurrent(nn.Module):
         (nn.Sequential(nn.Linear(64, 10), nn.RReLU()), "rrelu"),
         (nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10, momentum=None)), "'1' averages .*momentum=None"),
         (Recurrent(), "lstm"),
+        (Doubled(), "its loss comes out different in a stack"),
         (nn.Sequential(nn.Linear(64, 64), Keeps()), r"keeps '1\.last', which is no buffer"),
         (Counts(torch.zeros(())), "keeps 'kept'"),
         (Counts([torch.zeros(())]), r"keeps 'kept\[0\]'"),
         (First(lambda x: x.mean(0).detach()), r"keeps \"table\['first'\]\""),
     ],
-    ids=["dropout", "RReLU", "cumulative statistics", "no rule", "number", "written to", "replaced", "first batch"],
+    ids=["dropout", "RReLU", "cumulative statistics", "no rule", "different", "number", "written to", "replaced", "first batch"],
 )
 @pytest.mark.usefixtures("at_once")
 def test_networks_that_cannot_be_stacked_are_refused_by_name(search, tmp_path, module, message) -> None:
