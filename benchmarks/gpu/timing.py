@@ -50,9 +50,10 @@ class Clock:
     def cuda(self) -> bool:
         return self.device.type == "cuda"
 
-    def _events(self, run: Callable[[], object], flush: bool) -> list[float]:
+    def events(self, run: Callable[[], object], *, flush: bool, repeats: int | None = None) -> list[float]:
+        """Times of calls between two events each, the level-2 cache flushed before each or not."""
         pairs = []
-        for _ in range(self.repeats):
+        for _ in range(repeats or self.repeats):
             if flush:
                 self.flusher.zero_()
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -63,29 +64,37 @@ class Clock:
         torch.cuda.synchronize()
         return [1e3 * start.elapsed_time(end) for start, end in pairs]
 
-    def _graph(self, run: Callable[[], object], calls: int) -> torch.cuda.CUDAGraph:
+    def replay(self, run: Callable[[], object], calls: int) -> Callable[[], None]:
+        """``calls`` of ``run`` as one replay of a graph.
+
+        Raises:
+            RuntimeError: it cannot be captured.
+        """
+        from llpf_fast.correct.cuda_graph import capture
+
+        def together() -> None:
+            for _ in range(calls):
+                run()
+
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
                 run()
         torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(calls):
-                run()
+        graph = capture(together, self.device)
         graph.replay()
-        return graph
+        return graph.replay
 
     def cold(self, run: Callable[[], object]) -> list[float]:
         if not self.cuda:
             return self._host(run)
-        return self._events(self._graph(run, 1).replay, flush=True)
+        return self.events(self.replay(run, 1), flush=True)
 
     def warm(self, run: Callable[[], object]) -> list[float]:
         if not self.cuda:
             return self._host(run)
-        return [t / WARM_CALLS for t in self._events(self._graph(run, WARM_CALLS).replay, flush=False)]
+        return [t / WARM_CALLS for t in self.events(self.replay(run, WARM_CALLS), flush=False)]
 
     def _host(self, run: Callable[[], object]) -> list[float]:
         run()

@@ -102,20 +102,42 @@ def measure(
     return times
 
 
-def measure_on_gpu(contenders: Mapping[str, Calls], device: torch.device, *, cold: bool) -> dict[str, Times]:
+def measure_on_gpu(
+    contenders: Mapping[str, Calls], device: torch.device, seconds: float, *, cold: bool
+) -> dict[str, Times]:
     """The same on a GPU, by gpu/timing.py: graph replays between events, level-2 cache flushed where ``cold``.
 
-    What cannot be captured (a baseline that waits for the host) is timed call by call between events.
+    What waits for the device cannot be captured and is timed call by call between events.
     """
-    from ..gpu.timing import Clock
+    from ..gpu.timing import WARM_CALLS, Clock
 
     clock = Clock(device, repeats=MAX_ROUNDS)
-    found = {}
+    ways: dict[str, tuple[Callable[[], object], int]] = {}
+    seconds_a_round = 0.0
     for name, calls in contenders.items():
+        number = 1 if cold else WARM_CALLS
         try:
-            microseconds = clock.cold(calls[0]) if cold else clock.warm(calls[0])
+            ways[name] = (calls[0], 1) if waits(calls[0]) else (clock.replay(calls[0], number), number)
         except RuntimeError:
             torch.cuda.synchronize()
-            microseconds = clock._events(calls[0], flush=cold)
-        found[name] = Times([1e-6 * t for t in microseconds])
-    return found
+            ways[name] = (calls[0], 1)
+        seconds_a_round += 1e-6 * clock.events(ways[name][0], flush=cold, repeats=2)[-1]
+    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / seconds_a_round)))
+    return {
+        name: Times([1e-6 * t / number for t in clock.events(way, flush=cold, repeats=rounds)])
+        for name, (way, number) in ways.items()
+    }
+
+
+def waits(call: Callable[[], object]) -> bool:
+    """Whether ``call`` waits for the device. Asked before a capture: one that fails leaves torch in a strange state."""
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False

@@ -31,8 +31,10 @@ def pool_members(member_bytes: int) -> int:
     return max(1, -(-_POOL * cache_bytes() // member_bytes))
 
 
-def available_bytes() -> int:
-    """Memory that can be had without swapping."""
+def available_bytes(device: torch.device) -> int:
+    """Memory that can be had: of a GPU its own, of the machine without swapping."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
@@ -51,6 +53,6 @@ def record(device: torch.device) -> dict[str, Any]:
     return found | {
         "processors": os.cpu_count(),
         "last_level_cache": cache_bytes(),
-        "memory_available": available_bytes(),
+        "memory_available": available_bytes(device),
         "load_before": load(),
     }

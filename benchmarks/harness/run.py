@@ -46,7 +46,7 @@ def rows(
     before = torch.get_num_threads()
     try:
         for case in cases:
-            if case.memory > available_bytes():
+            if case.memory > available_bytes(device):
                 said(f"{case.name}: skipped, needs {case.memory / 1e9:.0f} GB of memory")
                 continue
             for number in [n for n in case.threads if n in threads] if device.type == "cpu" else [1]:
@@ -93,7 +93,7 @@ def _times(prepared: Prepared, device: torch.device, cold: bool, seconds: float)
         calls |= {name: [found[name] for found in of_members] for name in of_members[0]}
         calls["copy"] = [stream.copies(p) for p, _ in prepared.streams]
     if device.type == "cuda":
-        return measure_on_gpu(calls, device, cold=cold)
+        return measure_on_gpu(calls, device, seconds, cold=cold)
     return measure(calls, seconds, warm=not cold)
 
 

@@ -195,7 +195,7 @@ def test_the_command_lists_cases_and_refuses_in_one_line(
 def test_cases_too_large_for_the_memory_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.harness import run as runner
 
-    monkeypatch.setattr(runner, "available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(runner, "available_bytes", lambda _: 1 << 20)
     said: list[str] = []
     large = [case for case in registry() if case.size == "1B"]
     assert list(runner.rows(large, CPU, seconds=0.1, threads=(1,), quick=True, said=said.append)) == []
