@@ -16,6 +16,10 @@
 #include "../core/cuda/launch.h"
 #include "common/checks.h"
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // its name since torch 2.12
+#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
+
 // Registration of csrc/core/cuda for the CUDA dispatch key: checks, the current stream of p's device, and nothing else.
 // What the tables say is not checked: they lie on the device, and looking would wait for it.
 namespace {
