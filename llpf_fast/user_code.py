@@ -1,4 +1,4 @@
-"""A user's own model, data and loss by name: ``file.py:name``, ``package.module:name``, in commands and recipes.
+"""A user's own model, data, loss, optimiser and norm rule, by name: ``file.py:name``, ``package.module:name``.
 
 Such a name executes that file or module. It is the user who gives it; what a *run directory* says is taken only where
 the code lies outside of it (``check_outside``), so that a run received from somebody else brings no program along.
@@ -27,7 +27,7 @@ def is_code(name: str) -> bool:
 
 
 def load_callable(name: str, kind: str) -> Callable[..., Any]:
-    """The object that ``name`` names; ``kind`` (model, data, loss) is for messages.
+    """The object that ``name`` names; ``kind`` (model, data, loss, ...) is for messages.
 
     A file is executed once a process, with its folder on ``sys.path`` as ``python file.py`` would have it; modules are
     looked for in the current folder too. LLPFError when there is no such file, module or name, when importing fails,
@@ -83,6 +83,49 @@ def loss_function(name: str) -> Callable[..., Any]:
         raise LLPFError(f"{unknown_name('loss', name, losses)} (code of your own: file.py:name)")
     found: Callable[..., Any] = losses[name]
     return found
+
+
+def optimizer_factory(name: str) -> Callable[..., Any]:
+    """The callable behind an optimiser's name; what it makes must be a ``torch.optim.Optimizer`` (LLPFError)."""
+    function = load_callable(name, "optimizer")
+
+    def make(parameters: Any) -> Any:
+        from torch.optim import Optimizer
+
+        try:
+            optimizer = function(parameters)
+        except (LLPFError, ValueError):
+            # The caller knows which groups it gave, and what to do where they are refused.
+            raise
+        except Exception as error:
+            raise LLPFError(f"optimizer {name!r} failed: {type(error).__name__}: {one_line(error)}") from error
+        if not isinstance(optimizer, Optimizer):
+            raise LLPFError(f"optimizer {name!r} gave a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+        return optimizer
+
+    return make
+
+
+def norm_rule(name: str) -> Callable[[Any], bool]:
+    """Whether a module is a normalization layer: an instance of the class that ``name`` names, or by the function."""
+    from torch import nn
+
+    found: Any = load_callable(name, "is_norm")
+    if isinstance(found, type) and issubclass(found, nn.Module):
+        kind = found
+        return lambda module: isinstance(module, kind)
+
+    def is_norm(module: Any) -> bool:
+        try:
+            answer = found(module)
+        except Exception as error:
+            what = f"{type(error).__name__}: {one_line(error)}"
+            raise LLPFError(f"is_norm {name!r} failed on a {type(module).__name__}: {what}") from error
+        if not isinstance(answer, bool):
+            raise LLPFError(f"is_norm {name!r} gave a {type(answer).__name__}, not true or false")
+        return answer
+
+    return is_norm
 
 
 def absolute(name: str, *folders: str | os.PathLike[str]) -> str:

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 HELP = "search low-loss paths between trained networks"
 
-#: Options that are a setting under a shorter name.
-_SHORTCUTS = {"mode": "mode", "dialect": "dialect", "schedule": "schedule", "model": "model", "data_module": "data"}
+#: Options that are a setting, some under another name.
+_SHORTCUTS = {key: key for key in ("mode", "dialect", "schedule", "model", "optimizer", "is_norm")} | {
+    "data_module": "data"
+}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -69,6 +71,18 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--loss", type=str, metavar="NAME", help="mse_loss, ... of torch.nn.functional, or FILE.py:FUNCTION"
+    )
+    parser.add_argument(
+        "--optimizer",
+        type=str,
+        metavar="CODE",
+        help="what trains after a move: FILE.py:FUNCTION that makes a torch optimizer of parameters (default: SGD)",
+    )
+    parser.add_argument(
+        "--is-norm",
+        type=str,
+        metavar="CODE",
+        help="normalization layers of your own: FILE.py:CLASS, or FILE.py:FUNCTION that says whether a module is one",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of the batches (default: the recipe's)")
     parser.add_argument(

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from ..find.settings import Settings
     from ..path.pairing import Pair
 
+#: Settings that may name code.
+_CODE = ("model", "data", "optimizer", "is_norm")
+
 
 class Search:
     """Settings, network and data of a recipe, checked; then any number of searches with them.
 
     Raises:
-        LLPFError: unknown recipe, model, data, loss or device; settings that cannot work.
+        LLPFError: unknown recipe, model, data, loss, optimiser, norm rule or device; settings that cannot work.
     """
 
     def __init__(
@@ -48,9 +51,8 @@ class Search:
                 raise LLPFError(f"recipe {recipe!r} names no {key}; add it to the file or pass --set {key}=NAME")
         # Whole paths: the run must find its code from any folder.
         beside = Path(recipe).expanduser().parent
-        self.settings: Settings = replace(
-            settings, model=absolute(settings.model, beside), data=absolute(settings.data, beside)
-        )
+        whole: dict[str, Any] = {key: absolute(getattr(settings, key), beside) for key in _CODE}
+        self.settings: Settings = replace(settings, **whole)
         self._recipe, self._data_dir, self._download = recipe, data_dir, download
         self._device = choose_device(device)
         self._loss = None if loss is None else absolute(loss, beside)
@@ -59,12 +61,16 @@ class Search:
 
     def _load_model(self, threads: int | None) -> None:
         from ..data import dataset_classes
+        from ..find.own_code import own_norm_rule, own_optimizer
         from ..models import build_model
         from ..user_code import loss_function
 
         self._model = build_model(self.settings.model, classes=dataset_classes(self.settings.data))
         self._shapes = self._model.state_dict()
         self._loss_fn: Callable[..., Tensor] | None = None if self._loss is None else loss_function(self._loss)
+        # Looked up once more where they are used: here so that many paths are refused before the first begins.
+        own_optimizer(self.settings)
+        own_norm_rule(self.settings)
         set_threads(threads, self._model)
 
     def _data(self) -> tuple[Tensor, Tensor]:
@@ -192,7 +198,8 @@ class Search:
     def _provenance(self, pair: Pair) -> dict[str, Any]:
         from ..user_code import file_digest
 
-        code = {name: file_digest(name) for name in (self.settings.model, self.settings.data, self._loss or "")}
+        named = (*(getattr(self.settings, key) for key in _CODE), self._loss or "")
+        code = {name: file_digest(name) for name in named}
         return {
             "recipe": self._recipe,
             "start": os.path.abspath(pair.start),

@@ -19,6 +19,7 @@ from .dialect import resolve
 from .ends import Ends
 from .legs import Legs
 from .make_correction import TrainingData, channels_last, make_correction, on_device
+from .own_code import own_norm_rule, own_optimizer
 from .path_search import Judge, PathSearch, Train
 from .record import Record
 from .results import FindResult, TickProgress
@@ -84,10 +85,10 @@ class PathFinder:
         data = on_device(train, self._device)
         rule = resolve(settings)
         layout: dict[str, Any] = {"join_bias": settings.step.join_bias, "cut_attention": rule.values_only}
-        self.flat = FlatParameters(module.to(self._device), is_norm=is_norm, **layout)
+        self.flat = FlatParameters(module.to(self._device), is_norm=own_norm_rule(settings, is_norm), **layout)
         like = ends.load(self.flat)
         legs = Legs(settings, rule, self.flat, like)
-        self._optimizer, rates = self._make_optimizer(optimizer, legs.scale_lr)
+        self._optimizer, rates = self._make_optimizer(own_optimizer(settings, optimizer), legs.scale_lr)
         self._correction = make_correction(settings, self.flat, loss_fn, data, self._optimizer)
         last = channels_last(settings, self._device)
         batches = screen_batches(data, settings.screen_size, self._device, channels_last=last)

@@ -75,7 +75,7 @@ class Record:
         if out is None:
             raise LLPFError("resume needs the folder of the run to continue")
         self.run = RunDirectory.open(out)
-        check_same_search(self.run.run.get("settings") or {}, settings.as_dict(), self.run.folder)
+        check_same_search(self.run.run.get("settings"), settings.as_dict(), self.run.folder)
         for key in _DIGESTS:
             if self.run.run.get(key) != about.get(key):
                 raise LLPFError(f"cannot resume {self.run.folder}: its {key} differ from those given now")

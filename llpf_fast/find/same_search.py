@@ -11,14 +11,22 @@ from ..errors import LLPFError
 _ARITHMETIC = {"precision": "float32", "channels_last": False, "compile": False}
 #: Without influence on a bit.
 _NEUTRAL = ("capture",)
+#: Settings that came later, and what runs before them had.
+_LATER = {"optimizer": "", "is_norm": ""}
 
 
-def check_same_search(recorded: dict[str, Any], now: dict[str, Any], folder: object) -> None:
+def all_settings(recorded: dict[str, Any] | None) -> dict[str, Any]:
+    """The settings of a run, with those that did not exist when it was begun."""
+    return {**_LATER, **(recorded or {})}
+
+
+def check_same_search(recorded: dict[str, Any] | None, now: dict[str, Any], folder: object) -> None:
     """Warn where only the arithmetic of the correction changed.
 
     Raises:
         LLPFError: any other setting differs.
     """
+    recorded = all_settings(recorded)
     theirs, ours = dict(recorded.get("correction") or {}), dict(now["correction"])
     changed = []
     for key, default in _ARITHMETIC.items():

@@ -140,6 +140,10 @@ class Settings:
     #: Registered names of model and data; empty where a Python caller brings its own.
     model: str = ""
     data: str = ""
+    #: Code of one's own, ``file.py:name``: makes the correction's torch optimiser from the parameters (empty: the fused
+    #: SGD); counts more modules as normalization layers, by their class or by a function of a module.
+    optimizer: str = ""
+    is_norm: str = ""
     #: Where to: another model, the origin (``m2o-o`` without normalization layers), infinity, each layer's own mean,
     #: or a sphere given by a model or by ``spheres``.
     mode: Mode = "m2m"
@@ -170,7 +174,7 @@ class Settings:
     #: screening set. The certificate looks at more
     #: images and more points: with 1.0 a LeNet5 run arrived on 2,000 images and measured 0.105 on all, above 0.1.
     arrival_margin: float = 0.6
-    #: Ticks between two looks at the rest of the way to the destination, taken straight.
+    #: Ticks between two looks at the rest of the way to the destination, taken straight. The last tick looks too.
     arrival_every: int = 10
     #: Ticks between two recorded waypoints. The path is the polyline through those recorded, and the certificate
     #: judges that one: with long strides a chord may cut a corner that the ticks went round.

@@ -22,6 +22,7 @@ from .ends import Ends
 from .finder import checked_device
 from .legs import Legs
 from .make_correction import TrainingData, channels_last, on_device, rounds_at_once, tensor_batches
+from .own_code import own_norm_rule
 from .path_search import Judge, PathSearch, Train
 from .record import Record
 from .results import FindResult, TickProgress
@@ -97,14 +98,18 @@ class StackedFinder:
         settings.validate()
         if together < 1:
             raise LLPFError(f"paths at a time must be at least 1, got {together}")
-        if optimizer is not None:
-            raise LLPFError("many paths at once train with the fused SGD only: leave the optimizer away")
+        if optimizer is not None or settings.optimizer:
+            raise NotStackableError(
+                "many paths at once train with the fused SGD only: leave the optimizer away, or search one after the "
+                "other (--together 1)"
+            )
         if settings.correction.precision != "float32" or settings.correction.compile:
             raise NotStackableError(
                 "many paths at once train in float32 and uncompiled: leave correction.precision and correction.compile "
                 "away, or search one after the other (--together 1)"
             )
-        self.settings, self._together, self._is_norm = settings, together, is_norm
+        self.settings, self._together = settings, together
+        self._is_norm = is_norm = own_norm_rule(settings, is_norm)
         self._device = checked_device(device)
         data = on_device(train, self._device)
         if not isinstance(data, tuple):

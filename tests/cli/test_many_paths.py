@@ -169,6 +169,11 @@ def test_modes_without_a_destination(llpf, models, tmp_path):
     settings = RunDirectory.open(out / "1--m2o").run["settings"]
     assert (settings["mode"], settings["dialect"]) == ("m2o", "authors")
     assert llpf("verify", out / "1--m2o", "--quiet").status == 0
+    # As runs were written before these settings existed.
+    record = RunDirectory.open(out / "2--m2o").run
+    for key in ("optimizer", "is_norm"):
+        del record["settings"][key]
+    (out / "2--m2o" / "run.yaml").write_text(yaml.safe_dump(record))
     again = llpf(*RECIPE, models, "--mode", "m2o", "--dialect", "authors", "--out", out, *SHORT, "--resume")
     assert again.status == 0
     assert all("complete already" in row(again.out, name) for name in names)

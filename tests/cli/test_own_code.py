@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from llpf_fast.path import RunDirectory, load_model_file, save_model_file
+from llpf_fast.path import LowLossPath, RunDirectory, load_model_file, save_model_file
 
 #: A straight line through points, learned by a small network: real enough to join two of.
 CODE = """
@@ -23,10 +23,13 @@ from beside import SIZE
 class Shape:
     width: int = SIZE
 
+class First(nn.Linear):
+    pass
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(1, Shape().width), nn.Tanh(), nn.Linear(Shape().width, 1))
+        self.body = nn.Sequential(First(1, Shape().width), nn.Tanh(), nn.Linear(Shape().width, 1))
 
     def forward(self, x):
         return self.body(x)
@@ -37,6 +40,15 @@ def data():
 
 def distance(output, target):
     return (output - target).square().mean()
+
+def still(parameters):
+    return torch.optim.SGD(parameters, lr=0.0)
+
+def closing(parameters):
+    return torch.optim.LBFGS(parameters)
+
+def is_first(module):
+    return isinstance(module, First)
 
 def not_a_module():
     return 3
@@ -116,6 +128,61 @@ def test_options_in_place_of_a_recipe(llpf, project, tmp_path, monkeypatch):
     assert json.loads((run / "certificate.json").read_text())["evaluation"]["loss"] == "distance"
 
 
+@pytest.mark.parametrize("by", ["options", "recipe"])
+def test_an_optimizer_and_normalization_layers_of_ones_own(llpf, project, tmp_path, monkeypatch, by):
+    project = shutil.copytree(project, tmp_path / "project")
+    names = {"optimizer": "mine.py:still", "is_norm": "mine.py:First" if by == "options" else "mine.py:is_first"}
+    settings = RECIPE | {
+        "model": "mine.py:Net",
+        "data": "mine.py:data",
+        "mode": "m2o-o",
+        "threshold": 50.0,
+        "max_ticks": 2,
+    }
+    recipe = project / f"{by}.yaml"
+    recipe.write_text(yaml.safe_dump(settings if by == "options" else settings | names))
+    options = ["--optimizer", names["optimizer"], "--is-norm", names["is_norm"]] if by == "options" else []
+    command = ["find", project / "1.pt", "--recipe", recipe, "--loss", "mse_loss", *options]
+    monkeypatch.chdir(project if by == "options" else tmp_path)
+    run = tmp_path / "run"
+    found = llpf(*command, "--out", run, "--quiet")
+    assert found.status == 0, found.err
+    record = RunDirectory.open(run).run
+    assert {key: record["settings"][key] for key in names} == {key: f"{project}/{name}" for key, name in names.items()}
+    assert {f"{project}/{name}" for name in names.values()} <= set(record["provenance"]["code_sha256"])
+    start, *_, end = LowLossPath(run)
+    # Kept as a normalization layer, and not trained; the other moved, and was not trained either.
+    assert torch.equal(end["body.0.weight"], start["body.0.weight"])
+    torch.testing.assert_close(end["body.2.weight"], start["body.2.weight"] * 0.95**2)
+    again = llpf(*command, "--optimizer", "mine.py:closing", "--out", run, "--resume", "--quiet")
+    assert again.status == 2
+    assert "the optimizer refuses one group a parameter, for correction.lr_rule (none: one group): LBFGS" in again.err
+    (project / "models").mkdir()
+    for name in ("1.pt", "2.pt"):
+        shutil.copy(project / name, project / "models" / name)
+    command[1] = project / "models"
+    refused = llpf(*command, "--together", 2, "--out", tmp_path / "runs", "--quiet")
+    assert refused.status == 2
+    assert "leave the optimizer away, or search one after the other" in refused.err
+    many = llpf(*command, "--out", tmp_path / "runs", "--quiet")
+    assert many.status == 0, many.err
+
+
+@pytest.mark.parametrize("together", ["1", "2"])
+def test_code_that_no_path_could_use_is_refused_before_the_first(llpf, project, tmp_path, together):
+    models = tmp_path / "models"
+    models.mkdir()
+    for name in ("1.pt", "2.pt"):
+        shutil.copy(project / name, models / name)
+    command = ["find", models, "--recipe", project / "recipe.yaml", "--mode", "m2o", "--loss", "mse_loss", "--quiet"]
+    for option in ("--optimizer", "--is-norm"):
+        missing = [option, project / "mine.py:nothing", "--together", together, "--out", tmp_path / "runs"]
+        refused = llpf(*command, *missing)
+        assert refused.status == 2
+        assert "unknown name 'nothing'" in refused.err
+        assert not (tmp_path / "runs").exists()
+
+
 def test_train_a_network_of_ones_own(llpf, project, tmp_path):
     (tmp_path / "classes.py").write_text(
         "import torch\nfrom torch import nn\nnet = lambda: nn.Linear(2, 3)\n"
@@ -182,6 +249,11 @@ def test_a_run_brings_no_program_along(llpf, project, tmp_path):
         ("--data-module", "data.py:nan", "train_inputs has values that are NaN or infinite"),
         ("--data-module", "data.py:fails", "failed: KeyError: 'x'"),
         ("--loss", "mse_los", "unknown loss 'mse_los'; did you mean 'mse_loss'"),
+        ("--optimizer", "AdamW", "optimizer 'AdamW': write it as file.py:name"),
+        ("--optimizer", "mine.py:not_a_module", "not_a_module' failed: TypeError: "),
+        ("--optimizer", "mine.py:is_first", "gave a bool, not a torch.optim.Optimizer"),
+        ("--is-norm", "mine.py:distance", "distance' failed on a "),
+        ("--is-norm", "mine.py:Shape", "gave a Shape, not true or false"),
     ],
 )
 def test_wrong_code_is_one_line(llpf, project, tmp_path, monkeypatch, option, name, message):

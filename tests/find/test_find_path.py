@@ -71,3 +71,19 @@ def test_unknown_setting_and_wrong_model_are_named(digits, endpoints, tmp_path) 
     with pytest.raises(LLPFError, match="start must be a module"):
         llpf_fast.find_path(network(), 3, endpoints[1], data=digits)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "argument"),
+    [
+        ({"optimizer": "torch.optim:AdamW"}, {"optimizer": torch.optim.AdamW}),
+        ({"is_norm": "torch.nn:ELU"}, {"is_norm": bool}),
+    ],
+    ids=["optimizer", "norm rule"],
+)
+def test_code_that_is_given_twice(digits, endpoints, tmp_path, setting, argument) -> None:
+    with pytest.raises(LLPFError, match=f"{next(iter(argument))} is given twice, as an argument and by name"):
+        llpf_fast.find_path(
+            network(), *endpoints, data=digits, settings=quick(**setting), out=tmp_path / "run", **argument
+        )
+    assert not (tmp_path / "run").exists()

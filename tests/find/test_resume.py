@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from llpf_fast import LLPFError
 from llpf_fast.find import CorrectionSettings, DataFlowSettings, PaceSettings, Stage, StepSettings
@@ -274,3 +275,21 @@ def test_a_kill_between_the_destination_and_the_end_resumes_to_the_same_path(fin
     again = finder(tmp_path / "run", resume=True).run()
     assert (again.arrived, again.ticks, again.sgd_steps) == (True, whole.ticks, whole.sgd_steps)
     assert files(tmp_path / "run") == files(tmp_path / "whole")
+
+
+def test_a_run_from_before_a_setting_existed_goes_on(finder, tmp_path) -> None:
+    settings = quick(max_ticks=3)
+
+    def stop(at) -> None:
+        if at.tick == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finder(tmp_path / "run", settings=settings, progress=stop).run()
+    gc.collect()
+    record = tmp_path / "run" / "run.yaml"
+    old = yaml.safe_load(record.read_text())
+    for key in ("optimizer", "is_norm"):
+        assert old["settings"].pop(key) == ""
+    record.write_text(yaml.safe_dump(old))
+    assert finder(tmp_path / "run", settings=settings, resume=True).run().ticks == 3
