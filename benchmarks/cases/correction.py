@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from llpf_fast.correct import Correction, TensorBatches
 from llpf_fast.correct.augment import augmentation
+from llpf_fast.correct.correction import Capture
 from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model
 
@@ -19,6 +20,8 @@ from ..harness.sizes import parameters
 
 IMAGES, BATCH, ROUNDS, LR = 10_000, 64, 20, 1e-3
 PASSES = "forward and backward"
+#: On a GPU: the device repeats the iteration by itself, instead of replays that the host queues.
+ONE_LAUNCH = "one launch"
 #: Multiplications and additions of one LeNet5 image forward (convolutions and linear layers); backward is twice that.
 FLOPS_OF_FORWARD = 2 * (150 * 28 * 28 + 2400 * 10 * 10 + 48_000 + 10_080 + 840)
 
@@ -26,7 +29,15 @@ FLOPS_OF_FORWARD = 2 * (150 * 28 * 28 + 2400 * 10 * 10 + 48_000 + 10_080 + 840)
 class Iterations:
     """``ROUNDS`` iterations of one correction that never meets its threshold."""
 
-    def __init__(self, model: nn.Module, inputs: Tensor, targets: Tensor, augment: str, momentum: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        targets: Tensor,
+        augment: str,
+        momentum: float,
+        capture: Capture = "auto",
+    ) -> None:
         # As a search has it by default: the passes take less time so, and the engine's share is larger.
         last = inputs.device.type == "cpu"
         self.batches = TensorBatches(inputs, targets, BATCH, seed=1, augment=augmentation(augment), channels_last=last)
@@ -40,6 +51,7 @@ class Iterations:
             max_rounds=ROUNDS,
             lr=LR,
             momentum=momentum,
+            capture=capture,
         )
         self.round = 0
 
@@ -76,7 +88,7 @@ def prepare(augment: str, momentum: float, device: torch.device, pool: int) -> P
     run = Iterations(model, inputs, targets, augment, momentum)
     batch = run.batches.draw(0)
 
-    def error() -> float:
+    def error(run: Iterations) -> float:
         start = [parameter.detach().double().clone() for parameter in fresh.parameters()]
         want = in_float64(fresh, run.batches, ROUNDS, LR, momentum)
         run.flat.data.copy_(run.flat.flatten(fresh.state_dict()))
@@ -90,8 +102,13 @@ def prepare(augment: str, momentum: float, device: torch.device, pool: int) -> P
             loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
             loss.backward()
 
+    contenders = {OURS: Contender([run], partial(error, run), 1e-3)}
+    if device.type == "cuda":
+        launch = Iterations(copy.deepcopy(fresh), inputs, targets, augment, momentum, "while")
+        contenders[ONE_LAUNCH] = Contender([launch], partial(error, launch), 1e-3)
     # There is nothing to get wrong in the passes: they are the model's own.
-    return Prepared({OURS: Contender([run], error, 1e-3), PASSES: Contender([passes], lambda: 0.0, 0.0)}, units=ROUNDS)
+    contenders[PASSES] = Contender([passes], lambda: 0.0, 0.0)
+    return Prepared(contenders, units=ROUNDS)
 
 
 def cases() -> Iterator[Case]:
