@@ -30,6 +30,12 @@ def add_threads(parser: ArgumentParser) -> None:
     )
 
 
+def add_loss(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--loss", type=str, metavar="NAME", help="mse_loss, ... of torch.nn.functional, or FILE.py:FUNCTION"
+    )
+
+
 def add_quiet(parser: ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress, only results and errors")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LLPFError
-from .common import add_device, add_quiet, add_threads
+from .common import add_device, add_loss, add_quiet, add_threads
 from .progress import Progress, duration
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="CODE",
         help="data of your own: FILE.py:FUNCTION that returns train_x, train_y, test_x, test_y",
     )
-    parser.add_argument(
-        "--loss", type=str, metavar="NAME", help="mse_loss, ... of torch.nn.functional, or FILE.py:FUNCTION"
-    )
+    add_loss(parser)
     parser.add_argument(
         "--optimizer",
         type=str,

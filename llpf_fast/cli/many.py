@@ -203,21 +203,15 @@ def _row(name: str, result: FindResult, search: Search) -> Row:
 
 def show_table(rows: Sequence[Row]) -> None:
     """One row a path, and below them their notes, on stdout."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
+    from .table import print_table
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("path", no_wrap=True)
-    table.add_column("result", no_wrap=True)
-    for column in ("ticks", "SGD steps", "waypoints", "time"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = {"path": False, "result": False, "ticks": True, "SGD steps": True, "waypoints": True, "time": True}
+    cells = []
     for row in rows:
         numbers = ["" if n is None else f"{n:,}" for n in (row.ticks, row.sgd_steps, row.waypoints)]
-        table.add_row(row.name, row.ended, *numbers, "" if row.seconds is None else duration(row.seconds))
-    # A file or a pipe has no width: wide enough for the longest names, so that nothing is cut.
-    width = None if sys.stdout.isatty() else 80 + max(len(row.name) for row in rows)
-    Console(file=sys.stdout, width=width, markup=False, highlight=False).print(table)
+        cells.append([row.name, row.ended, *numbers, "" if row.seconds is None else duration(row.seconds)])
+    # Wide enough for the longest names, so that nothing is cut.
+    print_table(columns, cells, 80 + max(len(row.name) for row in rows))
     for row in rows:
         for note in row.notes:
             print(f"{row.name}: {note}")

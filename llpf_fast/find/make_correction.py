@@ -47,6 +47,22 @@ def rounds_at_once(settings: Settings) -> int:
     return settings.correction.min_rounds if averages else settings.correction.max_rounds
 
 
+def training(settings: Settings) -> dict[str, Any]:
+    """The arguments that a correction of one path and a stacked one have in common."""
+    c = settings.correction
+    return {
+        "threshold": c.threshold,
+        "min_rounds": c.min_rounds,
+        "max_rounds": rounds_at_once(settings),
+        "lr": c.lr,
+        "momentum": c.momentum,
+        "weight_decay": c.weight_decay,
+        "nesterov": c.nesterov,
+        "keep_momentum": c.keep_momentum,
+        "capture": c.capture,
+    }
+
+
 def make_correction(
     settings: Settings,
     flat: FlatParameters,
@@ -63,19 +79,5 @@ def make_correction(
     else:
         batches = LoaderBatches(train, device, channels_last=channels_last(settings, device))
     return Correction(
-        flat,
-        loss_fn,
-        batches,
-        threshold=c.threshold,
-        min_rounds=c.min_rounds,
-        max_rounds=rounds_at_once(settings),
-        lr=c.lr,
-        momentum=c.momentum,
-        weight_decay=c.weight_decay,
-        nesterov=c.nesterov,
-        keep_momentum=c.keep_momentum,
-        optimizer=optimizer,
-        capture=c.capture,
-        precision=c.precision,
-        compile=c.compile,
+        flat, loss_fn, batches, optimizer=optimizer, precision=c.precision, compile=c.compile, **training(settings)
     )

@@ -21,7 +21,7 @@ from .dialect import resolve
 from .ends import Ends
 from .finder import checked_device
 from .legs import Legs
-from .make_correction import TrainingData, channels_last, on_device, rounds_at_once, tensor_batches
+from .make_correction import TrainingData, channels_last, on_device, tensor_batches, training
 from .own_code import own_norm_rule
 from .path_search import Judge, PathSearch, Train
 from .record import Record
@@ -122,23 +122,7 @@ class StackedFinder:
         batches = tensor_batches(settings, *data)
         least = LEAST_CPU if self._device.type == "cpu" else LEAST_GPU
         self.slow = check_stackable(flat, loss_fn, batches) if together >= least else None
-        c = settings.correction
-        self._stacked = StackedCorrection(
-            flat,
-            loss_fn,
-            batches,
-            paths=together,
-            least=least,
-            threshold=c.threshold,
-            min_rounds=c.min_rounds,
-            max_rounds=rounds_at_once(settings),
-            lr=c.lr,
-            momentum=c.momentum,
-            weight_decay=c.weight_decay,
-            nesterov=c.nesterov,
-            keep_momentum=c.keep_momentum,
-            capture=c.capture,
-        )
+        self._stacked = StackedCorrection(flat, loss_fn, batches, paths=together, least=least, **training(settings))
         last = channels_last(settings, self._device)
         self._seen = screen_batches(data, settings.screen_size, self._device, channels_last=last)
         self._screen = Screen(self._module, loss_fn, self._seen, **self._layout)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LLPFError
-from ..common import add_device, add_quiet, add_threads, choose_device, set_threads
+from ..common import add_device, add_loss, add_quiet, add_threads, choose_device, set_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,9 +36,7 @@ def add_problem(parser: ArgumentParser) -> None:
         "--data", type=str, metavar="NAME", help="the data: mnist, ..., FILE.py:FUNCTION (default: what MODELS say)"
     )
     parser.add_argument("--data-dir", type=str, metavar="DIR", help="folder that holds the data; digits need none")
-    parser.add_argument(
-        "--loss", type=str, metavar="NAME", help="mse_loss, ... of torch.nn.functional, or FILE.py:FUNCTION"
-    )
+    add_loss(parser)
     parser.add_argument(
         "--samples",
         type=int,
@@ -138,20 +136,12 @@ def _recorded(sources: Sequence[str], run: str | None) -> dict[str, str | None]:
 
 def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """A table on stdout: one column a key of the first row; numbers to four digits, right-aligned."""
-    import sys
+    from ..table import print_table
 
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name, value in rows[0].items():
-        table.add_column(name, justify="left" if isinstance(value, str) else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(_cell(row.get(name)) for name in rows[0]))
-    # A file or a pipe has no width: nothing is cut there.
-    width = None if sys.stdout.isatty() else 60 + 40 * len(rows[0])
-    Console(file=sys.stdout, width=width, markup=False, highlight=False).print(table)
+    columns = {name: not isinstance(value, str) for name, value in rows[0].items()}
+    cells = ([_cell(row.get(name)) for name in columns] for row in rows)
+    # Wide enough that nothing is cut.
+    print_table(columns, cells, 60 + 40 * len(columns))
 
 
 def _cell(value: Any) -> str:
