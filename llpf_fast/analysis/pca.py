@@ -111,6 +111,8 @@ def principal_components(
     squares = 0.0
     layers: dict[str, Projection] = {}
     done, total = 0, paths[0].size
+    if progress:
+        progress(done, total, "parameters")
     for layer, names in paths[0].layers.items():
         own, own_squares = np.zeros((count, count)), 0.0
         for group in pieces(paths[0].shapes, names, columns):

@@ -17,7 +17,8 @@ class Progress:
 
     ``update(done, total, text)`` may be called as often as one likes. ``unit`` names what is counted. With
     ``upper_bound`` the work may end before ``total``, and the time left is shown as "at most". Work of several parts
-    calls ``begin`` before each; the rate and the time left are then those of the part.
+    calls ``begin`` before each, or counts from the beginning again; the rate and the time left are then those of the
+    part.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Progress:
         self._live: Any = None
         self._task: Any = None
         self._first: tuple[float, int] | None = None
+        self._last_done = 0
         self._shown_at = float("-inf")
         self._last_line = self._shown_line = self._part = ""
 
@@ -83,8 +85,9 @@ class Progress:
         if self._quiet:
             return
         now = self._clock()
-        if self._first is None:
+        if self._first is None or done < self._last_done:
             self._first = (now, done)
+        self._last_done = done
         self._last_line = self._line(now, done, total, text)
         if self._live is not None:
             if self._task is None:

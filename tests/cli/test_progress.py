@@ -83,6 +83,15 @@ def test_parts_have_a_rate_of_their_own_and_errors_are_always_said():
     assert stream.getvalue() == "llpf: error: a\n"
 
 
+def test_counting_from_the_beginning_again_is_a_part_of_its_own():
+    stream, clock = io.StringIO(), Clock()
+    with Progress("step", stream=stream, clock=clock) as progress:
+        for done, total in ((1, 10), (10, 10), (0, 1000), (100, 1000)):
+            progress.update(done, total)
+            clock.now += 10.0
+    assert stream.getvalue().splitlines()[-1] == "step 100/1,000  10.0 steps/s  1:30 left"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00"), (7.4, "0:07"), (59.6, "1:00"), (760, "12:40"), (11100, "3:05:00")]
 )
