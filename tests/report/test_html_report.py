@@ -138,6 +138,10 @@ def test_runs_in_any_state_say_so(tmp_path):
     assert "Not connected at training loss 0.1" in (text := report(tmp_path, failed).text)
     assert "not finite" in text
 
+    noted = make_run(tmp_path / "noted", finished=False)
+    noted.finish(arrived=True, ticks=4, notes=["layer.bias had no direction to go"])
+    assert "layer.bias had no direction to go" in report(tmp_path, noted).text
+
     changed = make_run(tmp_path / "changed")
     waypoint = changed.waypoints()[1].path
     waypoint.write_bytes(waypoint.read_bytes()[:-1] + b"\1")

@@ -82,6 +82,7 @@ def _read_search(story: Story) -> None:
         story.status = dict(story.run.status or {})
     except LLPFError as error:
         story.notes.append(str(error))
+    story.notes += map(str, story.status.get("notes") or ())
     try:
         story.metrics = story.run.metrics()
     except LLPFError as error:
