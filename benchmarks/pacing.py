@@ -151,8 +151,9 @@ def run(models: list[Path], data: str, only: list[str], out: Path) -> None:
     torch.set_num_threads(1)
     known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
     settings = load_recipe(RECIPE).as_dict()
-    if known.get("settings") != settings:
-        known = {"recipe": RECIPE, "settings": settings, "environment": describe(torch.device("cpu")), "runs": {}}
+    known = known or {"recipe": RECIPE, "settings": settings, "environment": describe(torch.device("cpu")), "runs": {}}
+    if known["settings"] != settings:
+        raise SystemExit(f"{out} holds trials of other settings than {RECIPE} has now: give another --out")
     for name in only or VARIANTS:
         rows = known["runs"].setdefault(name, [])
         done = {(row["start"], row["destination"]) for row in rows}
