@@ -41,9 +41,9 @@ CASES: dict[str, dict[str, Any]] = {
     "lenet5": {
         "names": ("lenet5", "mnist"),
         "subset": 10_000,
-        "dimensions": [50, 100, 200, 300, 400],
-        "settings": SubspaceSettings(steps=800),
-        "seeds": (0,),
+        "dimensions": [100, 200, 250, 300, 350, 400],
+        "settings": SubspaceSettings(steps=1600),
+        "seeds": (0, 1),
     },
 }
 EXPECTED = {
