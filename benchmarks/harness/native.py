@@ -10,7 +10,9 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-_FLAGS = ("-O3", "-ffast-math", "-march=native", "-fopenmp", "-fPIC", "-shared")
+_COMPILE = ("-O3", "-ffast-math", "-march=native", "-fopenmp", "-fPIC", "-c")
+#: Without -ffast-math: linked with it, gcc's start-up code would have the whole process flush subnormal numbers to 0.
+_LINK = ("-fopenmp", "-shared")
 
 
 @cache
@@ -20,8 +22,8 @@ def library(source: Path) -> ctypes.CDLL | None:
     if compiler is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / f"{source.stem}.so"
-        command = [compiler, *_FLAGS, str(source), "-o", str(built)]
-        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-            return None
+        parts, built = (Path(folder) / f"{source.stem}{ending}" for ending in (".o", ".so"))
+        for command in ([*_COMPILE, source, "-o", parts], [*_LINK, parts, "-o", built]):
+            if subprocess.run([compiler, *map(str, command)], capture_output=True, check=False).returncode != 0:
+                return None
         return ctypes.CDLL(str(built))

@@ -58,10 +58,12 @@ LLPF_HD float widen(Float16 value) {
 #else
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = value.bits & 0x7fffu;
-  // Exponent and mantissa in place, then one multiplication repairs the bias; it also normalises subnormals.
-  const float scaled = bit_cast<float>(magnitude << 13) * 0x1p112f;
+  // A subnormal is a whole number of 2^-24. (Moving its bits in place and multiplying by 2^112 would do for all values, but
+  // goes through a subnormal float, which a processor told to flush those makes 0.)
+  const float small = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f;
+  const uint32_t normal = (magnitude << 13) + 0x38000000u;
   const uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
-  return bit_cast<float>(bit_cast<uint32_t>(scaled) | special | sign);
+  return bit_cast<float>((magnitude < 0x400u ? bit_cast<uint32_t>(small) : normal) | special | sign);
 #endif
 }
 

@@ -123,6 +123,11 @@ def test_pools_are_larger_than_the_caches() -> None:
     assert environment.pool_members(1 << 40) == 1
 
 
+def test_loops_built_with_fast_math_leave_the_rest_of_the_process_its_subnormals() -> None:
+    stream.streams(torch.zeros(8), torch.zeros(8))
+    assert float(torch.full((8,), 1e-40)[0] * 1) > 0
+
+
 def test_streams_leave_their_tensors_alone() -> None:
     p, d = torch.randn(1003), torch.randn(1003)
     before = p.clone(), d.clone()

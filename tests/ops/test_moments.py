@@ -154,6 +154,19 @@ def test_thousands_of_one_element_segments(dtype: torch.dtype) -> None:
     assert not got[:, 2:].any()
 
 
+def test_float16_subnormals_count_where_the_processor_flushes_those_of_float32() -> None:
+    halves = torch.arange(0x8000 - 0x400, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    table = SegmentTable.from_lengths([1] * len(halves))
+    p = torch.zeros(table.numel, dtype=torch.float16)
+    p[table.segments[:, 0]] = halves
+    assert torch.set_flush_denormal(True)
+    try:
+        got = measure(p, None, table)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(got[:, 0], halves.double())
+
+
 def test_all_masked_and_no_segments() -> None:
     table = SegmentTable.from_lengths([5, 4097], flags=[SegmentFlag.MASKED] * 2)
     poison = torch.full((table.numel,), torch.nan)
