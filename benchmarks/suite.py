@@ -10,6 +10,7 @@ import torch
 
 from .cases import chosen, registry
 from .harness import stream
+from .harness.case import WrongResultError
 from .harness.environment import load, record
 from .harness.report import Result, goal_table, line, write
 from .harness.run import rows
@@ -43,9 +44,10 @@ def run(options: Options, say: Callable[[str], None] = print) -> Result:
     """Time the chosen cases, say each row, write the files.
 
     Raises:
-        WrongResultError: a result is wrong; nothing of that case was timed.
+        WrongResultError: a result is wrong; nothing of that case was timed. All others were, and the files are written.
     """
     result: Result = {"environment": record(options.device), "notes": [], "rows": []}
+    wrong: list[WrongResultError] = []
 
     def note(text: str) -> None:
         result["notes"].append(text)
@@ -60,6 +62,7 @@ def run(options: Options, say: Callable[[str], None] = print) -> Result:
         threads=(1,) if options.quick else options.threads,
         quick=options.quick,
         said=note,
+        wrong=wrong,
     ):
         result["rows"].append(row)
         say(line(row))
@@ -69,4 +72,6 @@ def run(options: Options, say: Callable[[str], None] = print) -> Result:
     if options.out is not None:
         for path in write(result, options.out):
             say(f"written: {path}")
+    if wrong:
+        raise wrong[0]
     return result

@@ -89,6 +89,16 @@ class InTurn:
         self.round += self.rounds
 
 
+def judged(errors: list[float]) -> float:
+    """Of K paths: the worst, but of more than 19 one in twenty may be off by what ``BATCH`` times less allows.
+
+    Where two values of a pooling window are equal up to rounding, float32 may take the other one than float64: a part of
+    one image, of 1 / BATCH of the gradient, then goes elsewhere (LeNet5: seen once in 64 paths of four iterations).
+    """
+    errors = sorted(errors)
+    return max(errors[-1 - len(errors) // 20], errors[-1] / BATCH)
+
+
 def prepare(network: Network, paths: int, device: torch.device, pool: int) -> Prepared:
     torch.manual_seed(0)
     fresh = [build_model(network.model, classes=10).to(device) for _ in range(paths)]
@@ -111,7 +121,7 @@ def prepare(network: Network, paths: int, device: torch.device, pool: int) -> Pr
             start = [parameter.detach().double() for parameter in module.parameters()]
             want = in_float64(module, batches, network.rounds, LR, 0.0)
             errors.append(off_by(list(flat.state_dict().values()), want, start))
-        return max(errors)
+        return judged(errors)
 
     contenders = {name: Contender([way], partial(error, way), 1e-3) for name, way in ways.items()}
     return Prepared(contenders, units=network.rounds * paths)

@@ -10,7 +10,7 @@ import torch
 from llpf_fast.ops.backend import use_backend, why_not
 
 from . import stream
-from .case import OURS, Case, Prepared, Row, check
+from .case import OURS, Case, Prepared, Row, WrongResultError, check
 from .clock import Times, measure, measure_on_gpu, quartiles, ratio
 from .environment import available_bytes, pool_members
 
@@ -32,6 +32,7 @@ def rows(
     threads: Sequence[int],
     quick: bool,
     said: Callable[[str], None] = lambda text: None,
+    wrong: list[WrongResultError] | None = None,
 ) -> Iterator[Row]:
     """Time the cases; each row is complete when it comes.
 
@@ -39,6 +40,7 @@ def rows(
         seconds: about how long one row's times are taken.
         threads: numbers of CPU threads wanted; a case has those of its own that are among them.
         said: told what is skipped, and why.
+        wrong: receives the error of a case with a wrong result, and the other cases are timed; ``None`` raises it.
 
     Raises:
         WrongResultError: a result is wrong.
@@ -55,11 +57,15 @@ def rows(
                     with use_backend(backend):
                         for cache in case.caches:
                             pool = pool_members(case.member_bytes) if cache == "cold" and device.type == "cpu" else 1
-                            yield _row(case, device, pool, seconds, quick, said) | {
-                                "backend": backend,
-                                "cache": cache,
-                                "threads": number,
-                            }
+                            try:
+                                row = _row(case, device, pool, seconds, quick, said)
+                            except WrongResultError as error:
+                                if wrong is None:
+                                    raise
+                                wrong.append(error)
+                                said(str(error))
+                                continue
+                            yield row | {"backend": backend, "cache": cache, "threads": number}
     finally:
         torch.set_num_threads(before)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import suite
-from benchmarks.cases import affine, coefficients, correction, loss_gate, moments, sgd, tick
+from benchmarks.cases import affine, coefficients, correction, loss_gate, many_paths, moments, sgd, tick
 from benchmarks.harness import run as runner
 from benchmarks.harness.case import OURS, Contender, Prepared, WrongResultError, check
 from benchmarks.harness.problem import ALLOWED, RULE, Problem
@@ -135,6 +135,13 @@ def test_the_compiled_baseline_is_right_before_it_is_compiled(monkeypatch: pytes
 @pytest.mark.parametrize("how", ["fused", "foreach"])
 def test_baselines_of_an_update_are_right(how: str) -> None:
     check(sgd.prepare("tiny", "float32", "", (how,), CPU, 2), "sgd_")
+
+
+def test_of_many_paths_a_few_may_take_the_other_side_of_a_tie() -> None:
+    assert many_paths.judged([1e-4] * 15 + [1e-2]) == 1e-2
+    assert many_paths.judged([1e-4] * 61 + [1e-2] * 3) < 1e-3
+    assert many_paths.judged([1e-4] * 60 + [1e-2] * 4) == 1e-2
+    assert many_paths.judged([1e-4] * 63 + [1.0]) > 1e-3
 
 
 def test_a_wrong_baseline_stops_the_case(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from benchmarks.cases import registry
 from benchmarks.cases.correction import PASSES
 from benchmarks.goals import Goal
 from benchmarks.harness import clock, environment, report, stream
-from benchmarks.harness.case import OURS, Case, Contender, Cost, Prepared
+from benchmarks.harness.case import OURS, Case, Contender, Cost, Prepared, WrongResultError
 from benchmarks.harness.clock import Times, measure, quartiles, ratio
 from benchmarks.harness.run import figures
 from llpf_fast.cli import bench
@@ -153,6 +154,19 @@ def test_a_run_writes_its_rows_as_json_and_markdown(tmp_path: Path, monkeypatch:
     assert "## tick_" in text
     assert re.search(r"\| LeNet5!? \| float32 \| moments_in \|", text)
     assert any(line.startswith("tick_ LeNet5 float32 moments_in") for line in said)
+
+
+def test_a_wrong_result_costs_no_other_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "MAX_ROUNDS", 5)
+    right = next(case for case in registry() if case.name == "tick_ LeNet5 float32 moments_in")
+    bad = Prepared({OURS: Contender([lambda: None], lambda: 1.0, 0.5)})
+    wrong = replace(right, variant="wrong", prepare=lambda device, pool: bad)
+    monkeypatch.setattr(suite, "chosen", lambda tier, only: [wrong, right])
+    with pytest.raises(WrongResultError, match="tick_ LeNet5 float32 wrong: llpf_fast is wrong: error 1"):
+        suite.run(suite.Options(CPU, quick=True, out=tmp_path), lambda text: None)
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert [row["variant"] for row in written["rows"]] == ["moments_in"]
+    assert any("float32 wrong" in note for note in written["notes"])
 
 
 def row(size: str, parameters: int, **more: object) -> dict[str, object]:
