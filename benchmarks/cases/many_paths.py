@@ -92,8 +92,8 @@ class InTurn:
 def judged(errors: list[float]) -> float:
     """Of K paths: the worst, but of more than 19 one in twenty may be off by what ``BATCH`` times less allows.
 
-    Where two values of a pooling window are equal up to rounding, float32 may take the other one than float64: a part of
-    one image, of 1 / BATCH of the gradient, then goes elsewhere (LeNet5: seen once in 64 paths of four iterations).
+    Where two values of a pooling window are equal up to rounding, float32 may take the other one than float64: a part
+    of one image, of 1 / BATCH of the gradient, then goes elsewhere (LeNet5: seen once in 64 paths of four iterations).
     """
     errors = sorted(errors)
     return max(errors[-1 - len(errors) // 20], errors[-1] / BATCH)
