@@ -110,13 +110,17 @@ def line(row: Row) -> str:
 
 
 def write(result: Result, out: Path) -> list[Path]:
-    """bench.json, bench.md and, where several sizes were timed, bandwidth.png and throughput.png in folder ``out``."""
+    """bench.json, bench.md and, where several sizes were timed, bandwidth.png and throughput.png in folder ``out``.
+
+    A ``large.json`` that lies there (what ``--large`` wrote elsewhere, renamed) adds its sizes to the picture, if it is
+    of the same machine, kernels and torch.
+    """
     out.mkdir(parents=True, exist_ok=True)
     written = [out / "bench.json", out / "bench.md"]
     written[0].write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     text = markdown(result)
     picture = out / "bandwidth.png"
-    if plot(result, picture):
+    if plot(result | {"rows": result["rows"] + _large(result, out / "large.json")}, picture):
         text += "\n![Bandwidth of a tick against size](bandwidth.png)\n"
         written.append(picture)
     picture = out / "throughput.png"
@@ -125,6 +129,14 @@ def write(result: Result, out: Path) -> list[Path]:
         written.append(picture)
     written[1].write_text(text, encoding="utf-8")
     return written
+
+
+def _large(result: Result, file: Path) -> list[Row]:
+    if not file.is_file():
+        return []
+    large = json.loads(file.read_text(encoding="utf-8"))
+    same = all(large["environment"][key] == result["environment"][key] for key in ("machine", "kernels", "torch"))
+    return list(large["rows"]) if same else []
 
 
 def plot(result: Result, to: Path) -> bool:

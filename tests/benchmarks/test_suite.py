@@ -192,6 +192,19 @@ def test_goals_and_plot_come_with_enough_rows(tmp_path: Path) -> None:
     assert not report.plot(result | {"rows": rows[:2]}, tmp_path / "none.png")
 
 
+def test_a_large_run_beside_adds_its_sizes_to_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = environment.record(CPU) | {"load_after": 0.0}
+    drawn: list[list[str]] = []
+    monkeypatch.setattr(report, "plot", lambda result, to: drawn.append([row["size"] for row in result["rows"]]))
+    result = {"environment": where, "notes": [], "rows": [row("LeNet5", 61_706)]}
+    for machine in (where["machine"], "another"):
+        large = {"environment": where | {"machine": machine}, "rows": [row("1B", 10**9)]}
+        (tmp_path / "large.json").write_text(json.dumps(large))
+        report.write(result, tmp_path)
+    assert drawn == [["LeNet5", "1B"], ["LeNet5"]]
+    assert len(json.loads((tmp_path / "bench.json").read_text())["rows"]) == 1
+
+
 def test_the_command_lists_cases_and_refuses_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
