@@ -30,6 +30,7 @@ from benchmarks.pacing_trials import Backwards, Clipped, Decaying, SlowConvoluti
 from llpf_fast.data import load_dataset
 from llpf_fast.find import PathFinder
 from llpf_fast.find.environment import describe
+from llpf_fast.find.same_search import all_settings
 from llpf_fast.models import build_model
 from llpf_fast.path import load_model_file, open_path
 from llpf_fast.recipes import load_recipe
@@ -152,7 +153,7 @@ def run(models: list[Path], data: str, only: list[str], out: Path) -> None:
     known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
     settings = load_recipe(RECIPE).as_dict()
     known = known or {"recipe": RECIPE, "settings": settings, "environment": describe(torch.device("cpu")), "runs": {}}
-    if known["settings"] != settings:
+    if all_settings(known["settings"]) != settings:
         raise SystemExit(f"{out} holds trials of other settings than {RECIPE} has now: give another --out")
     for name in only or VARIANTS:
         rows = known["runs"].setdefault(name, [])

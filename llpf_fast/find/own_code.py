@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from torch import nn
 
@@ -12,25 +13,22 @@ from ..user_code import norm_rule, optimizer_factory
 from .settings import Settings
 
 NormRule = Callable[[nn.Module], bool]
+Own = TypeVar("Own")
 
 
 def own_optimizer(settings: Settings, given: OptimizerFactory | None = None) -> OptimizerFactory | None:
     """What makes the correction's optimiser; None for the fused SGD. LLPFError: given twice, or no such code."""
-    if not settings.optimizer:
-        return given
-    if given is not None:
-        raise LLPFError(_twice("optimizer"))
-    return optimizer_factory(settings.optimizer)
+    return _one("optimizer", settings.optimizer, given, optimizer_factory)
 
 
 def own_norm_rule(settings: Settings, given: NormRule | None = None) -> NormRule | None:
     """What counts more modules as normalization layers; LLPFError: given twice, or no such code."""
-    if not settings.is_norm:
+    return _one("is_norm", settings.is_norm, given, norm_rule)
+
+
+def _one(key: str, named: str, given: Own | None, load: Callable[[str], Own]) -> Own | None:
+    if not named:
         return given
     if given is not None:
-        raise LLPFError(_twice("is_norm"))
-    return norm_rule(settings.is_norm)
-
-
-def _twice(key: str) -> str:
-    return f"{key} is given twice, as an argument and by name in the settings; leave one out"
+        raise LLPFError(f"{key} is given twice, as an argument and by name in the settings; leave one out")
+    return load(named)

@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks import suite
 from benchmarks.cases import affine, coefficients, correction, loss_gate, many_paths, moments, sgd, tick
 from benchmarks.harness import run as runner
+from benchmarks.harness import stream
 from benchmarks.harness.case import OURS, Contender, Prepared, WrongResultError, check
 from benchmarks.harness.problem import ALLOWED, RULE, Problem
 from benchmarks.harness.sizes import TABLES
@@ -130,6 +131,11 @@ def test_the_compiled_baseline_is_right_before_it_is_compiled(monkeypatch: pytes
     monkeypatch.setattr(compiled, "tick_", lambda: plain)
     monkeypatch.setitem(TABLES, "even", lambda: [64] * 5)
     check(tick.prepare("even", "float32", "", ("torch.compile, flat",), CPU, 2), "tick_")
+
+
+@pytest.mark.skipif(not stream.compiled(), reason="no C++ compiler")
+def test_the_plain_loops_are_right() -> None:
+    check(tick.prepare("tiny", "float32", "", (tick.PLAIN,), CPU, 2), "tick_")
 
 
 @pytest.mark.parametrize("how", ["fused", "foreach"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.pacing import VARIANTS, page
+from benchmarks.pacing import RECIPE, VARIANTS, page, run
 from benchmarks.pacing_trials import Backwards, Clipped, Decaying, SlowConvolutions
 from llpf_fast.recipes import load_recipe
 
@@ -90,3 +90,17 @@ def test_the_page_says_what_the_numbers_say(tmp_path: Path) -> None:
     assert lines[VARIANTS["clip"].about].endswith("| 1.02 | 0.080 | not kept: no clear gain |")
     assert lines[VARIANTS["no chord"].about].endswith("| 0.097 | not kept: no room below the threshold |")
     assert lines[VARIANTS["adam"].about].endswith("| (900) | - | - | 0.080 | not kept: does not always arrive |")
+
+
+def test_trials_of_other_settings_are_kept(tmp_path: Path) -> None:
+    settings = load_recipe(RECIPE, ["screen_size=77"]).as_dict()
+    file = tmp_path / "pacing.json"
+    file.write_text(kept := json.dumps({"recipe": RECIPE, "settings": settings, "environment": {}, "runs": {}}))
+    with pytest.raises(SystemExit, match=r"pacing\.json holds trials of other settings"):
+        run([], "", ["recipe"], file)
+    assert file.read_text() == kept
+    # Settings that did not exist when the trials were made are no difference.
+    settings = load_recipe(RECIPE).as_dict()
+    del settings["optimizer"], settings["is_norm"]
+    file.write_text(json.dumps({"recipe": RECIPE, "settings": settings, "environment": {}, "runs": {}}))
+    run([], "", ["recipe"], file)
