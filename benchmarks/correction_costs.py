@@ -25,7 +25,8 @@ from benchmarks.harness.clock import quartiles
 from benchmarks.harness.environment import load, record
 from benchmarks.harness.problem import Problem
 from llpf_fast import ops
-from llpf_fast.correct import Correction, TensorBatches
+from llpf_fast.batches import TensorBatches
+from llpf_fast.correct import Correction
 from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model
 

@@ -21,13 +21,14 @@ import torch
 from record_path import RESULTS, record
 from torch import Tensor
 
+from llpf_fast.batches import stratified_subset
 from llpf_fast.cli.train import train_endpoint
 from llpf_fast.data import ImageData, load_dataset, register_dataset
 from llpf_fast.find import PathFinder
 from llpf_fast.models import build_model
 from llpf_fast.path import LowLossPath, load_model_file
 from llpf_fast.recipes import load_recipe
-from llpf_fast.verify import Refinement, stratified_subset
+from llpf_fast.verify import Refinement
 
 State = dict[str, Tensor]
 

@@ -10,7 +10,7 @@ import sys
 import typing
 from pathlib import Path
 
-from llpf_fast.correct.augment import augmentation
+from llpf_fast.batches.augment import augmentation
 from llpf_fast.data import dataset_names
 from llpf_fast.find import (
     CorrectionSettings,

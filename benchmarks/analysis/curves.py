@@ -22,12 +22,12 @@ from benchmarks.record_path import commit
 from llpf_fast.analysis import Problem, write_result
 from llpf_fast.analysis.curves.compare import Comparison, Plan, compare
 from llpf_fast.analysis.curves.methods import TRAINED
+from llpf_fast.batches import stratified_subset
 from llpf_fast.cli.progress import Progress
 from llpf_fast.data import load_dataset
 from llpf_fast.models import build_model
 from llpf_fast.recipes import load_recipe
 from llpf_fast.report.draw_curves import draw_curves
-from llpf_fast.verify import stratified_subset
 
 CASES: dict[str, dict[str, Any]] = {
     "digits": {

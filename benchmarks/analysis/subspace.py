@@ -22,11 +22,11 @@ from benchmarks.record_path import commit
 from llpf_fast.analysis import Problem, write_result
 from llpf_fast.analysis.subspace import SubspaceSettings, baseline_accuracy, intrinsic_dimension
 from llpf_fast.analysis.toys import best_distance_law, is_reached, nearest_in_subspace
+from llpf_fast.batches import stratified_subset
 from llpf_fast.cli.progress import Progress
 from llpf_fast.data import load_dataset
 from llpf_fast.models import build_model
 from llpf_fast.report.draw_widths import draw_subspace, draw_wedge_law
-from llpf_fast.verify import stratified_subset
 
 #: Of the wedge: ambient dimension, the wedge's own, draws a subspace.
 SIZE, WEDGE, DRAWS = 100, 40, 50

@@ -20,11 +20,11 @@ from benchmarks.analysis.trained import RESULTS, WORK
 from benchmarks.record_path import commit
 from llpf_fast.analysis import Problem, write_result
 from llpf_fast.analysis.widths import Training, WidthSettings, WidthSweep, width_sweep
+from llpf_fast.batches import stratified_subset
 from llpf_fast.cli.progress import Progress
 from llpf_fast.data import load_dataset
 from llpf_fast.models import build_model
 from llpf_fast.report.draw_widths import draw_sweep
-from llpf_fast.verify import stratified_subset
 
 CASES: dict[str, dict[str, Any]] = {
     "digits": {

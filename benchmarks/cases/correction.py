@@ -9,8 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from llpf_fast.correct import Correction, TensorBatches
-from llpf_fast.correct.augment import augmentation
+from llpf_fast.batches import TensorBatches
+from llpf_fast.batches.augment import augmentation
+from llpf_fast.correct import Correction
 from llpf_fast.correct.correction import Capture
 from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model

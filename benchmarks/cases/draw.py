@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from llpf_fast import ops
-from llpf_fast.correct.draw import path_key
+from llpf_fast.batches.sampling import path_key
 from llpf_fast.ops.draw import draw_, draw_eager
 
 from ..harness.case import OURS, Case, Contender, Cost, Prepared

@@ -10,7 +10,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from llpf_fast.correct import Correction, TensorBatches
+from llpf_fast.batches import TensorBatches
+from llpf_fast.correct import Correction
 from llpf_fast.correct.stacked import StackedCorrection
 from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..batches import fixed_samples
+from ..batches import loss as batch_loss
 from ..errors import LLPFError
 from ..path.atomic import read_bytes, write_bytes, write_whole, writing
 from ..path.plain import plain
 from ..path.state import decode_state, encode_state, header, state_digest
-from ..verify import Evaluation, evaluate, samples, statistics
+from ..verify import Evaluation, evaluate, statistics
 from .fingerprint import code_digest, digest
 
 #: state dict -> what it measures.
@@ -34,7 +36,7 @@ def _versions() -> dict[str, Any]:
 
 
 def _evaluating_code() -> str:
-    return code_digest(evaluate, samples, statistics)
+    return code_digest(evaluate, fixed_samples, batch_loss, statistics)
 
 
 class Answers:

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..correct import TensorBatches
+from ..batches import TensorBatches, stratified_subset
+from ..batches.fixed_samples import as_tensors
 from ..data import dataset_classes, load_dataset
 from ..errors import LLPFError
 from ..models import build_model, check_images
 from ..path import RunDirectory
 from ..user_code import loss_function
-from ..verify import Evaluator, stratified_subset
+from ..verify import Evaluator
 from ..verify.evaluate import LossFunction, Statistics
 from ..verify.recorded import recorded_folder, recorded_loss, recorded_model, recorded_name, recorded_settings
 from ..verify.run import SCREEN_SIZE, STATISTICS_SIZE, Samples
-from ..verify.samples import as_tensors
 from ..verify.statistics import normalization_layers
 from .cache import CachedEvaluator, Evaluate
 from .fingerprint import Unidentifiable, describe_loss, describe_module, digest, tensor_digest

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..correct.loss import loss_of
-from ..verify import stratified_subset
+from ..batches import stratified_subset
+from ..batches.loss import loss_of
 from .networks import State
 from .problem import Problem
 

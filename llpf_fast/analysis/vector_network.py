@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..correct.draw import Batches
+from ..batches.sampling import Batches
 from ..path import compare_architectures
 from .networks import Networks
 

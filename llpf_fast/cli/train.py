@@ -134,7 +134,7 @@ def train_endpoint(
 
     import torch
 
-    from ..correct.augment import augmentation as augmentation_of
+    from ..batches.augment import augmentation as augmentation_of
     from ..data import dataset_classes, load_dataset
     from ..models import TrainingProgress, accuracy, build_model, check_images, train_model
     from ..path import compare_architectures, load_model_file, save_model_file

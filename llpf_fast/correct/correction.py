@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..batches.loss import LossFunction, Passes
+from ..batches.precision import Precision, check_precision, float32_products
+from ..batches.sampling import Batches, TensorBatches
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..ops.loss_gate import LAST, MEAN, WINDOW
 from .captured import NotCapturableError, Replays, Seen, as_cuda_graph, as_while_graph
-from .draw import Batches, TensorBatches
-from .loss import LossFunction
 from .optimizer_step import OptimizerStep
-from .passes import Passes
-from .precision import Precision, check_precision, float32_products
 from .step import Step
 
 Capture = Literal["auto", "on", "off", "while"]

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..batches.loss import Passes
 from ..errors import LLPFError
 from ..flat import FlatParameters
-from .passes import Passes
 from .step import Step
 
 

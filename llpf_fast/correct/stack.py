@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
+from ..batches.loss import LossFunction, loss_of
 from ..errors import LLPFError
 from ..flat import FlatParameters
-from .loss import LossFunction, loss_of
 
 NO_GRADIENT = "the loss depends on no parameter that trains: are all frozen, or is there a detach in the loss?"
 

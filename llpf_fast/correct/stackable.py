@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..batches.loss import LossFunction
+from ..batches.sampling import TensorBatches
 from ..errors import LLPFError
 from ..flat import FlatParameters
-from .draw import TensorBatches
 from .kept_values import KeptValues
-from .loss import LossFunction
 from .stack import Stack
 
 #: The second time shows what a module has kept of the first.

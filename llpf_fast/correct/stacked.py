@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..batches.loss import LossFunction
+from ..batches.precision import float32_products
+from ..batches.sampling import TensorBatches
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..ops.loss_gate import LAST, MEAN, OPEN, ROUNDS, WINDOW
 from .correction import Capture, Corrected
 from .cuda_graph import capture
-from .draw import TensorBatches
-from .loss import LossFunction
-from .precision import float32_products
 from .stacked_step import StackedStep
 
 #: Iterations queued on a GPU between two looks at the gates, at most. A look costs some 20 microseconds of an idle

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..batches.loss import LossFunction
+from ..batches.sampling import TensorBatches
 from ..flat import FlatParameters
 from ..ops.loss_gate import OPEN
-from .draw import TensorBatches
-from .loss import LossFunction
 from .stack import Stack
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..batches.loss import Passes
+from ..batches.sampling import TensorBatches
 from ..errors import LLPFError
 from ..flat import FlatParameters
-from .draw import TensorBatches
 from .kept_buffers import KeptBuffers
-from .passes import Passes
 
 #: Bytes of gradients up to which autograd may make new ones, to be copied into the buffer by one kernel, where the host
 #: does not launch them (a graph). Adding each into its place takes a kernel a parameter and no memory.

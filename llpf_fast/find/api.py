@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..correct import LossFunction
+from ..batches import LossFunction
 from ..correct.group_rates import OptimizerFactory
 from ..errors import LLPFError
 from ..path import LowLossPath, compare_architectures, load_model_file

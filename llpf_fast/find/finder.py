@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..correct import Corrected, LossFunction
-from ..correct.draw import key_of
+from ..batches import LossFunction
+from ..batches.sampling import key_of
+from ..correct import Corrected
 from ..correct.group_rates import GroupRates, OptimizerFactory, one_group_each
 from ..errors import LLPFError
 from ..flat import FlatParameters

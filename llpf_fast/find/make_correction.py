@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..correct import Correction, LoaderBatches, LossFunction, TensorBatches
-from ..correct.augment import augmentation
+from ..batches import LoaderBatches, LossFunction, TensorBatches
+from ..batches.augment import augmentation
+from ..correct import Correction
 from ..flat import FlatParameters
 from .settings import Settings
 

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..correct import LossFunction, loss_of
-from ..correct.memory_format import as_channels_last
-from ..correct.precision import float32_products
+from ..batches import LossFunction, loss_of
+from ..batches.precision import as_channels_last, float32_products
 from ..errors import LLPFError
 from ..flat import FlatParameters
 
@@ -92,7 +91,7 @@ def screen_batches(data: Any, size: int, device: torch.device, *, channels_last:
 
 def _chosen(data: Any, size: int, device: torch.device) -> list[tuple[Any, Any]]:
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
-        from ..verify import stratified_subset
+        from ..batches import stratified_subset
 
         inputs, targets = data
         if len(inputs) == 0:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..correct import Corrected, LossFunction
+from ..batches import LossFunction
+from ..correct import Corrected
 from ..correct.group_rates import OptimizerFactory
 from ..correct.stackable import NotStackableError, check_stackable
 from ..correct.stacked import StackedCorrection, StackedPath

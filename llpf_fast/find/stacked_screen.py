@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from ..correct import LossFunction, loss_of
-from ..correct.precision import float32_products
+from ..batches import LossFunction, loss_of
+from ..batches.precision import float32_products
 from ..flat import FlatParameters
 
 

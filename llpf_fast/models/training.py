@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
-from ..correct.draw import key_of
+from ..batches.sampling import key_of
 from ..errors import LLPFError
 
 OptimizerName = Literal["sgd", "adamw"]
@@ -59,7 +59,7 @@ def train_model(
             each of ``lr_epochs`` epochs; "one-cycle", torch's OneCycleLR with ``lr`` as its highest.
         warmup_epochs: the learning rate first rises linearly from a hundredth; within ``epochs``, not with "one-cycle",
             which has a rise of its own.
-        augment: (images of a batch, 32-bit key) -> images, as :func:`llpf_fast.correct.augment.augmentation` gives it.
+        augment: (images of a batch, 32-bit key) -> images, as :func:`llpf_fast.batches.augment.augmentation` gives it.
         progress: called after each epoch; the model may be read then (checkpoints), in train mode.
 
     Raises:

@@ -27,7 +27,7 @@ def draw_(out: Tensor, key: Tensor, first: Tensor, gate: Tensor | None = None, *
 
     Args:
         out: int64 ``[R, B]`` or ``[K, R, B]``, contiguous, overwritten; R at most 4.
-        key: int64 ``[]`` (``[K]`` for K paths): :func:`llpf_fast.correct.draw.path_key` of seed and path.
+        key: int64 ``[]`` (``[K]`` for K paths): :func:`llpf_fast.batches.sampling.path_key` of seed and path.
         first: int64, shape of ``key``: the round at which the correction began.
         gate: float64 state of ``loss_gate_``, one row a path; ``None``: the round is ``first``.
         bounds: R integers, 1 to 2^31.

@@ -5,7 +5,6 @@ from .evaluate import Evaluation, Evaluator
 from .records import Certificate, LinePoint, PathPoint, Place
 from .refinement import Refinement
 from .run import verify_run
-from .subset import stratified_subset
 
 __all__ = [
     "Certificate",
@@ -16,6 +15,5 @@ __all__ = [
     "Place",
     "Refinement",
     "certify",
-    "stratified_subset",
     "verify_run",
 ]

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..correct.precision import float32_products
+from ..batches.fixed_samples import FixedSamples, call
+from ..batches.precision import float32_products
 from ..errors import LLPFError
 from ..path.state import compare_architectures
-from .samples import FixedSamples, call
 from .statistics import reestimate
 
 #: (model output, target) -> scalar mean over the batch.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..batches.fixed_samples import as_tensors, stratified_subset
 from ..data import load_dataset
 from ..errors import LLPFError
 from ..models import check_images
@@ -18,8 +19,6 @@ from .evaluate import Evaluator, LossFunction, Statistics
 from .recorded import recorded_folder, recorded_loss, recorded_model, recorded_name, recorded_settings
 from .records import Certificate
 from .refinement import Refinement
-from .samples import as_tensors
-from .subset import stratified_subset
 
 #: (inputs, targets) tensors, or an iterable of such batches.
 Samples = tuple[Tensor, Tensor] | Iterable[Any]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .samples import FixedSamples, call
+from ..batches.fixed_samples import FixedSamples, call
 
 
 def normalization_layers(module: nn.Module) -> Iterator[_BatchNorm]:

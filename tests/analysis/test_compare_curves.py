@@ -13,10 +13,11 @@ from llpf_fast.analysis.curves import methods
 from llpf_fast.analysis.curves.compare import Comparison, Plan, compare
 from llpf_fast.analysis.curves.found import FoundCurve, write_run
 from llpf_fast.analysis.curves.methods import METHODS, Budget, find_curve, training_identity
+from llpf_fast.batches import stratified_subset
 from llpf_fast.errors import LLPFError
 from llpf_fast.path import RunDirectory
 from llpf_fast.report.draw_curves import draw_curves
-from llpf_fast.verify import stratified_subset, verify_run
+from llpf_fast.verify import verify_run
 from llpf_fast.verify.polyline import interpolate
 
 from . import blobs

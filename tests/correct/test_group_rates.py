@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from llpf_fast import LLPFError
-from llpf_fast.correct import Correction, TensorBatches
+from llpf_fast.batches import TensorBatches
+from llpf_fast.correct import Correction
 from llpf_fast.correct.group_rates import GroupRates, one_group_each
 from llpf_fast.flat import FlatParameters
 

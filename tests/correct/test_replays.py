@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from llpf_fast import LLPFError
-from llpf_fast.correct import Corrected, Correction, TensorBatches
-from llpf_fast.correct.augment import augmentation
+from llpf_fast.batches import TensorBatches
+from llpf_fast.batches.augment import augmentation
+from llpf_fast.batches.sampling import Augmentation
+from llpf_fast.correct import Corrected, Correction
 from llpf_fast.correct.captured import NotCapturableError, as_cuda_graph
-from llpf_fast.correct.draw import Augmentation
 from llpf_fast.correct.step import Step
 from llpf_fast.flat import FlatParameters
 from llpf_fast.ops.loss_gate import LAST, OPEN, ROUNDS

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from llpf_fast import LLPFError
-from llpf_fast.correct import Corrected, Correction, TensorBatches
-from llpf_fast.correct.augment import augmentation
+from llpf_fast.batches import TensorBatches
+from llpf_fast.batches.augment import augmentation
+from llpf_fast.correct import Corrected, Correction
 from llpf_fast.correct.stacked import StackedCorrection, StackedPath
 from llpf_fast.flat import FlatParameters
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from llpf_fast import LLPFError
-from llpf_fast.correct import Correction, TensorBatches
-from llpf_fast.correct.memory_format import as_channels_last
-from llpf_fast.correct.precision import float32_products
+from llpf_fast.batches import TensorBatches
+from llpf_fast.batches.precision import as_channels_last, float32_products
+from llpf_fast.correct import Correction
 from llpf_fast.find import CorrectionSettings, PaceSettings, PathFinder, Settings, StepSettings
 from llpf_fast.find.make_correction import channels_last
 from llpf_fast.find.same_search import check_same_search

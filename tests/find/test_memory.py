@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from llpf_fast import ops
-from llpf_fast.correct import Correction, TensorBatches
+from llpf_fast.batches import TensorBatches
+from llpf_fast.correct import Correction
 from llpf_fast.find import CorrectionSettings, PaceSettings, PathFinder, Settings
 from llpf_fast.flat import FlatParameters, SegmentTable
 from tests.allocations import Allocations, allocations

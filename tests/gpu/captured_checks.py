@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llpf_fast.correct import Correction, TensorBatches
-from llpf_fast.correct.augment import augmentation
+from llpf_fast.batches import TensorBatches
+from llpf_fast.batches.augment import augmentation
+from llpf_fast.correct import Correction
 from llpf_fast.correct.step import Step
 from llpf_fast.correct.while_graph import UntilClosed
 from llpf_fast.flat import FlatParameters

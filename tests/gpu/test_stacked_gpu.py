@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from llpf_fast.correct import Correction, TensorBatches
+from llpf_fast.batches import TensorBatches
+from llpf_fast.correct import Correction
 from llpf_fast.correct.stacked import StackedCorrection
 from llpf_fast.flat import FlatParameters
 

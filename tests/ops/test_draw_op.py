@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llpf_fast import ops
-from llpf_fast.correct.draw import key_of, mix_int, path_key
+from llpf_fast.batches.sampling import key_of, mix_int, path_key
 
 pytestmark = pytest.mark.usefixtures("backend")
 

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...correct import Correction, LossFunction
-from ...correct.draw import TensorBatches
+from ...batches import LossFunction
+from ...batches.fixed_samples import FixedSamples
+from ...batches.sampling import TensorBatches
+from ...correct import Correction
 from ...errors import LLPFError
 from ...flat import FlatParameters
 from ...path import save_model_file
 from ...path.atomic import write_json, writing
 from ...path.plain import finite_or_none
-from ...verify.samples import FixedSamples
 from ...verify.statistics import normalization_layers, reestimate
 from ..networks import Networks
 from .certificate import ComplexCertificate

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ...correct import LossFunction, loss_of
-from ...correct.draw import Batches
+from ...batches import LossFunction, loss_of
+from ...batches.sampling import Batches
 from ...errors import LLPFError
 from ...flat import FlatParameters
 from .hyperplane import Hyperplane

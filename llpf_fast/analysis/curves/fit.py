@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...correct.draw import key_of, uniform_bits
+from ...batches.sampling import key_of, uniform_bits
 from ...errors import LLPFError
 from .curve import Curve, point
 

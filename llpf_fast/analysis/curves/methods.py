@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ...batches import stratified_subset
+from ...batches.fixed_samples import FixedSamples
 from ...errors import LLPFError
 from ...path import state_digest
-from ...verify import stratified_subset
-from ...verify.samples import FixedSamples
 from ...verify.statistics import reestimate
 from ..cache import cached_training
 from ..fingerprint import tensor_digest

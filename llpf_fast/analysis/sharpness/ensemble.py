@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...batches.fixed_samples import FixedSamples, call
 from ...errors import LLPFError
 from ...path import state_digest
-from ...verify.samples import FixedSamples, call
 from ..cache import cached_numbers
 from ..networks import Networks
 from ..problem import Problem

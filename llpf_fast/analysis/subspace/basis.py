@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...correct.draw import key_of
+from ...batches.sampling import key_of
 from ...errors import LLPFError
 
 #: Directions made at a time: 32 of LeNet5 are 8 MB.

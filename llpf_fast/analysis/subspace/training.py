@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...correct import loss_of
+from ...batches import loss_of
 from ...errors import LLPFError
 from ...flat import FlatParameters
 from ..problem import Problem

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ...correct.draw import key_of
+from ...batches.sampling import key_of
 from ...errors import LLPFError
 from ...wording import unknown_name
 from ..networks import Networks, State

@@ -27,7 +27,7 @@ class Training:
     """One network's training: SGD over ``epochs`` times as many batches as cover the training set.
 
     The number of steps is rounded up to a whole number of looks at the loss, a fifth of an epoch apart. Batches are
-    drawn with replacement, from a counter (``correct.draw``). ``width`` is the network's, where its factory
+    drawn with replacement, from a counter (``batches.sampling``). ``width`` is the network's, where its factory
     takes one.
     """
 

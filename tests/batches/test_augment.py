@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llpf_fast import LLPFError
-from llpf_fast.correct.augment import _MNIST_BLACK, augmentation, flip_and_shift, rotate_and_shift
+from llpf_fast.batches.augment import _MNIST_BLACK, augmentation, flip_and_shift, rotate_and_shift
 
 
 def test_shift_without_rotation_moves_whole_pixels_and_fills_with_black() -> None:

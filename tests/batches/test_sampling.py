@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from llpf_fast import LLPFError
-from llpf_fast.correct import LoaderBatches, TensorBatches
-from llpf_fast.correct.draw import key_of, mix, mix_int, uniform_bits
+from llpf_fast.batches import LoaderBatches, TensorBatches
+from llpf_fast.batches.sampling import key_of, mix, mix_int, uniform_bits
 
 
 def source(seed: int = 0, path: int = 0, size: int = 1000, batch: int = 64) -> TensorBatches:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import LLPFError
-from .draw import mix_int, uniform_bits
+from .sampling import mix_int, uniform_bits
 
 #: Value of a black pixel after MNIST's normalisation (mean 0.1307, deviation 0.3081).
 _MNIST_BLACK = -0.1307 / 0.3081

@@ -1,12 +1,13 @@
-"""In which arithmetic a network's passes run: settings of the process, set for a while and put back."""
+"""In which arithmetic and memory order a network's passes run."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ..errors import LLPFError
 
@@ -38,3 +39,18 @@ def float32_products(precision: Precision, device: torch.device) -> Iterator[Non
     finally:
         for place, old in zip(places, before, strict=True):
             place.fp32_precision = old
+
+
+def as_channels_last(inputs: Any) -> Any:
+    """4-dimensional floating-point ``inputs [B, C, H, W]`` with C last in memory; anything else as it is.
+
+    Convolutions follow the order of their input, so parameters and the flat buffer stay as they are. With one channel
+    both orders are the same memory, and torch takes the ambiguous strides for channels first: they are set apart here,
+    without a copy.
+    """
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4 or not inputs.is_floating_point():
+        return inputs
+    channels, height, width = inputs.shape[1:]
+    if channels == 1 and inputs.is_contiguous():
+        return inputs.as_strided(inputs.shape, (height * width, 1, width, 1))
+    return inputs.contiguous(memory_format=torch.channels_last)

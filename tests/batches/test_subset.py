@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from llpf_fast.batches import stratified_subset
 from llpf_fast.errors import LLPFError
-from llpf_fast.verify import stratified_subset
 
 
 def test_every_class_gives_its_share():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import LLPFError
 from ..ops.draw import mix
-from .memory_format import as_channels_last
+from .precision import as_channels_last
 
 _MASK32 = 0xFFFFFFFF
 
