@@ -10,16 +10,18 @@ import re
 import warnings
 import zipfile
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from ..errors import LLPFError
 from .atomic import reading, write_bytes
-from .names import fit_names, is_averaged
+from .harmless import harmless_stand_ins
+from .names import fit_names, is_averaged, is_extra_state
 from .state import check_finite, compare_architectures, decode_state, detached, encode_state, header, state_digest
 
 __all__ = [
@@ -42,12 +44,16 @@ _SAFETENSORS = ".safetensors"
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a model file holds: the state dict (CPU tensors) and, where the file says, names of model and data set."""
+    """What a model file holds: the state dict (CPU tensors) and, where the file says, names of model and data set.
+
+    ``extra`` has the entries that modules with ``get_extra_state`` add and that are no tensors, by name.
+    """
 
     state: dict[str, Tensor]
     model_name: str | None
     dataset_name: str | None
     path: Path
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def load_model_file(
@@ -58,13 +64,15 @@ def load_model_file(
     Understood are: a state dict saved by ``torch.save``; a dictionary that keeps one under ``state_dict`` (the LLPF
     authors' ``*.model.pt`` with ``model_name`` and ``dataset_name``; Lightning), ``model_state_dict``, ``model`` or
     ``net``, or that has only one state dict anywhere in it; safetensors. What the content is decides, not the suffix.
-    Code inside a pickle is never executed (``weights_only``).
+    Code inside a pickle is never executed (``weights_only``). Numbers and arrays of NumPy, dates, paths and
+    configurations (argparse, OmegaConf, Lightning) beside the state dict do no harm: they are passed over unread.
 
     Args:
         path: the file.
         expected: the names of the architecture's tensors (its ``state_dict()`` will do). What DataParallel,
             torch.compile, Lightning modules and other wrappers put before names is left out where the names are then
-            exactly these (``fit_names``); without ``expected`` names stay as they are.
+            exactly these (``fit_names``); without ``expected`` names stay as they are. ``load_endpoint`` knows more:
+            ties, dtypes, extra state.
         key: the entry of a checkpoint dictionary to take, where another one is meant (``"state_dict_ema"``).
 
     Raises:
@@ -72,7 +80,15 @@ def load_model_file(
             pickle with code or objects in it, or holds no tensors by name; when it holds averaged weights (EMA) only,
             or several state dicts, and no ``key`` was given; when the expected network is mixed with other tensors.
     """
-    path = Path(path)
+    loaded = _load(Path(path), key)
+    if expected is None:
+        return loaded
+    if isinstance(expected, Mapping):
+        expected = [name for name, value in expected.items() if isinstance(value, Tensor)]
+    return replace(loaded, state=fit_names(loaded.state, expected, loaded.path))
+
+
+def _load(path: Path, key: str | None) -> ModelFile:
     if path.is_dir():
         raise LLPFError(f"{path} is a directory; name a model file")
     with reading(path), open(path, "rb") as file:
@@ -82,14 +98,10 @@ def load_model_file(
     if _is_safetensors(start):
         if key is not None:
             raise LLPFError(f"{path} is a safetensors file, which has no entry {key!r}; leave key away")
-        loaded = _from_safetensors(path)
-    elif _is_text(start):
+        return _from_safetensors(path)
+    if _is_text(start):
         raise LLPFError(f"{path} is a text file, not a model file (.pt, .pth or .safetensors)")
-    else:
-        loaded = _from_pickle(path, start, key)
-    if expected is None:
-        return loaded
-    return replace(loaded, state=fit_names(loaded.state, expected, path))
+    return _from_pickle(path, start, key)
 
 
 def save_model_file(
@@ -165,7 +177,7 @@ def _from_pickle(path: Path, start: bytes, key: str | None) -> ModelFile:
     try:
         # An open file, because torch.load judges a path by its suffix; without torch's remarks on old formats, which
         # would come before our one line.
-        with open(path, "rb") as file, warnings.catch_warnings():
+        with open(path, "rb") as file, warnings.catch_warnings(), harmless_stand_ins():
             warnings.simplefilter("ignore")
             content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -174,7 +186,8 @@ def _from_pickle(path: Path, start: bytes, key: str | None) -> ModelFile:
         raise LLPFError(f"{path} {_why_not_loaded(str(error))}") from error
     except Exception as error:  # a damaged pickle stream can raise nearly anything; none of it is ours
         raise LLPFError(f"{path} is not a model file, or is damaged or cut off ({type(error).__name__})") from error
-    return _from_content(content, path, key)
+    state, extra = choose_state(content, path, key)
+    return ModelFile(state, _name(content, "model_name"), _name(content, "dataset_name"), path, extra)
 
 
 def _check_archive(path: Path) -> None:
@@ -198,26 +211,55 @@ def _why_not_loaded(message: str) -> str:
     return "is a pickle, never executed, that holds something else than a state dict, or is damaged or cut off"
 
 
-def _from_content(content: Any, path: Path, key: str | None) -> ModelFile:
+def choose_state(
+    content: Any, source: Path | str, key: str | None = None, also: Collection[str] = ()
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict in ``content``, a checkpoint dictionary or a state dict itself: tensors, and other extra state.
+
+    Args:
+        source: what messages call it.
+        key: as in ``load_model_file``.
+        also: names that may be no tensors, besides those of ``get_extra_state``.
+
+    Raises:
+        LLPFError: no state dict; several; entries that are no tensors, or tensors that are not ordinary ones.
+    """
     if isinstance(content, Tensor):
-        raise LLPFError(f"{path} holds one tensor without a name, not a state dict")
+        raise LLPFError(f"{source} holds one tensor without a name, not a state dict")
     if not isinstance(content, Mapping):
-        raise LLPFError(f"{path} holds a {type(content).__name__}, not a state dict")
-    state = _choose_state(content, path) if key is None else content.get(key)
+        raise LLPFError(f"{source} holds a {type(content).__name__}, not a state dict")
+    state = _choose_state(content, source) if key is None else content.get(key)
     if not isinstance(state, Mapping):
-        raise LLPFError(f"{path} has no state dict under {key!r} (it has {_keys(content)})")
+        raise LLPFError(f"{source} has no state dict under {key!r} (it has {_keys(content)})")
     if not any(isinstance(value, Tensor) for value in state.values()):
-        raise LLPFError(f"{path} is a dictionary without tensors (it has {_keys(content)}), not a state dict")
+        raise LLPFError(f"{source} is a dictionary without tensors (it has {_keys(content)}), not a state dict")
+    tensors, extra = {}, {}
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise LLPFError(f"{path}: entry {name!r} is a {type(value).__name__}, a state dict has named tensors only")
-        if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise LLPFError(f"{path}: tensor {name!r} is sparse, quantized or without values; save it dense")
-    tensors = {name: value.detach() for name, value in state.items()}
-    return ModelFile(tensors, _name(content, "model_name"), _name(content, "dataset_name"), path)
+        if isinstance(name, str) and isinstance(value, Tensor):
+            _check_ordinary(name, value, source)
+            tensors[name] = value.detach()
+        elif isinstance(name, str) and (is_extra_state(name) or name in also):
+            extra[name] = value
+        else:
+            raise LLPFError(
+                f"{source}: entry {name!r} is a {type(value).__name__}, a state dict has named tensors only"
+            )
+    return tensors, extra
 
 
-def _choose_state(content: Mapping[Any, Any], path: Path) -> Mapping[Any, Any]:
+def _check_ordinary(name: str, value: Tensor, source: Path | str) -> None:
+    if is_lazy(value):
+        raise LLPFError(f"{source}: {name!r} is lazy and has no shape yet; run one batch through the module first")
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        raise LLPFError(f"{source}: tensor {name!r} is sparse, quantized or without values; save it dense")
+    if type(value.data) is not Tensor:
+        raise LLPFError(
+            f"{source}: tensor {name!r} is a {type(value.data).__name__}; save it as an ordinary tensor, whole, in one "
+            "process"
+        )
+
+
+def _choose_state(content: Mapping[Any, Any], source: Path | str) -> Mapping[Any, Any]:
     """The state dict of a checkpoint dictionary: where it is by custom, or the only one there is; else ``content``."""
     for known in _STATE_KEYS:
         if isinstance(content.get(known), Mapping):
@@ -226,18 +268,21 @@ def _choose_state(content: Mapping[Any, Any], path: Path) -> Mapping[Any, Any]:
     inside = {
         name: value
         for name, value in content.items()
-        if isinstance(value, Mapping) and value and all(isinstance(tensor, Tensor) for tensor in value.values())
+        if isinstance(value, Mapping) and any(isinstance(tensor, Tensor) for tensor in value.values())
+        if all(isinstance(tensor, Tensor) or is_extra_state(str(inner)) for inner, tensor in value.items())
     }
     if not inside or any(isinstance(value, Tensor) for value in content.values()):
         return content
     names = " and ".join(repr(name) for name in list(inside)[:5])
     if all(is_averaged(str(name)) for name in inside):
         raise LLPFError(
-            f"{path} holds averaged weights only (under {names}); pass key= if it is these you mean, or save them as a "
-            "plain state dict"
+            f"{source} holds averaged weights only (under {names}); pass key= if it is these you mean, or save them as "
+            "a plain state dict"
         )
     if len(inside) > 1:
-        raise LLPFError(f"{path} holds several state dicts (under {names}); pass key=, or save the one you mean alone")
+        raise LLPFError(
+            f"{source} holds several state dicts (under {names}); pass key=, or save the one you mean alone"
+        )
     return next(iter(inside.values()))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,13 +28,29 @@ def is_averaged(name: str) -> bool:
     return _AVERAGED.search(name) is not None
 
 
-def fit_names(found: Mapping[str, Value], expected: Collection[str], source: Path | str) -> dict[str, Value]:
+def is_extra_state(name: str) -> bool:
+    """Whether a ``state_dict`` entry comes from a module's ``get_extra_state``."""
+    return name.rpartition(".")[2] == "_extra_state"
+
+
+def fit_names(
+    found: Mapping[str, Value],
+    expected: Collection[str],
+    source: Path | str,
+    *,
+    tied: Sequence[Collection[str]] = (),
+    optional: Collection[str] = (),
+) -> dict[str, Value]:
     """``found`` under the names of the architecture, whose tensors are called ``expected``.
 
     Names that agree already stay. Otherwise what wrappers put before or between names is left out on both sides
     (``_orig_mod.`` of torch.compile anywhere; ``module.``, ``model.``, ``net.`` ... where *every* name begins so), and
     this counts only when the names are then exactly the expected ones. Where no such reading fits, the names come back
     as they were, for ``compare_architectures`` to say what differs.
+
+    Args:
+        tied: groups of expected names that stand for one tensor: one name of a group will do.
+        optional: expected names that need not be there.
 
     Raises:
         LLPFError: naming ``source``, when it holds the expected network under one prefix beside other tensors (a second
@@ -47,6 +63,13 @@ def fit_names(found: Mapping[str, Value], expected: Collection[str], source: Pat
         for wanted in wanted_forms:
             if ours.keys() == wanted.keys():
                 return {wanted[short]: found[name] for short, name in ours.items()}
+    for ours in _forms(found) if tied or optional else ():
+        for wanted in wanted_forms:
+            if ours.keys() <= wanted.keys():
+                fitted = {wanted[short]: found[name] for short, name in ours.items()}
+                there = {*fitted, *optional}.union(*(group for group in tied if not fitted.keys().isdisjoint(group)))
+                if there >= set(expected):
+                    return fitted
     _refuse_mixture(found, expected, source)
     return dict(found)
 

@@ -11,9 +11,10 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import LLPFError
+from ..flat.buffers import fixed_buffers
 
 _SHOWN_DIFFERENCES = 3
 
@@ -79,9 +80,15 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def check_finite(state: Mapping[str, Tensor], path: Path | str) -> None:
-    """LLPFError naming ``path`` and the first tensor that holds NaN or infinity."""
+def check_finite(state: Mapping[str, Tensor], path: Path | str, module: nn.Module | None = None) -> None:
+    """LLPFError naming ``path`` and the first tensor that holds NaN or infinity.
+
+    With ``module``, the architecture, only parameters and running statistics are looked at: a mask may be infinite.
+    """
+    fixed = frozenset[str]() if module is None else frozenset(fixed_buffers(module))
     for name, tensor in state.items():
+        if name in fixed:
+            continue
         if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
             continue
         # isfinite has no kernel for 8-bit floats; every one of their values is exact in float32.
@@ -110,12 +117,15 @@ def differences(a: Mapping[str, Sequence[int]], b: Mapping[str, Sequence[int]], 
     return "; ".join(said) + (f"; and {rest} more of {len(names)}" if rest else "")
 
 
-def compare_architectures(a: Mapping[str, Tensor], b: Mapping[str, Tensor], name_a: str, name_b: str) -> None:
+def compare_architectures(a: Mapping[str, Any], b: Mapping[str, Any], name_a: str, name_b: str) -> None:
     """LLPFError listing the first differing names and shapes where the two states are not of one architecture.
 
-    ``name_a`` and ``name_b`` say whose they are ("start", "destination", "the model"). dtypes are not compared.
+    ``name_a`` and ``name_b`` say whose they are ("start", "destination", "the model"). dtypes are not compared, nor
+    entries that are no tensors (of ``get_extra_state``).
     """
-    shapes_a, shapes_b = ({name: tensor.shape for name, tensor in state.items()} for state in (a, b))
+    shapes_a, shapes_b = (
+        {name: tensor.shape for name, tensor in state.items() if isinstance(tensor, Tensor)} for state in (a, b)
+    )
     said = differences(shapes_a, shapes_b, name_a, name_b)
     if said:
         raise LLPFError(f"{name_a} and {name_b} are different architectures: {said}")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import fractions
 import os
 import pickle
+import string
+import uuid
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 from pathlib import Path
 
 import numpy as np
@@ -139,8 +143,8 @@ def test_whole_modules_and_foreign_objects_are_named(tmp_path):
     path = tmp_path / "a.pt"
     torch.save(torch.nn.Linear(2, 2), path)
     assert "torch.nn.modules.linear.Linear" in _refused(path)
-    torch.save({"state_dict": {}, "args": argparse.Namespace(a=1)}, path)
-    assert "argparse.Namespace" in _refused(path)
+    torch.save({"state_dict": {"w": torch.ones(2)}, "args": string.Template("a")}, path)
+    assert "string.Template" in _refused(path)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -255,3 +259,72 @@ def test_names_are_fitted_on_loading(tmp_path, make_state):
     torch.save({"state_dict": {f"model.{name}": value for name, value in state.items()}, "epoch": 1}, path)
     assert state_digest(load_model_file(path, expected=state).state) == state_digest(state)
     assert all(name.startswith("model.") for name in load_model_file(path).state)
+
+
+class Settings(dict):
+    """Of a user's own: code that only its program knows."""
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy"])
+def test_what_real_checkpoints_hold_beside_the_state_dict_is_passed_over(tmp_path, how):
+    path, weight = tmp_path / "best.pt", torch.randn(3, 2)
+    beside = {
+        "best_acc": np.float64(0.93),
+        "epoch": np.int32(3),
+        "history": np.arange(6.0).reshape(2, 3),
+        "seen": np.array(["a", "b"]),
+        "rng": np.random.RandomState(0).get_state(),
+        "args": argparse.Namespace(lr=0.1, nested=argparse.Namespace(out=Path("run"))),
+        "begun": datetime.datetime(2024, 1, 2, tzinfo=datetime.timezone.utc),
+        "took": datetime.timedelta(hours=2),
+        "folder": Path("runs/1"),
+        "by_class": defaultdict(list, {0: [1, 2]}),
+        "counts": Counter("abca"),
+        "last": deque([1.0, 2.0], maxlen=5),
+        "kinds": {frozenset([1]), (2, 3)},
+        "part": slice(0, 3),
+        "exact": fractions.Fraction(1, 3),
+        "id": uuid.UUID(int=7),
+    }
+    torch.save({"state_dict": {"w": weight}, **beside}, path, _use_new_zipfile_serialization=how == "zip")
+    assert torch.equal(load_model_file(path).state["w"], weight)
+    torch.save({"weights": defaultdict(None, {"w": weight}), **beside}, path)
+    assert torch.equal(load_model_file(path).state["w"], weight)
+    assert not [known for known in torch.serialization.get_safe_globals() if isinstance(known, tuple)]
+
+
+def test_code_beside_harmless_things_is_still_refused_by_name(tmp_path):
+    path, witness = tmp_path / "a.pt", tmp_path / "witness"
+    for value, name in (
+        (argparse.Namespace(hook=Code(witness)), "system"),
+        (np.array([Code(witness)], dtype=object), "system"),
+        (defaultdict(None, {0: Code(witness)}), "system"),
+        (argparse.Namespace(of=Settings(a=1)), "Settings"),
+    ):
+        torch.save({"state_dict": {"w": torch.ones(2)}, "args": value}, path)
+        message = _refused(path)
+        assert name in message
+        assert "never executed" in message
+    assert not witness.exists()
+
+
+def test_numpy_arrays_are_no_weights(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.ones(2), "v": np.ones(2)}, path)
+    assert "entry 'v' is a NumPy array" in _refused(path)
+
+
+def test_an_array_with_a_forged_dtype_is_never_built(tmp_path):
+    """NumPy itself would take these eight bytes for the address of an object."""
+    path = tmp_path / "a.pt"
+
+    class Forged:
+        def __reduce__(self):
+            return np.float64(0).__reduce__()[0], (Dtype(), b"AAAAAAAA")
+
+    class Dtype:
+        def __reduce__(self):
+            return np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0)
+
+    torch.save({"state_dict": {"w": torch.ones(2)}, "best": Forged()}, path)
+    assert list(load_model_file(path).state) == ["w"]

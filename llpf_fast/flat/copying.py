@@ -1,0 +1,124 @@
+"""``copied``: a module's own copy, or one line that says what in it cannot be copied."""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from ..errors import LLPFError
+from ..wording import one_line
+
+
+def copied(module: nn.Module, what: str = "the model") -> nn.Module:
+    """``copy.deepcopy(module)``, on the same device: parameters, buffers, hooks and flags of its own.
+
+    Refused whether or not deepcopy happens to succeed: the old ``weight_norm`` and ``spectral_norm`` and ``prune``.
+    They keep a tensor that a forward pass computes as a plain attribute; after a pass in training it cannot be copied.
+
+    Args:
+        module: any module; never changed.
+        what: what a message calls it.
+
+    Raises:
+        LLPFError: one of these three; anything else that deepcopy cannot take (locks, handles, results of a pass kept
+            in an attribute); a copy whose forward would still compute with the original's parameters. The message
+            names the submodule, the attribute and the remedy.
+    """
+    for path, each in module.named_modules():
+        _refuse_computed(path, each, what)
+        _refuse_closure(path, each, module, what)
+    try:
+        twin = copy.deepcopy(module)
+    except Exception as error:  # a user's class may raise anything
+        raise LLPFError(_culprit(module, what) or _unknown(what, error)) from error
+    if not isinstance(twin, nn.Module):
+        raise LLPFError(f"{what} cannot be copied: __deepcopy__ of {type(module).__name__} gives no module; remove it")
+    originals = set(map(id, module.parameters()))
+    shared = [name for name, parameter in twin.named_parameters() if id(parameter) in originals]
+    if shared:
+        raise LLPFError(
+            f"{what} cannot be copied: copy.deepcopy gives a module with the very same parameter {shared[0]!r}; let "
+            "__deepcopy__ copy it"
+        )
+    return twin
+
+
+def _refuse_computed(path: str, module: nn.Module, what: str) -> None:
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            raise LLPFError(
+                f"{_layer(path, module, what)} uses the old torch.nn.utils.weight_norm ({hook.name!r}), which cannot "
+                "be copied: call torch.nn.utils.remove_weight_norm on it, or use "
+                "torch.nn.utils.parametrizations.weight_norm"
+            )
+        if isinstance(hook, SpectralNorm):
+            raise LLPFError(
+                f"{_layer(path, module, what)} uses the old torch.nn.utils.spectral_norm ({hook.name!r}), which cannot "
+                "be copied: call torch.nn.utils.remove_spectral_norm on it, or use "
+                "torch.nn.utils.parametrizations.spectral_norm"
+            )
+        if isinstance(hook, BasePruningMethod):
+            raise LLPFError(
+                f"{_layer(path, module, what)} is pruned ({hook._tensor_name!r}) by torch.nn.utils.prune, which cannot "
+                f"be copied: make it permanent with torch.nn.utils.prune.remove(layer, {hook._tensor_name!r})"
+            )
+
+
+def _refuse_closure(path: str, module: nn.Module, whole: nn.Module, what: str) -> None:
+    """A ``forward`` set on the instance that holds on to this very network: deepcopy does not copy functions."""
+    forward = vars(module).get("forward")
+    if not isinstance(forward, types.FunctionType):
+        return
+    ours = {id(value) for value in (*whole.modules(), *whole.parameters())}
+    held = [*_cells(forward), *(forward.__defaults__ or ()), *(forward.__kwdefaults__ or {}).values()]
+    if any(id(value) in ours for value in held):
+        raise LLPFError(
+            f"{_layer(path, module, what)} has a forward function of its own that holds on to the network itself, so a "
+            "copy would compute with the original's parameters: define forward in the class"
+        )
+
+
+def _cells(function: types.FunctionType) -> Iterator[object]:
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # empty: not assigned yet
+            continue
+
+
+def _culprit(module: nn.Module, what: str) -> str | None:
+    """What deepcopy fails at, in words; None where every attribute alone can be copied."""
+    for path, each in module.named_modules():
+        attributes = {**vars(each), **each._parameters, **each._buffers}
+        for name, value in attributes.items():
+            if name in ("_modules", "_parameters", "_buffers") or _can_be_copied(value, module):
+                continue
+            said = f"{_layer(path, each, what)} cannot be copied because of its attribute {name!r}"
+            if isinstance(value, Tensor) and not value.is_leaf:
+                return f"{said}, the result of a pass: keep {name}.detach() there, or set it to None"
+            return f"{said}, a {type(value).__name__}: make it inside forward, or leave it out in __deepcopy__"
+    return None
+
+
+def _can_be_copied(value: object, module: nn.Module) -> bool:
+    # Submodules that an attribute points at are judged at their own place.
+    memo: dict[int, object] = {id(each): each for each in module.modules()}
+    try:
+        copy.deepcopy(value, memo)
+    except Exception:
+        return False
+    return True
+
+
+def _unknown(what: str, error: Exception) -> str:
+    return f"{what} cannot be copied ({type(error).__name__}: {one_line(error)}): make copy.deepcopy work for it"
+
+
+def _layer(path: str, module: nn.Module, what: str) -> str:
+    return f"layer {path!r} ({type(module).__name__}) of {what}" if path else f"{what} ({type(module).__name__})"

@@ -1,0 +1,83 @@
+"""``unwrapped``: the plain module behind torch's wrappers of a whole network."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from ..errors import LLPFError
+
+#: Wrappers whose class is defined where importing it would take long: module, class, attribute that is wrapped. An
+#: instance cannot exist before its module was imported.
+_ELSEWHERE = (
+    ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
+    ("torch.distributed.algorithms._checkpoint.checkpoint_wrapper", "ActivationWrapper", "_checkpoint_wrapped_module"),
+)
+_SHARDED = (
+    ("torch.distributed.fsdp.fully_sharded_data_parallel", "FullyShardedDataParallel"),
+    ("torch.distributed.fsdp", "FSDPModule"),
+)
+_REMEDY = "pass the plain module inside, whole, in one process"
+
+
+def unwrapped(module: nn.Module, what: str = "the model") -> nn.Module:
+    """The module that does the computing: without torch.compile, DataParallel, AveragedModel, activation checkpoints.
+
+    Only what wraps the whole network is taken off, however deep it is nested; the module itself is never changed. A
+    part that is wrapped (``net.body = torch.compile(net.body)``) stays as it is. What comes back is the same object
+    wherever nothing wraps it.
+
+    Args:
+        module: any module.
+        what: what a message calls it.
+
+    Raises:
+        LLPFError: not a module; DistributedDataParallel, FSDP (either kind) or DTensor parameters anywhere in it.
+    """
+    if not isinstance(module, nn.Module):
+        raise LLPFError(f"{what} must be a torch.nn.Module, got {type(module).__name__}")
+    # Never by truth value: a module without layers has length 0, and a compiled one asks the network inside.
+    while (inner := _inner(module)) is not None:
+        module = inner
+    _refuse_sharded(module, what)
+    return module
+
+
+def _inner(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, (nn.DataParallel, AveragedModel)):
+        return module._modules["module"]
+    for place, name, attribute in _ELSEWHERE:
+        wrapper = _known(place, name)
+        if wrapper is not None and isinstance(module, wrapper):
+            return module._modules[attribute]
+    return None
+
+
+def _known(place: str, name: str) -> Any:
+    """The class ``name`` of the module ``place``; None where nothing has imported that."""
+    return getattr(sys.modules.get(place), name, None)
+
+
+def _refuse_sharded(module: nn.Module, what: str) -> None:
+    sharded = tuple(known for place, name in _SHARDED if (known := _known(place, name)) is not None)
+    for path, each in module.named_modules():
+        if isinstance(each, nn.parallel.DistributedDataParallel):
+            raise LLPFError(
+                f"{_at(what, path)} is a DistributedDataParallel, which waits for other processes: {_REMEDY}"
+            )
+        if isinstance(each, sharded):
+            kind = next(known.__name__ for known in sharded if isinstance(each, known))
+            raise LLPFError(f"{_at(what, path)} is an {kind}: its parameters lie in several processes: {_REMEDY}")
+    distributed = _known("torch.distributed.tensor", "DTensor")
+    if distributed is None:
+        return
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if isinstance(tensor.data, distributed):
+            raise LLPFError(f"{name!r} of {what} is a DTensor, which lies in several processes: {_REMEDY}")
+
+
+def _at(what: str, path: str) -> str:
+    return f"{path!r} of {what}" if path else what
