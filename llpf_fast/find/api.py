@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..batches import LossFunction
 from ..correct.group_rates import OptimizerFactory
 from ..errors import LLPFError
-from ..path import LowLossPath, compare_architectures, load_model_file
+from ..flat import copied, unwrapped
+from ..path import LowLossPath
+from ..path.endpoint import Source, load_endpoint
 from .dialect import can_arrive
 from .finder import PathFinder
 from .make_correction import TrainingData
 from .results import TickProgress
 from .settings import Settings
 
-Model = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
-
 
 def find_path(
     model: nn.Module,
-    start: Model,
-    destination: Model | None = None,
+    start: Source,
+    destination: Source | None = None,
     *,
     data: TrainingData,
     loss_fn: LossFunction | None = None,
@@ -70,14 +69,12 @@ def find_path(
         base = replace(base, **changes)
     except TypeError as error:
         raise LLPFError(f"find_path: {error}") from None
-    first = _state(start, "start", model)
-    compare_architectures(model.state_dict(), first, "model", "start")
-    last = None
-    if destination is not None:
-        last = _state(destination, "destination", model)
-        compare_architectures(first, last, "start", "destination")
+    # Before anything is loaded: what is said of a module that cannot be copied says more than names that differ.
+    network = copied(unwrapped(model))
+    first = load_endpoint(start, network, "start")
+    last = None if destination is None else load_endpoint(destination, network, "destination")
     finder = PathFinder(
-        copy.deepcopy(model),
+        network,
         first,
         last,
         settings=base,
@@ -99,13 +96,3 @@ def find_path(
             why, remedy = f"did not arrive within max_ticks={base.max_ticks}", "raise max_ticks or step.relative"
         raise LLPFError(f"the path {why}; what was found is in {result.folder}: {remedy}")
     return LowLossPath(result.folder)
-
-
-def _state(model: Model, name: str, like: nn.Module) -> dict[str, Tensor]:
-    if isinstance(model, nn.Module):
-        return {key: value.detach().clone() for key, value in model.state_dict().items()}
-    if isinstance(model, Mapping):
-        return dict(model)
-    if isinstance(model, (str, os.PathLike)):
-        return load_model_file(model, like.state_dict()).state
-    raise LLPFError(f"{name} must be a module, a state dict or a file, got {type(model).__name__}")

@@ -40,6 +40,7 @@ def resolve(settings: Settings) -> Rule:
         compensate_twice=tuple(layers.compensate_twice),
         values_only=layers.attention == "values",
         hold_attention_biases=layers.attention_biases,
+        move_frozen=layers.move_frozen,
         lr_rule=lr_rule,
         lr_weights_only=(correction.lr_rule_layers or ("weights" if authors else "all")) == "weights",
     )

@@ -48,6 +48,8 @@ class LayerSettings:
     rescale_skipped: bool | None = None
     #: Normalization layers that move are put back on their sphere too (authors: true; paper dialect: false).
     rescale_normalization: bool | None = None
+    #: Parameters that do not train (``requires_grad=False``) move all the same; no correction can train them back.
+    move_frozen: bool = False
 
 
 @dataclass

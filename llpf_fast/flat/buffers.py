@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import LLPFError
+from .dtypes import dtype_name
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _LISTED = 4
@@ -57,7 +58,7 @@ def check_buffers(start: Mapping[str, Tensor], destination: Mapping[str, Tensor]
         a, b = start[name], destination[name].to(start[name].device)
         if not (a.is_floating_point() or a.is_complex()):
             raise LLPFError(
-                f"buffer {name!r} ({str(a.dtype).removeprefix('torch.')}) differs between start and destination, and "
+                f"buffer {name!r} ({dtype_name(a)}) differs between start and destination, and "
                 "no straight line leads from one to the other: give both the same"
             )
         if not torch.equal(_bits_where_not_finite(a), _bits_where_not_finite(b)):

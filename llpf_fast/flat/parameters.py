@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -15,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import LLPFError
 from ..ops import SegmentFlag
+from .dtypes import exact, is_rounding
 from .kinds import Role, roles
 from .layer_kind import LayerKind
 from .survey import Place, check, dense_stride, leaders, places
@@ -499,7 +499,8 @@ class FlatParameters:
         """Parameters and buffers of a full state dict into the module. Nothing is written unless everything fits.
 
         Raises:
-            LLPFError: as :meth:`flatten`, and for missing buffers or buffers of another shape.
+            LLPFError: as :meth:`flatten`, and for buffers that are missing, of another shape, or of a dtype with values
+                that the module's cannot hold (rounding floating values is allowed).
         """
         values = self.flatten(state)
         persistent = self.module.state_dict(keep_vars=True)
@@ -513,6 +514,8 @@ class FlatParameters:
                 problems.append(f"missing buffer {name!r} {list(buffer.shape)}")
             elif value.shape != buffer.shape:
                 problems.append(f"buffer {name!r} is {list(value.shape)}, not {list(buffer.shape)}")
+            elif not buffer.is_meta and not _takes(buffer, value):
+                problems.append(f"buffer {name!r} is {value.dtype}, with values that {buffer.dtype} cannot hold")
         if problems:
             raise LLPFError(f"state does not fit {type(self.module).__name__}: {_listed(problems, '; ')}")
         self.data.copy_(values)
@@ -527,6 +530,8 @@ class FlatParameters:
     def state_dict(self, values: Tensor | None = None, *, copied: bool = True) -> dict[str, Tensor]:
         """What ``module.load_state_dict`` takes, in its order: contiguous copies that share no memory.
 
+        Extra state (``get_extra_state``) that is no tensor is left out.
+
         Args:
             values: ``[N]``, any dtype and device: the parameters' values instead of ``data``. Buffers are always the
                 module's present ones.
@@ -538,12 +543,11 @@ class FlatParameters:
         for name, value in self.module.state_dict(keep_vars=True).items():
             i = self._positions.get(name)
             if not isinstance(value, Tensor):
-                state[name] = copy.deepcopy(value)
-            else:
-                source = value if i is None else views[i]
-                state[name] = source.detach()
-                if copied:
-                    state[name] = state[name].clone(memory_format=torch.contiguous_format)
+                continue
+            source = value if i is None else views[i]
+            state[name] = source.detach()
+            if copied:
+                state[name] = state[name].clone(memory_format=torch.contiguous_format)
         return state
 
     # -- copies
@@ -575,6 +579,14 @@ class FlatParameters:
 
 def _flag(parameter: nn.Parameter) -> SegmentFlag:
     return SegmentFlag.NONE if parameter.requires_grad else SegmentFlag.FROZEN
+
+
+def _takes(buffer: Tensor, value: Tensor) -> bool:
+    """Whether ``buffer`` can hold the values, or floating ones rounded."""
+    if buffer.dtype == value.dtype:
+        return True
+    converted = value.to(buffer.dtype)
+    return is_rounding(value, converted) or exact(value, converted)
 
 
 def _same_storage(tensor: Tensor, buffer: Tensor) -> bool:

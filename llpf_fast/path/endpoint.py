@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import LLPFError
 from ..flat.buffers import same_bits
+from ..flat.dtypes import dtype_name, exact, is_rounding
 from ..flat.ties import ties
 from ..flat.wrappers import unwrapped
 from .model_file import choose_state, load_model_file
@@ -67,7 +68,7 @@ def load_endpoint(
     also = [name for name, value in own.items() if not isinstance(value, Tensor)]
     source_name, tensors, extra = _read(source, role, key, also)
     groups = ties(module)
-    found = fit_names({**tensors, **extra}, own.keys(), source_name, tied=groups, optional=also)
+    found = fit_names({**tensors, **extra}, own, source_name, tied=groups, optional=also)
     state = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     for group in groups:
         _fill_in(state, group)
@@ -175,7 +176,7 @@ def _in_dtypes_of(
         at = id(value), like.dtype
         if at not in done:
             done[at] = value.to("cpu", like.dtype)
-            if not _exact(value, done[at]):
+            if not exact(value, done[at]):
                 _check_range(name, value, done[at], source)
                 rounded.append(name)
         fitted[name] = done[at]
@@ -187,46 +188,33 @@ def _in_dtypes_of(
 def _check_parameter(name: str, value: Tensor, like: Tensor, source: str) -> None:
     if not like.is_floating_point():
         raise LLPFError(
-            f"parameter {name!r} of the model is {_short(like)}, and only real floating point parameters can move: "
+            f"parameter {name!r} of the model is {dtype_name(like)}, and only real floating point parameters can move: "
             "make it a buffer, or convert it"
         )
     if not value.is_floating_point():
         raise LLPFError(
-            f"{source}: parameter {name!r} is {_short(value)} where the model has {_short(like)}; save it as "
-            f"{_short(like)}"
+            f"{source}: parameter {name!r} is {dtype_name(value)} where the model has {dtype_name(like)}; save it as "
+            f"{dtype_name(like)}"
         )
-
-
-def _exact(value: Tensor, converted: Tensor) -> bool:
-    """Whether nothing was lost: converted back, every value is what it was."""
-    if value.dtype == converted.dtype:
-        return True
-    if value.is_complex() and not converted.is_complex():
-        return False
-    a, b = value.to("cpu"), converted.to(value.dtype)
-    if a.is_floating_point() and a.element_size() == 1:  # 8-bit floats have no comparison
-        a, b = a.float(), b.float()
-    return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _check_range(name: str, value: Tensor, converted: Tensor, source: str) -> None:
     """Rounding is allowed between floating (or complex) dtypes that hold the values, nothing else is."""
-    from_number, to_number = (t.is_floating_point() or t.is_complex() for t in (value, converted))
-    if not (from_number and to_number) or value.is_complex() > converted.is_complex():
+    if not is_rounding(value, converted):
         raise LLPFError(
-            f"{source}: {name!r} is {_short(value)}, and {_short(converted)}, as the model has it, cannot hold its "
-            "values; save it as the model has it"
+            f"{source}: {name!r} is {dtype_name(value)} with values that {dtype_name(converted)}, as the model has it, "
+            "cannot hold; save it as the model has it"
         )
     wide = value.to("cpu") if value.element_size() > 1 else value.to("cpu", torch.float32)
     if bool((wide.isfinite() & ~converted.isfinite()).any()):
         raise LLPFError(
-            f"{source}: {name!r} is {_short(value)} with values beyond the range of the model's {_short(converted)}; "
-            f"convert the model to {_short(value)}"
+            f"{source}: {name!r} is {dtype_name(value)} with values beyond the range of the model's "
+            f"{dtype_name(converted)}; convert the model to {dtype_name(value)}"
         )
 
 
 def _warn_rounded(names: Sequence[str], state: Mapping[str, Tensor], own: Mapping[str, Any], source: str) -> None:
-    kinds = sorted({f"{_short(state[name])} to {_short(own[name])}" for name in names})
+    kinds = sorted({f"{dtype_name(state[name])} to {dtype_name(own[name])}" for name in names})
     warnings.warn(
         f"{source}: values are rounded from {' and '.join(kinds)}, as the model has them ({_listed(names)}); convert "
         "the model to keep them",
@@ -238,7 +226,3 @@ def _listed(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(map(repr, names[:_LISTED])) + more
-
-
-def _short(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

@@ -84,7 +84,7 @@ def load_model_file(
     if expected is None:
         return loaded
     if isinstance(expected, Mapping):
-        expected = [name for name, value in expected.items() if isinstance(value, Tensor)]
+        expected = {name: value for name, value in expected.items() if isinstance(value, Tensor)}
     return replace(loaded, state=fit_names(loaded.state, expected, loaded.path))
 
 

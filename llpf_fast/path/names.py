@@ -49,6 +49,7 @@ def fit_names(
     as they were, for ``compare_architectures`` to say what differs.
 
     Args:
+        expected: the names, or the tensors by name: then a network is only taken for the expected one where shapes fit.
         tied: groups of expected names that stand for one tensor: one name of a group will do.
         optional: expected names that need not be there.
 
@@ -101,11 +102,19 @@ def _without_wrapper(form: dict[str, str]) -> dict[str, str] | None:
     return None
 
 
+def _is_there(name: str, wanted: str, found: Mapping[str, Value], expected: Collection[str]) -> bool:
+    """Whether ``found`` has ``name``; of the shape of ``wanted``, where both sides are tensors."""
+    if name not in found:
+        return False
+    like = getattr(expected[wanted], "shape", None) if isinstance(expected, Mapping) else None
+    return like is None or getattr(found[name], "shape", like) == like
+
+
 def _refuse_mixture(found: Mapping[str, Value], expected: Collection[str], source: Path | str) -> None:
     first = next(iter(expected), "")
     prefixes = [name.removesuffix(first) for name in found if name.endswith(first)]
-    whole = [prefix for prefix in prefixes if all(prefix + name in found for name in expected)]
-    whole = [prefix for prefix in whole if not prefix or prefix.endswith(".")]
+    whole = [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
+    whole = [prefix for prefix in whole if all(_is_there(prefix + name, name, found, expected) for name in expected)]
     rest = [name for name in found if not any(name.startswith(prefix) for prefix in whole)] if all(whole) else []
     if len(whole) == 1 and whole[0] and rest:
         parts = Counter(name.split(".", 1)[0] for name in rest)

@@ -19,11 +19,22 @@ _AWAY = {
 
 
 def treatments(rule: Rule, flat: FlatParameters) -> list[NormRule]:
-    """What the rule does with every segment whenever its stage is active.
+    """What the rule does with every segment whenever its stage is active: frozen ones are kept.
 
     Raises:
         LLPFError: a pattern of the rule matches no layer.
     """
+    pairs = zip(chosen_treatments(rule, flat), frozen(rule, flat), strict=True)
+    return [NormRule.KEEP if still else how for how, still in pairs]
+
+
+def frozen(rule: Rule, flat: FlatParameters) -> list[bool]:
+    """Which segments no tick touches, because they could never be trained back."""
+    return [bool(row.flags & SegmentFlag.FROZEN) and not rule.move_frozen for row in flat.table.rows]
+
+
+def chosen_treatments(rule: Rule, flat: FlatParameters) -> list[NormRule]:
+    """As :func:`treatments`, as if nothing were frozen."""
     names = flat.table.names
     chosen = [_by_kind(rule, flat, i) for i in range(len(names))]
     for how, patterns in (
@@ -85,8 +96,12 @@ def flags(
     """
     out = []
     cut = _cut(flat)
+    still = frozen(rule, flat)
     for i, row in enumerate(flat.table.rows):
         flag = row.flags & _ONLY_FROM_MODULE
+        if still[i]:
+            out.append(flag | SegmentFlag.MASKED)
+            continue
         free = not rule.project or no_sphere[i]
         free |= flat.kinds[i] is LayerKind.NORM and not rule.rescale_normalization
         if not active[i] or treatment[i] is NormRule.KEEP:

@@ -12,11 +12,12 @@ from ..errors import LLPFError
 from ..flat import FlatParameters, LayerKind, SegmentTable
 from ..ops import Destination, SegmentFlag
 from .mover import Mover
-from .policy import flags, sphere_table, treatments
+from .policy import chosen_treatments, flags, frozen, sphere_table, treatments
 from .rule import NormRule, Rule
 from .spread import Spread
 
-_SPHERES = (Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE)
+#: Relative difference of radii within which a layer counts as lying on its sphere: rounding of float32 values.
+_ON_SPHERE = 1e-6
 
 
 class Route:
@@ -34,7 +35,8 @@ class Route:
         start_variance: float64 ``[S]``, the start's own, over each variance group of ``table``.
 
     Raises:
-        LLPFError: a pattern of the rule that matches nothing; a sphere that a layer cannot have.
+        LLPFError: a pattern of the rule that matches nothing; a sphere that a layer cannot have, or that a frozen one
+            does not lie on.
     """
 
     def __init__(
@@ -57,10 +59,13 @@ class Route:
         self._tensors = Spread(flat.table)
         self._tensor_variance = self._tensors.variance(moments)
         self._treatment = treatments(rule, flat)
+        still = frozen(rule, flat)
+        self._frozen = torch.tensor(still, dtype=torch.bool, device=flat.data.device)
         self._stays = [False] * len(table) if radius is None else radius.isnan().tolist()
         if radius is not None:
+            self._check_frozen(radius, moments, still)
             self._check_radius(radius)
-            radius = radius.nan_to_num(0.0)
+            radius = radius.nan_to_num(0.0).masked_fill(self._frozen, 0.0)
         self.mover = Mover(
             table,
             self.start_variance.clone(),
@@ -82,6 +87,20 @@ class Route:
     def _moments(self, p: Tensor, goal: Tensor | None) -> Tensor:
         table = self.flat.table
         return ops.moments(p, goal, table.segments, table.chunks, self._scratch)
+
+    def _check_frozen(self, radius: Tensor, moments: Tensor, still: Sequence[bool]) -> None:
+        """A frozen layer has to lie on its sphere already, unless it is left out by name or kind."""
+        own = self.start_variance if self.rule.destination is Destination.VARIANCE_SPHERE else self.spread.norm(moments)
+        left_out = [how is NormRule.KEEP for how in chosen_treatments(self.rule, self.flat)]
+        for i, row in enumerate(self.flat.table.rows):
+            target = float(radius[i])
+            if not still[i] or left_out[i] or self._stays[i]:
+                continue
+            if abs(float(own[i]) - target) > _ON_SPHERE * max(float(own[i]), target):
+                raise LLPFError(
+                    f"layer {row.name} is frozen (requires_grad=False) and does not lie on its sphere, so it would "
+                    "never arrive: set layers.move_frozen: true, or leave it out with layers.keep"
+                )
 
     def _check_radius(self, radius: Tensor) -> None:
         own = self.start_variance if self.rule.destination is Destination.VARIANCE_SPHERE else None
@@ -180,8 +199,12 @@ class Route:
         return self._moments(p, self.mover.destination)
 
     def distances(self, p: Tensor, moments: Tensor | None = None) -> Tensor:
-        """float64 ``[S]``: L2 distance to the destination of the group that each segment moves with."""
+        """float64 ``[S]``: L2 distance to the destination of the group that each segment moves with.
+
+        Frozen segments have none: neither their own nor their share of a group's.
+        """
         moments = self.moments(p) if moments is None else moments
+        moments = moments.masked_fill(self._frozen[:, None], 0.0)
         return self.spread.distance(moments, self.rule.destination, self.mover.radius)
 
     def total(self, distances: Tensor) -> float:

@@ -37,6 +37,8 @@ class Rule:
         keep, compensate, compensate_twice: layers by name (patterns), whatever their kind; the last match wins.
         values_only: query and key projections of attention stay, only values move. Weights alone, unless
             ``hold_attention_biases``.
+        move_frozen: parameters that do not train (``requires_grad=False``) move and are projected like any other.
+            Otherwise they are MASKED, whatever else holds for them.
         lr_rule: learning rate of a layer's correction times Var_now / Var_start ("var") or its root ("std").
         lr_weights_only: ``lr_rule`` holds for tensors with "weight" in their name only (authors' code).
     """
@@ -55,5 +57,6 @@ class Rule:
     compensate_twice: tuple[str, ...] = ()
     values_only: bool = False
     hold_attention_biases: bool = False
+    move_frozen: bool = False
     lr_rule: Literal["none", "std", "var"] = "none"
     lr_weights_only: bool = False

@@ -819,7 +819,11 @@ def test_extra_state_travels() -> None:
 
     source, target = WithExtra(2, 2), WithExtra(2, 2)
     source.extra = 7
-    FlatParameters(target).load(FlatParameters(source).state_dict())
+    flat = FlatParameters(target)
+    flat.load(source.state_dict())
+    assert target.extra == 7
+    assert list(flat.state_dict()) == ["weight", "bias"]
+    flat.load(flat.state_dict())
     assert target.extra == 7
 
 

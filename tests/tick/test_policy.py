@@ -12,7 +12,7 @@ from llpf_fast.ops import Destination, SegmentFlag
 from llpf_fast.tick import NormRule, Route, Rule, Spread, match_layers
 
 NONE, MASKED, HOLD, FREE = SegmentFlag.NONE, SegmentFlag.MASKED, SegmentFlag.HOLD, SegmentFlag.FREE
-AWAY, TWICE = SegmentFlag.COMPENSATE, SegmentFlag.TWICE
+AWAY, TWICE, FROZEN = SegmentFlag.COMPENSATE, SegmentFlag.TWICE, SegmentFlag.FROZEN
 
 
 def test_patterns_choose_names() -> None:
@@ -68,7 +68,8 @@ def flags(rule: Rule, without: str = "") -> dict[str, SegmentFlag]:
 
 def test_m2m_projects_all_but_norm_layers_and_layers_without_variance() -> None:
     got = flags(Rule(), without="b.")
-    assert got["a.weight"] == SegmentFlag.FROZEN
+    assert got["a.weight"] == MASKED | FROZEN
+    assert flags(Rule(move_frozen=True))["a.weight"] == FROZEN
     assert got["a.bias"] == NONE
     assert got["bn.weight"] == got["bn.bias"] == got["ln.weight"] == FREE
     assert got["b.weight"] == got["b.bias"] == MASKED
