@@ -22,7 +22,7 @@ from ..path.atomic import read_bytes, write_bytes, write_whole, writing
 from ..path.plain import plain
 from ..path.state import decode_state, encode_state, header, state_digest
 from ..verify import Evaluation, evaluate, statistics
-from .fingerprint import code_digest, digest
+from ..path.fingerprint import code_digest, digest
 
 #: state dict -> what it measures.
 Evaluate = Callable[[Mapping[str, Tensor]], Evaluation]

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import LLPFError
 from ..verify.evaluate import Statistics
 from .cache import cached_numbers
-from .fingerprint import code_digest
+from ..path.fingerprint import code_digest
 from .measures import Measures, Progress
 from .networks import Networks, State
 from .predict import NODES, CurvatureIntegral, Prediction, curvature_integral, displacement

@@ -24,7 +24,7 @@ from ..verify.recorded import recorded_folder, recorded_loss, recorded_model, re
 from ..verify.run import SCREEN_SIZE, STATISTICS_SIZE, Samples
 from ..verify.statistics import normalization_layers
 from .cache import CachedEvaluator, Evaluate
-from .fingerprint import Unidentifiable, describe_loss, describe_module, digest, tensor_digest
+from ..path.fingerprint import Unidentifiable, describe_loss, describe_module, digest, tensor_digest
 from .networks import Networks, Source, load_networks
 
 Split = Literal["train", "test"]

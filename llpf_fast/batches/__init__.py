@@ -1,7 +1,25 @@
 """One batch: where it comes from, its forward pass, its loss. Shared by the search and the certificate."""
 
-from .fixed_samples import stratified_subset
-from .loss import LossFunction, loss_of
-from .sampling import Batches, LoaderBatches, TensorBatches
+from .data import BatchedData, Data, DatasetData, TensorData, as_data
+from .fixed_samples import FixedSamples, hold, stratified_subset
+from .loss import LossFunction, LossReduction, loss_of
+from .sampling import Batches, IndexedBatches, LoaderBatches, TensorBatches, training_batches
 
-__all__ = ["Batches", "LoaderBatches", "LossFunction", "TensorBatches", "loss_of", "stratified_subset"]
+__all__ = [
+    "BatchedData",
+    "Batches",
+    "Data",
+    "DatasetData",
+    "FixedSamples",
+    "IndexedBatches",
+    "LoaderBatches",
+    "LossFunction",
+    "LossReduction",
+    "TensorBatches",
+    "TensorData",
+    "as_data",
+    "hold",
+    "loss_of",
+    "stratified_subset",
+    "training_batches",
+]

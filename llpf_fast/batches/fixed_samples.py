@@ -1,125 +1,159 @@
-"""``FixedSamples``: the samples that every point of a path is measured on."""
+"""``FixedSamples``: the samples that every point of a path is measured on; fixed subsets of a data set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import LLPFError
+from .data import BatchedData, Data, DatasetData, Reading, TensorData, batch_length, data_digest, moved_batch
+from .forward import ForwardMode, choose_forward_mode
+from .loss import LossReduction
+from .precision import as_channels_last, float32_products
+
+#: Samples on which it is tried how a network must be run.
+_TRIED = 8
+#: Samples in memory, or batches that stay as they came.
+Held = TensorData | list[tuple[Any, Any]]
+
+
+def hold(data: Data, samples: int | None = None, reading: Reading | None = None) -> Held:
+    """``data`` in memory, read once: a shuffling or augmenting source would measure each point on other samples.
+
+    ``samples``: of batches, read only the first with so many.
+    """
+    if isinstance(data, BatchedData):
+        return data.read(samples, reading)
+    return data.held() if isinstance(data, DatasetData) else data
+
+
+def held_count(held: Held) -> int:
+    """Number of samples."""
+    return held.count if isinstance(held, TensorData) else sum(batch_length(*batch) for batch in held)
+
+
+def held_subset(held: Held, size: int) -> Held:
+    """A fixed part of about ``size`` samples: stratified (:func:`stratified_subset`), or whole batches evenly spread.
+
+    Everything where ``size`` is 0 or not less than all.
+    """
+    if isinstance(held, TensorData):
+        chosen = stratified_subset(first_tensor(held.targets), size)
+        return held if len(chosen) == held.count else held.subset(chosen)
+    count = held_count(held)
+    if size <= 0 or size >= count:
+        return held
+    batches = max(1, min(len(held), round(len(held) * size / count)))
+    return [held[i * len(held) // batches] for i in range(batches)]
+
+
+def held_digest(held: Held, dtype: torch.dtype) -> str:
+    """sha256 of the samples as a network of ``dtype`` sees them: the same for NumPy's float64 as for tensors."""
+    cpu = torch.device("cpu")
+    if isinstance(held, TensorData):
+        return held.to(cpu, dtype).sha256
+    return data_digest([moved_batch(*batch, cpu, dtype) for batch in held])
 
 
 class FixedSamples:
     """Inputs and targets, held on one device, in batches that never change.
 
-    Built from tensors ``inputs [n, ...]`` and ``targets [n, ...]``, or (``targets`` None) from an iterable of
-    (input, target) batches such as a DataLoader. An iterable is read once and held: a shuffling or augmenting loader
-    would otherwise measure each point on other samples. An input may be a tensor, a tuple (positional arguments of the
-    model) or a dict (keyword arguments).
-
     Args:
-        batch_size: of tensors; the batches of an iterable are joined to this size where they are tensors of one shape.
+        held: tensors, cut into batches here; or batches, which stay as they came.
+        batch_size: of tensors. A last batch of one sample is joined to the one before: normalization over a batch
+            cannot take it.
+        dtype: of floating values, inputs and targets.
         channels_last: store 4-dimensional inputs so.
-        dtype: of floating inputs.
 
-    Raises:
-        LLPFError: no samples, or other numbers of inputs than of targets.
+    Attributes:
+        batches: (inputs, targets, number of samples) of each.
+        count: samples in all.
     """
 
     def __init__(
         self,
-        inputs: Any,
-        targets: Any,
+        held: Held,
         *,
         batch_size: int,
         device: torch.device,
-        channels_last: bool = False,
         dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
     ) -> None:
-        self.batches: list[tuple[Any, Any]]
-        self.channels_last = False
-        values, wanted = as_tensors(inputs) if targets is None else (torch.as_tensor(inputs), torch.as_tensor(targets))
-        if wanted is None:
-            self.batches = [(_move(x, device, dtype), _move(y, device, None)) for x, y in values]
+        def placed(inputs: Any, targets: Any) -> tuple[Any, Any]:
+            inputs, targets = moved_batch(inputs, targets, device, dtype)
+            return (as_channels_last(inputs) if channels_last else inputs), targets
+
+        if isinstance(held, TensorData):
+            # Moved whole, then cut: views of one piece of memory.
+            inputs, targets = placed(held.inputs, held.targets)
+            found: Sequence[tuple[Any, Any]] = list(_cut(inputs, targets, held.count, batch_size))
         else:
-            if len(values) != len(wanted):
-                raise LLPFError(f"the data set has {len(values)} inputs but {len(wanted)} targets")
-            values, wanted = _move(values, device, dtype), wanted.to(device)
-            self.channels_last = channels_last and values.dim() == 4 and values.is_floating_point()
-            if self.channels_last:
-                values = values.contiguous(memory_format=torch.channels_last)
-            self.batches = list(zip(values.split(batch_size), wanted.split(batch_size), strict=True))
-        self.sizes = [_length(target, value) for value, target in self.batches]
-        self.count = sum(self.sizes)
+            found = [placed(*batch) for batch in held]
+        self.batches = [(inputs, targets, batch_length(inputs, targets)) for inputs, targets in found]
+        self.count = sum(size for _, _, size in self.batches)
         if self.count == 0:
             raise LLPFError("the data set is empty: there is nothing to evaluate on")
 
     def __iter__(self) -> Iterator[tuple[Any, Any, int]]:
-        """(input, target, number of samples) of each batch."""
-        for (value, target), size in zip(self.batches, self.sizes, strict=True):
-            yield value, target, size
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.batches)
+
+    def weights(self, reduction: LossReduction) -> list[float]:
+        """The denominators of the batches' losses; LLPFError where no sample has a label."""
+        weights = [reduction.weight(targets, size) for _, targets, size in self.batches]
+        if not sum(weights) > 0:
+            raise LLPFError(
+                f"no sample has a label that counts for the loss {reduction.name}: the mean over none is undefined"
+            )
+        return weights
+
+    def shares(self, reduction: LossReduction) -> list[float]:
+        """What the loss of each batch is multiplied with, so that the sum is the loss of the set.
+
+        A batch with share 0 has no label; its own loss is NaN and does not count.
+        """
+        weights = self.weights(reduction)
+        total = 1.0 if reduction.kind == "sum" else sum(weights)
+        return [weight / total for weight in weights]
 
 
-def call(module: torch.nn.Module, value: Any) -> Any:
-    """The module's output on one batch's input."""
-    if isinstance(value, Mapping):
-        return module(**value)
-    if isinstance(value, (tuple, list)):
-        return module(*value)
-    return module(value)
+def try_network(
+    module: nn.Module, held: Held, *, device: torch.device, dtype: torch.dtype, channels_last: bool
+) -> tuple[ForwardMode, Any, Any]:
+    """How ``module``, in eval mode on ``device``, must be run; its output on a few samples, and their targets.
 
-
-def _pair(batch: Any) -> tuple[Any, Any]:
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise LLPFError(f"a batch must be a pair (input, target), the data gave a {type(batch).__name__}")
-    return batch[0], batch[1]
-
-
-def as_tensors(data: Any) -> tuple[Any, Tensor | None]:
-    """(inputs ``[n, ...]``, targets ``[n, ...]``) of a pair of tensors, or of an iterable of (input, target) batches.
-
-    The iterable is read once. Where its batches are not tensors that fit together: (list of batches, None).
+    Raises:
+        LLPFError: it cannot be run on the data.
     """
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        return data
-    batches = [_pair(batch) for batch in data]
-    parts: Iterable[Any] = [part for batch in batches for part in batch]
-    if not batches or not all(isinstance(part, Tensor) and part.dim() > 0 for part in parts):
-        return batches, None
-    first_value, first_target = batches[0]
-    fits = all(
-        x.shape[1:] == first_value.shape[1:]
-        and y.shape[1:] == first_target.shape[1:]
-        and len(x) == len(y)
-        and x.dtype == first_value.dtype
-        and y.dtype == first_target.dtype
-        for x, y in batches
-    )
-    if not fits:
-        return batches, None
-    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    held = held.subset(torch.arange(min(held.count, _TRIED))) if isinstance(held, TensorData) else held[:1]
+    ((inputs, targets, _),) = FixedSamples(held, batch_size=_TRIED, device=device, dtype=dtype)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), float32_products("float32", device):
+        mode, output = choose_forward_mode(module, inputs, channels_last=channels_last)
+    return mode, output, targets
 
 
-def _move(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """All tensors of ``value`` on ``device``, floating ones as ``dtype``."""
-
-    def moved(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return leaf.to(device, dtype if leaf.is_floating_point() else None)
-
-    return pytree.tree_map(moved, value)
+def first_tensor(value: Any) -> Tensor:
+    """The first tensor in a pytree: what samples are told apart by where a choice among them is stratified."""
+    found: Tensor = next(leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+    return found
 
 
-def _length(*values: Any) -> int:
-    """Number of samples in a batch: the length of its first tensor."""
-    for leaf in pytree.tree_leaves(values):
-        if isinstance(leaf, Tensor) and leaf.dim() > 0:
-            return len(leaf)
-    return 1
+def _cut(inputs: Any, targets: Any, count: int, batch_size: int) -> Iterator[tuple[Any, Any]]:
+    starts = list(range(0, count, batch_size))
+    if len(starts) > 1 and starts[-1] == count - 1:
+        starts.pop()
+    for start, end in zip(starts, [*starts[1:], count], strict=True):
+        if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
+            yield inputs[start:end], targets[start:end]
+        else:
+            yield pytree.tree_map(lambda leaf, a=start, b=end: leaf[a:b], (inputs, targets))
 
 
 def stratified_subset(targets: Tensor, size: int, seed: int = 0) -> Tensor:

@@ -1,51 +1,244 @@
-"""The loss of one batch, and what a user's model or loss function can do wrong."""
+"""The loss of one batch, how the losses of batches make up that of a set, and what a user's loss can do wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import copy
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from ..errors import LLPFError
+from .forward import FAILURES, first_line, forward, shape_of
 from .precision import Precision
 
+#: (model output, targets) -> scalar tensor.
 LossFunction = Callable[[Any, Any], Tensor]
 
+NO_GRADIENT = "the loss depends on no parameter that trains: are all frozen, or is there a detach in the loss?"
 
-def loss_of(module: Callable[[Any], Any], loss_fn: LossFunction, inputs: Any, targets: Any) -> Tensor:
+#: torch's losses by how their mean over a batch is formed: sum of the weights of the labelled elements, number of
+#: elements, number of samples.
+_BY_CLASS = ("cross_entropy", "nll_loss")
+_BY_ELEMENT = (
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "hinge_embedding_loss",
+    "huber_loss",
+    "kl_div",
+    "l1_loss",
+    "mse_loss",
+    "poisson_nll_loss",
+    "smooth_l1_loss",
+    "soft_margin_loss",
+)
+_BY_SAMPLE = ("multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss")
+#: Names of the functions whose value on a set is known exactly.
+TORCH_LOSSES = (*_BY_CLASS, *_BY_ELEMENT, *_BY_SAMPLE)
+_FUNCTIONS = {getattr(F, name): name for name in TORCH_LOSSES}
+#: Loss modules of torch: the function that each calls, and the attributes that it hands on.
+_MODULES: dict[type, tuple[str, tuple[str, ...]]] = {
+    nn.CrossEntropyLoss: ("cross_entropy", ("weight", "ignore_index", "reduction", "label_smoothing")),
+    nn.NLLLoss: ("nll_loss", ("weight", "ignore_index", "reduction")),
+    nn.BCELoss: ("binary_cross_entropy", ("weight", "reduction")),
+    nn.BCEWithLogitsLoss: ("binary_cross_entropy_with_logits", ("weight", "pos_weight", "reduction")),
+    nn.HingeEmbeddingLoss: ("hinge_embedding_loss", ("margin", "reduction")),
+    nn.HuberLoss: ("huber_loss", ("delta", "reduction")),
+    nn.KLDivLoss: ("kl_div", ("log_target", "reduction")),
+    nn.L1Loss: ("l1_loss", ("reduction",)),
+    nn.MSELoss: ("mse_loss", ("reduction",)),
+    nn.PoissonNLLLoss: ("poisson_nll_loss", ("log_input", "full", "eps", "reduction")),
+    nn.SmoothL1Loss: ("smooth_l1_loss", ("beta", "reduction")),
+    nn.SoftMarginLoss: ("soft_margin_loss", ("reduction",)),
+    nn.MultiMarginLoss: ("multi_margin_loss", ("p", "margin", "weight", "reduction")),
+    nn.MultiLabelMarginLoss: ("multilabel_margin_loss", ("reduction",)),
+    nn.MultiLabelSoftMarginLoss: ("multilabel_soft_margin_loss", ("weight", "reduction")),
+}
+#: What torch's functions take when nothing is said.
+_DEFAULTS = {"weight": None, "ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0, "pos_weight": None}
+_DEFAULTS |= {"margin": 1.0, "delta": 1.0, "log_target": False, "log_input": True, "full": False, "eps": 1e-8}
+_DEFAULTS |= {"beta": 1.0, "p": 1}
+
+#: Class weights spelled out in a loss's name.
+_SPELLED = 10
+_CHOICES = (
+    "cross-entropy needs outputs [B, C, ...] of at least two classes and whole-number targets [B, ...]; pass loss_fn "
+    "(F.mse_loss, F.binary_cross_entropy_with_logits, any function of output and targets; --loss on the command line)"
+)
+
+
+def loss_of(module: Callable[..., Any], loss_fn: LossFunction, inputs: Any, targets: Any) -> Tensor:
     """The scalar loss of ``module`` on one batch.
 
     Raises:
         LLPFError: the forward or the loss function fails, or gives no scalar tensor.
     """
-    try:
-        output = module(inputs)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise LLPFError(f"the model's forward fails on data of {_shape(inputs)}: {_first_line(error)}") from error
+    return batch_loss(loss_fn, forward(module, inputs), targets)
+
+
+def batch_loss(loss_fn: LossFunction, output: Any, targets: Any) -> Tensor:
+    """``loss_fn(output, targets)``, a scalar tensor; LLPFError where it fails or gives something else."""
     try:
         loss = loss_fn(output, targets)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+    except LLPFError:
+        raise
+    except FAILURES as error:
         raise LLPFError(
-            f"the loss function fails on output of {_shape(output)} and targets of {_shape(targets)}: "
-            f"{_first_line(error)}"
+            f"the loss function fails on output of {shape_of(output)} and targets of {shape_of(targets)}: "
+            f"{first_line(error)}"
         ) from error
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise LLPFError(f"the loss function must return a scalar tensor, the mean over the batch; got {_shape(loss)}")
+        raise LLPFError(f"the loss function must return a scalar tensor, the mean over the batch; got {shape_of(loss)}")
     return loss
 
 
-def _shape(value: Any) -> str:
-    return f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+def chosen_loss(loss_fn: LossFunction | None, output: Any, targets: Any) -> LossFunction:
+    """``loss_fn``; cross-entropy where none is given and output and targets are those of classification.
+
+    Raises:
+        LLPFError: none is given, and they are not: a loss that nobody chose would say nothing (cross-entropy of one
+            class is 0 whatever the network does).
+    """
+    if loss_fn is not None:
+        return loss_fn
+    if not is_classification(output, targets):
+        raise LLPFError(
+            f"no loss is given, and output of {shape_of(output)} with targets of {shape_of(targets)} is no "
+            f"classification: {_CHOICES}"
+        )
+    return F.cross_entropy
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def is_classification(output: Any, targets: Any) -> bool:
+    """Logits ``[B, C, ...]`` of at least two classes against whole numbers ``[B, ...]``."""
+    return (
+        isinstance(output, Tensor)
+        and isinstance(targets, Tensor)
+        and output.dim() >= 2
+        and output.shape[1] > 1  # one output against whole numbers is a regression of counts
+        and output.is_floating_point()
+        and targets.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8)
+        and targets.shape == output.shape[:1] + output.shape[2:]
+    )
 
 
-NO_GRADIENT = "the loss depends on no parameter that trains: are all frozen, or is there a detach in the loss?"
+class LossReduction:
+    """How a loss function's values on the batches of a set make up its value on the whole set.
+
+    The mean over a set is not the mean of the means over its batches where samples weigh differently: class weights,
+    ignored labels, targets of different length, sums. For torch's own losses (functions, modules, ``functools.partial``
+    of them) the value on the set is that of one call on all of it, computed from numerators and denominators in
+    float64. Of any other callable nothing is known: the value is the mean of its values on the batches, each weighted
+    by its number of samples.
+
+    Attributes:
+        kind: "mean" or "sum" (torch's ``reduction``), or "batch means".
+        name: what results and run.yaml call the loss; it names every option that is not torch's default.
+    """
+
+    kind: Literal["mean", "sum", "batch means"]
+
+    def __init__(self, loss_fn: LossFunction) -> None:
+        self._loss_fn = loss_fn
+        known = _torch_loss(loss_fn)
+        self._function, self._options = known if known is not None else ("", {})
+        reduction = self._options.get("reduction", "mean")
+        # Element weights of the regressions (torch 2.10) fit one batch only.
+        fixed = self._function in _BY_ELEMENT and self._options.get("weight") is not None
+        if known is None or reduction not in ("mean", "sum", "batchmean") or fixed:
+            self.kind = "batch means"
+        else:
+            self.kind = "sum" if reduction == "sum" else "mean"
+        self.name = _name(loss_fn) if known is None else _torch_name(self._function, self._options)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the value on a set is that of one call on all of it."""
+        return self.kind != "batch means"
+
+    @property
+    def ignore_index(self) -> int | None:
+        """The target that counts as no label; None where the loss knows none."""
+        return self._options.get("ignore_index", -100) if self._function in _BY_CLASS else None
+
+    def labelled(self, targets: Tensor) -> Tensor:
+        """bool, of the shape of whole-number ``targets``: which of them count."""
+        ignored = self.ignore_index
+        return torch.ones_like(targets, dtype=torch.bool) if ignored is None else targets.ne(ignored)
+
+    def weight(self, targets: Any, samples: int) -> float:
+        """Denominator of a batch: its share of the set's mean in units of labels, elements or samples. 1 for sums.
+
+        0 for a batch without a single label.
+        """
+        if self.kind == "sum":
+            return 1.0
+        if self.kind == "batch means" or not isinstance(targets, Tensor):
+            return float(samples)
+        return float(self._denominators(targets).sum())
+
+    def values(self, output: Any, targets: Any) -> tuple[Tensor, Tensor] | None:
+        """Numerators and denominators of each sample, float64 ``[B]``; None where the loss gives none.
+
+        Their sums' ratio is the loss of the batch (for sums: the numerators' sum).
+
+        Raises:
+            LLPFError: the loss fails on the batch.
+        """
+        if not self.exact or not isinstance(output, Tensor) or not isinstance(targets, Tensor) or not targets.dim():
+            return None
+        if not self._fits(output, targets):
+            return None
+        try:
+            each: Tensor = self._separate(output, targets)
+        except FAILURES as error:
+            raise LLPFError(
+                f"the loss function fails on output of {shape_of(output)} and targets of {shape_of(targets)}: "
+                f"{first_line(error)}"
+            ) from error
+        if not each.dim() or len(each) != len(targets):
+            return None
+        numerators = each.double().flatten(1).sum(1) if each.dim() > 1 else each.double()
+        return numerators, self._denominators(targets)
+
+    def _fits(self, output: Tensor, targets: Tensor) -> bool:
+        """Targets that torch would stretch to the outputs' shape couple the samples of a batch."""
+        return self._function not in _BY_ELEMENT or output.shape == targets.shape
+
+    @functools.cached_property
+    def _separate(self) -> LossFunction:
+        if isinstance(self._loss_fn, nn.Module):
+            alone: Any = copy.copy(self._loss_fn)
+            alone.reduction = "none"
+            separate: LossFunction = alone
+            return separate
+        plain: Callable[..., Tensor] = self._loss_fn
+        return functools.partial(plain, reduction="none")
+
+    def _denominators(self, targets: Tensor) -> Tensor:
+        """float64 ``[B]``."""
+        count = len(targets)
+        if self._function in _BY_CLASS and not targets.is_floating_point():
+            labelled = self.labelled(targets)
+            weight = self._options.get("weight")
+            if weight is None:
+                shares = labelled.double()
+            else:
+                classes = targets.long().clamp(0, len(weight) - 1)
+                shares = torch.where(labelled, weight.to(targets.device).double()[classes], 0.0)
+            return shares.flatten(1).sum(1) if shares.dim() > 1 else shares
+        if self._function in _BY_SAMPLE or self._options.get("reduction") == "batchmean":
+            each = 1
+        elif self._function in _BY_CLASS:  # probabilities [B, C, ...]
+            each = targets[0].numel() // targets.shape[1] if count else 0
+        else:
+            each = targets[0].numel() if count else 0
+        return torch.full((count,), float(each), dtype=torch.float64, device=targets.device)
 
 
 class Passes:
@@ -61,7 +254,7 @@ class Passes:
     ) -> None:
         self._module, self._loss_fn = module, loss_fn
         self._narrow = precision == "bfloat16"
-        self._compiled = torch.compile(lambda inputs, targets: loss_fn(module(inputs), targets)) if compile else None
+        self._compiled = torch.compile(lambda x, y: loss_fn(forward(module, x), y)) if compile else None
 
     def __call__(self, inputs: Any, targets: Any) -> Tensor:
         """
@@ -70,7 +263,8 @@ class Passes:
         """
         if self._narrow:
             # Its cache of converted weights must not outlive the pass: a captured graph would read what it freed.
-            with torch.autocast(inputs.device.type, torch.bfloat16, cache_enabled=False):
+            device = next(leaf.device for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
+            with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
                 loss = self._loss(inputs, targets)
         else:
             loss = self._loss(inputs, targets)
@@ -83,7 +277,48 @@ class Passes:
             return loss_of(self._module, self._loss_fn, inputs, targets)
         try:
             loss: Tensor = self._compiled(inputs, targets)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        except LLPFError:
+            raise
+        except FAILURES as error:
+            first = first_line(error)
             raise LLPFError(f"the compiled model or loss fails: {first}; set correction.compile to false") from error
         return loss
+
+
+def _torch_loss(loss_fn: Any) -> tuple[str, dict[str, Any]] | None:
+    """Name and options of the function of ``torch.nn.functional`` that ``loss_fn`` is; None where it is none."""
+    known = _MODULES.get(type(loss_fn))
+    if known is not None:
+        if loss_fn._forward_hooks or loss_fn._forward_pre_hooks:
+            return None
+        name, attributes = known
+        return name, {attribute: getattr(loss_fn, attribute) for attribute in attributes}
+    if isinstance(loss_fn, functools.partial):
+        inner = None if loss_fn.args else _torch_loss(loss_fn.func)
+        if inner is None or isinstance(loss_fn.func, nn.Module) or not loss_fn.keywords.keys() <= _DEFAULTS.keys():
+            return None
+        return inner[0], {**inner[1], **loss_fn.keywords}
+    try:
+        function = _FUNCTIONS.get(loss_fn)
+    except TypeError:  # a callable that cannot be hashed
+        return None
+    return None if function is None else (function, {})
+
+
+def _torch_name(function: str, options: Mapping[str, Any]) -> str:
+    said = []
+    for key in sorted(options):
+        value = options[key]
+        if isinstance(value, Tensor):
+            values = value.detach().cpu().double()
+            digest = hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest()[:12]
+            said.append(f"{key}={values.tolist() if values.numel() <= _SPELLED else f'sha256 {digest}'}")
+        elif value != _DEFAULTS.get(key):
+            said.append(f"{key}={value!r}")
+    return f"{function}({', '.join(said)})" if said else function
+
+
+def _name(loss_fn: Any) -> str:
+    if isinstance(loss_fn, functools.partial):
+        return f"partial of {_name(loss_fn.func)}"
+    return str(getattr(loss_fn, "__name__", type(loss_fn).__name__))

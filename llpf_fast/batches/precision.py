@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ..errors import LLPFError
 
@@ -42,13 +43,15 @@ def float32_products(precision: Precision, device: torch.device) -> Iterator[Non
 
 
 def as_channels_last(inputs: Any) -> Any:
-    """4-dimensional floating-point ``inputs [B, C, H, W]`` with C last in memory; anything else as it is.
+    """4-dimensional floating-point tensors ``[B, C, H, W]`` of ``inputs`` with C last in memory; the rest unchanged.
 
     Convolutions follow the order of their input, so parameters and the flat buffer stay as they are. With one channel
     both orders are the same memory, and torch takes the ambiguous strides for channels first: they are set apart here,
     without a copy.
     """
-    if not isinstance(inputs, Tensor) or inputs.dim() != 4 or not inputs.is_floating_point():
+    if not isinstance(inputs, Tensor):
+        return pytree.tree_map(as_channels_last, inputs) if isinstance(inputs, (tuple, list, dict)) else inputs
+    if inputs.dim() != 4 or not inputs.is_floating_point():
         return inputs
     channels, height, width = inputs.shape[1:]
     if channels == 1 and inputs.is_contiguous():

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ..errors import LLPFError
 from ..ops.draw import mix
+from .data import BatchedData, Data, DatasetData, TensorData, as_data, moved_batch
+from .fixed_samples import first_tensor
+from .loss import LossReduction
 from .precision import as_channels_last
 
 _MASK32 = 0xFFFFFFFF
+#: Streams of a round beside batches (0), augmentation (1) and a module's own numbers (2).
+_STREAM_REDRAW = 16
+#: Draws of one batch before the data count as having no labels.
+_REDRAWS = 1000
 
 
 def mix_int(value: int) -> int:
@@ -63,16 +71,21 @@ class Augmentation(Protocol):
         ...
 
 
-class TensorBatches:
-    """Batches of ``batch_size`` drawn with replacement from tensors in memory, by counter.
+class IndexedBatches:
+    """Batches of ``batch_size`` samples drawn with replacement, by counter, from samples that can be chosen one by one.
+
+    A batch without a single label, where the loss knows labels that do not count (``ignore_index``), is drawn anew: its
+    mean is undefined, and it has no part in the loss of the set.
 
     Args:
-        inputs, targets: equal first dimension, same device.
-        batch_size: images a batch.
+        count: samples to draw from.
+        targets: of all of them, where they are known: whether labels are missing.
+        device: where the draws happen.
         seed, path: the key of the stream.
         augment: optional function (inputs, key) -> inputs applied to each batch; an :class:`Augmentation` where the
             batches are to be drawn on the device.
         channels_last: give 4-dimensional inputs with their channels last in memory.
+        reduction: of the loss, which knows the labels that do not count.
 
     Attributes:
         counted: whether :meth:`draw_counted` can be used.
@@ -80,42 +93,60 @@ class TensorBatches:
 
     def __init__(
         self,
-        inputs: Tensor,
-        targets: Tensor,
+        count: int,
+        targets: Any,
         batch_size: int,
+        device: torch.device,
         *,
         seed: int,
         path: int = 0,
         augment: Callable[[Tensor, int], Tensor] | Augmentation | None = None,
         channels_last: bool = False,
+        reduction: LossReduction | None = None,
     ) -> None:
-        if len(inputs) == 0:
-            raise LLPFError("the training data is empty")
-        if len(inputs) != len(targets):
-            raise LLPFError(f"training data has {len(inputs)} inputs but {len(targets)} targets")
-        self._inputs, self._targets = inputs, targets
-        self._seed, self._path = seed, path
+        self._count, self._batch_size, self._seed, self._path = count, batch_size, seed, path
         self._augment: Callable[[Tensor, int], Tensor] | None = None if isinstance(augment, Augmentation) else augment
         self._channels_last = channels_last
         bounds: tuple[int, ...] = ()
         self._apply: Callable[[Tensor, Tensor], Tensor] | None = None
         if isinstance(augment, Augmentation):
             bounds, self._apply = augment.bounds, augment.apply
-        self.counted = self._augment is None
-        self._bounds = [len(inputs), *bounds]
-        self._draws = torch.empty(len(self._bounds), batch_size, dtype=torch.int64, device=inputs.device)
-        self._key = torch.tensor(path_key(seed, path), device=inputs.device)
-        self._first = torch.zeros((), dtype=torch.int64, device=inputs.device)
+        self._reduction = reduction if _may_lack_labels(reduction, targets) else None
+        self.counted = self._augment is None and self._reduction is None
+        self._bounds = [count, *bounds]
+        self._draws = torch.empty(len(self._bounds), batch_size, dtype=torch.int64, device=device)
+        self._key = torch.tensor(path_key(seed, path), device=device)
+        self._first = torch.zeros((), dtype=torch.int64, device=device)
 
-    def draw(self, round_: int) -> tuple[Tensor, Tensor]:
+    def _taken(self, index: Tensor) -> tuple[Any, Any]:
+        """(inputs, targets) of the samples ``index [b]``, on the device."""
+        raise NotImplementedError
+
+    def draw(self, round_: int) -> tuple[Any, Any]:
+        """Inputs and targets of round ``round_``.
+
+        Raises:
+            LLPFError: no batch with a label in as many draws as make that all but impossible.
+        """
         self.start_at(round_)
-        return self._drawn(None, round_)
+        batch = self._drawn(None, round_)
+        for attempt in range(1, _REDRAWS):
+            if self._reduction is None or self._reduction.weight(batch[1], self._batch_size):
+                return batch
+            key = key_of(self._seed, self._path, round_, _STREAM_REDRAW + attempt)
+            lanes = torch.arange(self._batch_size, device=self._draws.device)
+            rows = [uniform_bits(mix_int(key + i), lanes) * bound >> 32 for i, bound in enumerate(self._bounds)]
+            batch = self._formed(torch.stack(rows), round_)
+        raise LLPFError(
+            f"{_REDRAWS} batches of {self._batch_size} samples in a row have no label that counts for the loss: raise "
+            "correction.batch_size, or leave samples without labels out"
+        )
 
     def start_at(self, round_: int) -> None:
         """The round that :meth:`draw_counted` adds to; queued on the device, no waiting."""
         self._first.fill_(round_)
 
-    def draw_counted(self, gate: Tensor) -> tuple[Tensor, Tensor]:
+    def draw_counted(self, gate: Tensor) -> tuple[Any, Any]:
         """The batch of the round at which the correction began plus those that ``gate`` has counted.
 
         The host decides nothing, so this may be captured into a CUDA graph. ``gate`` is the state of ``loss_gate_``.
@@ -123,7 +154,7 @@ class TensorBatches:
         assert self.counted
         return self._drawn(gate, 0)
 
-    def draw_rows(self, first: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    def draw_rows(self, first: Tensor, gate: Tensor) -> tuple[Any, Any]:
         """Batches ``[K, B, ...]`` of K paths of this stream, each of its own round; the host decides nothing.
 
         Row k holds what :meth:`draw` gives for ``first[k]`` (int64) plus the rounds that row k of ``gate``, the state
@@ -134,47 +165,143 @@ class TensorBatches:
         draws = self._draws.new_empty(paths, *self._draws.shape)
         key = self._key.repeat(paths)
         torch.ops.llpf_fast.draw_.default(draws, key, first, gate, bounds=self._bounds)
-        index = draws[:, 0].reshape(-1)
-        inputs = self._inputs.index_select(0, index)
+        inputs, targets = self._taken(draws[:, 0].reshape(-1))
         if self._apply is not None:
             inputs = self._apply(inputs, draws[:, 1:].transpose(0, 1).flatten(1))
         if self._channels_last:
             inputs = as_channels_last(inputs)
-        targets = self._targets.index_select(0, index)
-        return inputs.unflatten(0, (paths, -1)), targets.unflatten(0, (paths, -1))
+        return pytree.tree_map(lambda leaf: leaf.unflatten(0, (paths, -1)), (inputs, targets))
 
-    def _drawn(self, gate: Tensor | None, round_: int) -> tuple[Tensor, Tensor]:
+    def _drawn(self, gate: Tensor | None, round_: int) -> tuple[Any, Any]:
         torch.ops.llpf_fast.draw_.default(self._draws, self._key, self._first, gate, bounds=self._bounds)
-        index = self._draws[0]
-        inputs = self._inputs.index_select(0, index)
+        return self._formed(self._draws, round_)
+
+    def _formed(self, draws: Tensor, round_: int) -> tuple[Any, Any]:
+        inputs, targets = self._taken(draws[0])
         if self._apply is not None:
-            inputs = self._apply(inputs, self._draws[1:])
+            inputs = self._apply(inputs, draws[1:])
         if self._augment is not None:
             inputs = self._augment(inputs, key_of(self._seed, self._path, round_, 1))
-        if self._channels_last:
-            inputs = as_channels_last(inputs)
-        return inputs, self._targets.index_select(0, index)
+        return as_channels_last(inputs) if self._channels_last else inputs, targets
+
+
+class TensorBatches(IndexedBatches):
+    """:class:`IndexedBatches` of tensors in memory.
+
+    Args:
+        inputs, targets: tensors, or pytrees of tensors, of equal first dimension on one device.
+        batch_size, ...: see :class:`IndexedBatches`.
+
+    Raises:
+        LLPFError: no samples, or numbers that differ.
+    """
+
+    def __init__(self, inputs: Any, targets: Any, batch_size: int, **options: Any) -> None:
+        data = TensorData(inputs, targets, "training data")
+        self._inputs, self._targets = data.inputs, data.targets
+        self._plain = isinstance(inputs, Tensor) and isinstance(targets, Tensor)
+        super().__init__(data.count, targets, batch_size, first_tensor(targets).device, **options)
+
+    def _taken(self, index: Tensor) -> tuple[Any, Any]:
+        if self._plain:
+            return self._inputs.index_select(0, index), self._targets.index_select(0, index)
+        return pytree.tree_map(lambda leaf: leaf.index_select(0, index), (self._inputs, self._targets))
+
+
+class DatasetBatches(IndexedBatches):
+    """:class:`IndexedBatches` of the items of a ``Dataset``, read anew for every batch."""
+
+    def __init__(
+        self, data: DatasetData, batch_size: int, device: torch.device, dtype: torch.dtype, **options: Any
+    ) -> None:
+        self._data, self._dtype = data, dtype
+        super().__init__(data.count, None, batch_size, device, **options)
+        self.counted = False
+
+    def _taken(self, index: Tensor) -> tuple[Any, Any]:
+        return moved_batch(*self._data.take(index), self._draws.device, self._dtype)
 
 
 class LoaderBatches:
-    """Batches of a DataLoader (or any re-iterable of (inputs, targets)), started over when it ends.
+    """Batches of a DataLoader (or any re-iterable of batches) as they come, started over when it ends.
 
-    The order is the loader's own business, so a resumed run does not repeat an uninterrupted one bit for bit.
+    The order is the loader's own business, so a resumed run does not repeat an uninterrupted one bit for bit. Batches
+    without a single label are passed over, as in :class:`IndexedBatches`.
+
+    Args:
+        loader: see :func:`~llpf_fast.batches.data.as_data`.
+        dtype: of floating values.
     """
 
-    def __init__(self, loader: Iterable[Any], device: torch.device, *, channels_last: bool = False) -> None:
-        self._loader, self._device, self._channels_last = loader, device, channels_last
-        self._iterator: Iterator[Any] | None = None
+    def __init__(
+        self,
+        loader: Any,
+        device: torch.device,
+        *,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        reduction: LossReduction | None = None,
+    ) -> None:
+        data = as_data(loader)
+        assert isinstance(data, BatchedData)
+        self._data, self._device, self._dtype, self._channels_last = data, device, dtype, channels_last
+        self._reduction = reduction if reduction is not None and reduction.ignore_index is not None else None
+        self._iterator: Iterator[tuple[Any, Any]] | None = None
 
     def draw(self, round_: int) -> tuple[Any, Any]:
-        for _ in range(2):
+        passes = skipped = 0
+        while passes < 2:
             if self._iterator is None:
-                self._iterator = iter(self._loader)
+                self._iterator = iter(self._data)
             try:
-                inputs, targets = next(self._iterator)
+                batch = next(self._iterator)
             except StopIteration:
                 self._iterator = None
+                passes += 1
                 continue
-            inputs = inputs.to(self._device)
-            return as_channels_last(inputs) if self._channels_last else inputs, targets.to(self._device)
+            inputs, targets = moved_batch(*batch, self._device, self._dtype)
+            if self._reduction is not None and not self._reduction.weight(targets, 1):
+                skipped += 1
+                continue
+            return as_channels_last(inputs) if self._channels_last else inputs, targets
+        if skipped:
+            raise LLPFError("no batch of the data loader has a label that counts for the loss")
         raise LLPFError("the data loader yields no batch")
+
+
+def training_batches(
+    data: Data,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    seed: int,
+    augment: Augmentation | None = None,
+    channels_last: bool = False,
+    reduction: LossReduction | None = None,
+) -> IndexedBatches | LoaderBatches:
+    """Mini-batches to train on: drawn by counter where samples can be chosen, else the loader's own.
+
+    Raises:
+        LLPFError: an augmentation, which is for one tensor of images, and other inputs.
+    """
+    if isinstance(data, BatchedData):
+        if augment is not None:
+            raise LLPFError("augmentation is for images in memory; a loader augments its own: set augmentation to none")
+        return LoaderBatches(data, device, dtype=dtype, channels_last=channels_last, reduction=reduction)
+    options: dict[str, Any] = {"seed": seed, "augment": augment, "channels_last": channels_last, "reduction": reduction}
+    if isinstance(data, DatasetData):
+        return DatasetBatches(data, batch_size, device, dtype, **options)
+    placed = data.to(device, dtype)
+    if augment is not None and not (isinstance(placed.inputs, Tensor) and placed.inputs.dim() == 4):
+        raise LLPFError("augmentation is for images [n, C, H, W]; set augmentation to none")
+    return TensorBatches(placed.inputs, placed.targets, batch_size, **options)
+
+
+def _may_lack_labels(reduction: LossReduction | None, targets: Any) -> bool:
+    """Whether a batch could be without a label; True where the targets are not known."""
+    if reduction is None or reduction.ignore_index is None:
+        return False
+    if not isinstance(targets, Tensor):
+        return targets is None
+    return not targets.is_floating_point() and bool((targets == reduction.ignore_index).any())

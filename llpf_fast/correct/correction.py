@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..batches.loss import LossFunction, Passes
 from ..batches.precision import Precision, check_precision, float32_products
-from ..batches.sampling import Batches, TensorBatches
+from ..batches.sampling import Batches, IndexedBatches
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..ops.loss_gate import LAST, MEAN, WINDOW
@@ -115,7 +115,7 @@ class Correction:
             return f"a {self._flat.data.device.type} has no CUDA graphs"
         if self._optimizer is not None:
             return "a torch optimiser does the updates"
-        if not isinstance(self._batches, TensorBatches) or not self._batches.counted:
+        if not isinstance(self._batches, IndexedBatches) or not self._batches.counted:
             return "the batches are not drawn by counter from tensors on the device"
         return None
 
@@ -167,7 +167,7 @@ class Correction:
 
     def replay(self, record: Callable[[Step], Callable[[], None]]) -> None:
         """Run corrections as replays that ``record`` makes of an iteration, on any device: for tests."""
-        assert isinstance(self._batches, TensorBatches)
+        assert isinstance(self._batches, IndexedBatches)
         self._step.draws(self._batches)
         self._replays = Replays(self._step, record)
 
@@ -178,7 +178,7 @@ class Correction:
         self._flat.ensure()
         try:
             if self._replays is None:
-                assert isinstance(self._batches, TensorBatches)
+                assert isinstance(self._batches, IndexedBatches)
                 self._step.draws(self._batches)
                 self._replays = Replays(self._step, self._record)
             self._replays.prepare()
@@ -195,7 +195,7 @@ class Correction:
         return self._replays
 
     def _replayed(self, replays: Replays, first_round: int) -> Seen:
-        assert isinstance(self._batches, TensorBatches)
+        assert isinstance(self._batches, IndexedBatches)
         self._batches.start_at(first_round)
         return replays.run()
 

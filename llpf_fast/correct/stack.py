@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
+from torch.utils import _pytree as pytree
 
-from ..batches.loss import LossFunction, loss_of
+from ..batches.fixed_samples import first_tensor
+from ..batches.loss import NO_GRADIENT, LossFunction, loss_of
 from ..errors import LLPFError
 from ..flat import FlatParameters
-
-NO_GRADIENT = "the loss depends on no parameter that trains: are all frozen, or is there a detach in the loss?"
 
 
 class Stack:
@@ -82,11 +82,12 @@ class Stack:
 
         return put_back
 
-    def passes_in_turn(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def passes_in_turn(self, inputs: Any, targets: Any) -> Tensor:
         """Forward and backward of one row after the other, each the very call of a path alone; losses ``[k]``."""
         losses = []
-        for flat, x, y in zip(self.flats, inputs, targets, strict=True):
+        for row, flat in enumerate(self.flats):
             flat.zero_grad()
+            x, y = pytree.tree_map(lambda leaf, k=row: leaf[k], (inputs, targets))
             loss = loss_of(flat.module, self._loss_fn, x, y)
             if not loss.requires_grad:
                 raise LLPFError(NO_GRADIENT)
@@ -95,9 +96,9 @@ class Stack:
             losses.append(loss.detach().reshape(()))
         return torch.stack(losses)
 
-    def passes_at_once(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def passes_at_once(self, inputs: Any, targets: Any) -> Tensor:
         """Forward and backward of the first k rows as one, batches ``[k, B, ...]``; losses ``[k]``."""
-        width = len(inputs)
+        width = len(first_tensor(targets))
         rows = self._rows.get(width)
         if rows is None:
             rows = self._rows[width] = self._first_rows(width)
@@ -112,9 +113,9 @@ class Stack:
             place.zero_() if gradient is None else place.copy_(gradient)
         return losses.detach()
 
-    def _loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        def model(values: Any) -> Any:
-            return functional_call(self._module, (parameters, buffers), (values,))
+    def _loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Any, y: Any) -> Tensor:
+        def model(*values: Any, **named: Any) -> Any:
+            return functional_call(self._module, (parameters, buffers), values, named)
 
         return loss_of(model, self._loss_fn, x, y).reshape(())
 

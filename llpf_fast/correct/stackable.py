@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..batches.loss import LossFunction
-from ..batches.sampling import TensorBatches
+from ..batches.sampling import IndexedBatches
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from .kept_values import KeptValues
@@ -26,7 +26,7 @@ class NotStackableError(LLPFError):
     """A network whose paths can only be searched one after the other."""
 
 
-def check_stackable(flat: FlatParameters, loss_fn: LossFunction, batches: TensorBatches) -> str | None:
+def check_stackable(flat: FlatParameters, loss_fn: LossFunction, batches: IndexedBatches) -> str | None:
     """Hold the passes of a stack of two against those of each row alone, on two batches; ``flat`` keeps every bit.
 
     Returns:

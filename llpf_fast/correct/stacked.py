@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import ops
 from ..batches.loss import LossFunction
 from ..batches.precision import float32_products
-from ..batches.sampling import TensorBatches
+from ..batches.sampling import IndexedBatches
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..ops.loss_gate import LAST, MEAN, OPEN, ROUNDS, WINDOW
@@ -50,7 +50,7 @@ class StackedCorrection:
         self,
         flat: FlatParameters,
         loss_fn: LossFunction,
-        batches: TensorBatches,
+        batches: IndexedBatches,
         *,
         paths: int,
         least: int = 2,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import ops
 from ..batches.loss import LossFunction
-from ..batches.sampling import TensorBatches
+from ..batches.sampling import IndexedBatches
 from ..flat import FlatParameters
 from ..ops.loss_gate import OPEN
 from .stack import Stack
@@ -38,7 +38,7 @@ class StackedStep:
         self,
         flat: FlatParameters,
         loss_fn: LossFunction,
-        batches: TensorBatches,
+        batches: IndexedBatches,
         *,
         rows: int,
         threshold: float,

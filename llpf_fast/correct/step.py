@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..batches.loss import Passes
-from ..batches.sampling import TensorBatches
+from ..batches.sampling import IndexedBatches
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from .kept_buffers import KeptBuffers
@@ -48,7 +48,7 @@ class Step:
         self.flat, self.state, self.rule = flat, state, rule
         self._passes, self._hyper, self._momentum_buffer = passes, hyper, momentum_buffer
         self._base_lr = self._lr = lr
-        self._batches: TensorBatches | None = None
+        self._batches: IndexedBatches | None = None
         self._buffers: KeptBuffers | None = None
         self._gather = False
 
@@ -61,7 +61,7 @@ class Step:
         else:
             torch.mul(self._base_lr, scale, out=self._lr)
 
-    def draws(self, batches: TensorBatches, *, gather: bool | None = None) -> None:
+    def draws(self, batches: IndexedBatches, *, gather: bool | None = None) -> None:
         """Get ready to be called, with batches from ``batches``.
 
         ``gather``: whether gradients are made anew and then copied; None decides by their size and device. Both ways

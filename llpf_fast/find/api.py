@@ -18,7 +18,7 @@ from ..path import LowLossPath
 from ..path.endpoint import Source, load_endpoint
 from .dialect import can_arrive
 from .finder import PathFinder
-from .make_correction import TrainingData
+from .build import TrainingData
 from .results import TickProgress
 from .settings import Settings
 
@@ -48,8 +48,10 @@ def find_path(
         model: the architecture; not modified.
         start, destination: a module, a state dict, or a checkpoint file each; the destination of m2m, or a network that
             lies on the spheres to go to, and ``None`` otherwise.
-        data: (inputs, targets) tensors, or a DataLoader.
-        loss_fn: (model output, targets) -> scalar mean loss; cross-entropy when missing.
+        data: (inputs, targets) tensors or arrays, a Dataset, a DataLoader, a list of batches; see
+            :func:`llpf_fast.batches.as_data`.
+        loss_fn: (model output, targets) -> scalar mean loss; when missing cross-entropy, where outputs and targets are
+            those of a classification.
         optimizer: for the correction, e.g. ``lambda ps: torch.optim.AdamW(ps, lr=1e-3)``; the fused SGD when missing.
         settings: see :class:`Settings`; ``changes`` replace its top-level fields (``threshold=0.05``, ``seed=3``).
         out: folder of the run; a new temporary folder when missing.

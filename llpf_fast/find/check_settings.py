@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import numbers
+import types
 import typing
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LLPFError
+from ..wording import one_line, unknown_name
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -48,10 +51,8 @@ _AT_LEAST_ZERO = (
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise :class:`LLPFError` naming the first key whose value cannot work."""
-    for key, choice, choices in _choices(settings):
-        if choice not in choices:
-            raise LLPFError(f"{key} must be one of {', '.join(map(str, choices))}; got {choice!r}")
+    """Raise :class:`LLPFError` naming the first key whose value cannot work; see also ``take_types``."""
+    take_types(settings)
     for key in _POSITIVE:
         value = _value(settings, key)
         if value is not None and (not value > 0 or not math.isfinite(value)):
@@ -68,9 +69,6 @@ def check_settings(settings: Settings) -> None:
             f"correction.max_rounds ({correction.max_rounds}) must be at least "
             f"correction.min_rounds ({correction.min_rounds})"
         )
-    for key, flag in (("channels_last", correction.channels_last), ("compile", correction.compile)):
-        if not (isinstance(flag, bool) or (flag is None and key == "channels_last")):
-            raise LLPFError(f"correction.{key} must be true or false, got {flag!r}")
     _check_pace(settings)
     _check_stages(settings)
     if settings.variance != "start" and settings.mode != "m2m":
@@ -93,18 +91,82 @@ def _check_pace(settings: Settings) -> None:
         raise LLPFError(f"pace.smallest and pace.largest must enclose 1, got {pace.smallest} and {pace.largest}")
 
 
-def _choices(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
-    """Key, value and choices of every field that is a Literal. Recipes are checked as they are read; Python is not."""
-    hints = typing.get_type_hints(type(settings))
-    for field in fields(settings):
-        value, hint = getattr(settings, field.name), hints[field.name]
-        if is_dataclass(value):
-            yield from _choices(value, f"{prefix}{field.name}.")
-            continue
-        kinds = (hint, *typing.get_args(hint))
-        literals = [kind for kind in kinds if typing.get_origin(kind) is typing.Literal]
-        if literals and not (value is None and type(None) in kinds):
-            yield prefix + field.name, value, tuple(c for kind in literals for c in typing.get_args(kind))
+#: Whole numbers beyond it fit no counter of torch.
+_WIDEST = 2**63
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a dict"}
+
+
+def take_types(settings: Settings) -> None:
+    """Make every value of ``settings`` one of its field's type, in place.
+
+    Groups and stages may be dicts (``step={"relative": 0.1}``), lists tuples, and numbers NumPy's: run.yaml, where a
+    search is compared with those given when it is resumed, knows plain values only. Raises :class:`LLPFError` naming
+    the key of anything else: a dict with an unknown key, text for a number, true or false for a number, None where
+    there must be a value.
+    """
+    _take_fields(settings, "")
+
+
+def _take_fields(group: Any, prefix: str) -> None:
+    for name, kind in typing.get_type_hints(type(group)).items():
+        setattr(group, name, _typed(getattr(group, name), kind, prefix + name))
+
+
+def _typed(value: Any, kind: Any, key: str) -> Any:
+    """``value`` as ``kind``, one of the types that fields of :class:`Settings` have."""
+    parts, origin = typing.get_args(kind), typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        (kind,) = (part for part in parts if part is not type(None))
+        return _typed(value, kind, key)
+    if origin is typing.Literal:
+        if not isinstance(value, str) or value not in parts:
+            raise LLPFError(f"{key} must be one of {', '.join(parts)}; got {_shown(value)}")
+        return value
+    if is_dataclass(kind):
+        return _typed_group(value, typing.cast("type[Any]", kind), key)
+    if origin is list and isinstance(value, (list, tuple)):
+        return [_typed(item, parts[0], f"{key}[{place}]") for place, item in enumerate(value)]
+    if origin is dict and isinstance(value, Mapping):
+        return {
+            _typed(name, parts[0], f"a name in {key}"): _typed(item, parts[1], f"{key}[{name!r}]")
+            for name, item in value.items()
+        }
+    flag = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
+    if kind is bool and flag:
+        return bool(value)
+    if kind is int and isinstance(value, numbers.Integral) and not flag:
+        if abs(int(value)) >= _WIDEST:
+            raise LLPFError(f"{key} must lie between -2**63 and 2**63, got {_shown(value)}")
+        return int(value)
+    if kind is float and isinstance(value, numbers.Real) and not flag:
+        try:
+            return float(value)
+        except OverflowError:
+            pass
+    if kind is str and isinstance(value, str):
+        return str(value)
+    raise LLPFError(f"{key} must be {_WORDS[origin or kind]}, got {_shown(value)}")
+
+
+def _typed_group(value: Any, kind: type[Any], key: str) -> Any:
+    names = typing.get_type_hints(kind)
+    if isinstance(value, Mapping):
+        for name in value:
+            if name not in names:
+                raise LLPFError(unknown_name("setting", f"{key}.{name}", [f"{key}.{each}" for each in names]))
+        value = kind(**value)
+    if not isinstance(value, kind):
+        raise LLPFError(f"{key} must be {kind.__name__}(...) or a dict of its keys, got {_shown(value)}")
+    _take_fields(value, f"{key}.")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """Enough of a value to know it again."""
+    text = one_line(repr(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _check_stages(settings: Settings) -> None:

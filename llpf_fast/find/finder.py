@@ -15,17 +15,18 @@ from ..correct import Corrected
 from ..correct.group_rates import GroupRates, OptimizerFactory, one_group_each
 from ..errors import LLPFError
 from ..flat import FlatParameters
+from ..flat.wrappers import unwrapped
 from ..wording import one_line
+from .build import TrainingData, make_correction, make_task
 from .dialect import resolve
 from .ends import Ends
 from .legs import Legs
-from .make_correction import TrainingData, channels_last, make_correction, on_device
 from .own_code import own_norm_rule, own_optimizer
 from .path_search import Judge, PathSearch, Train
 from .record import Record
 from .results import FindResult, TickProgress
 from .schedule import make_schedule
-from .screen import Screen, screen_batches
+from .screen import Screen
 from .settings import Settings
 
 _STREAM_MODULE_RANDOMNESS = 2
@@ -45,8 +46,9 @@ class PathFinder:
         destination: complete state dict: the model to go to (m2m), or one that lies on the spheres to go to.
             ``None`` for the other modes, and for spheres given by ``settings.spheres``.
         settings: see :class:`~llpf_fast.find.settings.Settings`.
-        train: (inputs, targets) tensors, or a re-iterable of such batches (DataLoader).
-        loss_fn: (model output, targets) -> mean loss; cross-entropy when missing.
+        train: samples, a Dataset, a DataLoader, a list of batches: see :func:`llpf_fast.batches.as_data`.
+        loss_fn: (model output, targets) -> mean loss; when missing cross-entropy, where outputs and targets are those
+            of a classification.
         optimizer: makes any torch optimiser for the correction from the parameters (from one group for each where a
             learning-rate rule is on); the fused SGD when missing.
         device: where to compute.
@@ -82,20 +84,18 @@ class PathFinder:
         self._device = checked_device(device)
         self._progress = progress
         ends = Ends(settings, start, destination)
-        loss_fn = loss_fn or nn.functional.cross_entropy
-        data = on_device(train, self._device)
+        module = unwrapped(module)
+        task = make_task(settings, module, train, loss_fn, self._device)
         rule = resolve(settings)
         layout: dict[str, Any] = {"join_bias": settings.step.join_bias, "cut_attention": rule.values_only}
         self.flat = FlatParameters(module.to(self._device), is_norm=own_norm_rule(settings, is_norm), **layout)
         like = ends.load(self.flat)
         legs = Legs(settings, rule, self.flat, like)
         self._optimizer, rates = self._make_optimizer(own_optimizer(settings, optimizer), legs.scale_lr)
-        self._correction = make_correction(settings, self.flat, loss_fn, data, self._optimizer)
-        last = channels_last(settings, self._device)
-        batches = screen_batches(data, settings.screen_size, self._device, channels_last=last)
-        self._screen = Screen(module, loss_fn, batches, **layout)
+        self._correction = make_correction(task, self.flat, self._optimizer)
+        self._screen = Screen(module, task, **layout)
         ends.check_losses(self._screen.loss, self.flat.data, like)
-        schedule = make_schedule(settings, self.flat, legs.main.may_move(), lambda: module(batches[0][0][:2]))
+        schedule = make_schedule(settings, self.flat, legs.main.may_move(), lambda: task.run_once(module))
         record = Record(
             settings,
             ends,
@@ -103,6 +103,7 @@ class PathFinder:
             out=out,
             resume=resume,
             provenance=provenance,
+            task=task.about,
             progress=lambda at: self._progress(at) if self._progress else None,
         )
         self._search = PathSearch(
@@ -129,7 +130,8 @@ class PathFinder:
             request = next(steps)
             while True:
                 if isinstance(request, Judge):
-                    loss = self._screen.loss(request.values, self.flat.buffers(), request.stop_above)
+                    buffers = self.flat.buffers() if request.buffers is None else request.buffers
+                    loss = self._screen.loss(request.values, buffers, request.stop_above)
                     # Or the point judged would stay until the next request is there.
                     del request
                     request = steps.send(loss)

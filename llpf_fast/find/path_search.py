@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..correct import Corrected
 from ..correct.group_rates import GroupRates
 from ..errors import LLPFError
 from ..flat import FlatParameters
+from ..verify.polyline import interpolate
 from .checkpoint import load_standing, save_standing
 from .dialect import can_arrive, leads_to_model
 from .ends import Ends
@@ -47,13 +48,14 @@ class Train:
 
 @dataclass(frozen=True)
 class Judge:
-    """Asks for the mean loss of ``values [N]``, with the module's present buffers, on the screening set.
+    """Asks for the loss of ``values [N]`` on the screening set, with ``buffers``, or else the module's present ones.
 
     As soon as the mean so far is above ``stop_above``, that will do for an answer.
     """
 
     values: Tensor
     stop_above: float = math.inf
+    buffers: Mapping[str, Tensor] | None = None
 
 
 class PathSearch:
@@ -239,7 +241,9 @@ class PathSearch:
         if not self.settings.pace.chord:
             return True
         assert self._waypoint is not None
-        loss: float = yield Judge(torch.lerp(self._waypoint, here, 0.5, out=here))
+        # Buffers on the chord are those that the certificate will give it: half the way too.
+        buffers = interpolate(self._rollback.buffers, self.flat.buffers(), 0.5)
+        loss: float = yield Judge(torch.lerp(self._waypoint, here, 0.5, out=here), buffers=buffers)
         return loss <= self.settings.threshold * (1 + self.settings.pace.margin) / 2
 
     def _as_recorded(self, point: Tensor) -> Tensor:
@@ -273,9 +277,12 @@ class PathSearch:
         there = self._legs.rest(here)
         if self._ends.end is None and (yield Judge(there, stop)) > limit:
             return False
-        between = torch.empty_like(here)
+        between, buffers = torch.empty_like(here), dict(self.flat.buffers())
+        end = self._ends.end if leads_to_model(self.settings) and self._ends.end is not None else buffers
+        last = {name: end[name].to(buffer.device) for name, buffer in buffers.items() if name in end}
         for fraction in _CHORD:
-            if (yield Judge(torch.lerp(here, there, fraction, out=between), stop)) > limit:
+            torch.lerp(here, there, fraction, out=between)
+            if (yield Judge(between, stop, interpolate({n: buffers[n] for n in last}, last, fraction))) > limit:
                 return False
         return True
 

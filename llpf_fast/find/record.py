@@ -16,11 +16,12 @@ from ..correct import Corrected
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..path import RunDirectory, state_digest
+from ..path.fingerprint import digest
 from . import environment
 from .dialect import leads_to_model
 from .ends import Ends
 from .results import FindResult, TickProgress
-from .same_search import check_same_search
+from .same_search import check_same_search, check_same_task
 from .settings import Settings
 from .standing import Standing
 
@@ -35,6 +36,7 @@ class Record:
         resume: continue the run that ``out`` holds.
         provenance: plain values for run.yaml.
         together: how many paths are searched at once.
+        task: what run.yaml says of loss and data (:class:`~.build.Task`).
         progress: called after every tick.
 
     Raises:
@@ -51,15 +53,17 @@ class Record:
         resume: bool,
         provenance: dict[str, Any] | None,
         together: int = 1,
+        task: dict[str, Any] | None = None,
         progress: Callable[[TickProgress], None] | None = None,
     ) -> None:
         self._settings, self._ends, self._progress = settings, ends, progress
         self._began = time.monotonic()
-        about = {
+        about: dict[str, Any] = {
             "llpf_fast": 1,
             "provenance": provenance or {},
             "settings": settings.as_dict(),
             "environment": environment.describe(device, together),
+            "task": {**(task or {}), "settings_sha256": digest(settings.as_dict())},
             "start_sha256": state_digest(ends.start),
         }
         if ends.end is not None:
@@ -76,6 +80,7 @@ class Record:
             raise LLPFError("resume needs the folder of the run to continue")
         self.run = RunDirectory.open(out)
         check_same_search(self.run.run.get("settings"), settings.as_dict(), self.run.folder)
+        check_same_task(self.run.run.get("task"), about["task"], self.run.folder)
         for key in _DIGESTS:
             if self.run.run.get(key) != about.get(key):
                 raise LLPFError(f"cannot resume {self.run.folder}: its {key} differ from those given now")

@@ -20,13 +20,13 @@ class Rollback:
 
     def __init__(self, flat: FlatParameters, trainer: Trainer, optimizer: torch.optim.Optimizer | None) -> None:
         self._flat, self._trainer, self._optimizer = flat, trainer, optimizer
-        self._buffers: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
         self._momentum: Tensor | None = None
         self._optimizer_state: dict[str, Any] | None = None
 
     def keep(self) -> None:
         """Remember everything but the values as they are now."""
-        self._buffers = {name: buffer.clone() for name, buffer in self._flat.buffers().items()}
+        self.buffers = {name: buffer.clone() for name, buffer in self._flat.buffers().items()}
         if self._trainer.keeps_momentum:
             assert self._trainer.momentum_buffer is not None
             self._momentum = self._trainer.momentum_buffer.clone()
@@ -39,7 +39,7 @@ class Rollback:
         self._flat.ensure()
         self._flat.data.copy_(values)
         for name, buffer in self._flat.buffers().items():
-            buffer.copy_(self._buffers[name])
+            buffer.copy_(self.buffers[name])
         if self._momentum is not None:
             assert self._trainer.momentum_buffer is not None
             self._trainer.momentum_buffer.copy_(self._momentum)

@@ -12,7 +12,7 @@ _ARITHMETIC = {"precision": "float32", "channels_last": False, "compile": False}
 #: Without influence on a bit.
 _NEUTRAL = ("capture",)
 #: Settings that came later, and what runs before them had.
-_LATER = {"optimizer": "", "is_norm": ""}
+_LATER = {"optimizer": "", "is_norm": "", "statistics": "stored", "evaluation_batch_size": 0}
 
 
 def all_settings(recorded: dict[str, Any] | None) -> dict[str, Any]:
@@ -42,4 +42,20 @@ def check_same_search(recorded: dict[str, Any] | None, now: dict[str, Any], fold
         warnings.warn(
             "the rest of the path will not be bit-identical to an uninterrupted run: " + "; ".join(changed),
             stacklevel=3,
+        )
+
+
+def check_same_task(recorded: Any, now: dict[str, Any], folder: object) -> None:
+    """LLPFError where loss or data are not those that the run was begun with; what was not recorded is not compared."""
+    recorded = recorded if isinstance(recorded, dict) else {}
+    loss, own = recorded.get("loss") or {}, now.get("loss") or {}
+    if loss and own and loss.get("name") != own.get("name"):
+        raise LLPFError(f"cannot resume {folder}: its loss is {loss.get('name')}, not {own.get('name')}")
+    data, ours = recorded.get("data") or {}, now.get("data") or {}
+    same_part = data.get("digest_of") == ours.get("digest_of")
+    # A shuffling loader gives other samples each time; only samples in memory are compared.
+    if data.get("form") == ours.get("form") == "samples" and not (same_part and data["sha256"] == ours["sha256"]):
+        raise LLPFError(
+            f"cannot resume {folder}: its training data differ from those given now ({data.get('digest_of')} and "
+            f"{ours.get('digest_of')} samples)"
         )

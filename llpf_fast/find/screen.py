@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,29 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import LossFunction, loss_of
-from ..batches.precision import as_channels_last, float32_products
-from ..errors import LLPFError
+from ..batches.loss import loss_of
+from ..batches.precision import float32_products
+from ..batches.statistics import reestimate
 from ..flat import FlatParameters
-
-_BATCH = 500
+from ..flat.copying import copied
+from .build import Task
 
 
 class Screen:
-    """Eval-mode loss of flat points on a fixed set of training samples.
+    """Eval-mode loss of flat points on the fixed samples of a :class:`~.build.Task`, as the certificate forms it.
 
     Holds no parameters of its own: its copy of the module looks at the very point that is judged.
 
     Args:
         module: architecture; copied, so that judging never touches the module being trained.
-        loss_fn: (model output, targets) -> mean loss.
-        batches: list of (inputs, targets) on the module's device.
+        flat: options of :class:`FlatParameters`.
     """
 
-    def __init__(self, module: nn.Module, loss_fn: LossFunction, batches: list[tuple[Any, Any]], **flat: Any) -> None:
-        twin = copy.deepcopy(module)
+    def __init__(self, module: nn.Module, task: Task, **flat: Any) -> None:
+        twin = copied(module)
         twin.eval().requires_grad_(False)
-        self._module, self._loss_fn, self._batches = twin, loss_fn, batches
+        self._module, self._task = twin, task
+        self._shares = task.samples.shares(task.reduction)
         laid = FlatParameters(twin, **flat)
         owners = dict(twin.named_parameters())
         #: Each parameter with where a flat point holds it.
@@ -51,63 +50,39 @@ class Screen:
         for parameter, _ in self._places:
             parameter.data = parameter.data.new_empty(0)
 
-    @torch.no_grad()
     def loss(self, values: Tensor, buffers: Mapping[str, Tensor], stop_above: float = math.inf) -> float:
-        """Mean loss at the flat point ``values [N]`` with the given buffers; NaN counts as infinite.
+        """Loss at the flat point ``values [N]`` with the given buffers; NaN counts as infinite.
 
-        As soon as the mean of the batches so far is above ``stop_above``, that is the answer.
+        As soon as the mean of the batches so far (of at least 500 samples, or of a loader one batch) is above ``stop_above``, that is the answer.
 
         Raises:
             LLPFError: the model's forward or the loss fails on the data.
         """
-        for name, buffer in self._module.named_buffers():
-            if name in buffers:
-                buffer.copy_(buffers[name])
+        task = self._task
+        with torch.no_grad():
+            for name, buffer in self._module.named_buffers():
+                if name in buffers:
+                    buffer.copy_(buffers[name])
         self._look_at(values)
         try:
-            return self._mean(stop_above)
+            # Judged in float32 whatever the correction trains in.
+            with float32_products("float32", task.device), torch.set_grad_enabled(task.mode.gradients):
+                if task.estimation is not None:
+                    reestimate(self._module, task.estimation)
+                return self._mean(stop_above)
         finally:
             self._look_away()
 
     def _mean(self, stop_above: float) -> float:
-        total, count = 0.0, 0
-        for inputs, targets in self._batches:
-            # Judged in float32 whatever the correction trains in.
-            with float32_products("float32", self._places[0][0].device):
-                value = loss_of(self._module, self._loss_fn, inputs, targets)
-            size = len(targets)
-            total, count = total + float(value) * size, count + size
-            if total > stop_above * count:
-                break
-        mean = total / count
-        return mean if math.isfinite(mean) else math.inf
-
-
-def screen_batches(data: Any, size: int, device: torch.device, *, channels_last: bool = False) -> list[tuple[Any, Any]]:
-    """The first ``size`` samples of a loader, or a fixed stratified subset of (inputs, targets) tensors, in batches."""
-    chosen = _chosen(data, size, device)
-    return [(as_channels_last(x), y) for x, y in chosen] if channels_last else chosen
-
-
-def _chosen(data: Any, size: int, device: torch.device) -> list[tuple[Any, Any]]:
-    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
-        from ..batches import stratified_subset
-
-        inputs, targets = data
-        if len(inputs) == 0:
-            raise LLPFError("the training data is empty")
-        if size and size < len(inputs):
-            index = stratified_subset(targets, size)
-            inputs, targets = inputs[index], targets[index]
-        parts = zip(inputs.split(_BATCH), targets.split(_BATCH), strict=True)
-        return [(x.to(device), y.to(device)) for x, y in parts]
-    chosen: list[tuple[Any, Any]] = []
-    seen = 0
-    for inputs, targets in data:
-        chosen.append((inputs.to(device), targets.to(device)))
-        seen += len(targets)
-        if size and seen >= size:
-            break
-    if not seen:
-        raise LLPFError("the training data is empty")
-    return chosen
+        total = share_so_far = 0.0
+        seen, wait = 0, self._task.fewest
+        for (inputs, targets, size), share in zip(self._task.samples, self._shares, strict=True):
+            if share:
+                value = loss_of(self._module, self._task.loss_fn, inputs, targets)
+                total, share_so_far = total + float(value) * share, share_so_far + share
+            seen += size
+            if seen >= wait:
+                wait = seen + self._task.fewest
+                if total > stop_above * share_so_far:
+                    return total / share_so_far
+        return total if math.isfinite(total) else math.inf

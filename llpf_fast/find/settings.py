@@ -170,6 +170,12 @@ class Settings:
     data_flow: DataFlowSettings = field(default_factory=DataFlowSettings)
     pacing: Literal["none", "adaptive"] = "none"
     pace: PaceSettings = field(default_factory=PaceSettings)
+    #: BatchNorm statistics of a point between waypoints: interpolated as they are ``stored``, or ``reestimated`` at
+    #: every point from training samples. Search and certificate take the same.
+    statistics: Literal["stored", "reestimated"] = "stored"
+    #: Samples a forward pass where points are evaluated, in search and certificate; 0: 125 on a CPU, 2,000 on a GPU. It
+    #: matters for the loss only where a network or a loss mixes the samples of a batch.
+    evaluation_batch_size: int = 0
     #: Fixed training images on which the finder itself judges points (arrival, chords); 0 takes all.
     screen_size: int = 2000
     #: Share of the room between the destination's own loss and the threshold that the rest of the way may use on the

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,24 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import LossFunction
+from ..batches import LossFunction, TensorBatches
 from ..correct import Corrected
 from ..correct.group_rates import OptimizerFactory
 from ..correct.stackable import NotStackableError, check_stackable
 from ..correct.stacked import StackedCorrection, StackedPath
 from ..errors import LLPFError
 from ..flat import FlatParameters
+from ..flat.copying import copied
+from ..flat.wrappers import unwrapped
+from .build import TrainingData, make_task, training
 from .dialect import resolve
 from .ends import Ends
 from .finder import checked_device
 from .legs import Legs
-from .make_correction import TrainingData, channels_last, on_device, tensor_batches, training
 from .own_code import own_norm_rule
 from .path_search import Judge, PathSearch, Train
 from .record import Record
 from .results import FindResult, TickProgress
 from .schedule import make_schedule
-from .screen import Screen, screen_batches
+from .screen import Screen
 from .settings import Settings
 from .stacked_screen import StackedScreen
 
@@ -112,22 +113,28 @@ class StackedFinder:
         self.settings, self._together = settings, together
         self._is_norm = is_norm = own_norm_rule(settings, is_norm)
         self._device = checked_device(device)
-        data = on_device(train, self._device)
-        if not isinstance(data, tuple):
-            raise LLPFError("many paths at once draw their batches from (inputs, targets) tensors, not from a loader")
+        module = unwrapped(module)
         self._rule = resolve(settings)
         self._layout: dict[str, Any] = {"join_bias": settings.step.join_bias, "cut_attention": self._rule.values_only}
-        self._module = copy.deepcopy(module).to(self._device)
-        loss_fn = loss_fn or nn.functional.cross_entropy
-        flat = FlatParameters(copy.deepcopy(self._module), is_norm=is_norm, **self._layout)
-        batches = tensor_batches(settings, *data)
+        self._module = copied(module).to(self._device)
+        self._task = task = make_task(settings, module, train, loss_fn, self._device)
+        flat = FlatParameters(copied(self._module), is_norm=is_norm, **self._layout)
+        batches = task.batches()
+        if not isinstance(batches, TensorBatches):
+            raise NotStackableError(
+                "many paths at once draw their batches from tensors in memory, not from a Dataset or a loader: pass "
+                "(inputs, targets), or search one after the other (--together 1)"
+            )
+        if not batches.counted or settings.statistics != "stored":
+            what = "re-estimated statistics" if batches.counted else "labels that do not count (ignore_index)"
+            raise NotStackableError(f"many paths at once know no {what}: search one after the other (--together 1)")
         least = LEAST_CPU if self._device.type == "cpu" else LEAST_GPU
-        self.slow = check_stackable(flat, loss_fn, batches) if together >= least else None
-        self._stacked = StackedCorrection(flat, loss_fn, batches, paths=together, least=least, **training(settings))
-        last = channels_last(settings, self._device)
-        self._seen = screen_batches(data, settings.screen_size, self._device, channels_last=last)
-        self._screen = Screen(self._module, loss_fn, self._seen, **self._layout)
-        self._screens = StackedScreen(flat, loss_fn, self._seen)
+        self.slow = check_stackable(flat, task.loss_fn, batches) if together >= least else None
+        self._stacked = StackedCorrection(
+            flat, task.loss_fn, batches, paths=together, least=least, **training(settings)
+        )
+        self._screen = Screen(self._module, task, **self._layout)
+        self._screens = StackedScreen(flat, task)
         self._judge_at_once = self._device.type == "cuda"
 
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, FindResult | LLPFError]]:
@@ -156,11 +163,11 @@ class StackedFinder:
 
     def _begin(self, job: Job) -> _Lane:
         settings, ends = self.settings, Ends(self.settings, *job.ends())
-        flat = FlatParameters(copy.deepcopy(self._module), is_norm=self._is_norm, **self._layout)
+        flat = FlatParameters(copied(self._module), is_norm=self._is_norm, **self._layout)
         like = ends.load(flat)
         legs = Legs(settings, self._rule, flat, like)
         ends.check_losses(self._screen.loss, flat.data, like)
-        schedule = make_schedule(settings, flat, legs.main.may_move(), lambda: flat.module(self._seen[0][0][:2]))
+        schedule = make_schedule(settings, flat, legs.main.may_move(), lambda: self._task.run_once(flat.module))
         record = Record(
             settings,
             ends,
@@ -169,6 +176,7 @@ class StackedFinder:
             resume=job.resume,
             provenance=job.provenance,
             together=self._together,
+            task=self._task.about,
             progress=job.progress,
         )
         path = self._stacked.take(flat)
@@ -202,17 +210,21 @@ class StackedFinder:
         found: list[float | LLPFError] = []
         for lane, request in asked:
             try:
-                found.append(self._screen.loss(request.values, lane.flat.buffers(), request.stop_above))
+                found.append(self._screen.loss(request.values, _buffers(lane, request), request.stop_above))
             except LLPFError as error:
                 found.append(error)
         return found
 
     def _judge_stacked(self, asked: list[tuple[_Lane, Judge]]) -> list[float | LLPFError]:
         values = [request.values for _, request in asked]
-        buffers = [lane.flat.buffers() for lane, _ in asked]
+        buffers = [_buffers(lane, request) for lane, request in asked]
         try:
             return list(self._screens.losses(values, buffers, [request.stop_above for _, request in asked]))
         except LLPFError:
             # What trains as a stack need not be able to do so in eval mode.
             self._judge_at_once = False
             return self._judge(asked)
+
+
+def _buffers(lane: _Lane, request: Judge) -> Mapping[str, Tensor]:
+    return lane.flat.buffers() if request.buffers is None else request.buffers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +10,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from ..batches import LossFunction, loss_of
+from ..batches.forward import forward
+from ..batches.loss import batch_loss
 from ..batches.precision import float32_products
 from ..flat import FlatParameters
+from ..flat.copying import copied
+from .build import Task
 
 
 class StackedScreen:
@@ -21,12 +23,12 @@ class StackedScreen:
 
     Args:
         flat: of one module of the architecture; only its layout counts.
-        loss_fn, batches: see ``Screen``.
+        task: without re-estimated statistics.
     """
 
-    def __init__(self, flat: FlatParameters, loss_fn: LossFunction, batches: list[tuple[Any, Any]]) -> None:
-        self._module = copy.deepcopy(flat.module).eval().requires_grad_(False)
-        self._loss_fn, self._batches = loss_fn, batches
+    def __init__(self, flat: FlatParameters, task: Task) -> None:
+        self._module = copied(flat.module).eval().requires_grad_(False)
+        self._task, self._shares = task, task.samples.shares(task.reduction)
         views = flat.views(torch.empty_like(flat.data))
         self._places = {name: (view.shape, view.stride(), view.storage_offset()) for name, view in views.items()}
 
@@ -46,28 +48,30 @@ class StackedScreen:
             for name, (shape, stride, offset) in self._places.items()
         }
         held = {name: torch.stack([of_point[name] for of_point in buffers]) for name in buffers[0]}
-        totals, counts = [0.0] * count, [0] * count
-        judged = set[int]()
-        for inputs, targets in self._batches:
-            found = self._batch(parameters, held, inputs, targets)
-            for row in set(range(count)) - judged:
-                totals[row] += found[row] * len(targets)
-                counts[row] += len(targets)
-                if totals[row] > stop_above[row] * counts[row]:
-                    judged.add(row)
+        totals, shares, judged = [0.0] * count, [0.0] * count, set[int]()
+        seen, wait = 0, self._task.fewest
+        for (inputs, targets, samples), share in zip(self._task.samples, self._shares, strict=True):
+            seen += samples
+            found = self._batch(parameters, held, inputs, targets) if share else []
+            for row in set(range(count)) - judged if share else ():
+                totals[row] += found[row] * share
+                shares[row] += share
+            if seen >= wait:
+                wait = seen + self._task.fewest
+                judged |= {row for row in range(count) if totals[row] > stop_above[row] * shares[row]}
             # A point that is given up is left out of the pass only when all are: another width is dearer.
             if len(judged) == count:
                 break
-        means = [total / seen for total, seen in zip(totals, counts, strict=True)]
+        means = [total / share for total, share in zip(totals, shares, strict=True)]
         return [mean if math.isfinite(mean) else math.inf for mean in means]
 
     def _batch(self, parameters: dict[str, Tensor], held: dict[str, Tensor], inputs: Any, targets: Any) -> list[float]:
         def loss(of_point: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
-            def model(x: Any) -> Any:
-                return functional_call(self._module, (of_point, buffers), (x,))
+            def model(*values: Any, **named: Any) -> Any:
+                return functional_call(self._module, (of_point, buffers), values, named)
 
-            return loss_of(model, self._loss_fn, inputs, targets).reshape(())
+            return batch_loss(self._task.loss_fn, forward(model, inputs), targets).reshape(())
 
-        with float32_products("float32", inputs.device):
+        with float32_products("float32", self._task.device):
             found: list[float] = vmap(loss)(parameters, held).tolist()
         return found

@@ -3,42 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import inspect
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..batches.fixed_samples import FixedSamples, call
+from ..batches.data import TensorData, as_data
+from ..batches.fixed_samples import FixedSamples, Held, hold, try_network
+from ..batches.forward import computing_dtype, default_batch_size, forward
+from ..batches.loss import LossFunction, LossReduction, batch_loss, chosen_loss, is_classification
 from ..batches.precision import float32_products
+from ..batches.statistics import reestimate
 from ..errors import LLPFError
+from ..flat.copying import copied
+from ..flat.wrappers import unwrapped
 from ..path.state import compare_architectures
-from .statistics import reestimate
 
-#: (model output, target) -> scalar mean over the batch.
-LossFunction = Callable[[Any, Any], Tensor]
 Statistics = Literal["stored", "reestimated"]
 
-#: LeNet5 on one core, 10,000 images: 0.44 s of processor time at 125 a batch, 0.52 at 32 (calls), 0.53 at 250 and more
-#: (glibc then gives each activation back to the system, and every page faults again).
-_BATCH_CPU, _BATCH_GPU = 125, 2000
 #: Of the global generators during an evaluation, so that a model that draws numbers even in eval mode repeats.
 _SEED = 0
+#: Of the order in which samples are put together anew, to see whether the loss depends on it.
+_ORDER_SEED = 1
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What one point measures on one set.
 
-    ``loss`` is the mean over all ``samples``; NaN or infinite as it came out, and then ``not_finite`` says for how many
-    samples (batches, where the loss gives no per-sample values). ``standard_error`` is that of the mean, regarding the
-    samples as drawn at random; None where there are fewer than two values to judge from. ``accuracy`` (0..1) is None
-    unless it is classification. ``statistics`` names the BatchNorm statistics used.
+    ``loss`` is that of all ``samples``; NaN or infinite as it came out, and then ``not_finite`` says for how many
+    samples (batches, where the loss gives no per-sample values). ``reduction`` is "exact" where the loss is one of
+    torch's own, so that ``loss`` is the value of one call on the whole set; "batch means" where it is the mean of the
+    batches' values, weighted by their numbers of samples. ``standard_error`` is that of ``loss``, regarding the samples
+    as drawn at random; None where there are fewer than two values to judge from. ``accuracy`` (0..1, over the labelled
+    samples) is None unless it is classification. ``statistics`` names the BatchNorm statistics used.
     """
 
     loss: float
@@ -47,35 +49,43 @@ class Evaluation:
     samples: int
     not_finite: int
     statistics: Statistics = "stored"
+    reduction: Literal["exact", "batch means"] = "exact"
 
 
 class Evaluator:
-    """Measures state dicts of one architecture on one fixed set: eval mode, float32, no autograd.
+    """Measures state dicts of one architecture on one fixed set: eval mode, no autograd.
 
     Works on a copy of the module, one per thread that calls it, so the module given keeps values, mode and hooks, and
     states are copied in, never aliased. torch's global generators are left as they were.
 
     Args:
-        module: the architecture.
-        loss_fn: (model output, target) -> mean loss of a batch; what is reported is their mean, weighted by batch size.
-        inputs, targets: tensors ``[n, ...]``; or an iterable of (input, target) batches and None.
-        batch_size: 125 on a CPU, 2,000 on a GPU when missing.
+        module: the architecture; wrappers (torch.compile, DataParallel) are taken off.
+        loss_fn: (model output, targets) -> scalar loss of a batch (:class:`~llpf_fast.batches.loss.LossReduction` says
+            what that makes of the set); None: cross-entropy, where outputs and targets are those of classification.
+        inputs, targets: samples; or any data that :func:`~llpf_fast.batches.data.as_data` takes and None. Batches of a
+            loader stay as they come.
+        batch_size: of samples: 125 on a CPU, 2,000 on a GPU when missing.
         device: where to compute.
         statistics: "stored" takes BatchNorm's running statistics from the state; "reestimated" computes them anew at
             every point from ``statistics_inputs`` (training data!).
-        statistics_inputs: tensor ``[m, ...]``, or an iterable of (input, target) batches.
+        statistics_inputs: data as ``inputs``, or inputs ``[m, ...]`` alone.
         classification: whether to report accuracy, argmax over logits ``[B, C]`` against integer targets ``[B]``; when
             None, wherever shapes and dtypes say so.
-        dtype: to compute in.
+        dtype: to compute in; when missing float64 for a network of float64, else float32.
+
+    Attributes:
+        loss_fn: the loss in use.
+        mode: how the network is run.
 
     Raises:
-        LLPFError: empty data; ``statistics_inputs`` missing; a module that cannot be copied.
+        LLPFError: empty data; ``statistics_inputs`` missing; a module that cannot be copied; a forward that fails on
+            the data; no loss, and no classification.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        loss_fn: LossFunction,
+        loss_fn: LossFunction | None,
         inputs: Any,
         targets: Any = None,
         *,
@@ -84,25 +94,46 @@ class Evaluator:
         statistics: Statistics = "stored",
         statistics_inputs: Any = None,
         classification: bool | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        self.device, self.dtype, self.statistics = torch.device(device), dtype, statistics
-        self.batch_size = batch_size or (_BATCH_CPU if self.device.type == "cpu" else _BATCH_GPU)
-        self._module, self._loss_fn, self._classification = module, loss_fn, classification
-        self._per_sample = per_sample_loss(loss_fn)
+        self.device, self.statistics = torch.device(device), statistics
+        self._module = unwrapped(module)
+        self.dtype = computing_dtype(self._module) if dtype is None else dtype
+        self.batch_size = batch_size if batch_size is not None else default_batch_size(self.device)
+        if self.batch_size < 1:
+            raise LLPFError(f"batch_size must be at least 1, got {self.batch_size}")
+        self._classification = classification
         self._local = threading.local()
         with self._random_state():
-            self._samples = self._hold(inputs, targets)
+            self._held = _held(inputs, targets)
+            # oneDNN's convolutions and torch's pooling are 1.4 times faster so (LeNet5, one core).
+            self.mode, output, some = try_network(
+                self._copy(), self._held, device=self.device, dtype=self.dtype, channels_last=self.device.type == "cpu"
+            )
+            self.loss_fn = chosen_loss(loss_fn, output, some)
+            self._reduction = LossReduction(self.loss_fn)
+            self._samples = self._fixed(self._held)
+            self._shares = self._samples.shares(self._reduction)
             self._estimation: FixedSamples | None = None
             if statistics == "reestimated":
                 if statistics_inputs is None:
                     raise LLPFError("statistics='reestimated' needs statistics_inputs: a part of the training data")
-                self._estimation = self._hold_inputs(statistics_inputs)
+                self._estimation = self._fixed(_held_inputs(statistics_inputs))
 
     @property
     def samples(self) -> int:
         """How many samples one evaluation sees."""
         return self._samples.count
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the loss is a sum over the samples, of which a part says nothing."""
+        return self._reduction.kind == "sum"
+
+    @property
+    def loss_name(self) -> str:
+        """What results call the loss."""
+        return self._reduction.name
 
     def __call__(self, state: Mapping[str, Tensor]) -> Evaluation:
         """Measure ``state`` (names and shapes of the module's state dict; any float dtype, any device).
@@ -110,103 +141,95 @@ class Evaluator:
         Raises:
             LLPFError: the state is of another architecture; the model or the loss fails on the data.
         """
+        return self._evaluate(state, self._samples, self._shares)
+
+    def in_another_order(self, state: Mapping[str, Tensor]) -> float | None:
+        """The loss of ``state`` with the samples put together into other batches; None where batches are given as such.
+
+        It differs by more than rounding where the network or the loss mixes the samples of a batch (normalization
+        without statistics, negatives from the batch) or is no mean over samples: then no single number is *the* loss.
+        """
+        if not isinstance(self._held, TensorData) or len(self._samples) < 2:
+            return None
+        order = torch.randperm(self._held.count, generator=torch.Generator().manual_seed(_ORDER_SEED))
+        samples = self._fixed(self._held.subset(order))
+        return self._evaluate(state, samples, samples.shares(self._reduction)).loss
+
+    def _evaluate(self, state: Mapping[str, Tensor], samples: FixedSamples, shares: list[float]) -> Evaluation:
         twin = self._twin()
-        with self._random_state(), float32_products("float32", self.device), torch.inference_mode():
-            self._load(state)
-            try:
-                if self._estimation is not None:
-                    reestimate(twin, self._estimation)
-                return self._measure(twin)
-            except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                if isinstance(error, torch.cuda.OutOfMemoryError):
-                    raise LLPFError(f"the GPU's memory is too small for batches of {self.batch_size}") from error
-                first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                raise LLPFError(f"the model or the loss fails on the data: {first}") from error
+        self._load(state)
+        with (
+            self._random_state(),
+            float32_products("float32", self.device),
+            torch.set_grad_enabled(self.mode.gradients),
+        ):
+            if self._estimation is not None:
+                reestimate(twin, self._estimation)
+            return self._measure(twin, samples, shares)
 
-    def _measure(self, module: nn.Module) -> Evaluation:
-        losses: list[Tensor] = []
-        squares: list[Tensor] = []
+    def _measure(self, module: nn.Module, samples: FixedSamples, shares: list[float]) -> Evaluation:
+        values: list[Tensor] = []
+        numerators: list[Tensor] = []
+        denominators: list[Tensor] = []
         hits: list[Tensor] = []
-        spread: list[Tensor] = []
-        bad: list[Tensor] = []
-        for value, target, _ in self._samples:
-            output = call(module, value)
-            loss = self._loss_fn(output, target).double()
-            losses.append(loss)
-            each = self._each(output, target)
-            if each is None:
-                bad.append(~loss.isfinite())
+        labels: list[Tensor] = []
+        used: list[float] = []
+        exact = self._reduction.exact
+        for (inputs, targets, _), share in zip(samples, shares, strict=True):
+            if not share:  # no label: its loss is undefined and does not count
+                continue
+            output = forward(module, inputs)
+            pair = self._reduction.values(output, targets)
+            if pair is None:
+                exact = False
+                value = batch_loss(self.loss_fn, output, targets).detach().double()
             else:
-                spread.append(each.sum())
-                squares.append(each.square().sum())
-                bad.append((~each.isfinite()).sum())
-            if self._is_classification(output, target):
-                hits.append((output.argmax(1) == target).sum())
-        # One transfer at the end: .item() inside the loop would stop a GPU at every batch.
-        sizes = torch.tensor(self._samples.sizes, dtype=torch.float64, device=self.device)
-        means = torch.stack(losses).reshape(-1)
-        count = self._samples.count
-        mean = float((means * sizes).sum() / count)
-        if squares and len(squares) == len(losses):
-            total = float(torch.stack(spread).sum())
-            error = _standard_error(total, float(torch.stack(squares).sum()), count)
+                numerators.append(pair[0].detach())
+                denominators.append(pair[1])
+                value = numerators[-1].sum() if self._reduction.kind == "sum" else numerators[-1].sum() / pair[1].sum()
+            values.append(value.reshape(()))
+            used.append(share)
+            if self._counts_hits(output, targets):
+                labelled = self._reduction.labelled(targets)
+                hits.append(((output.argmax(1) == targets) & labelled).sum())
+                labels.append(labelled.sum())
+        # Transfers at the end only: .item() inside the loop would stop a GPU at every batch.
+        each = torch.stack(values).cpu()
+        loss = float((each * torch.tensor(used, dtype=torch.float64)).sum())
+        if exact:
+            numerator, denominator = torch.cat(numerators).cpu(), torch.cat(denominators).cpu()
+            error = _standard_error(numerator, denominator, loss, total=self._reduction.kind == "sum")
+            bad = int((~numerator.isfinite()).sum())
         else:
-            error = _batch_standard_error(means, sizes)
-        accuracy = float(torch.stack(hits).sum()) / count if len(hits) == len(losses) else None
-        return Evaluation(mean, error, accuracy, count, int(torch.stack(bad).sum()), self.statistics)
+            error = _batch_standard_error(each, torch.tensor(used, dtype=torch.float64))
+            bad = int((~each.isfinite()).sum())
+        counted = int(torch.stack(labels).sum()) if labels and len(labels) == len(values) else 0
+        accuracy = float(torch.stack(hits).sum()) / counted if counted else None
+        reduction: Literal["exact", "batch means"] = "exact" if exact else "batch means"
+        return Evaluation(loss, error, accuracy, samples.count, bad, self.statistics, reduction)
 
-    def _each(self, output: Any, target: Any) -> Tensor | None:
-        """Loss of each sample, float64 ``[B]``; None where the loss function gives none."""
-        if self._per_sample is None or not isinstance(output, Tensor):
-            return None
-        values = self._per_sample(output, target)
-        if values.dim() == 0 or len(values) != len(output):
-            return None
-        return values.double().flatten(1).mean(1) if values.dim() > 1 else values.double()
-
-    def _is_classification(self, output: Any, target: Any) -> bool:
+    def _counts_hits(self, output: Any, targets: Any) -> bool:
         if self._classification is not None:
             return self._classification
-        return (
-            isinstance(output, Tensor)
-            and isinstance(target, Tensor)
-            and output.dim() == 2
-            and output.shape[1] > 1  # one output against whole numbers is a regression of counts
-            and output.is_floating_point()
-            and target.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8)
-            and target.shape == output.shape[:1]
-        )
+        return is_classification(output, targets) and output.dim() == 2
 
-    def _hold(self, inputs: Any, targets: Any) -> FixedSamples:
-        if isinstance(inputs, Tensor) and targets is None:
-            raise LLPFError("targets are missing: pass tensors inputs and targets, or an iterable of pairs")
+    def _fixed(self, held: Held) -> FixedSamples:
         return FixedSamples(
-            inputs,
-            targets,
+            held,
             batch_size=self.batch_size,
             device=self.device,
-            # oneDNN's convolutions and torch's pooling are 1.4 times faster so (LeNet5, one core).
-            channels_last=self.device.type == "cpu",
             dtype=self.dtype,
+            channels_last=self.mode.channels_last,
         )
 
-    def _hold_inputs(self, inputs: Any) -> FixedSamples:
-        if isinstance(inputs, Tensor):
-            return self._hold(inputs, torch.zeros(len(inputs)))
-        return self._hold(inputs, None)
+    def _copy(self) -> nn.Module:
+        return copied(self._module, "the model").to(self.device, self.dtype).eval().requires_grad_(False)
 
     def _twin(self) -> nn.Module:
         """This thread's copy of the module."""
         if not hasattr(self._local, "twin"):
-            module = getattr(self._module, "_orig_mod", self._module)  # torch.compile's wrapper renames everything
-            try:
-                twin = copy.deepcopy(module)
-            except (RuntimeError, TypeError) as error:
-                raise LLPFError(
-                    f"the model cannot be copied ({error}); pass a module that copy.deepcopy takes"
-                ) from error
-            twin.to(self.device, self.dtype).eval().requires_grad_(False)
-            if self._samples.channels_last:
+            twin = self._copy()
+            if self.mode.channels_last:
                 twin.to(memory_format=torch.channels_last)
             self._local.twin = twin
             self._local.values = {k: v for k, v in twin.state_dict().items() if isinstance(v, Tensor)}
@@ -214,11 +237,15 @@ class Evaluator:
         assert isinstance(twin, nn.Module)
         return twin
 
+    @torch.no_grad()
     def _load(self, state: Mapping[str, Tensor]) -> None:
         values: dict[str, Tensor] = self._local.values
+        state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         if values.keys() != state.keys() or any(state[name].shape != value.shape for name, value in values.items()):
             compare_architectures(state, values, "the waypoint", "the model")
         for name, value in values.items():
+            if state[name].is_complex() and not value.is_complex():
+                raise LLPFError(f"tensor {name!r} is complex in the waypoint and real in the model")
             value.copy_(state[name])
 
     @contextlib.contextmanager
@@ -233,30 +260,45 @@ class Evaluator:
             yield
 
 
-def per_sample_loss(loss_fn: LossFunction) -> LossFunction | None:
-    """``loss_fn`` without its mean, where it is one of torch's (a ``reduction`` argument or attribute of "mean")."""
-    if isinstance(loss_fn, nn.Module):
-        if getattr(loss_fn, "reduction", None) != "mean":
-            return None
-        alone: Any = copy.deepcopy(loss_fn)
-        alone.reduction = "none"
-        separate: LossFunction = alone
-        return separate
-    try:
-        reduction = inspect.signature(loss_fn).parameters.get("reduction")
-    except (TypeError, ValueError):
-        return None
-    if reduction is None or reduction.default != "mean":
-        return None
-    return lambda output, target: loss_fn(output, target, reduction="none")  # type: ignore[call-arg]
+def differs_beyond_rounding(one: float, other: float, dtype: torch.dtype) -> bool:
+    """Whether two ways to add up the same losses in ``dtype`` give values further apart than their rounding.
+
+    float32 losses of 10,000 samples were seen to differ by up to 1e-6 of their size from one order to another.
+    """
+    if math.isnan(one) or math.isnan(other):
+        return math.isnan(one) != math.isnan(other)
+    return abs(one - other) > (1e-10 if dtype == torch.float64 else 1e-5) * (1.0 + abs(one))
 
 
-def _standard_error(total: float, squares: float, count: int) -> float | None:
-    """sqrt(s^2 / n) from sums over n samples, s^2 unbiased."""
+def _held(inputs: Any, targets: Any) -> Held:
+    """Samples or batches in memory, from (inputs, targets), or from ``inputs`` alone where it is all of the data."""
+    if targets is not None:
+        return hold(as_data((inputs, targets), "data set"))
+    if isinstance(inputs, list) and inputs and isinstance(inputs[0], tuple):
+        return inputs
+    return inputs if isinstance(inputs, TensorData) else hold(as_data(inputs, "data set"))
+
+
+def _held_inputs(inputs: Any) -> Held:
+    if isinstance(inputs, Tensor):
+        return TensorData(inputs, torch.zeros(len(inputs)))
+    return _held(inputs, None)
+
+
+def _standard_error(numerators: Tensor, denominators: Tensor, loss: float, *, total: bool) -> float | None:
+    """Of the ratio of two sums over n samples drawn at random (linearized), or of the sum itself.
+
+    For the ratio r: sqrt(n / (n-1) sum (a - r b)^2) / sum b, which for b = 1 is the standard error of the mean.
+    """
+    count = len(numerators)
     if count < 2:
         return None
-    variance = max(squares - total * total / count, 0.0) / (count - 1) if math.isfinite(squares) else math.nan
-    return math.sqrt(variance / count)
+    if not math.isfinite(loss):
+        return math.nan
+    if total:
+        return float(numerators.std(correction=1)) * math.sqrt(count)
+    squared = (numerators - loss * denominators).square().sum() * count / (count - 1)
+    return float(squared.sqrt() / denominators.sum())
 
 
 def _batch_standard_error(means: Tensor, sizes: Tensor) -> float | None:

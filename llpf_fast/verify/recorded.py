@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from ..batches import LossFunction
+from ..batches.loss import TORCH_LOSSES
 from ..data import dataset_classes, dataset_names
 from ..errors import LLPFError
 from ..models import build_model
 from ..path import RunDirectory
 from ..user_code import check_outside, file_digest, is_code, loss_function
-from .evaluate import LossFunction
 
 
 def recorded_settings(run: RunDirectory) -> dict[str, Any]:
@@ -36,10 +36,27 @@ def recorded_model(run: RunDirectory) -> nn.Module:
         return build_model(recorded_name(run, "model"), classes=_classes(run))
 
 
-def recorded_loss(run: RunDirectory) -> LossFunction:
-    """The loss that run.yaml names; cross-entropy where it names none."""
+def recorded_loss(run: RunDirectory) -> LossFunction | None:
+    """The loss that the run was found with; None where run.yaml says nothing of it (cross-entropy, if anything).
+
+    Raises:
+        LLPFError: it was a callable of the caller's, or one of torch's with options: that cannot be made from a name.
+    """
     name = recorded_provenance(run).get("loss")
-    return loss_function(_checked(run, name)) if isinstance(name, str) else F.cross_entropy
+    if isinstance(name, str):
+        return loss_function(_checked(run, name))
+    name = (recorded_task(run).get("loss") or {}).get("name")
+    if name is None:
+        return None
+    if not isinstance(name, str) or name not in TORCH_LOSSES:
+        raise LLPFError(f"{run.folder} was found with the loss {name}, which a name cannot bring back; pass loss_fn=")
+    return loss_function(name)
+
+
+def recorded_task(run: RunDirectory) -> dict[str, Any]:
+    """What run.yaml records of loss and data."""
+    task = run.run.get("task")
+    return task if isinstance(task, dict) else {}
 
 
 def recorded_folder(run: RunDirectory) -> str | None:

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..batches.fixed_samples import as_tensors, stratified_subset
+from ..batches import LossReduction, TensorData, as_data
+from ..batches.fixed_samples import Held, held_count, held_digest, held_subset, hold
+from ..batches.forward import computing_dtype
+from ..batches.statistics import STATISTICS_SIZE
 from ..data import load_dataset
 from ..errors import LLPFError
+from ..flat.wrappers import unwrapped
 from ..models import check_images
 from ..path import RunDirectory, compare_architectures
+from ..path.fingerprint import digest, loss_identity
 from .certificate import Progress, certify
-from .evaluate import Evaluator, LossFunction, Statistics
-from .recorded import recorded_folder, recorded_loss, recorded_model, recorded_name, recorded_settings
+from .evaluate import Evaluator, LossFunction, Statistics, differs_beyond_rounding
+from .recorded import recorded_folder, recorded_loss, recorded_model, recorded_name, recorded_settings, recorded_task
 from .records import Certificate
 from .refinement import Refinement
 
-#: (inputs, targets) tensors, or an iterable of such batches.
-Samples = tuple[Tensor, Tensor] | Iterable[Any]
+#: Samples, a Dataset, a DataLoader, a list of batches: see :func:`llpf_fast.batches.as_data`.
+Samples = Any
 
 #: Modes without a place to arrive at: the certificate is about the way gone.
 _ENDLESS = ("m2o", "m2o-o", "infinity", "mean")
 #: Training samples on which a CPU screens all points.
 SCREEN_SIZE = 10_000
-#: Training samples from which BatchNorm statistics are estimated anew.
-STATISTICS_SIZE = 2_000
 
 
 def verify_run(
@@ -42,7 +45,9 @@ def verify_run(
     threshold: float | None = None,
     full: bool | None = None,
     device: torch.device | str = "cpu",
-    statistics: Statistics = "stored",
+    statistics: Statistics | None = None,
+    batch_size: int | None = None,
+    max_samples: int | None = None,
     interior: int | None = None,
     refinement: Refinement | None = None,
     straight_points: int = 21,
@@ -52,63 +57,96 @@ def verify_run(
     """Certify the path in the run directory ``folder`` and write its certificate.json.
 
     The chain of waypoints is checked first (missing, changed or foreign files; the start). Only files are read: what
-    the finder remembers of its losses plays no part.
+    the finder remembers of its losses plays no part. Where loss, data, statistics or threshold are not those that the
+    search was made with, ``Certificate.differs`` says so.
 
     Args:
         model, loss_fn, train, test: what the run was made with; when missing, the model, data set and loss that
-            run.yaml names (cross-entropy where it names none). ``train`` and ``test`` are (inputs, targets) tensors or
-            an iterable of batches. Code that run.yaml names (``file.py:factory``) is executed, except where it lies in
-            the run's own folder; a warning says where it has changed since the search.
+            run.yaml names. ``train`` and ``test`` are anything that :func:`llpf_fast.batches.as_data` takes; the
+            batches of a loader are evaluated as they come. Code that run.yaml names (``file.py:factory``) is executed,
+            except where it lies in the run's own folder; a warning says where it has changed since the search.
         data_dir: folder of the data set; when missing, the one run.yaml names.
         threshold: when missing, run.yaml's.
         full: evaluate every point on the whole training set. When missing, only on a GPU; else a fixed stratified
             subset of 10,000 samples screens all points (see :func:`certify`).
-        statistics: BatchNorm statistics "stored" (interpolated) or "reestimated" from training samples at each point.
+        statistics: BatchNorm statistics "stored" (interpolated) or "reestimated" from training samples at each point;
+            when missing, as in the search.
+        batch_size: samples a forward pass; when missing, as in the search.
+        max_samples: of a stream (``IterableDataset``), read only so many training and test samples.
         interior, refinement, straight_points, workers, progress: see :func:`certify`.
 
     Returns:
         The certificate; ``connected`` is false, with a reason, where the run has not reached its destination.
 
     Raises:
-        LLPFError: not a run; tampered waypoints; no such model or data set; waypoints of another architecture.
+        LLPFError: not a run; tampered waypoints; no such model or data set; waypoints of another architecture; a loss
+            that is not given and that run.yaml does not name well enough to make it again.
     """
     run = RunDirectory.open(folder)
     run.check()
-    settings = recorded_settings(run)
+    settings, task = recorded_settings(run), recorded_task(run)
     device = torch.device(device)
     limit = settings.get("threshold") if threshold is None else threshold
-    if not isinstance(limit, (int, float)):
+    if not isinstance(limit, (int, float)) or isinstance(limit, bool):
         raise LLPFError(f"{run.folder / 'run.yaml'} names no threshold; pass threshold=")
-    module = model or recorded_model(run)
+    module = recorded_model(run) if model is None else unwrapped(model)
     if train is None:
-        data = load_dataset(recorded_name(run, "data"), data_dir or recorded_folder(run))
-        train, test = data.train, test or data.test
+        data = load_dataset(recorded_name(run, "data"), recorded_folder(run) if data_dir is None else data_dir)
+        train, test = data.train, data.test if test is None else test
     waypoints = run.waypoints()
-    compare_architectures(waypoints[0].load(), module.state_dict(), f"the run {run.folder}", "the model")
-    inputs, targets = as_tensors(train)
-    if model is None and isinstance(inputs, Tensor):
-        check_images(settings["model"], inputs)
-    loss = loss_fn or recorded_loss(run)
-    estimation: Any = None
-    if statistics == "reestimated":
-        estimation = inputs if targets is None else inputs[stratified_subset(targets, STATISTICS_SIZE)]
+    first = waypoints[0].load()
+    own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    compare_architectures(first, own, f"the run {run.folder}", "the model")
+    loss = recorded_loss(run) if loss_fn is None else loss_fn
+    held = _read(train, "training data", max_samples, progress)
+    if model is None and isinstance(held, TensorData) and isinstance(held.inputs, Tensor):
+        check_images(settings["model"], held.inputs)
+    if statistics is None:
+        statistics = "reestimated" if settings.get("statistics") == "reestimated" else "stored"
+    if batch_size is None and isinstance(task.get("evaluation_batch_size"), int):
+        batch_size = task["evaluation_batch_size"]
+    estimation = held_subset(held, STATISTICS_SIZE) if statistics == "reestimated" else None
 
-    def evaluator(inputs: Any, targets: Tensor | None) -> Evaluator:
+    def evaluator(samples: Held) -> Evaluator:
         return Evaluator(
-            module, loss, inputs, targets, device=device, statistics=statistics, statistics_inputs=estimation
+            module,
+            loss,
+            samples,
+            device=device,
+            statistics=statistics,
+            statistics_inputs=estimation,
+            batch_size=batch_size,
         )
 
-    whole = evaluator(inputs, targets)
+    whole = evaluator(held)
     screen = None
-    if not (device.type == "cuda" if full is None else full) and targets is not None and len(targets) > SCREEN_SIZE:
-        chosen = stratified_subset(targets, SCREEN_SIZE)
-        screen = evaluator(inputs[chosen], targets[chosen])
+    # A part of a sum is no estimate of the sum.
+    if not (device.type == "cuda" if full is None else full) and not whole.adds_up:
+        part = held_subset(held, SCREEN_SIZE)
+        screen = None if part is held else evaluator(part)
+    import inspect
+
+    said = {  # until certify takes them
+        k: v
+        for k, v in {
+            "differs": [
+                *_differences(run, whole, held, statistics, computing_dtype(module)),
+                *(
+                    []
+                    if threshold is None or threshold == settings.get("threshold")
+                    else [_other_threshold(run, limit)]
+                ),
+            ],
+            "notes": list(_order_note(screen or whole, first)),
+        }.items()
+        if k in inspect.signature(certify).parameters
+    }
     certificate = certify(
         waypoints,
         screen or whole,
-        None if test is None else evaluator(*as_tensors(test)),
+        None if test is None else evaluator(_read(test, "test data", max_samples, progress)),
         threshold=float(limit),
-        full_train=None if screen is None else whole,
+        full_train=screen and whole,
         interior=interior,
         refinement=refinement,
         straight_points=straight_points,
@@ -116,15 +154,19 @@ def verify_run(
         workers=workers,
         progress=progress,
         also_wrong=_unreached(run),
+        **said,
         about={
             "evaluation": {
                 "data": settings.get("data") or None,
                 "model": settings.get("model") or type(module).__name__,
-                "loss": getattr(loss, "__name__", type(loss).__name__),
+                "loss": whole.loss_name,
+                "data_sha256": held_digest(held, computing_dtype(module)),
                 "device": str(device),
                 **({"tf32": False} if device.type == "cuda" else {}),
             },
             "run": {
+                "mode": settings.get("mode"),
+                "settings_sha256": digest(settings),
                 "start_sha256": run.run.get("start_sha256"),
                 "destination_sha256": run.run.get("destination_sha256"),
                 "waypoint_index_sha256": run.index_digest(),
@@ -133,6 +175,56 @@ def verify_run(
     )
     run.write_certificate(certificate.as_dict())
     return certificate
+
+
+def _read(data: Samples, what: str, limit: int | None, progress: Progress | None) -> Held:
+    reading = None if progress is None else lambda count: progress(count, max(limit or count, count), f"reading {what}")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return hold(as_data(data, what, limit=limit), reading=reading)
+
+
+def _differences(
+    run: RunDirectory, evaluator: Evaluator, held: Held, statistics: Statistics, dtype: torch.dtype
+) -> Iterator[str]:
+    """In what this evaluation is not the search's, as far as run.yaml says what the search was made with."""
+    settings, task = recorded_settings(run), recorded_task(run)
+    was = task.get("loss") or {}
+    reduction = LossReduction(evaluator.loss_fn)
+    now = loss_identity(evaluator.loss_fn, reduction.name, named=reduction.exact)
+    if was and was.get("name") != now["name"]:
+        yield f"the loss is {now['name']}, the search's was {was.get('name')}"
+    elif was and None not in (was.get("sha256"), now.get("sha256")) and was["sha256"] != now["sha256"]:
+        yield f"the loss {now['name']} may compute something else than in the search: its code has changed"
+    data = task.get("data") or {}
+    if data.get("form") == "samples" and isinstance(held, TensorData):
+        if data.get("digest_of") != held.count:
+            yield f"the training data are {held.count} samples, the search's were {data.get('digest_of')}"
+        elif data.get("sha256") != held_digest(held, dtype):
+            yield "the training data are other samples than the search's, or in another order"
+    elif isinstance(data.get("samples"), int) and data["samples"] != held_count(held):
+        yield f"the training data are {held_count(held)} samples, the search's were {data['samples']}"
+    if settings.get("statistics", "stored") != statistics:
+        yield f"BatchNorm statistics are {statistics}, the search's were {settings.get('statistics', 'stored')}"
+    if task.get("settings_sha256") not in (None, digest(settings)):
+        yield "the settings in run.yaml were edited after the search"
+
+
+def _other_threshold(run: RunDirectory, limit: float) -> str:
+    return f"the threshold is {limit:g}, the search's was {recorded_settings(run).get('threshold')}"
+
+
+def _order_note(evaluator: Evaluator, state: Any) -> Iterator[str]:
+    other = evaluator.in_another_order(state)
+    if other is None:
+        return
+    loss = evaluator(state).loss
+    if differs_beyond_rounding(loss, other, evaluator.dtype):
+        yield (
+            f"the loss depends on which samples share a batch: at the start {loss:.4g} in batches of "
+            f"{evaluator.batch_size} in the order given, {other:.4g} in another order; this certificate is about the "
+            "batches in the order given"
+        )
 
 
 def _unreached(run: RunDirectory) -> list[str]:

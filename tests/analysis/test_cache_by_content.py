@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from llpf_fast import LLPFError
 from llpf_fast.analysis import CachedEvaluator, Problem, cached_numbers, cached_training
 from llpf_fast.analysis.cache import Answers
-from llpf_fast.analysis.fingerprint import Unidentifiable, describe_loss, describe_module, digest
+from llpf_fast.path.fingerprint import Unidentifiable, describe_loss, describe_module, digest
 from llpf_fast.analysis.layers import layer_connectivity
 from llpf_fast.analysis.linear import linear_connectivity
 
@@ -156,7 +156,7 @@ def test_another_way_of_measuring_is_another_question(tmp_path, monkeypatch) -> 
 
 def test_code_digest_is_that_of_the_files() -> None:
     from llpf_fast.analysis import cache, layers
-    from llpf_fast.analysis.fingerprint import code_digest
+    from llpf_fast.path.fingerprint import code_digest
 
     assert code_digest(cache) == code_digest(cache.Answers)
     assert code_digest(cache) != code_digest(layers)

@@ -75,5 +75,5 @@ def test_loader_starts_over_and_an_empty_one_is_refused() -> None:
     data = [(torch.full((2,), float(i)), torch.zeros(2)) for i in range(3)]
     batches = LoaderBatches(data, torch.device("cpu"))
     assert [float(batches.draw(r)[0][0]) for r in range(7)] == [0, 1, 2, 0, 1, 2, 0]
-    with pytest.raises(LLPFError, match="no batch"):
+    with pytest.raises(LLPFError, match="empty"):
         LoaderBatches([], torch.device("cpu")).draw(0)

@@ -27,7 +27,8 @@ from llpf_fast.find import (
     choose_together,
     stacked_finder,
 )
-from llpf_fast.find.screen import Screen, screen_batches
+from llpf_fast.find.build import make_task
+from llpf_fast.find.screen import Screen
 from llpf_fast.find.stacked_screen import StackedScreen
 from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model
@@ -262,26 +263,19 @@ def test_a_stack_that_was_interrupted_resumes_to_the_same_paths(search, five, tm
 def test_points_judged_at_once(five, digits) -> None:
     """Losses, limits and statistics of each; one that is given up says so as it would alone."""
     flat = FlatParameters(network())
-    batches = screen_batches(digits, 1200, torch.device("cpu"))
-    assert len(batches) == 3
+    settings = quick(screen_size=1200, evaluation_batch_size=500)
+    task = make_task(settings, network(), digits, None, torch.device("cpu"))
+    assert len(task.samples) == 3
     points = [flat.flatten(state) for state in five]
     points[3][:40] = math.nan
     buffers = [{name: value for name, value in state.items() if name not in flat.table.names} for state in five]
-    screen, screens = (kind(flat, batches) for kind in (_screen, _screens))
+    screen, screens = Screen(flat.module, task), StackedScreen(flat, task)
     limits = [math.inf, 1e-9, math.inf, math.inf, 1e-9]
     want = [screen.loss(*of_point) for of_point in zip(points, buffers, limits, strict=True)]
     found = screens.losses(points, buffers, limits)
     assert want[3] == found[3] == math.inf
     assert found == pytest.approx(want, rel=1e-5)
     assert want[1] != pytest.approx(screen.loss(points[1], buffers[1]), rel=1e-3), "the limit matters"
-
-
-def _screen(flat: FlatParameters, batches: Any) -> Screen:
-    return Screen(flat.module, nn.functional.cross_entropy, batches)
-
-
-def _screens(flat: FlatParameters, batches: Any) -> StackedScreen:
-    return StackedScreen(flat, nn.functional.cross_entropy, batches)
 
 
 @pytest.mark.usefixtures("at_once")

@@ -13,7 +13,7 @@ from torch import Tensor
 from llpf_fast import LLPFError
 from llpf_fast.correct import Corrected
 from llpf_fast.find import CorrectionSettings, PaceSettings, Settings
-from llpf_fast.find.make_correction import rounds_at_once
+from llpf_fast.find.build import make_task, rounds_at_once
 from llpf_fast.find.path_search import Judge, Train
 from llpf_fast.find.point_average import PointAverage
 from llpf_fast.find.screen import Screen
@@ -147,7 +147,7 @@ def test_a_glance_gives_a_bad_point_up_and_takes_all_images_of_a_good_one(digits
 
     x, y = digits
     parts = [(x[i : i + 100], y[i : i + 100]) for i in range(0, 400, 100)]
-    screen = Screen(network(), loss_fn, parts)
+    screen = Screen(network(), make_task(quick(), network(), parts, loss_fn, torch.device("cpu")))
     point = torch.zeros_like(FlatParameters(network()).data)
     assert screen.loss(point, {}, stop_above=0.19) == pytest.approx(0.2)
     assert len(seen) == 1

@@ -16,7 +16,7 @@ from ...find import Settings
 from ...verify import Certificate, Evaluation, certify
 from ...verify.evaluate import Statistics
 from ...verify.polyline import Polyline, Position
-from ..fingerprint import digest
+from ...path.fingerprint import digest
 from ..networks import Networks
 from ..problem import Problem
 from .fit import Progress

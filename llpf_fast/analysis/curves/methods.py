@@ -17,7 +17,7 @@ from ...errors import LLPFError
 from ...path import state_digest
 from ...verify.statistics import reestimate
 from ..cache import cached_training
-from ..fingerprint import tensor_digest
+from ...path.fingerprint import tensor_digest
 from ..problem import Problem
 from ..vector_network import BatchGradient, VectorNetwork
 from .band import BandSettings, auto_neb

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..path.plain import plain
-from ..path.state import raw_bytes, state_digest
+from .plain import plain
+from .state import raw_bytes, state_digest
 
 
 class Unidentifiable(Exception):  # noqa: N818 - an answer, not an error: such a thing is computed every time
@@ -51,6 +51,19 @@ def describe_loss(loss_fn: Callable[..., Any]) -> Any:
         Unidentifiable: it has no source, or holds what cannot be described.
     """
     return _describe(loss_fn)
+
+
+def loss_identity(loss_fn: Callable[..., Any], name: str, *, named: bool) -> dict[str, Any]:
+    """What run.yaml records of a loss: its ``name``, and a digest of its code unless the name says all (``named``).
+
+    The digest is None where there is no source to tell one callable from another by.
+    """
+    if named:
+        return {"name": name}
+    try:
+        return {"name": name, "sha256": digest(describe_loss(loss_fn))}
+    except Unidentifiable:
+        return {"name": name, "sha256": None}
 
 
 def describe_module(module: nn.Module) -> list[Any]:

@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..batches.fixed_samples import FixedSamples, call
+from .fixed_samples import FixedSamples
+from .forward import forward
+
+#: Training samples from which statistics are re-estimated.
+STATISTICS_SIZE = 2_000
 
 
 def normalization_layers(module: nn.Module) -> Iterator[_BatchNorm]:
@@ -34,9 +38,9 @@ def reestimate(module: nn.Module, samples: FixedSamples) -> None:
             layer.reset_running_stats()
             layer.train()
             layer.momentum = None
-        for value, _, size in samples:
-            if size == samples.sizes[0]:
-                call(module, value)
+        for inputs, _, size in samples:
+            if size >= samples.batches[0][2]:
+                forward(module, inputs)
     finally:
         for layer, training, momentum in modes:
             layer.train(training)

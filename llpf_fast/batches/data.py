@@ -1,0 +1,400 @@
+"""Data as people have them, as one of three things: tensors, items of a Dataset, or batches that stay as they came."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+
+from ..errors import LLPFError
+from .forward import first_line, shape_of
+
+#: Under which names a batch that is a mapping holds its targets (``labels``: transformers).
+TARGET_NAMES = ("labels", "label", "targets", "target")
+#: Samples after which data without a length counts as endless, where no limit is given.
+STREAM_LIMIT = 100_000
+#: Items of a Dataset read at a time when it is held in memory.
+_CHUNK = 1000
+
+#: Called while data are read, with the number of samples so far.
+Reading = Callable[[int], None]
+
+
+class TensorData:
+    """Inputs and targets in memory: pytrees of tensors ``[n, ...]`` of one n. Samples can be chosen one by one.
+
+    Args:
+        what: "training data", "test data": for messages.
+
+    Raises:
+        LLPFError: no samples, or other numbers of inputs than of targets.
+    """
+
+    def __init__(self, inputs: Any, targets: Any, what: str = "data") -> None:
+        self.inputs, self.targets, self.what = inputs, targets, what
+        leaves = _leaves(inputs), _leaves(targets)
+        counts = {len(leaf) for part in leaves for leaf in part}
+        if any(not part for part in leaves):
+            raise LLPFError(f"the {what} has no tensors for its {'inputs' if not leaves[0] else 'targets'}")
+        if len(counts) > 1:
+            ours, theirs = (sorted({len(leaf) for leaf in part}) for part in leaves)
+            raise LLPFError(
+                f"the {what} has {' and '.join(map(str, ours))} inputs but {' and '.join(map(str, theirs))} targets"
+            )
+        self.count = counts.pop()
+        if self.count == 0:
+            raise LLPFError(f"the {what} is empty")
+
+    def take(self, index: Tensor) -> tuple[Any, Any]:
+        """(inputs, targets) of the samples ``index`` (int64 ``[b]``, on the tensors' device)."""
+        return pytree.tree_map(lambda leaf: leaf.index_select(0, index), (self.inputs, self.targets))
+
+    def subset(self, index: Tensor) -> TensorData:
+        return TensorData(*self.take(index.to(_leaves(self.targets)[0].device)), self.what)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> TensorData:
+        """On ``device``, floating values as ``dtype``, whole-number targets as int64 (or uint8)."""
+        return TensorData(*moved_batch(self.inputs, self.targets, device, dtype), self.what)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the samples in their order, as :func:`data_digest` forms it."""
+        return data_digest([(self.inputs, self.targets)])
+
+
+class DatasetData:
+    """The items of a map-style ``torch.utils.data.Dataset``, stacked by torch's ``default_collate``.
+
+    A search reads the items of each batch anew, so transforms that draw random numbers do so every time. What points
+    are evaluated on is read once and held.
+    """
+
+    def __init__(self, dataset: Dataset[Any], what: str = "data") -> None:
+        self.dataset, self.what = dataset, what
+        try:
+            self.count = len(dataset)  # type: ignore[arg-type]
+        except (TypeError, NotImplementedError) as error:
+            raise LLPFError(
+                f"the {what} is a {type(dataset).__name__} without a length: give it __len__, or pass a DataLoader"
+            ) from error
+        if self.count == 0:
+            raise LLPFError(f"the {what} is empty")
+
+    def take(self, index: Tensor) -> tuple[Any, Any]:
+        """(inputs, targets) of the items ``index`` (int64 ``[b]``)."""
+        name = type(self.dataset).__name__
+        try:
+            items = [self.dataset[i] for i in index.tolist()]
+        except Exception as error:  # the user's own code
+            raise LLPFError(f"the {self.what}: {name}[i] fails: {type(error).__name__}: {first_line(error)}") from error
+        try:
+            batch = default_collate(items)
+        except (TypeError, RuntimeError, KeyError) as error:
+            raise LLPFError(
+                f"the {self.what}: items of the {name} cannot be stacked ({first_line(error)}); pass a DataLoader with "
+                "a collate_fn"
+            ) from error
+        return split_batch(batch, self.what)
+
+    def held(self) -> TensorData:
+        """All items in memory; LLPFError where they are more than half of this machine's memory."""
+        parts, size = [], 0
+        for start in range(0, self.count, _CHUNK):
+            part = self.take(torch.arange(start, min(start + _CHUNK, self.count)))
+            size += _bytes(part)
+            if start == 0:
+                _check_memory(size * (self.count / min(_CHUNK, self.count)), self.what)
+            parts.append(part)
+        try:
+            inputs, targets = (pytree.tree_map(lambda *leaves: torch.cat(leaves), *side) for side in zip(*parts))  # noqa: B905
+        except (RuntimeError, ValueError) as error:
+            raise LLPFError(
+                f"the {self.what}: items differ in shape ({first_line(error)}); pass a DataLoader with a collate_fn"
+            ) from error
+        return TensorData(inputs, targets, self.what)
+
+
+class BatchedData:
+    """Batches of a DataLoader, a list, or anything that can be iterated again and again. They are never cut anew.
+
+    Args:
+        source: gives batches as :func:`split_batch` takes them.
+        limit: samples after which reading stops. When missing, a source without a length must end within
+            :data:`STREAM_LIMIT` samples.
+    """
+
+    def __init__(self, source: Iterable[Any], what: str = "data", limit: int | None = None) -> None:
+        self.source, self.what, self.limit = source, what, limit
+        self._warned = False
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        """(inputs, targets) of each batch, one pass over the source."""
+        for batch in self.source:
+            yield split_batch(batch, self.what, warn=not self._warned)
+            self._warned = True
+
+    @property
+    def has_length(self) -> bool:
+        try:
+            len(self.source)  # type: ignore[arg-type]
+        except (TypeError, NotImplementedError):
+            return False
+        return True
+
+    def read(self, samples: int | None = None, reading: Reading | None = None) -> list[tuple[Any, Any]]:
+        """The batches of one pass, held in memory: all of them, or the first with ``samples`` samples or more.
+
+        Raises:
+            LLPFError: no batch; data that do not end, or do not fit into half of this machine's memory.
+        """
+        held: list[tuple[Any, Any]] = []
+        count = size = 0
+        wanted = min((n for n in (samples, self.limit) if n), default=None)
+        for batch in self:
+            length = batch_length(*batch)
+            if not length:
+                continue
+            held.append(batch)
+            count, size = count + length, size + _bytes(batch)
+            if reading is not None:
+                reading(count)
+            if wanted is not None and count >= wanted:
+                break
+            _check_memory(size, self.what)
+            if wanted is None and count >= STREAM_LIMIT and not self.has_length:
+                raise LLPFError(
+                    f"the {self.what} has no length and had not ended after {count} samples: say how many to read "
+                    "(max_samples)"
+                )
+        if not held:
+            raise LLPFError(f"the {self.what} is empty")
+        return held
+
+
+Data = TensorData | DatasetData | BatchedData
+
+
+def as_data(data: Any, what: str = "training data", *, batch_size: int = 64, limit: int | None = None) -> Data:
+    """What a caller hands over as data, told apart by its form.
+
+    ==============================================  =====================================================
+    a pair (inputs, targets) of tensors or arrays    samples; inputs may be a tuple or a mapping of arrays
+    a mapping of arrays with ``labels``              samples; the rest are inputs by name
+    ``TensorDataset``                                samples
+    another map-style ``Dataset``                    items, stacked by torch's ``default_collate``
+    ``DataLoader``, a list of batches, any iterable  batches as they come
+    ``IterableDataset``                              batches of ``batch_size`` of it
+    ==============================================  =====================================================
+
+    A third part (an index, say) beside inputs and targets is not used, and a warning says so.
+
+    Raises:
+        LLPFError: something else; a generator, which can be read only once; empty data; numbers that differ.
+    """
+    if isinstance(data, (TensorData, DatasetData, BatchedData)):
+        return data
+    if isinstance(data, Dataset):
+        if isinstance(data, TensorDataset):
+            return _pair(data.tensors, what)
+        if isinstance(data, IterableDataset):
+            return BatchedData(DataLoader(data, batch_size=batch_size), what, limit)
+        return DatasetData(data, what)
+    if isinstance(data, DataLoader):
+        return BatchedData(data, what, limit)
+    if _is_array(data):
+        raise LLPFError(f"the {what} is one {type(data).__name__}; pass a pair (inputs, targets)")
+    if isinstance(data, Mapping):
+        inputs, targets = split_batch(data, what)
+        return TensorData(_arrays(inputs, what), _arrays(targets, what), what)
+    if isinstance(data, (tuple, list)):
+        if not data:
+            raise LLPFError(f"the {what} is empty")
+        return _pair(data, what) if _is_pair(data) else BatchedData(data, what, limit)
+    if isinstance(data, Iterator):
+        raise LLPFError(
+            f"the {what} is a {type(data).__name__}, which can be read only once: pass list(...) of it, or a DataLoader"
+        )
+    if isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
+        return BatchedData(data, what, limit)
+    raise LLPFError(
+        f"the {what} must be a pair (inputs, targets), a Dataset, a DataLoader or a list of batches; "
+        f"got {type(data).__name__}"
+    )
+
+
+def split_batch(batch: Any, what: str = "data", *, warn: bool = True) -> tuple[Any, Any]:
+    """(inputs, targets) of one batch.
+
+    A pair; a triple, whose third part is not used; or a mapping, of which ``labels`` (``label``, ``targets``,
+    ``target``) are the targets and the rest the inputs by name. Arrays become tensors.
+
+    Raises:
+        LLPFError: another form.
+    """
+    if isinstance(batch, Mapping):
+        names = [name for name in TARGET_NAMES if name in batch]
+        rest = {str(name): value for name, value in batch.items() if name not in names}
+        if len(names) != 1 or not rest:
+            found = f"has {' and '.join(names)}" if names else f"has {', '.join(map(str, batch)) or 'nothing'}"
+            raise LLPFError(
+                f"a batch of the {what} that is a mapping needs its targets under one of {', '.join(TARGET_NAMES)}, "
+                f"and inputs beside them; it {found}"
+            )
+        return _tensors(rest, what), _tensors(batch[names[0]], what)
+    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        if len(batch) > 2 and warn:
+            warnings.warn(
+                f"batches of the {what} have {len(batch)} parts: the first is taken for the inputs, the second for the "
+                "targets; the rest is not used",
+                stacklevel=3,
+            )
+        return _tensors(batch[0], what), _tensors(batch[1], what)
+    raise LLPFError(
+        f"a batch of the {what} must be a pair (inputs, targets) or a mapping with {TARGET_NAMES[0]!r}; "
+        f"got {shape_of(batch)}"
+    )
+
+
+def batch_length(inputs: Any, targets: Any) -> int:
+    """Number of samples in a batch: the length of its first target, or else input; 1 where all are single numbers."""
+    for leaf in (*_leaves(targets), *_leaves(inputs)):
+        if leaf.dim():
+            return len(leaf)
+    return 1
+
+
+def moved_batch(inputs: Any, targets: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """On ``device``, floating values as ``dtype``, small whole-number targets as int64, as torch's losses take them."""
+
+    def cast(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.to(device, dtype if leaf.is_floating_point() else None)
+
+    def label(leaf: Any) -> Any:
+        narrow = isinstance(leaf, Tensor) and leaf.dtype in (torch.int8, torch.int16, torch.int32)
+        return leaf.to(device, torch.int64) if narrow else cast(leaf)
+
+    if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
+        return cast(inputs), label(targets)
+    return pytree.tree_map(cast, inputs), pytree.tree_map(label, targets)
+
+
+def data_digest(batches: Iterable[tuple[Any, Any]]) -> str:
+    """sha256 over the samples in their order: the same however they are cut into batches.
+
+    Dtypes, the shape of one sample and the bytes count. 188 MB take 0.3 s.
+    """
+    parts: dict[str, Any] = {}
+    for inputs, targets in batches:
+        for side, values in (("inputs", inputs), ("targets", targets)):
+            for path, leaf in pytree.tree_flatten_with_path(values)[0]:
+                if not isinstance(leaf, Tensor):
+                    continue
+                key = json.dumps([side, pytree.keystr(path), str(leaf.dtype), list(leaf.shape[1:])])
+                plain = leaf.detach().resolve_conj().resolve_neg().cpu().contiguous()
+                parts.setdefault(key, hashlib.sha256()).update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    found = hashlib.sha256()
+    for key in sorted(parts):
+        found.update(key.encode() + parts[key].digest())
+    return found.hexdigest()
+
+
+def _pair(parts: Sequence[Any], what: str) -> TensorData:
+    if len(parts) < 2:
+        raise LLPFError(f"the {what} has no targets: pass a pair (inputs, targets)")
+    if len(parts) > 2:
+        warnings.warn(
+            f"the {what} has {len(parts)} parts: the first is taken for the inputs, the second for the targets; the "
+            "rest is not used",
+            stacklevel=4,
+        )
+    return TensorData(_arrays(parts[0], what), _arrays(parts[1], what), what)
+
+
+def _is_pair(data: Sequence[Any]) -> bool:
+    """Whether a tuple or list is (inputs, targets), not a list of batches: not all of its items look like batches."""
+    if len(data) not in (2, 3) or all(_looks_like_batch(item) for item in data):
+        return False
+    leaves = pytree.tree_leaves([_plain_mapping(part) for part in data[:2]])
+    return bool(leaves) and all(_is_array(leaf) for leaf in leaves)
+
+
+def _looks_like_batch(item: Any) -> bool:
+    if isinstance(item, Mapping):
+        return any(name in item for name in TARGET_NAMES)
+    return isinstance(item, (tuple, list)) and len(item) >= 2
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor) or (hasattr(value, "__array__") and hasattr(value, "dtype"))
+
+
+def _plain_mapping(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _tensors(value: Any, what: str) -> Any:
+    """``value`` with its arrays as tensors; what is neither stays (a network may take a flag)."""
+    if isinstance(value, Tensor):
+        return value
+    return pytree.tree_map(lambda leaf: _tensor(leaf, what) if _is_array(leaf) else leaf, _plain_mapping(value))
+
+
+def _arrays(value: Any, what: str) -> Any:
+    """``value`` as tensors that have samples in their first dimension, and nothing else."""
+    value = _tensors(value, what)
+    for leaf in pytree.tree_leaves(value):
+        if not isinstance(leaf, Tensor):
+            raise LLPFError(f"the {what} holds a {type(leaf).__name__}; pass tensors or NumPy arrays")
+        if leaf.dim() == 0:
+            raise LLPFError(f"the {what} holds one number, not samples: tensors need a first dimension of samples")
+    return value
+
+
+def _tensor(value: Any, what: str) -> Tensor:
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided:
+            raise LLPFError(f"the {what} holds a sparse tensor; pass it dense (.to_dense())")
+        return value.detach()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an array that may not be written to: nothing here writes
+            return torch.as_tensor(value.__array__() if not hasattr(value, "__array_interface__") else value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LLPFError(f"the {what} holds an array of {value.dtype}, which torch has no tensors for") from error
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _bytes(batch: Any) -> int:
+    return sum(leaf.numel() * leaf.element_size() for leaf in _leaves(batch))
+
+
+@functools.cache
+def _most_bytes() -> float:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    except (AttributeError, OSError, ValueError):
+        return float(8 << 30)
+
+
+def _check_memory(size: float, what: str) -> None:
+    if size > _most_bytes():
+        raise LLPFError(
+            f"the {what} takes more than {_most_bytes() / 2**30:.0f} GiB, half of this machine's memory; pass a part "
+            "of it (torch.utils.data.Subset, max_samples)"
+        )

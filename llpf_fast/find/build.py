@@ -1,0 +1,194 @@
+"""From settings, network and data to the parts of a search that all of its paths share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ..batches import Data, FixedSamples, IndexedBatches, LoaderBatches, LossFunction, LossReduction, as_data
+from ..batches import training_batches as make_batches
+from ..batches.augment import augmentation
+from ..batches.data import BatchedData, TensorData
+from ..batches.fixed_samples import Held, held_count, held_digest, held_subset, hold, try_network
+from ..batches.forward import ForwardMode, default_batch_size, forward
+from ..batches.loss import chosen_loss
+from ..batches.statistics import STATISTICS_SIZE
+from ..correct import Correction
+from ..errors import LLPFError
+from ..flat import FlatParameters
+from ..flat.copying import copied
+from ..path.fingerprint import loss_identity
+from .settings import Settings
+
+#: Samples, a Dataset, a DataLoader, a list of batches: see :func:`llpf_fast.batches.as_data`.
+TrainingData = Any
+_FEWEST = 500
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a search trains and evaluates with, whichever path it is.
+
+    ``loss_fn`` is the one in use; ``mode`` how points are evaluated; ``samples`` the fixed samples that points are
+    screened on and ``estimation`` those that BatchNorm statistics are re-estimated from, where they are; ``about`` what
+    run.yaml records of loss and data.
+    """
+
+    settings: Settings
+    data: Data
+    device: torch.device
+    dtype: torch.dtype
+    loss_fn: LossFunction
+    reduction: LossReduction
+    mode: ForwardMode
+    samples: FixedSamples
+    estimation: FixedSamples | None
+    about: dict[str, Any]
+
+    def batches(self) -> IndexedBatches | LoaderBatches:
+        """Mini-batches, augmented as the settings ask; equal for all paths of one seed."""
+        return make_batches(
+            self.data,
+            self.settings.correction.batch_size,
+            self.device,
+            self.dtype,
+            seed=self.settings.seed,
+            augment=augmentation(self.settings.augmentation),
+            channels_last=self.mode.channels_last,
+            reduction=self.reduction,
+        )
+
+    @property
+    def fewest(self) -> int:
+        """Samples of which the mean must be known before a point is given up; of a loader any batch will do."""
+        return 1 if isinstance(self.data, BatchedData) else _FEWEST
+
+    def run_once(self, module: nn.Module) -> None:
+        """One forward pass on two screening samples (the first batch of a loader), for whoever watches it."""
+        inputs, _, _ = self.samples.batches[0]
+        if not isinstance(self.data, BatchedData):
+            inputs = pytree.tree_map(lambda leaf: leaf[:2], inputs)
+        forward(module, inputs)
+
+
+def make_task(
+    settings: Settings, module: nn.Module, train: TrainingData, loss_fn: LossFunction | None, device: torch.device
+) -> Task:
+    """Look at network, data and loss together, once.
+
+    Raises:
+        LLPFError: data of no known form; parameters of 16 bits; a forward or loss that fails on the data; no loss, and
+            no classification; a loss that adds up over the batch.
+    """
+    data = as_data(train, batch_size=settings.correction.batch_size)
+    dtype = _parameter_dtype(module)
+    with torch.random.fork_rng(devices=[]):
+        # A shuffling loader gives the same screening samples every time.
+        torch.default_generator.manual_seed(settings.seed)
+        held = hold(data, settings.screen_size or None)
+    few = held_subset(held, settings.screen_size)
+    mode, output, targets = try_network(
+        copied(module).to(device).eval(),
+        few,
+        device=device,
+        dtype=dtype,
+        channels_last=channels_last(settings, device),
+    )
+    if settings.correction.channels_last and not mode.channels_last:
+        raise LLPFError(
+            "the model cannot run with correction.channels_last (does it use .view() after a convolution?): leave it "
+            "null"
+        )
+    loss_fn = chosen_loss(loss_fn, output, targets)
+    reduction = LossReduction(loss_fn)
+    if reduction.kind == "sum":
+        raise LLPFError(
+            f"the loss {reduction.name} adds up over a batch, so a batch cannot be held against the threshold of the "
+            "set: take the mean"
+        )
+    batch_size = settings.evaluation_batch_size or default_batch_size(device)
+    placed: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
+    placed["channels_last"] = mode.channels_last
+    estimation = None
+    if settings.statistics == "reestimated":
+        estimation = FixedSamples(held_subset(held, STATISTICS_SIZE), **placed)
+    about = {
+        "loss": loss_identity(loss_fn, reduction.name, named=reduction.exact),
+        "data": _about_data(data, held, dtype),
+        "evaluation_batch_size": batch_size,
+    }
+    samples = FixedSamples(few, **placed)
+    samples.weights(reduction)  # refuses data without labels before anything is searched
+    if isinstance(data, TensorData):
+        data = data.to(device, dtype)
+    return Task(settings, data, device, dtype, loss_fn, reduction, mode, samples, estimation, about)
+
+
+def channels_last(settings: Settings, device: torch.device) -> bool:
+    """Whether images are to lie so in memory on ``device``, where the network can be run on them."""
+    chosen = settings.correction.channels_last
+    return device.type == "cpu" if chosen is None else chosen
+
+
+def make_correction(task: Task, flat: FlatParameters, optimizer: torch.optim.Optimizer | None) -> Correction:
+    """The correction of one path, by the fused SGD or by ``optimizer``."""
+    c = task.settings.correction
+    return Correction(
+        flat,
+        task.loss_fn,
+        task.batches(),
+        optimizer=optimizer,
+        precision=c.precision,
+        compile=c.compile,
+        **training(task.settings),
+    )
+
+
+def rounds_at_once(settings: Settings) -> int:
+    """Gradient steps after which a correction hands back at the latest: one window where its points are averaged."""
+    averages = settings.pacing == "adaptive" and settings.pace.average is not None
+    return settings.correction.min_rounds if averages else settings.correction.max_rounds
+
+
+def training(settings: Settings) -> dict[str, Any]:
+    """The arguments that a correction of one path and a stacked one have in common."""
+    c = settings.correction
+    return {
+        "threshold": c.threshold,
+        "min_rounds": c.min_rounds,
+        "max_rounds": rounds_at_once(settings),
+        "lr": c.lr,
+        "momentum": c.momentum,
+        "weight_decay": c.weight_decay,
+        "nesterov": c.nesterov,
+        "keep_momentum": c.keep_momentum,
+        "capture": c.capture,
+    }
+
+
+def _parameter_dtype(module: nn.Module) -> torch.dtype:
+    dtypes = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    narrow = dtypes & {torch.bfloat16, torch.float16}
+    if narrow:
+        raise LLPFError(
+            f"the model's parameters are {min(map(str, narrow)).removeprefix('torch.')}, in which steps of a "
+            "thousandth are lost: call .float() on it (correction.precision: bfloat16 runs the passes in 16 bits)"
+        )
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def _about_data(data: Data, held: Held, dtype: torch.dtype) -> dict[str, Any]:
+    """What run.yaml says of the data: how many samples, and the digest of those that were read."""
+    form = "batches" if isinstance(data, BatchedData) else "samples"
+    read = held_count(held)
+    everything = not isinstance(data, BatchedData) and read == data.count
+    return {
+        "form": form,
+        "samples": read if everything else None,
+        "digest_of": read,
+        "sha256": held_digest(held, dtype),
+    }
