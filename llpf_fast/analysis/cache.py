@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..batches import fixed_samples
+from ..batches import fixed_samples, statistics
 from ..batches import loss as batch_loss
 from ..errors import LLPFError
 from ..path.atomic import read_bytes, write_bytes, write_whole, writing
+from ..path.fingerprint import code_digest, digest
 from ..path.plain import plain
 from ..path.state import decode_state, encode_state, header, state_digest
-from ..verify import Evaluation, evaluate, statistics
-from ..path.fingerprint import code_digest, digest
+from ..verify import Evaluation, evaluate
 
 #: state dict -> what it measures.
 Evaluate = Callable[[Mapping[str, Tensor]], Evaluation]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import LLPFError
+from ..path.fingerprint import code_digest
 from ..verify.evaluate import Statistics
 from .cache import cached_numbers
-from ..path.fingerprint import code_digest
 from .measures import Measures, Progress
 from .networks import Networks, State
 from .predict import NODES, CurvatureIntegral, Prediction, curvature_integral, displacement

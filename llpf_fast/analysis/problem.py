@@ -11,20 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..batches import TensorBatches, stratified_subset
-from ..batches.fixed_samples import as_tensors
+from ..batches import TensorBatches, TensorData, as_data, hold, stratified_subset
+from ..batches.statistics import STATISTICS_SIZE, normalization_layers
 from ..data import dataset_classes, load_dataset
 from ..errors import LLPFError
 from ..models import build_model, check_images
 from ..path import RunDirectory
+from ..path.fingerprint import Unidentifiable, describe_loss, describe_module, digest, tensor_digest
 from ..user_code import loss_function
 from ..verify import Evaluator
 from ..verify.evaluate import LossFunction, Statistics
 from ..verify.recorded import recorded_folder, recorded_loss, recorded_model, recorded_name, recorded_settings
-from ..verify.run import SCREEN_SIZE, STATISTICS_SIZE, Samples
-from ..verify.statistics import normalization_layers
+from ..verify.run import SCREEN_SIZE, Samples
 from .cache import CachedEvaluator, Evaluate
-from ..path.fingerprint import Unidentifiable, describe_loss, describe_module, digest, tensor_digest
 from .networks import Networks, Source, load_networks
 
 Split = Literal["train", "test"]
@@ -231,11 +230,7 @@ def default_samples(device: torch.device | str) -> int:
 
 
 def _tensors(data: Samples, kind: str) -> tuple[Tensor, Tensor]:
-    inputs, targets = as_tensors(data)
-    if targets is None or not isinstance(inputs, Tensor):
-        raise LLPFError(f"the {kind} data must be tensors (inputs, targets), or batches that stack into such")
-    if len(inputs) == 0:
-        raise LLPFError(f"the {kind} data is empty")
-    if len(inputs) != len(targets):
-        raise LLPFError(f"the {kind} data has {len(inputs)} inputs but {len(targets)} targets")
-    return inputs, targets
+    held = hold(as_data(data, f"{kind} data"))
+    if not (isinstance(held, TensorData) and isinstance(held.inputs, Tensor) and isinstance(held.targets, Tensor)):
+        raise LLPFError(f"the {kind} data must be tensors (inputs, targets), or a Dataset of such")
+    return held.inputs, held.targets

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...batches import LossFunction
+from ...batches import LossFunction, TensorData
 from ...batches.fixed_samples import FixedSamples
 from ...batches.sampling import TensorBatches
+from ...batches.statistics import normalization_layers, reestimate
 from ...correct import Correction
 from ...errors import LLPFError
 from ...flat import FlatParameters
 from ...path import save_model_file
 from ...path.atomic import write_json, writing
 from ...path.plain import finite_or_none
-from ...verify.statistics import normalization_layers, reestimate
 from ..networks import Networks
 from .certificate import ComplexCertificate
 from .complex import Complex, ComplexKind
@@ -254,7 +254,8 @@ def _with_statistics(flat: FlatParameters, values: Tensor, inputs: Tensor) -> di
     flat.data.copy_(values)
     if any(True for _ in normalization_layers(flat.module)):
         part = inputs[:_STATISTICS_SIZE]
-        held = FixedSamples(part, torch.zeros(len(part)), batch_size=125, device=inputs.device, dtype=flat.data.dtype)
+        data = TensorData(part, torch.zeros(len(part)))
+        held = FixedSamples(data, batch_size=125, device=inputs.device, dtype=flat.data.dtype)
         with torch.no_grad():
             reestimate(flat.module, held)
     return flat.state_dict()

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ...errors import LLPFError
 from ...find import Settings
+from ...path.fingerprint import digest
 from ...verify import Certificate, Evaluation, certify
 from ...verify.evaluate import Statistics
 from ...verify.polyline import Polyline, Position
-from ...path.fingerprint import digest
 from ..networks import Networks
 from ..problem import Problem
 from .fit import Progress

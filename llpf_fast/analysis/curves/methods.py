@@ -11,13 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...batches import stratified_subset
-from ...batches.fixed_samples import FixedSamples
+from ...batches import FixedSamples, TensorData, stratified_subset
+from ...batches.statistics import reestimate
 from ...errors import LLPFError
 from ...path import state_digest
-from ...verify.statistics import reestimate
-from ..cache import cached_training
 from ...path.fingerprint import tensor_digest
+from ..cache import cached_training
 from ..problem import Problem
 from ..vector_network import BatchGradient, VectorNetwork
 from .band import BandSettings, auto_neb
@@ -164,7 +163,7 @@ def own_statistics(problem: Problem, states: list[dict[str, Tensor]]) -> list[di
         return states
     inputs = problem.statistics_inputs()
     twin = copy.deepcopy(problem.module).to(problem.device).eval()
-    samples = FixedSamples(inputs, torch.zeros(len(inputs)), batch_size=125, device=problem.device)
+    samples = FixedSamples(TensorData(inputs, torch.zeros(len(inputs))), batch_size=125, device=problem.device)
     found = []
     with torch.no_grad():
         for state in states:

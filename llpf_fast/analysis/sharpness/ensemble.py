@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...batches.fixed_samples import FixedSamples, call
+from ...batches import FixedSamples, TensorData
+from ...batches.forward import forward
 from ...errors import LLPFError
 from ...path import state_digest
 from ..cache import cached_numbers
@@ -114,11 +115,11 @@ class _Predictions:
     def __init__(self, problem: Problem, inputs: Tensor, targets: Tensor) -> None:
         self._problem = problem
         self._module = copy.deepcopy(problem.module).to(problem.device).eval()
-        self._samples = FixedSamples(inputs, targets, batch_size=250, device=problem.device)
+        self._samples = FixedSamples(TensorData(inputs, targets), batch_size=250, device=problem.device)
         self._targets = targets.to(problem.device)
         whole = not targets.is_floating_point() and targets.dim() == 1
         with torch.no_grad():
-            output = call(self._module, next(iter(self._samples))[0])
+            output = forward(self._module, next(iter(self._samples))[0])
         if not isinstance(output, Tensor):
             raise LLPFError(
                 f"ensembles need networks that return one tensor, this one returns a {type(output).__name__}"
@@ -128,7 +129,7 @@ class _Predictions:
     @torch.no_grad()
     def of(self, state: Mapping[str, Tensor]) -> Tensor:
         self._module.load_state_dict(dict(state))
-        output = torch.cat([call(self._module, value) for value, _, _ in self._samples]).double()
+        output = torch.cat([forward(self._module, value) for value, _, _ in self._samples]).double()
         return output.softmax(1) if self.classification else output
 
     @staticmethod
