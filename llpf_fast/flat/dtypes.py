@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value`` in ``dtype``, on its device; of complex values the real part, without torch's warning."""
+    return (value.real if value.is_complex() and not dtype.is_complex else value).to(dtype)
+
+
 def exact(value: Tensor, converted: Tensor) -> bool:
     """Whether ``converted`` holds the very values of ``value`` (of any dtype): converted back, each is what it was."""
     if value.dtype == converted.dtype:

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import LLPFError
 from ..ops import SegmentFlag
-from .dtypes import exact, is_rounding
+from .dtypes import cast, exact, is_rounding
 from .kinds import Role, roles
 from .layer_kind import LayerKind
 from .survey import Place, check, dense_stride, leaders, places
@@ -585,7 +585,7 @@ def _takes(buffer: Tensor, value: Tensor) -> bool:
     """Whether ``buffer`` can hold the values, or floating ones rounded."""
     if buffer.dtype == value.dtype:
         return True
-    converted = value.to(buffer.dtype)
+    converted = cast(value, buffer.dtype)
     return is_rounding(value, converted) or exact(value, converted)
 
 

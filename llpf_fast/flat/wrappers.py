@@ -70,7 +70,10 @@ def _refuse_sharded(module: nn.Module, what: str) -> None:
             )
         if isinstance(each, sharded):
             kind = next(known.__name__ for known in sharded if isinstance(each, known))
-            raise LLPFError(f"{_at(what, path)} is an {kind}: its parameters lie in several processes: {_REMEDY}")
+            article = "an" if kind.startswith("FSDP") else "a"
+            raise LLPFError(
+                f"{_at(what, path)} is {article} {kind}: its parameters lie in several processes: {_REMEDY}"
+            )
     distributed = _known("torch.distributed.tensor", "DTensor")
     if distributed is None:
         return

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import LLPFError
 from ..flat.buffers import same_bits
-from ..flat.dtypes import dtype_name, exact, is_rounding
+from ..flat.dtypes import cast, dtype_name, exact, is_rounding
 from ..flat.ties import ties
 from ..flat.wrappers import unwrapped
 from .model_file import choose_state, load_model_file
@@ -175,7 +175,7 @@ def _in_dtypes_of(
         # Tied names stay one tensor.
         at = id(value), like.dtype
         if at not in done:
-            done[at] = value.to("cpu", like.dtype)
+            done[at] = cast(value.to("cpu"), like.dtype)
             if not exact(value, done[at]):
                 _check_range(name, value, done[at], source)
                 rounded.append(name)
