@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 
-class LLPFError(Exception):
+class LLPFError(ValueError):
     """Wrong input or an impossible request, said in one line.
 
     The message names the culprit (a file, a layer, a key, both sizes that differ) and what to do about it. The command
-    line prints it without a traceback and exits with status 2; a library user catches it.
+    line prints it without a traceback and exits with status 2; a library user catches it, or catches ValueError.
     """
