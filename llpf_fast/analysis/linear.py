@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import LLPFError
+from ..path import check_finite, compare_architectures
 from ..verify.evaluate import Statistics
 from .barrier import STABLE_ERROR, Barrier, barrier, line_fractions
 from .geometry import Geometry, geometry
@@ -23,7 +24,7 @@ class Line:
     """The straight line between networks ``first`` and ``second`` (numbers), measured with one kind of statistics.
 
     ``values``: ``train_loss``, ``train_error``, ``test_loss``, ``test_error``, as far as they are known, at
-    ``fractions``. Losses are means over samples; errors 1 - accuracy, 0..1.
+    ``fractions``. Losses are those of the whole set; errors 1 - accuracy, 0..1.
     """
 
     first: int
@@ -111,8 +112,9 @@ def linear_connectivity(
 ) -> LinearConnectivity:
     """Measure the straight lines between all ``pairs`` of ``networks`` (all of them when missing).
 
-    Parameters and floating buffers are interpolated in float64. Where the network has BatchNorm layers, every line is
-    measured with the interpolated ("stored") statistics and with statistics re-estimated at every point.
+    Parameters and floating buffers are interpolated as on a path's straight pieces. Where the network has BatchNorm
+    layers, every line is measured with the interpolated ("stored") statistics and with statistics re-estimated at every
+    point.
 
     Args:
         points: of each line, equally spaced, ends included; the middle is always one. An odd number has the middle in
@@ -161,6 +163,6 @@ def linear_connectivity(
 
 
 def _base(networks: Networks, base: State, name: str) -> Tensor:
-    both = Networks([networks[0], base], [networks.names[0], name])
-    del both  # made for its checks
+    compare_architectures(networks[0], base, networks.names[0], name)
+    check_finite(base, name, networks.module)
     return networks.flatten(base)

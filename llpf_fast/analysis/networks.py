@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import LLPFError
+from ..flat.buffers import check_buffers, same_bits
+from ..flat.wrappers import unwrapped
 from ..path import RunDirectory, Waypoint, check_finite, compare_architectures, load_model_file, state_digest
+from ..path.endpoint import load_endpoint
+from ..path.state import detached
+from ..verify.polyline import interpolate
 
 State = Mapping[str, Tensor]
 #: A model file, a run directory (``RUN`` for both of its ends, ``RUN@12`` for waypoint 12, ``RUN@-1`` for the last), a
 #: state dict, or a module.
 Source = str | os.PathLike[str] | State | nn.Module
 
+#: Weights whose sum is nearer to 1 than this leave what all networks have in common as it is.
+_AFFINE = 1e-9
 #: Buffers of normalization layers that are floating tensors but no parameters, told by name where no module is given.
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -28,13 +37,15 @@ class Networks:
     coordinates; ``combine`` and ``unflatten`` say what becomes of them.
 
     Args:
-        states: of equal names and shapes.
+        states: of equal names and shapes; entries that are no tensors are left out.
         names: what messages and figures call them; "0", "1", ... when missing.
         module: the architecture: says which tensors are parameters and which are tied. Without it they are the floating
-            tensors less the statistics of normalization layers.
+            tensors less the statistics of normalization layers, and less what holds infinity and is the same in all (a
+            mask).
 
     Raises:
-        LLPFError: no states; differing names or shapes; NaN or infinity in one; no parameters.
+        LLPFError: no states; differing names or shapes; NaN or infinity in a parameter or in statistics; no parameters;
+            with ``module``, integer buffers that differ, or infinite values of others that do (``check_buffers``).
     """
 
     def __init__(
@@ -43,13 +54,20 @@ class Networks:
         if not states:
             raise LLPFError("no networks are given; name at least one model")
         self.names = list(names) if names is not None else [str(i) for i in range(len(states))]
-        self.states: list[dict[str, Tensor]] = [{k: v.detach() for k, v in state.items()} for state in states]
-        if module is not None:
-            compare_architectures(module.state_dict(), self.states[0], "the model", self.names[0])
+        self.states: list[dict[str, Tensor]] = [
+            {name: value.detach() for name, value in state.items() if isinstance(value, Tensor)} for state in states
+        ]
+        #: The architecture, where it is known; without wrappers.
+        self.module = None if module is None else unwrapped(module)
+        if self.module is not None:
+            compare_architectures(self.module.state_dict(), self.states[0], "the model", self.names[0])
         for name, state in zip(self.names, self.states, strict=True):
             compare_architectures(self.states[0], state, self.names[0], name)
-            check_finite(state, name)
-        tied = _tied(self.states[0], module)
+        masks = _masks(self.states) if self.module is None else set[str]()
+        for name, state in zip(self.names, self.states, strict=True):
+            check_finite({k: v for k, v in state.items() if k not in masks}, name, self.module)
+        self._check_buffers()
+        tied = _tied({k: v for k, v in self.states[0].items() if k not in masks}, self.module)
         #: Parameter tensors, each tied one once, in order.
         self.parameter_names = list(tied)
         if not tied:
@@ -65,6 +83,17 @@ class Networks:
             offset += count
         #: P, the number of parameters.
         self.size = offset
+
+    def _check_buffers(self) -> None:
+        for name, state in zip(self.names[1:], self.states[1:], strict=True):
+            if self.module is None:
+                return
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # that floating ones are interpolated is what is asked for here
+                    check_buffers(self.states[0], state, self.module)
+            except LLPFError as error:
+                raise LLPFError(f"{self.names[0]} and {name}: {error}") from None
 
     def __len__(self) -> int:
         return len(self.states)
@@ -119,10 +148,12 @@ class Networks:
         return state
 
     def combine(self, weights: Sequence[float] | Tensor) -> dict[str, Tensor]:
-        """sum_i weights[i] * network i, for parameters and floating buffers, float64; integer buffers are the first's.
+        """sum_i weights[i] * network i, for parameters and floating buffers in float64, for complex ones in complex128.
 
-        ``weights [m]`` need not sum to one. Where one weight is 1 and the others are 0 it is that network itself, bit
-        for bit and in its own dtypes.
+        A tensor that all networks with a weight have the same, bit for bit, stays as it is if the weights sum to one,
+        and so does each single value (a mask keeps its infinities). Integer buffers are the first's. ``weights [m]``
+        need not sum to one. Where one weight is 1 and the others are 0 it is that network itself, bit for bit and in
+        its own dtypes.
         """
         w = [float(weight) for weight in weights]
         if len(w) != len(self):
@@ -130,19 +161,16 @@ class Networks:
         used = [i for i, weight in enumerate(w) if weight != 0]
         if len(used) == 1 and w[used[0]] == 1:
             return dict(self.states[used[0]])
-        state = {}
-        for name, value in self.states[0].items():
-            if not value.is_floating_point():
-                state[name] = value
-                continue
-            total = torch.zeros(value.shape, dtype=torch.float64)
-            for i in used:
-                total.add_(self.states[i][name].to("cpu", torch.float64), alpha=w[i])
-            state[name] = total
-        return state
+        affine = abs(sum(w) - 1) < _AFFINE
+        return {
+            name: _combined([self.states[i][name] for i in used], [w[i] for i in used], affine) if used else value
+            for name, value in self.states[0].items()
+        }
 
     def between(self, a: int, b: int, fraction: float) -> dict[str, Tensor]:
-        """(1 - fraction) * network a + fraction * network b, as ``combine``."""
+        """(1 - fraction) * network a + fraction * network b, as ``combine``: what lies on a path's straight pieces."""
+        if a != b and 0 < fraction < 1:
+            return interpolate(self.states[a], self.states[b], fraction)
         weights = [0.0] * len(self)
         weights[a] += 1 - fraction
         weights[b] += fraction
@@ -163,13 +191,14 @@ def load_networks(
     """The networks that ``sources`` name, of the architecture of ``module`` where it is given.
 
     Raises:
-        LLPFError: fewer than ``fewest``; not a model file, not a run, a run without waypoints; as ``Networks``.
+        LLPFError: fewer than ``fewest``; not a model file, not a run, a run without waypoints; as ``Networks``; with
+            ``module``, as ``load_endpoint``, which gives every network its names and dtypes.
     """
-    expected = None if module is None else module.state_dict()
+    module = None if module is None else unwrapped(module)
     states: list[State] = []
     found_names: list[str] = []
     for source in sources:
-        for name, state in _load(source, len(states), expected):
+        for name, state in _load(source, len(states), module):
             found_names.append(name)
             states.append(state)
     if len(states) < fewest:
@@ -178,26 +207,36 @@ def load_networks(
     return Networks(states, names or _short(found_names), module)
 
 
-def _load(source: Source, number: int, expected: State | None) -> Iterator[tuple[str, State]]:
+def _load(source: Source, number: int, module: nn.Module | None) -> Iterator[tuple[str, State]]:
+    def fitted(state: Any, name: str) -> State:
+        return state if module is None else load_endpoint(state, module, name)
+
     if isinstance(source, nn.Module):
-        yield f"model {number}", {k: v.detach().cpu().clone() for k, v in source.state_dict().items()}
+        name = f"model {number}"
+        if module is None:
+            own = unwrapped(source, name).state_dict()
+            yield name, {k: detached(v) for k, v in own.items() if isinstance(v, Tensor)}
+        else:
+            yield name, fitted(source, name)
         return
     if isinstance(source, Mapping):
-        yield f"model {number}", source
+        yield f"model {number}", fitted(source, f"model {number}")
         return
+    if not isinstance(source, (str, os.PathLike)):
+        raise LLPFError(f"model {number} must be a module, a state dict, a file or a run, got {type(source).__name__}")
     text = os.fspath(source)
     folder, at, index = text.rpartition("@")
     if Path(text).is_dir():
         waypoints = _waypoints(text)
-        yield f"{text}@0", waypoints[0].load()
-        yield f"{text}@{len(waypoints) - 1}", waypoints[-1].load()
+        for number in (0, len(waypoints) - 1):
+            yield f"{text}@{number}", fitted(waypoints[number].load(), f"{text}@{number}")
     elif at and Path(folder).is_dir():
         waypoints = _waypoints(folder)
         if not index.lstrip("-").isdecimal() or not -len(waypoints) <= int(index) < len(waypoints):
             raise LLPFError(f"{text}: {folder} has waypoints 0 to {len(waypoints) - 1}, name one as {folder}@0")
-        yield text, waypoints[int(index)].load()
+        yield text, fitted(waypoints[int(index)].load(), text)
     else:
-        yield text, load_model_file(text, expected).state
+        yield text, load_model_file(text).state if module is None else fitted(text, text)
 
 
 def _waypoints(folder: str) -> list[Waypoint]:
@@ -213,6 +252,33 @@ def _short(names: list[str]) -> list[str]:
     for suffix in (".safetensors", ".pth", ".pt", ".model"):
         short = [name.removesuffix(suffix) for name in short]
     return short if len({*short}) == len(short) else names
+
+
+def _masks(states: Sequence[State]) -> set[str]:
+    """Floating tensors that hold infinity and are the same in all of several networks: no parameters."""
+    if len(states) < 2:
+        return set()
+    first = states[0]
+    infinite = [name for name, value in first.items() if value.is_floating_point() and bool(value.isinf().any())]
+    return {name for name in infinite if all(same_bits(first[name], state[name]) for state in states[1:])}
+
+
+def _combined(values: Sequence[Tensor], weights: Sequence[float], affine: bool) -> Tensor:
+    """The weighted sum of one tensor of several networks, on the CPU; what is the same in all stays, if ``affine``."""
+    first = values[0]
+    if not (first.is_floating_point() or first.is_complex()):
+        return first
+    if affine and all(same_bits(first, value) for value in values[1:]):
+        return first
+    wide = torch.complex128 if first.is_complex() else torch.float64
+    parts = [value.to("cpu", wide) for value in values]
+    total = torch.zeros(first.shape, dtype=wide)
+    for part, weight in zip(parts, weights, strict=True):
+        total.add_(part, alpha=weight)
+    if affine:
+        same = torch.stack([part == parts[0] for part in parts]).all(0)
+        total = torch.where(same, parts[0], total)
+    return total
 
 
 def _tied(state: State, module: nn.Module | None) -> dict[str, list[str]]:

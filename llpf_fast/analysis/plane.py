@@ -235,7 +235,7 @@ def farthest_from_line(path: Trajectory) -> int:
     """The waypoint farthest from the straight line between the path's ends; LLPFError where none lies beside it."""
     if len(path) < 3:
         raise LLPFError(f"{path.folder} has {len(path)} waypoints: name three points of a plane yourself")
-    ends = Networks([path.waypoints[i].load() for i in (0, -1)])
+    ends = Networks([path.waypoints[i].load() for i in (0, -1)], module=path.module)
     a, b = (ends.flatten(state) for state in ends)
     way = b - a
     length = float(way.norm())

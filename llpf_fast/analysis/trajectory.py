@@ -69,8 +69,10 @@ class Trajectory:
         if not self.waypoints:
             raise LLPFError(f"{self.folder} has no waypoints yet")
         # Sorted: the order in which a safetensors file gives its tensors is an accident.
-        state = dict(sorted(self.waypoints[0].load().items()))
-        first = Networks([state], [str(self.waypoints[0].path)], module)
+        ends = [self.waypoints[i] for i in ((0, -1) if len(self.waypoints) > 1 else (0,))]
+        states = [dict(sorted(end.load().items())) for end in ends]
+        first = Networks(states, [str(end.path) for end in ends], module)
+        self.module = module
         #: Name to shape of the parameters, and the names of each layer's.
         self.shapes = {key: list(first[0][key].shape) for key in first.parameter_names if first[0][key].numel()}
         self.layers = {

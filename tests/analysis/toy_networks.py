@@ -32,7 +32,7 @@ def product_state(a: float, b: float) -> dict[str, Tensor]:
 
 def product_problem(**options: object) -> Problem:
     data = (torch.zeros(4, 1), torch.ones(4, 1))
-    return Problem(Product(), half_square, train=data, **options)
+    return Problem(Product().double(), half_square, train=data, **options)
 
 
 class Tanh(nn.Module):
