@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..batches import fixed_samples, statistics
+from ..batches import casting, data, fixed_samples, forward, precision, sampling, statistics
 from ..batches import loss as batch_loss
 from ..errors import LLPFError
 from ..path.atomic import read_bytes, write_bytes, write_whole, writing
@@ -28,15 +28,16 @@ from ..verify import Evaluation, evaluate
 Evaluate = Callable[[Mapping[str, Tensor]], Evaluation]
 
 #: Raised when what is stored, or how it is computed, changes its meaning.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def _versions() -> dict[str, Any]:
     return {"format": _FORMAT, "llpf_fast": __version__, "torch": torch.__version__}
 
 
-def _evaluating_code() -> str:
-    return code_digest(evaluate, fixed_samples, batch_loss, statistics)
+def evaluating_code() -> str:
+    """Digest of the code that decides what the loss of a set is, and what mini-batches are drawn."""
+    return code_digest(evaluate, batch_loss, casting, data, fixed_samples, forward, precision, sampling, statistics)
 
 
 class Answers:
@@ -103,8 +104,9 @@ class CachedEvaluator:
 
     Answers are kept in ``folder`` under sha256 of the state's names, dtypes, shapes and bytes and of everything else
     that the measurement depends on: ``about`` (digests of the data, the loss, the architecture; ``Problem`` makes it),
-    what the evaluator itself says of batch size, device, dtype and BatchNorm statistics, the source of ``verify``'s
-    evaluation, and the versions of torch and llpf_fast. Any difference is another key: a stale answer cannot be found.
+    what the evaluator itself says of batch size, device, dtype, memory order, loss and BatchNorm statistics, the
+    source of what evaluates, and the versions of torch and llpf_fast. Any difference is another key: a stale answer
+    cannot be found.
 
     Args:
         evaluator: a ``verify.Evaluator`` or any function of a state.
@@ -116,12 +118,12 @@ class CachedEvaluator:
         self._evaluator = evaluator
         settings = {
             key: str(getattr(evaluator, key, None))
-            for key in ("batch_size", "device", "dtype", "statistics", "samples")
+            for key in ("batch_size", "device", "dtype", "statistics", "samples", "mode", "loss_name")
         }
         tf32 = torch.backends.cudnn.allow_tf32 if settings["device"].startswith("cuda") else None
         #: Digest of all that the answers depend on besides the state.
         self.depends_on = digest(
-            {**_versions(), "about": about, "evaluator": settings, "tf32": tf32, "code": _evaluating_code()}
+            {**_versions(), "about": about, "evaluator": settings, "tf32": tf32, "code": evaluating_code()}
         )
         self._answers = Answers(Path(folder) / f"evaluations-{self.depends_on[:24]}.jsonl")
         #: How many states were measured, and how many answers came from the cache.

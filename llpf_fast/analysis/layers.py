@@ -20,6 +20,7 @@ from .predict import NODES, CurvatureIntegral, Prediction, curvature_integral, d
 from .problem import Problem
 from .rank import Rank, rank_correlation
 from .restricted import RestrictedLoss, Taylor
+from .vector_network import VectorNetwork
 
 #: "alone": one layer; the others are cumulative: from the input, from the output, in a random order.
 Order = Literal["alone", "shallow", "deep", "random"]
@@ -156,7 +157,7 @@ def layer_connectivity(
 ) -> LayerConnectivity:
     """Measure how the loss of each of two networks changes as layers go halfway to the other's.
 
-    A layer is a module that owns parameters, with its floating buffers (BatchNorm statistics go along). Where there are
+    A layer is a module that owns parameters, with its buffers (BatchNorm statistics go along). Where there are
     BatchNorm layers everything is measured with the stored and with re-estimated statistics.
 
     Args:
@@ -278,12 +279,9 @@ def _names(networks: Networks, layers: Mapping[str, list[str]], members: Sequenc
 def _halfway(
     networks: Networks, layers: Mapping[str, list[str]], members: Sequence[str], base: int
 ) -> dict[str, Tensor]:
-    middle = networks.combine([0.5, 0.5])
+    middle = networks.between(base, 1 - base, 0.5)
     chosen = _names(networks, layers, members)
-    return {
-        name: middle[name] if name in chosen and value.is_floating_point() else value
-        for name, value in networks[base].items()
-    }
+    return {name: middle[name] if name in chosen else value for name, value in networks[base].items()}
 
 
 def _expansion(
@@ -326,7 +324,7 @@ def _kept(
 
 
 def _code() -> str:
-    return code_digest(RestrictedLoss, Prediction, LayerConnectivity)
+    return code_digest(RestrictedLoss, Prediction, LayerConnectivity, VectorNetwork)
 
 
 def _whole(expansions: Sequence[Taylor]) -> Prediction:

@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..batches import TensorBatches, TensorData, as_data, hold, stratified_subset
+from ..batches import FixedSamples, LoaderBatches, LossReduction, TensorBatches, TensorData, as_data, hold
+from ..batches.casting import loss_in, module_in
+from ..batches.data import batch_length, data_digest
+from ..batches.fixed_samples import Held, held_count, held_digest, held_subset, try_network
+from ..batches.forward import computing_dtype, default_batch_size
+from ..batches.loss import LossFunction, chosen_loss
 from ..batches.statistics import STATISTICS_SIZE, normalization_layers
 from ..data import dataset_classes, load_dataset
 from ..errors import LLPFError
+from ..flat.copying import copied
+from ..flat.wrappers import unwrapped
 from ..models import build_model, check_images
 from ..path import RunDirectory
-from ..path.fingerprint import Unidentifiable, describe_loss, describe_module, digest, tensor_digest
+from ..path.fingerprint import Unidentifiable, describe_loss, describe_module, digest
 from ..user_code import loss_function
 from ..verify import Evaluator
-from ..verify.evaluate import LossFunction, Statistics
-from ..verify.recorded import recorded_folder, recorded_loss, recorded_model, recorded_name, recorded_settings
+from ..verify.evaluate import Statistics
+from ..verify.recorded import (
+    recorded_folder,
+    recorded_loss,
+    recorded_model,
+    recorded_name,
+    recorded_settings,
+    recorded_task,
+)
 from ..verify.run import SCREEN_SIZE, Samples
-from .cache import CachedEvaluator, Evaluate
+from .cache import CachedEvaluator, Evaluate, evaluating_code
+from .mini_batches import mini_batches
 from .networks import Networks, Source, load_networks
+from .vector_network import VectorNetwork
 
 Split = Literal["train", "test"]
 
@@ -32,18 +47,32 @@ Split = Literal["train", "test"]
 class Problem:
     """A network, a loss and data in memory.
 
+    The loss of a set is the one that search and certificate measure: of torch's losses the value of one call on the
+    whole set, of any other callable the mean of its values on the batches.
+
     Args:
-        module: the architecture; its values play no part.
-        loss_fn: (model output, targets) -> scalar mean loss; cross-entropy when missing.
-        train, test: (inputs ``[n, ...]``, targets ``[n, ...]``), or an iterable of batches that stack into such.
-        samples: training samples that are measured on, a fixed stratified subset; None or 0 for all.
+        module: the architecture; its values play no part. Wrappers (torch.compile, DataParallel) are taken off.
+        loss_fn: (model output, targets) -> scalar loss of a batch; None: cross-entropy, where outputs and targets are
+            those of classification.
+        train, test: anything that :func:`llpf_fast.batches.as_data` takes: (inputs, targets), a Dataset, a DataLoader,
+            a list of batches. Read once and held; batches stay as they come.
+        samples: training samples that are measured on, a fixed stratified subset (of batches: whole ones, evenly
+            spread); None or 0 for all.
         seed: of mini-batches and other draws.
-        device: where to compute.
+        device: where to compute. The dtype is float64 for a network of float64, else float32.
         cache: folder in which measurements are kept by content hash; None keeps none.
-        names: what results call model, data and loss (``{"model": "lenet5", "data": "mnist"}``).
+        names: what results call model and data (``{"model": "lenet5", "data": "mnist"}``).
+        batch_size: samples a forward pass where points are measured: 125 on a CPU, 2,000 on a GPU when missing.
+        usual_statistics: BatchNorm statistics ("stored" or "reestimated") where an analysis measures with one kind.
+
+    Attributes:
+        module, loss_fn: those in use.
+        train, measured, test: samples (``TensorData``) or a list of batches, held in memory; ``test`` may be None.
+        dtype: to compute in.
+        mode: how the network is run (:class:`~llpf_fast.batches.forward.ForwardMode`).
 
     Raises:
-        LLPFError: data that do not stack; empty data.
+        LLPFError: data of no known form; empty data; a forward that fails on the data; no loss, and no classification.
     """
 
     def __init__(
@@ -58,19 +87,27 @@ class Problem:
         device: torch.device | str = "cpu",
         cache: str | os.PathLike[str] | None = None,
         names: dict[str, str] | None = None,
+        batch_size: int | None = None,
+        usual_statistics: Statistics = "stored",
     ) -> None:
         if samples is not None and samples < 0:
             raise LLPFError(f"samples must be 0 (all) or more, got {samples}")
-        self.module, self.loss_fn = module, loss_fn or F.cross_entropy
+        self.module = unwrapped(module)
         self.seed, self.device, self.cache = seed, torch.device(device), cache
+        self.dtype = computing_dtype(self.module)
+        self.batch_size = default_batch_size(self.device) if batch_size is None else batch_size
+        self.usual_statistics: Statistics = usual_statistics
         self._names = names or {}
         #: All training samples; what the mini-batches come from.
-        self.train = _tensors(train, "training")
-        self.test = None if test is None else _tensors(test, "test")
-        chosen = stratified_subset(self.train[1], samples or 0)
-        whole = len(chosen) == len(self.train[1])
+        self.train = _held(train, "training data")
+        self.test = None if test is None else _held(test, "test data")
         #: The training samples that are measured on.
-        self.measured = self.train if whole else (self.train[0][chosen], self.train[1][chosen])
+        self.measured = held_subset(self.train, samples or 0)
+        twin = module_in(copied(self.module, "the model"), self.device, self.dtype).eval().requires_grad_(False)
+        self.mode, output, targets = try_network(
+            twin, self.measured, device=self.device, dtype=self.dtype, channels_last=self.device.type == "cpu"
+        )
+        self.loss_fn = chosen_loss(loss_fn, output, targets)
         self._about: dict[str, Any] | None = None
         self._digests: dict[str, str] = {}
 
@@ -88,18 +125,24 @@ class Problem:
     ) -> Problem:
         """What the run in ``folder`` was made with; what is given replaces what run.yaml names. Errors as verify_run.
 
-        ``options``: samples, seed, device, cache.
+        Points are measured as the search did: its loss, BatchNorm statistics, samples a forward pass. ``options``:
+        samples, seed, device, cache, batch_size, usual_statistics.
         """
         run = RunDirectory.open(folder)
-        settings = recorded_settings(run)
+        settings, task = recorded_settings(run), recorded_task(run)
         names = {key: value for key in ("model", "data") if isinstance(value := settings.get(key), str)}
-        module = model or recorded_model(run)
+        module = recorded_model(run) if model is None else model
         if train is None:
-            data = load_dataset(recorded_name(run, "data"), data_dir or recorded_folder(run))
+            data = load_dataset(recorded_name(run, "data"), recorded_folder(run) if data_dir is None else data_dir)
+            train, test = _held(data.train, "training data"), data.test if test is None else test
             if model is None:
-                check_images(recorded_name(run, "model"), data.train_inputs)
-            train, test = data.train, test or data.test
-        return cls(module, loss_fn or recorded_loss(run), train=train, test=test, names=names, **options)
+                _check_images(recorded_name(run, "model"), train)
+        if isinstance(task.get("evaluation_batch_size"), int):
+            options.setdefault("batch_size", task["evaluation_batch_size"])
+        if settings.get("statistics") == "reestimated":
+            options.setdefault("usual_statistics", "reestimated")
+        loss = recorded_loss(run) if loss_fn is None else loss_fn
+        return cls(module, loss, train=train, test=test, names=names, **options)
 
     @classmethod
     def from_names(
@@ -120,13 +163,51 @@ class Problem:
             module = build_model(model, classes=dataset_classes(data))
         loss_fn = None if loss is None else loss_function(loss)
         loaded = load_dataset(data, data_dir, download=download)
-        check_images(model, loaded.train_inputs)
+        train = _held(loaded.train, "training data")
+        _check_images(model, train)
         names = {"model": model, "data": data}
-        return cls(module, loss_fn, train=loaded.train, test=loaded.test, names=names, **options)
+        return cls(module, loss_fn, train=train, test=loaded.test, names=names, **options)
+
+    def like(self, *, module: nn.Module | None = None, samples: int | None = None) -> Problem:
+        """The same with another ``module`` (whose loss is then the one in use here), or measured on other samples.
+
+        ``samples``: as for :class:`Problem`; None leaves what is measured on as it is.
+        """
+        other = Problem(
+            self.module if module is None else module,
+            self.loss_fn,
+            train=self.train,
+            test=self.test,
+            samples=held_count(self.measured) if samples is None else samples,
+            seed=self.seed,
+            device=self.device,
+            cache=self.cache,
+            names=self._names,
+            batch_size=self.batch_size,
+            usual_statistics=self.usual_statistics,
+        )
+        if samples is None:
+            other.measured = self.measured
+        return other
 
     def networks(self, sources: Sequence[Source], *, fewest: int = 2, names: Sequence[str] | None = None) -> Networks:
         """The networks that ``sources`` name, checked against this architecture; see ``load_networks``."""
         return load_networks(sources, self.module, fewest=fewest, names=names)
+
+    def vector_network(self, *, train: bool = False, dtype: torch.dtype | None = None) -> VectorNetwork:
+        """The loss as a function of one flat vector, on the device and in ``dtype`` (the problem's when missing)."""
+        return VectorNetwork(
+            self.module,
+            self.loss_fn,
+            train=train,
+            device=self.device,
+            dtype=self.dtype if dtype is None else dtype,
+            gradients=self.mode.gradients,
+        )
+
+    def copy(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """A copy of the module on the device, in ``dtype`` (the problem's when missing)."""
+        return module_in(copied(self.module, "the model"), self.device, self.dtype if dtype is None else dtype)
 
     @property
     def has_statistics(self) -> bool:
@@ -138,51 +219,70 @@ class Problem:
         """The statistics worth measuring with: both where there are BatchNorm layers, else the stored alone."""
         return ("stored", "reestimated") if self.has_statistics else ("stored",)
 
-    def statistics_inputs(self) -> Tensor:
-        """The training inputs from which BatchNorm statistics are re-estimated: a fixed stratified subset of 2,000."""
-        return self.train[0][stratified_subset(self.train[1], STATISTICS_SIZE)]
+    @property
+    def reduction(self) -> LossReduction:
+        """How the loss of a set is made of the losses of its batches."""
+        return LossReduction(self.loss_fn)
 
-    def samples(self, split: Split) -> tuple[Tensor, Tensor]:
-        """(inputs, targets) that ``evaluator(split)`` measures on; LLPFError where there is no test set."""
+    def estimation(self) -> Held:
+        """The training samples from which BatchNorm statistics are re-estimated: a fixed subset of 2,000."""
+        return held_subset(self.train, STATISTICS_SIZE)
+
+    def samples(self, split: Split) -> Held:
+        """What ``evaluator(split)`` measures on; LLPFError where there is no test set."""
         if split == "train":
             return self.measured
         if self.test is None:
             raise LLPFError("there is no test set; pass test=")
         return self.test
 
+    def fixed(self, held: Held, *, batch_size: int | None = None, dtype: torch.dtype | None = None) -> FixedSamples:
+        """``held`` in batches on the device, placed as the evaluator places them."""
+        return FixedSamples(
+            held,
+            batch_size=self.batch_size if batch_size is None else batch_size,
+            device=self.device,
+            dtype=self.dtype if dtype is None else dtype,
+            channels_last=self.mode.channels_last,
+        )
+
     def evaluator(
         self,
         split: Split = "train",
         *,
-        statistics: Statistics = "stored",
-        dtype: torch.dtype = torch.float32,
+        statistics: Statistics | None = None,
+        dtype: torch.dtype | None = None,
         batch_size: int | None = None,
     ) -> Evaluate:
-        """state dict -> Evaluation on ``samples(split)``: eval mode; answers come from the cache where there is one."""
-        inputs, targets = self.samples(split)
+        """state dict -> Evaluation on ``samples(split)``: eval mode; answers come from the cache where there is one.
+
+        ``statistics`` (``usual_statistics``), ``dtype`` and ``batch_size`` are the problem's when missing.
+        """
+        statistics = self.usual_statistics if statistics is None else statistics
+        dtype = self.dtype if dtype is None else dtype
         evaluator = Evaluator(
             self.module,
-            self.loss_fn,
-            inputs,
-            targets,
+            loss_in(self.loss_fn, self.device, dtype),
+            self.samples(split),
             device=self.device,
             statistics=statistics,
-            statistics_inputs=self.statistics_inputs() if statistics == "reestimated" else None,
+            statistics_inputs=self.estimation() if statistics == "reestimated" else None,
             dtype=dtype,
-            batch_size=batch_size,
+            batch_size=self.batch_size if batch_size is None else batch_size,
         )
         about = self.identity(split)
         if self.cache is None or about is None:
             return evaluator
         if statistics == "reestimated":
-            about["statistics_inputs"] = self._digest("statistics", self.statistics_inputs)
+            about["statistics_inputs"] = self._digest("statistics", self.estimation())
         return CachedEvaluator(evaluator, self.cache, about)
 
     def identity(self, split: Split = "train") -> dict[str, Any] | None:
         """What a measurement on ``samples(split)`` depends on besides the state, as digests: for cache keys.
 
-        None, with a warning, where the network or the loss cannot be told from another by what Python shows of it (a
-        lambda typed at a prompt): then nothing is cached.
+        The architecture, the loss with its options, the samples and how they came in batches, how they are run, and
+        the code that forms the loss of a set. None, with a warning, where the network or the loss cannot be told from
+        another by what Python shows of it (a lambda typed at a prompt): then nothing is cached.
         """
         try:
             if self._about is None:
@@ -195,32 +295,64 @@ class Problem:
                 warnings.warn(f"nothing is cached: {error}, so it could not be told from another", stacklevel=2)
                 self.cache = None
             return None
-        return {**self._about, "data": self._digest(split, lambda: self.samples(split))}
+        return {
+            **self._about,
+            "data": self._digest(split, self.samples(split)),
+            "dtype": str(self.dtype),
+            "batch_size": self.batch_size,
+            "mode": str(self.mode),
+            "usual_statistics": self.usual_statistics,
+            "code": evaluating_code(),
+        }
 
-    def _digest(self, what: str, tensors: Callable[[], Any]) -> str:
+    def training_identity(self) -> dict[str, Any] | None:
+        """What training on this problem depends on: all training samples, unlike :meth:`identity`, which tells what is
+        measured on; which parameters are frozen; the device. None as there."""
+        identity = self.identity()
+        if identity is None:
+            return None
+        frozen = [name for name, parameter in self.module.named_parameters() if not parameter.requires_grad]
+        whole = identity["data"] if self.measured is self.train else self._digest("training", self.train)
+        return {**identity, "data": whole, "frozen": frozen, "device": str(self.device)}
+
+    def _digest(self, what: str, held: Held) -> str:
+        """Of the samples, in the dtypes in which they came, and of how they came in batches."""
         if what not in self._digests:
-            found = tensors()
-            self._digests[what] = tensor_digest(*(found if isinstance(found, tuple) else (found,)))
+            if isinstance(held, TensorData):
+                self._digests[what] = held.sha256
+            else:
+                self._digests[what] = digest([data_digest(held), [batch_length(*batch) for batch in held]])
         return self._digests[what]
 
-    def batches(self, batch_size: int, *, path: int = 0, seed: int | None = None) -> TensorBatches:
-        """Mini-batches of all training samples on the device: a function of (seed, path, round) alone."""
-        inputs, targets = (part.to(self.device) for part in self.train)
-        return TensorBatches(inputs, targets, batch_size, seed=self.seed if seed is None else seed, path=path)
+    def batches(self, batch_size: int, *, path: int = 0, seed: int | None = None) -> TensorBatches | LoaderBatches:
+        """Mini-batches of all training samples on the device: a function of (seed, path, round) alone.
+
+        Where the data came in batches, those batches in their order.
+        """
+        return mini_batches(
+            self.train,
+            batch_size,
+            self.device,
+            self.dtype,
+            reduction=self.reduction,
+            seed=self.seed if seed is None else seed,
+            path=path,
+        )
 
     def about(self) -> dict[str, Any]:
         """What results say of the problem."""
-        identity = self.identity("train")
+        if "about" not in self._digests:
+            self._digests["about"] = held_digest(self.measured, self.dtype)
         return {
             "model": self._names.get("model", type(self.module).__name__),
             "data": self._names.get("data"),
-            "loss": getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__),
-            "training_samples": len(self.train[1]),
-            "training_samples_measured": len(self.measured[1]),
-            "test_samples": None if self.test is None else len(self.test[1]),
+            "loss": self.reduction.name,
+            "training_samples": held_count(self.train),
+            "training_samples_measured": held_count(self.measured),
+            "test_samples": None if self.test is None else held_count(self.test),
             "seed": self.seed,
             "device": str(self.device),
-            "data_sha256": None if identity is None else identity["data"],
+            "data_sha256": self._digests["about"],
         }
 
 
@@ -229,8 +361,13 @@ def default_samples(device: torch.device | str) -> int:
     return 0 if torch.device(device).type == "cuda" else SCREEN_SIZE
 
 
-def _tensors(data: Samples, kind: str) -> tuple[Tensor, Tensor]:
-    held = hold(as_data(data, f"{kind} data"))
-    if not (isinstance(held, TensorData) and isinstance(held.inputs, Tensor) and isinstance(held.targets, Tensor)):
-        raise LLPFError(f"the {kind} data must be tensors (inputs, targets), or a Dataset of such")
-    return held.inputs, held.targets
+def _check_images(model: str, held: Held) -> None:
+    if isinstance(held, TensorData) and isinstance(held.inputs, Tensor):
+        check_images(model, held.inputs)
+
+
+def _held(data: Samples, what: str) -> Held:
+    with torch.random.fork_rng(devices=[]):
+        # A shuffling loader gives the samples that the certificate would see.
+        torch.default_generator.manual_seed(0)
+        return hold(as_data(data, what))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..batches import stratified_subset
-from ..batches.loss import loss_of
+from ..batches.casting import loss_in
+from ..batches.fixed_samples import held_subset
+from ..batches.loss import LossReduction, loss_of
+from ..batches.precision import float32_products
 from .networks import State
 from .problem import Problem
+from .vector_network import twice
 
 _BATCH = 250
 
@@ -34,14 +36,15 @@ class Taylor:
 class RestrictedLoss:
     """phi(s) = L(theta + sum_k s_k d_k) in eval mode on fixed training samples, and its derivatives in s.
 
-    Derivatives in the K numbers s need no vector of the network's size: row k of d^T H d is one Hessian-vector product,
-    backpropagated to s alone. At a kink (ReLU) they are those of the piece that the point lies on.
+    L is the loss of the set (:class:`~llpf_fast.batches.LossReduction`), however it is cut into batches. Derivatives in
+    the K numbers s need no vector of the network's size: row k of d^T H d is one Hessian-vector product, backpropagated
+    to s alone. At a kink (ReLU) they are those of the piece that the point lies on.
 
     Args:
         problem: network, loss, training data.
-        samples: a fixed stratified subset of the measured training samples; None or 0 for all of them.
+        samples: a fixed subset of the measured training samples, as a problem's; None or 0 for all of them.
         dtype: to compute in.
-        batch_size: samples a pass; its graph is held for the second derivatives.
+        batch_size: samples a pass; its graph is held for the second derivatives. Batches stay as they come.
     """
 
     def __init__(
@@ -52,17 +55,17 @@ class RestrictedLoss:
         dtype: torch.dtype = torch.float64,
         batch_size: int = _BATCH,
     ) -> None:
-        inputs, targets = problem.measured
-        chosen = stratified_subset(targets, samples or 0)
-        self._dtype, self._device, self._loss_fn = dtype, problem.device, problem.loss_fn
-        self._inputs, self._targets = (part[chosen].to(problem.device) for part in (inputs, targets))
+        self._dtype, self._device, self._gradients = dtype, problem.device, problem.mode.gradients
+        self._loss_fn = loss_in(problem.loss_fn, problem.device, dtype)
+        held = held_subset(problem.measured, samples or 0)
+        self._samples = problem.fixed(held, batch_size=batch_size, dtype=dtype)
+        self._shares = self._samples.shares(LossReduction(self._loss_fn))
         self._batch_size = batch_size
-        module = getattr(problem.module, "_orig_mod", problem.module)
-        self._module = copy.deepcopy(module).to(problem.device, dtype).eval().requires_grad_(False)
+        self._module = problem.copy(dtype).eval().requires_grad_(False)
 
     @property
     def samples(self) -> int:
-        return len(self._targets)
+        return self._samples.count
 
     def settings(self) -> dict[str, object]:
         """What derivatives depend on besides the problem: for cache keys."""
@@ -70,8 +73,9 @@ class RestrictedLoss:
 
     def loss(self, theta: State) -> float:
         """L(theta); theta is a whole state dict."""
-        with torch.no_grad():
-            return float(sum(loss for loss in self._batch_losses(self._cast(theta))))
+        point = self._cast(theta)
+        with torch.set_grad_enabled(self._gradients), float32_products("float32", self._device):
+            return float(sum(share * float(self._loss(point, x, y)) for x, y, share in self._batches()))
 
     def expand(self, theta: State, directions: Sequence[Mapping[str, Tensor]], *, order: int = 2) -> Taylor:
         """Loss, slopes and (``order`` 2, else zeros) curvature at ``theta``, a whole state dict.
@@ -88,11 +92,9 @@ class RestrictedLoss:
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         slopes = torch.zeros(count, dtype=torch.float64, device=self._device)
         curvature = torch.zeros(count, count, dtype=torch.float64, device=self._device)
-        # Fused attention kernels have no second derivative.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with twice(self._device):
             s = torch.zeros(count, dtype=self._dtype, device=self._device, requires_grad=True)
-            for inputs, targets in self._batches():
-                share = len(targets) / self.samples
+            for inputs, targets, share in self._batches():
                 point = dict(base)
                 for k, move in enumerate(moves):
                     for name, value in move.items():
@@ -108,27 +110,23 @@ class RestrictedLoss:
                             curvature[k] += row
         return Taylor(float(total), slopes.cpu(), (curvature + curvature.T).cpu() / 2)
 
-    def _batches(self) -> list[tuple[Tensor, Tensor]]:
-        split = zip(self._inputs.split(self._batch_size), self._targets.split(self._batch_size), strict=True)
-        return [(self._to(inputs) if inputs.is_floating_point() else inputs, targets) for inputs, targets in split]
+    def _batches(self) -> Iterator[tuple[Any, Any, float]]:
+        """(inputs, targets, share in the loss of the set) of the batches that have one."""
+        for (inputs, targets, _), share in zip(self._samples, self._shares, strict=True):
+            if share:
+                yield inputs, targets, share
 
-    def _batch_losses(self, point: Mapping[str, Tensor]) -> list[Tensor]:
-        return [
-            self._loss(point, inputs, targets).double() * (len(targets) / self.samples)
-            for inputs, targets in self._batches()
-        ]
+    def _loss(self, point: Mapping[str, Tensor], inputs: Any, targets: Any) -> Tensor:
+        def network(*given: Any, **named: Any) -> Any:
+            return functional_call(self._module, dict(point), given, named, tie_weights=False)
 
-    def _loss(self, point: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-        def forward(x: Tensor) -> Tensor:
-            output: Tensor = functional_call(self._module, dict(point), (x,), tie_weights=False)
-            return output
-
-        if targets.is_floating_point():
-            targets = self._to(targets)
-        return loss_of(forward, self._loss_fn, inputs, targets)
+        return loss_of(network, self._loss_fn, inputs, targets)
 
     def _cast(self, state: State) -> dict[str, Tensor]:
-        return {k: self._to(v) if v.is_floating_point() else v.to(self._device) for k, v in state.items()}
+        return {name: self._to(value) for name, value in state.items()}
 
     def _to(self, value: Tensor) -> Tensor:
-        return value.detach().to(self._device, self._dtype)
+        """On the device; floating and complex values in the dtype's precision, others as they are."""
+        if value.is_complex():
+            return value.detach().to(self._device, self._dtype.to_complex())
+        return value.detach().to(self._device, self._dtype if value.is_floating_point() else None)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..batches.casting import loss_in, module_in
+from ..batches.forward import computing_dtype, forward
+from ..batches.loss import LossFunction, LossReduction, batch_loss
+from ..batches.precision import float32_products
 from ..batches.sampling import Batches
+from ..flat.copying import copied
+from ..flat.wrappers import unwrapped
 from ..path import compare_architectures
 from .networks import Networks
-
-#: (model output, targets) -> scalar mean over the batch.
-LossFunction = Callable[[Any, Any], Tensor]
 
 
 class VectorNetwork:
@@ -26,12 +30,16 @@ class VectorNetwork:
     order, tied ones once. Works on a copy of the module, with that copy's buffers.
 
     Args:
-        module: the architecture.
-        loss_fn: (model output, targets) -> mean loss.
+        module: the architecture; wrappers (torch.compile, DataParallel) are taken off.
+        loss_fn: (model output, targets) -> scalar loss of a batch.
         train: train mode (dropout, batch statistics: as in training) or eval mode (what certificates look at).
+        dtype: to compute in; when missing float64 for a network of float64, else float32. Complex buffers stay
+            complex; the tensors of a loss module (class weights) are taken in this dtype too.
+        gradients: the forward itself takes gradients (:class:`~llpf_fast.batches.forward.ForwardMode`).
 
     Raises:
-        LLPFError: a module without floating parameters, or with values that are not finite.
+        LLPFError: a module without floating parameters, or with parameters that are not finite; one that cannot be
+            copied.
     """
 
     def __init__(
@@ -41,12 +49,18 @@ class VectorNetwork:
         *,
         train: bool = False,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
+        gradients: bool = False,
     ) -> None:
+        module = unwrapped(module)
         self._layout = Networks([module.state_dict()], ["the model"], module)
-        self._module = copy.deepcopy(module).to(device, dtype).requires_grad_(False)
+        self.device, self.dtype = torch.device(device), computing_dtype(module) if dtype is None else dtype
+        self._module = module_in(copied(module, "the model"), self.device, self.dtype).requires_grad_(False)
         self._module.train(train)
-        self._loss_fn, self.device, self.dtype = loss_fn, torch.device(device), dtype
+        self._loss_fn = loss_in(loss_fn, self.device, self.dtype)
+        #: How the loss of a set is made of the losses of its batches.
+        self.reduction = LossReduction(self._loss_fn)
+        self._gradients = gradients
         self._shapes = [self._layout[0][name].shape for name in self._layout.parameter_names]
 
     @property
@@ -84,13 +98,20 @@ class VectorNetwork:
         names, sizes = self._layout.parameter_names, [shape.numel() for shape in self._shapes]
         parts = zip(names, vector.split(sizes), self._shapes, strict=True)
         parameters = {name: part.view(shape) for name, part, shape in parts}
-        if isinstance(inputs, Mapping):
-            return functional_call(self._module, parameters, (), dict(inputs))
-        return functional_call(self._module, parameters, tuple(inputs) if isinstance(inputs, list) else inputs)
+        return forward(lambda *given, **named: functional_call(self._module, parameters, given, named), inputs)
 
     def loss(self, vector: Tensor, inputs: Any, targets: Any) -> Tensor:
-        """Mean loss of one batch at ``vector [P]``: a scalar, differentiable by it any number of times."""
-        return self._loss_fn(self.output(vector, inputs), targets)
+        """Loss of one batch at ``vector [P]``: a scalar, differentiable by it; twice only within :func:`twice`.
+
+        Raises:
+            LLPFError: the forward or the loss fails on the data.
+        """
+        return batch_loss(self._loss_fn, self.output(vector, inputs), targets)
+
+    def value(self, vector: Tensor, inputs: Any, targets: Any) -> Tensor:
+        """:meth:`loss` as a number: a scalar tensor without a graph."""
+        with torch.set_grad_enabled(self._gradients):
+            return self.loss(vector, inputs, targets).detach()
 
     def gradient(self, vector: Tensor, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         """Loss (a scalar tensor) and gradient ``[P]`` of one batch at ``vector``."""
@@ -99,6 +120,16 @@ class VectorNetwork:
             loss = self.loss(point, inputs, targets)
             (gradient,) = torch.autograd.grad(loss, point)
         return loss.detach(), gradient
+
+
+@contextmanager
+def twice(device: torch.device) -> Iterator[None]:
+    """What is computed inside can be differentiated twice: the fused attention kernels have no second derivative.
+
+    Matrix products of float32 on a GPU are true float32, as where points are measured.
+    """
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), float32_products("float32", device):
+        yield
 
 
 class BatchGradient:

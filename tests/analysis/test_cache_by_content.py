@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from llpf_fast import LLPFError
 from llpf_fast.analysis import CachedEvaluator, Problem, cached_numbers, cached_training
 from llpf_fast.analysis.cache import Answers
-from llpf_fast.path.fingerprint import Unidentifiable, describe_loss, describe_module, digest
 from llpf_fast.analysis.layers import layer_connectivity
 from llpf_fast.analysis.linear import linear_connectivity
+from llpf_fast.path.fingerprint import Unidentifiable, describe_loss, describe_module, digest
 
 from .toy_networks import Tanh, random_classes
 
@@ -150,7 +150,7 @@ def test_another_way_of_measuring_is_another_question(tmp_path, monkeypatch) -> 
 
     state = Tanh(1).state_dict()
     _evaluator(tmp_path)(state)
-    monkeypatch.setattr(cache, "_evaluating_code", lambda: "as it was before")
+    monkeypatch.setattr(cache, "evaluating_code", lambda: "as it was before")
     assert not _is_found(_evaluator(tmp_path), state)
 
 

@@ -12,7 +12,7 @@ from llpf_fast.analysis import Problem
 from llpf_fast.analysis.curves import methods
 from llpf_fast.analysis.curves.compare import Comparison, Plan, compare
 from llpf_fast.analysis.curves.found import FoundCurve, write_run
-from llpf_fast.analysis.curves.methods import METHODS, Budget, find_curve, training_identity
+from llpf_fast.analysis.curves.methods import METHODS, Budget, find_curve
 from llpf_fast.batches import stratified_subset
 from llpf_fast.errors import LLPFError
 from llpf_fast.path import RunDirectory
@@ -111,9 +111,9 @@ def test_what_is_trained_on_tells_problems_apart_even_where_the_same_is_measured
     changed[next(i for i in range(len(inputs)) if i not in measured)] += 1
     one, other = (Problem(blobs.module(), train=(x, targets), samples=30) for x in (inputs, changed))
     assert one.identity() == other.identity()
-    assert training_identity(one) != training_identity(other)
+    assert one.training_identity() != other.training_identity()
     whole = Problem(blobs.module(), train=(inputs, targets))
-    assert training_identity(one) == training_identity(whole)
+    assert one.training_identity() == whole.training_identity()
 
 
 def test_larger_budgets_until_they_help_no_more(tmp_path: Path) -> None:

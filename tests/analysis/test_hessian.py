@@ -85,7 +85,7 @@ def test_small_and_flat_hessians() -> None:
 
 def test_a_hessian_that_is_not_finite_gives_nan() -> None:
     hessian, _ = tiny()
-    broken = Hessian(hessian._network, hessian._vector * math.inf, hessian._batches)
+    broken = Hessian(hessian._network, hessian._vector * math.inf, hessian._samples)
     assert math.isnan(top_eigenvalue(broken))
 
 

@@ -37,7 +37,7 @@ def test_sharpness_is_that_of_the_full_hessian(run: Path, tmp_path: Path) -> Non
         if state is None:
             continue
         network = VectorNetwork(blobs.module(), F.cross_entropy, dtype=torch.float64)
-        inputs, targets = problem.measured
+        inputs, targets = problem.measured.inputs, problem.measured.targets
         whole = torch.autograd.functional.hessian(
             lambda v, network=network, x=inputs, y=targets: network.loss(v, x.double(), y), network.pack(state)
         )

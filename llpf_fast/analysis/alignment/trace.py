@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ...batches.casting import module_in
 from ...errors import LLPFError
+from ...flat.copying import copied
 from .specification import Axis, PermutationSpecification, Units
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -58,11 +59,12 @@ def trace_permutations(module: nn.Module, example: Tensor) -> PermutationSpecifi
     Raises:
         LLPFError: torch.fx cannot trace the module (its forward depends on values), or no units are free.
     """
-    twin = copy.deepcopy(module).cpu().float().eval()
+    twin = module_in(copied(module), torch.device("cpu"), torch.float32).eval()
     try:
         graph = fx.symbolic_trace(twin)
         with torch.no_grad():
-            ShapeProp(graph).propagate(example.detach().cpu().float())
+            example = example.detach().cpu()
+            ShapeProp(graph).propagate(example.float() if example.is_floating_point() else example)
     except Exception as error:  # tracing runs the user's forward, which may raise anything
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise LLPFError(

@@ -45,7 +45,7 @@ class ComplexCertificate:
     ``connected``: the training loss is finite and at most ``threshold`` at every evaluated point. What lies between is
     not proved; ``resolution`` says how large the cells are and how many may still hide something
     (``cells_that_may_exceed``). ``simplex_max`` is the highest loss on each simplex, ``edge_max`` that on the edges of
-    the simplices alone: what a check of edges would have said. Losses are means over samples, lengths L2.
+    the simplices alone: what a check of edges would have said. Losses are those of the whole set, lengths L2.
     """
 
     connected: bool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -12,17 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...batches import LossFunction, TensorData
-from ...batches.fixed_samples import FixedSamples
-from ...batches.sampling import TensorBatches
-from ...batches.statistics import normalization_layers, reestimate
+from ...batches import FixedSamples, LoaderBatches, LossFunction, LossReduction, TensorBatches, as_data, hold
+from ...batches.fixed_samples import Held, held_subset
+from ...batches.forward import default_batch_size
+from ...batches.statistics import STATISTICS_SIZE
 from ...correct import Correction
 from ...errors import LLPFError
 from ...flat import FlatParameters
+from ...flat.copying import copied
+from ...flat.wrappers import unwrapped
 from ...path import save_model_file
 from ...path.atomic import write_json, writing
 from ...path.plain import finite_or_none
+from ..mini_batches import mini_batches
 from ..networks import Networks
+from ..statistics import estimate
 from .certificate import ComplexCertificate
 from .complex import Complex, ComplexKind
 from .hyperplane import Hyperplane
@@ -30,8 +33,6 @@ from .surface import train_surface
 
 #: (gradient steps done, expected, what is being done)
 Progress = Callable[[int, int, str], None]
-#: Training samples from which BatchNorm statistics of the points found are estimated.
-_STATISTICS_SIZE = 2_000
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def find_connector(
     module: nn.Module,
     optima: Networks,
     loss_fn: LossFunction,
-    train: tuple[Tensor, Tensor],
+    train: Any,
     settings: ConnectorSettings | None = None,
     *,
     progress: Progress | None = None,
@@ -143,29 +144,41 @@ def find_connector(
     """Search the points of a :class:`Complex` over ``optima`` (arXiv 1906.04724's connectors of two; several: ours).
 
     Args:
-        module: the architecture, on the device to compute on; copied.
+        module: the architecture, on the device to compute on; copied, without wrappers.
         optima: two or more networks.
-        loss_fn: (model output, targets) -> mean loss.
-        train: inputs ``[n, ...]`` and targets ``[n]``, on the module's device.
+        loss_fn: (model output, targets) -> scalar loss of a batch, which is compared with ``settings.aim``.
+        train: anything that :func:`llpf_fast.batches.as_data` takes, or samples held in memory already.
         progress: called after every window of steps.
 
     Returns:
         The connector, without a certificate.
 
     Raises:
-        LLPFError: fewer than two optima, two equal ones, a setting that cannot work, a loss that is not finite.
+        LLPFError: fewer than two optima, two equal ones, a setting that cannot work, a loss that is not finite or that
+            adds up over a batch; as ``as_data``.
     """
-    settings = settings or ConnectorSettings()
+    settings = ConnectorSettings() if settings is None else settings
     settings.validate()
+    reduction = LossReduction(loss_fn)
+    if reduction.kind == "sum":
+        raise LLPFError(f"the loss {reduction.name} adds up over a batch, so no batch can reach the aim: take the mean")
+    held = hold(as_data(train))
     shape = Complex.of(len(optima), settings.kind)
-    flat = FlatParameters(copy.deepcopy(module))
+    module = unwrapped(module)
+    flat = FlatParameters(copied(module))
+
+    def batches(vertex: int) -> TensorBatches | LoaderBatches:
+        device, dtype = flat.data.device, flat.data.dtype
+        return mini_batches(
+            held, settings.batch_size, device, dtype, reduction=reduction, seed=settings.seed, path=vertex
+        )
+
     corners = torch.stack([flat.flatten(state) for state in optima])
     planes = [Hyperplane(corners[list(face)]) for face in shape.faces[len(optima) :]]
     total = len(planes) * settings.steps + settings.surface_steps
     values, states, records = list(corners), list(optima.states), []
     for number, plane in enumerate(planes):
         vertex = len(optima) + number
-        batches = TensorBatches(*train, settings.batch_size, seed=settings.seed, path=vertex)
         flat.load(optima.combine(_centroid(shape.faces[vertex], len(optima))))
 
         def tell(steps: int, loss: float, number: int = number, vertex: int = vertex) -> None:
@@ -173,12 +186,11 @@ def find_connector(
                 text = f"point {shape.label(vertex)}  loss {loss:.4f}"
                 progress(number * settings.steps + steps, total, text)
 
-        record = _train_point(flat, plane, loss_fn, batches, settings, tell)
+        record = _train_point(flat, plane, loss_fn, batches(vertex), settings, tell)
         records.append({"point": shape.label(vertex), **record, "distance_off_plane": plane.distance(flat.data)})
         values.append(flat.data.clone())
         states.append(flat.state_dict())
     if settings.surface_steps:
-        batches = TensorBatches(*train, settings.batch_size, seed=settings.seed, path=len(shape.faces))
         done = total - settings.surface_steps
         found = train_surface(
             flat,
@@ -186,7 +198,7 @@ def find_connector(
             planes,
             shape.simplices,
             loss_fn,
-            batches,
+            batches(len(shape.faces)),
             steps=settings.surface_steps,
             lr=settings.lr,
             momentum=settings.momentum,
@@ -194,7 +206,7 @@ def find_connector(
             progress=None if progress is None else lambda step, text: progress(done + step, total, text),
         )
         for vertex in range(len(optima), len(shape.faces)):
-            states[vertex] = _with_statistics(flat, found[vertex], train[0])
+            states[vertex] = _with_statistics(flat, found[vertex], held)
     names = [*optima.names, *(shape.label(v) for v in range(len(optima), len(shape.faces)))]
     return Connector(shape, Networks(states, names, module), settings, records)
 
@@ -207,7 +219,7 @@ def _train_point(
     flat: FlatParameters,
     plane: Hyperplane,
     loss_fn: LossFunction,
-    batches: TensorBatches,
+    batches: TensorBatches | LoaderBatches,
     settings: ConnectorSettings,
     tell: Callable[[int, float], None],
 ) -> dict[str, Any]:
@@ -249,13 +261,10 @@ def _train_point(
             }
 
 
-def _with_statistics(flat: FlatParameters, values: Tensor, inputs: Tensor) -> dict[str, Tensor]:
+def _with_statistics(flat: FlatParameters, values: Tensor, held: Held) -> dict[str, Tensor]:
     """The state at ``values``; BatchNorm statistics of its own, since training went on all over the surface."""
     flat.data.copy_(values)
-    if any(True for _ in normalization_layers(flat.module)):
-        part = inputs[:_STATISTICS_SIZE]
-        data = TensorData(part, torch.zeros(len(part)))
-        held = FixedSamples(data, batch_size=125, device=inputs.device, dtype=flat.data.dtype)
-        with torch.no_grad():
-            reestimate(flat.module, held)
+    device, dtype = flat.data.device, flat.data.dtype
+    few = held_subset(held, STATISTICS_SIZE)
+    estimate(flat.module, FixedSamples(few, batch_size=default_batch_size(device), device=device, dtype=dtype))
     return flat.state_dict()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...batches.fixed_samples import held_count
 from ..problem import Problem
 from .certificate import ComplexCertificate, Progress, certify_complex
 from .connector import Connector
@@ -20,11 +21,8 @@ def certify_connector(
     """
     statistics = problem.statistics[-1]
     full = None
-    if len(problem.measured[1]) < len(problem.train[1]):
-        whole = Problem(
-            problem.module, problem.loss_fn, train=problem.train, device=problem.device, cache=problem.cache
-        )
-        full = whole.evaluator("train", statistics=statistics)
+    if held_count(problem.measured) < held_count(problem.train):
+        full = problem.like(samples=0).evaluator("train", statistics=statistics)
     connector.certificate = certify_complex(
         connector.vertices,
         connector.complex.simplices,

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...batches.fixed_samples import held_count
 from ...errors import LLPFError
 from ...find import Settings
 from ...path.fingerprint import digest
@@ -23,7 +24,7 @@ from .fit import Progress
 from .found import FoundCurve, write_run
 from .lines import aligned_line, straight_line
 from .llpf_path import llpf
-from .methods import METHODS, TRAINED, Budget, Method, find_curve, training_identity
+from .methods import METHODS, TRAINED, Budget, Method, find_curve
 
 #: Learning rates tried where none is given. Garipov et al. used 0.015 to 0.05 on VGG and PreResNet, AutoNEB's authors
 #: 0.1 and less; what suits depends on network and data, and one that diverges must not decide a comparison.
@@ -142,24 +143,15 @@ class _Work:
         self._statistics: Statistics = "reestimated" if problem.has_statistics else "stored"
         self._train = problem.evaluator("train", statistics=self._statistics)
         self._test = None if problem.test is None else problem.evaluator("test", statistics=self._statistics)
-        samples = len(problem.measured[1])
+        samples = held_count(problem.measured)
         self._full = None
-        if samples < len(problem.train[1]):
+        if samples < held_count(problem.train):
             self._full = self._measured_on(0)
         self._screen = self._measured_on(_SCREEN_SAMPLES) if samples > _SCREEN_SAMPLES else self._train
         self._comparison = Comparison([], [], [], {})
 
     def _measured_on(self, samples: int) -> Callable[[Mapping[str, Tensor]], Evaluation]:
-        other = Problem(
-            self._problem.module,
-            self._problem.loss_fn,
-            train=self._problem.train,
-            samples=samples,
-            seed=self._problem.seed,
-            device=self._problem.device,
-            cache=self._problem.cache,
-        )
-        return other.evaluator("train", statistics=self._statistics)
+        return self._problem.like(samples=samples).evaluator("train", statistics=self._statistics)
 
     def all(self) -> Comparison:
         plan, steps = self._plan, self._plan.steps
@@ -202,7 +194,7 @@ class _Work:
         settings = replace(given, threshold=self._plan.threshold * shrink, correction=correction)
         # Without an identity nothing can say that an earlier search was about the same problem: a folder of its own.
         about = {
-            "problem": training_identity(self._problem) or time.time_ns(),
+            "problem": self._problem.training_identity() or time.time_ns(),
             "ends": self._networks.select(0, 1).digests(),
             "settings": settings.as_dict(),
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Mapping
@@ -11,8 +10,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ...batches import as_data
 from ...errors import LLPFError
 from ...find import PathFinder, Settings, TickProgress
+from ...flat.copying import copied
 from ...path import RunDirectory
 from ..problem import Problem
 from .fit import Progress
@@ -56,11 +57,11 @@ def llpf(
         return _stopped(run, b, steps, math.nan)
     if run is None or not run.complete:
         finder = PathFinder(
-            copy.deepcopy(problem.module),
+            copied(problem.module, "the model"),
             dict(a),
             dict(b),
             settings=settings,
-            train=tuple(part.to(problem.device) for part in problem.train),
+            train=as_data(problem.train),
             loss_fn=problem.loss_fn,
             device=problem.device,
             out=folder,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -11,13 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...batches import FixedSamples, TensorData, stratified_subset
-from ...batches.statistics import reestimate
+from ...batches.fixed_samples import held_subset
 from ...errors import LLPFError
 from ...path import state_digest
-from ...path.fingerprint import tensor_digest
 from ..cache import cached_training
 from ..problem import Problem
+from ..statistics import own_statistics
 from ..vector_network import BatchGradient, VectorNetwork
 from .band import BandSettings, auto_neb
 from .curve import Bezier, Curve, PolyChain, point, straight
@@ -64,7 +62,7 @@ def find_curve(
         nodes, steps, seconds = _train(method, problem, a, b, budget, progress)
         return {"nodes": nodes, "cost": torch.tensor([steps, seconds], dtype=torch.float64)}
 
-    identity = None if problem.cache is None else training_identity(problem)
+    identity = None if problem.cache is None else problem.training_identity()
     if problem.cache is None or identity is None:
         found = train()
     else:
@@ -80,16 +78,6 @@ def find_curve(
     steps, seconds = found["cost"].tolist()
     waypoints = _waypoints(method, problem, a, b, found["nodes"], budget)
     return FoundCurve(method, waypoints, int(steps), seconds, settings=_settings(method, budget))
-
-
-def training_identity(problem: Problem) -> dict[str, Any] | None:
-    """What training on ``problem`` depends on, as digests: all its training data, unlike ``problem.identity``, which
-    tells what is measured on. None where the network or the loss cannot be told from another."""
-    identity = problem.identity()
-    if identity is None:
-        return None
-    whole = identity["data"] if problem.measured is problem.train else tensor_digest(*problem.train)
-    return {**identity, "data": whole, "device": str(problem.device)}
 
 
 def _settings(method: Method, budget: Budget) -> dict[str, Any]:
@@ -114,7 +102,7 @@ def _train(
     method: Method, problem: Problem, a: State, b: State, budget: Budget, progress: Progress | None
 ) -> tuple[Tensor, int, float]:
     """Nodes ``[n, P]``, gradient steps, seconds."""
-    network = VectorNetwork(problem.module, problem.loss_fn, train=True, device=problem.device)
+    network = problem.vector_network(train=True)
     start, end = network.pack(a, "the start"), network.pack(b, "the destination")
     gradient = BatchGradient(network, problem.batches(budget.batch_size, seed=budget.seed))
     # Dropout's numbers come from torch's own generator: fixed inside, left as it was outside.
@@ -135,18 +123,18 @@ def _train(
 
 def _look(problem: Problem, network: VectorNetwork) -> Callable[[Tensor], float]:
     """The loss on a fixed subset of training samples, with the statistics of the batch where there are any."""
-    chosen = stratified_subset(problem.train[1], _LOOK)
-    inputs, targets = (part[chosen].to(problem.device) for part in problem.train)
+    samples = problem.fixed(held_subset(problem.train, _LOOK), batch_size=_LOOK)
+    shares = samples.shares(network.reduction)
 
-    @torch.no_grad()
     def measure(vector: Tensor) -> float:
-        return float(network.loss(vector, inputs, targets))
+        batches = zip(samples, shares, strict=True)
+        return float(sum(share * float(network.value(vector, x, y)) for (x, y, _), share in batches if share))
 
     return measure
 
 
 def _waypoints(method: Method, problem: Problem, a: State, b: State, nodes: Tensor, budget: Budget) -> list[State]:
-    network = VectorNetwork(problem.module, problem.loss_fn)
+    network = problem.vector_network()
     if method == "autoneb":
         vectors = list(nodes)
     else:
@@ -155,19 +143,3 @@ def _waypoints(method: Method, problem: Problem, a: State, b: State, nodes: Tens
         vectors = [point(curve, nodes, i / pieces) for i in range(pieces + 1)]
     inner = [network.unpack(vector, a) for vector in vectors[1:-1]]
     return [dict(a), *own_statistics(problem, inner), dict(b)]
-
-
-def own_statistics(problem: Problem, states: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """``states`` with BatchNorm statistics re-estimated at each; as they are where there are none."""
-    if not problem.has_statistics:
-        return states
-    inputs = problem.statistics_inputs()
-    twin = copy.deepcopy(problem.module).to(problem.device).eval()
-    samples = FixedSamples(TensorData(inputs, torch.zeros(len(inputs))), batch_size=125, device=problem.device)
-    found = []
-    with torch.no_grad():
-        for state in states:
-            twin.load_state_dict(state)
-            reestimate(twin, samples)
-            found.append({name: value.detach().to("cpu", copy=True) for name, value in twin.state_dict().items()})
-    return found

@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ...batches.fixed_samples import held_count
 from ...errors import LLPFError
 from ...path import state_digest
+from ...path.fingerprint import code_digest
 from ..cache import cached_numbers
 from ..problem import Problem
+from ..statistics import own_statistics
 from ..vector_network import VectorNetwork
 from .hessian import Hessian, sam_one_step, top_eigenvalue, trace
 from .waypoints import Chosen, choose
@@ -46,9 +48,10 @@ def sharpness_along(
 ) -> SharpnessAlong:
     """Top Hessian eigenvalue, Hessian trace and one-step SAM sharpness at waypoints of the run in ``folder``.
 
-    All on ``problem.measured``, always the same samples, in eval mode with each waypoint's own statistics, float32.
-    The eigenvalue and the trace depend on the scale of the weights (a ReLU network scaled down by c in every layer but
-    the last computes alike and is sharper), so both are also given times the squared norm of the parameters.
+    All on ``problem.measured``, always the same samples, in eval mode, in the problem's dtype, with the BatchNorm
+    statistics that the problem usually takes: each waypoint's own, or re-estimated ones. The eigenvalue and the trace
+    depend on the scale of the weights (a ReLU network scaled down by c in every layer but the last computes alike and
+    is sharper), so both are also given times the squared norm of the parameters.
 
     Rows hold: waypoint, tick, arc (share of the path's length), norm (L2 of all parameters) and norm_share (of the
     first's), train_loss (on the samples), test_loss and test_accuracy (whole test set, where there is one) with its
@@ -68,7 +71,7 @@ def sharpness_along(
         "rho": rho,
         "probes": probes,
         "eigenvalue_tolerance": tolerance,
-        "samples": len(problem.measured[1]),
+        "samples": held_count(problem.measured),
     }
     evaluate = None if problem.test is None else problem.evaluator("test")
     rows = []
@@ -92,11 +95,13 @@ def _measured(
     problem: Problem, state: Mapping[str, Tensor], settings: dict[str, Any], tick: Callable[[int], None]
 ) -> dict[str, float]:
     def compute() -> dict[str, float]:
-        network = VectorNetwork(problem.module, problem.loss_fn, device=problem.device)
-        network.load_buffers(state)
-        inputs, targets = (part.to(problem.device) for part in problem.measured)
-        batches = list(zip(inputs.split(_BATCH), targets.split(_BATCH), strict=True))
-        hessian = Hessian(network, network.pack(state, "the run"), batches, tick)
+        network = problem.vector_network()
+        place = state
+        if problem.usual_statistics == "reestimated":
+            (place,) = own_statistics(problem, [state])
+        network.load_buffers(place)
+        samples = problem.fixed(problem.measured, batch_size=_BATCH)
+        hessian = Hessian(network, network.pack(place, "the run"), samples, tick)
         loss = hessian.loss()
         if not math.isfinite(loss):
             names = ("top_eigenvalue", "trace", "trace_standard_error", "sam_one_step")
@@ -119,7 +124,9 @@ def _measured(
         "problem": identity,
         "settings": settings,
         "device": str(problem.device),
-        "dtype": str(torch.float32),
+        "dtype": str(problem.dtype),
+        "batch_size": _BATCH,
+        "code": code_digest(Hessian, VectorNetwork),
     }
     return cached_numbers(key, problem.cache, compute)
 

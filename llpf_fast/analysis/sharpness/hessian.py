@@ -1,43 +1,59 @@
-"""The Hessian of the mean loss on a fixed set, through products with vectors only."""
+"""The Hessian of the loss of a fixed set, through products with vectors only."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...batches import FixedSamples
+from ...batches.precision import float32_products
 from ...errors import LLPFError
-from ..vector_network import VectorNetwork
+from ..vector_network import VectorNetwork, twice
 
 #: Called after every product with the number of products so far.
 Tick = Callable[[int], None]
 
 
 class Hessian:
-    """The Hessian of the mean loss at ``vector [P]``, as a symmetric linear operator.
+    """The Hessian of the loss of a set at ``vector [P]``, as a symmetric linear operator.
 
-    Products are exact (two backward passes a batch, R. Pearlmutter 1994), weighted by batch size. With piecewise linear
+    The loss is that of the whole set (:class:`~llpf_fast.batches.LossReduction`), however it is cut into batches, and
+    so are its derivatives. Products are exact (two backward passes a batch, R. Pearlmutter 1994). With piecewise linear
     activations it is the Hessian almost everywhere, without what the kinks would add. Own products rather than
     curvlinops': these take any loss function and any input that the certificate takes, and have nothing to install.
 
     Args:
-        batches: (inputs, targets) on the network's device; the fixed set.
+        samples: the fixed set; a list of batches (inputs, targets) is placed on the network's device, in its dtype.
         tick: called after every product.
+
+    Raises:
+        LLPFError: no samples, or none with a label; later, where the forward or the loss fails.
     """
 
     def __init__(
-        self, network: VectorNetwork, vector: Tensor, batches: Sequence[tuple[Any, Tensor]], tick: Tick | None = None
+        self,
+        network: VectorNetwork,
+        vector: Tensor,
+        samples: FixedSamples | Sequence[tuple[Any, Any]],
+        tick: Tick | None = None,
     ) -> None:
-        if not batches:
-            raise LLPFError("the data set is empty: there is no loss whose curvature could be measured")
-        self._network, self._batches, self._tick = network, batches, tick
+        if not isinstance(samples, FixedSamples):
+            samples = FixedSamples(list(samples), batch_size=1, device=network.device, dtype=network.dtype)
+        self._network, self._samples, self._tick = network, samples, tick
+        self._shares = samples.shares(network.reduction)
         self._vector = vector.detach()
-        self._count = sum(len(targets) for _, targets in batches)
         self.products = 0
+
+    def _batches(self) -> Iterator[tuple[Any, Any, float]]:
+        """(inputs, targets, share in the loss of the set) of the batches that have one."""
+        for (inputs, targets, _), share in zip(self._samples, self._shares, strict=True):
+            if share:
+                yield inputs, targets, share
 
     @property
     def size(self) -> int:
@@ -45,32 +61,32 @@ class Hessian:
         return self._vector.numel()
 
     def loss(self, shift: Tensor | None = None) -> float:
-        """Mean loss at the point, or ``shift [P]`` away from it."""
+        """Loss of the set at the point, or ``shift [P]`` away from it."""
         at = self._vector if shift is None else self._vector + shift
-        with torch.no_grad():
-            total = sum(float(self._network.loss(at, x, y)) * len(y) for x, y in self._batches)
-        return total / self._count
+        with float32_products("float32", self._network.device):
+            return float(sum(share * float(self._network.value(at, x, y)) for x, y, share in self._batches()))
 
     def gradient(self) -> Tensor:
-        """Of the mean loss at the point, ``[P]``."""
+        """Of the loss of the set at the point, ``[P]``."""
         total = torch.zeros_like(self._vector)
-        for inputs, targets in self._batches:
-            total.add_(self._network.gradient(self._vector, inputs, targets)[1], alpha=len(targets) / self._count)
+        with float32_products("float32", self._network.device):
+            for inputs, targets, share in self._batches():
+                total.add_(self._network.gradient(self._vector, inputs, targets)[1], alpha=share)
         return total
 
     def __matmul__(self, direction: Tensor) -> Tensor:
         """H ``direction``, both ``[P]``."""
         total = torch.zeros_like(self._vector)
-        for inputs, targets in self._batches:
+        for inputs, targets, share in self._batches():
             point = self._vector.clone().requires_grad_(True)
-            with torch.enable_grad():
+            with twice(self._network.device):
                 loss = self._network.loss(point, inputs, targets)
                 (slope,) = torch.autograd.grad(loss, point, create_graph=True)
                 if not slope.requires_grad:
                     continue  # a loss linear in the parameters: no curvature
                 (product,) = torch.autograd.grad(slope, point, direction, allow_unused=True)
             if product is not None:
-                total.add_(product, alpha=len(targets) / self._count)
+                total.add_(product, alpha=share)
         self.products += 1
         if self._tick is not None:
             self._tick(self.products)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -151,7 +150,7 @@ def baseline_accuracy(
 
     On the test set where there is one. LLPFError where the problem is no classification.
     """
-    flat = FlatParameters(copy.deepcopy(problem.module).to(problem.device))
+    flat = FlatParameters(problem.copy())
     flat.load(start)
     correction = Correction(
         flat,
@@ -183,7 +182,7 @@ def _run(
     progress: Callable[[int, int, str], None],
 ) -> SubspaceRun:
     train = lambda: train_in_subspace(problem, start, dimension, settings, seed=seed, progress=progress)
-    identity = problem.identity("train")
+    identity = problem.training_identity()
     try:
         if problem.cache is None or identity is None:
             state = train()
@@ -192,7 +191,7 @@ def _run(
             key = {
                 "what": "subspace",
                 "problem": identity,
-                "batches": [len(problem.train[1]), problem.seed],
+                "batches": problem.seed,
                 "start": state_digest(start),
                 "dimension": dimension,
                 "seed": seed,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,7 +56,7 @@ def train_in_subspace(
     """
     settings = settings or SubspaceSettings()
     settings.validate()
-    flat = FlatParameters(copy.deepcopy(problem.module).to(problem.device))
+    flat = FlatParameters(problem.copy())
     flat.load(start)
     origin = flat.data.clone()
     # 0 in the buffer's padding and where parameters are frozen.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +13,11 @@ from torch import Tensor, nn
 from ...correct import Correction
 from ...errors import LLPFError
 from ...flat import FlatParameters
+from ...flat.copying import copied
+from ...flat.wrappers import unwrapped
+from ...path.state import detached, state_digest
 from ..cache import cached_training
+from ..mini_batches import batches_an_epoch
 from ..problem import Problem
 
 #: How often an epoch it is looked whether the loss to be matched is reached.
@@ -80,21 +83,18 @@ def train_network(
     training.validate()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
-        module = build().to(problem.device)
-    begins = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+        module = unwrapped(build()).to(problem.device)
+    begins = {name: detached(value) for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     train = lambda: _train(problem, module, training, matched_loss, progress)
-    identity = problem.identity("train")
+    identity = problem.training_identity()
     if problem.cache is None or identity is None:
         found: Mapping[str, Tensor] = train()
     else:
-        from ...path import state_digest
-
         key: dict[str, Any] = {
             "what": "width sweep",
             "problem": identity,
             "initial": state_digest(begins),
             "training": asdict(training),
-            "batches_of": len(problem.train[1]),
             "looks": [_LOOKS, matched_loss],
         }
         found = cached_training(key, problem.cache, train)
@@ -113,8 +113,8 @@ def _train(
     matched_loss: float | None,
     progress: Callable[[int, int, str], None] | None,
 ) -> dict[str, Tensor]:
-    flat = FlatParameters(copy.deepcopy(module))
-    an_epoch = math.ceil(len(problem.train[1]) / training.batch_size)
+    flat = FlatParameters(copied(module))
+    an_epoch = batches_an_epoch(problem.train, training.batch_size)
     stride = max(an_epoch // _LOOKS, 1)
     stretches = math.ceil(training.epochs * an_epoch / stride)
     correction = Correction(

@@ -57,18 +57,7 @@ def run(args: Namespace) -> int:
         return build_model(args.model, classes=dataset_classes(args.data), **extra)
 
     def problem_of(width: int | None) -> Problem:
-        if width is None:
-            return problem
-        return Problem(
-            build(width),
-            problem.loss_fn,
-            train=problem.train,
-            test=problem.test,
-            samples=len(problem.measured[1]),
-            seed=args.seed,
-            device=problem.device,
-            cache=problem.cache,
-        )
+        return problem if width is None else problem.like(module=build(width))
 
     given: dict[str, Any] = {name: values[0] for name, values in axes.items()}
     base = Training(epochs=args.epochs, momentum=args.momentum)
