@@ -57,11 +57,10 @@ def run(args: Namespace) -> int:
         batch_size=args.batch_size,
         seed=args.seed,
     )
-    train = (problem.train[0].to(problem.device), problem.train[1].to(problem.device))
     with Progress("step", quiet=args.quiet, upper_bound=True) as progress:
         progress.begin("search")
-        module = problem.module.to(problem.device)
-        connector = find_connector(module, optima, problem.loss_fn, train, settings, progress=progress.update)
+        module = problem.copy()
+        connector = find_connector(module, optima, problem.loss_fn, problem.train, settings, progress=progress.update)
     with Progress("point", quiet=args.quiet) as progress:
         progress.begin("certificate")
         certificate = certify_connector(
