@@ -231,6 +231,11 @@ def as_data(data: Any, what: str = "training data", *, batch_size: int = 64, lim
     )
 
 
+def pair_data(inputs: Any, targets: Any, what: str = "training data") -> TensorData:
+    """Samples from ``inputs`` and ``targets``, pytrees of tensors or arrays; LLPFError for anything else."""
+    return _pair((inputs, targets), what)
+
+
 def split_batch(batch: Any, what: str = "data", *, warn: bool = True) -> tuple[Any, Any]:
     """(inputs, targets) of one batch.
 
@@ -346,7 +351,7 @@ def _plain_mapping(value: Any) -> Any:
 def _tensors(value: Any, what: str) -> Any:
     """``value`` with its arrays as tensors; what is neither stays (a network may take a flag)."""
     if isinstance(value, Tensor):
-        return value
+        return _tensor(value, what)
     return pytree.tree_map(lambda leaf: _tensor(leaf, what) if _is_array(leaf) else leaf, _plain_mapping(value))
 
 

@@ -37,6 +37,7 @@ _BY_ELEMENT = (
     "smooth_l1_loss",
     "soft_margin_loss",
 )
+_REGRESSIONS = ("huber_loss", "l1_loss", "mse_loss")
 _BY_SAMPLE = ("multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss")
 #: Names of the functions whose value on a set is known exactly.
 TORCH_LOSSES = (*_BY_CLASS, *_BY_ELEMENT, *_BY_SAMPLE)
@@ -148,8 +149,8 @@ class LossReduction:
         known = _torch_loss(loss_fn)
         self._function, self._options = known if known is not None else ("", {})
         reduction = self._options.get("reduction", "mean")
-        # Element weights of the regressions (torch 2.10) fit one batch only.
-        fixed = self._function in _BY_ELEMENT and self._options.get("weight") is not None
+        # Element weights of the regressions fit one batch only, and torch divides by their sum.
+        fixed = self._function in _REGRESSIONS and self._options.get("weight") is not None
         if known is None or reduction not in ("mean", "sum", "batchmean") or fixed:
             self.kind = "batch means"
         else:

@@ -50,7 +50,8 @@ def as_channels_last(inputs: Any) -> Any:
     without a copy.
     """
     if not isinstance(inputs, Tensor):
-        return pytree.tree_map(as_channels_last, inputs) if isinstance(inputs, (tuple, list, dict)) else inputs
+        images = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim() == 4]
+        return pytree.tree_map(as_channels_last, inputs) if images else inputs
     if inputs.dim() != 4 or not inputs.is_floating_point():
         return inputs
     channels, height, width = inputs.shape[1:]

@@ -3,27 +3,69 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..batches.data import Data, TensorData, as_data, moved_batch, pair_data
 from ..errors import LLPFError
 from ..user_code import load_callable
 from ..wording import one_line
-from .image_data import ImageData
 
-_PARTS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
+_FORMS = (
+    "return (train_inputs, train_targets, test_inputs, test_targets), or (train, test), each a pair, a Dataset, a "
+    "DataLoader or a list of batches"
+)
 
 
-def load_own_data(name: str, root: Path | None = None) -> ImageData:
-    """What the function that ``name`` names returns: ``(train_x, train_y, test_x, test_y)``.
+@dataclass(frozen=True)
+class OwnData:
+    """A training and a test set of the user's, in whatever form they came; ``test`` may be missing.
 
-    Tensors or NumPy arrays whose first dimension counts samples: inputs and targets of any shape, float64 becomes
-    float32, other dtypes stay (whole numbers as int64). A function with a parameter is handed ``root``, the folder
-    given with ``--data`` (None where none was). There are ``classes`` where the targets are whole numbers ``[n]``,
-    else 0.
+    ``classes`` is the number of classes where the targets are whole numbers ``[n]`` in memory, else 0. ``label`` is
+    what figures and reports call the data.
+    """
+
+    name: str
+    train: Data
+    test: Data | None
+    classes: int
+    label: str
+
+    @property
+    def train_inputs(self) -> Any:
+        """As float32, where samples are in memory; else LLPFError."""
+        return self._in_memory(self.train)[0]
+
+    @property
+    def train_targets(self) -> Any:
+        return self._in_memory(self.train)[1]
+
+    @property
+    def test_inputs(self) -> Any:
+        return self._in_memory(self.test)[0]
+
+    @property
+    def test_targets(self) -> Any:
+        return self._in_memory(self.test)[1]
+
+    def _in_memory(self, data: Data | None) -> tuple[Any, Any]:
+        if not isinstance(data, TensorData):
+            raise LLPFError(f"data {self.name!r} are no samples in memory, which this needs: return tensors or arrays")
+        return moved_batch(data.inputs, data.targets, torch.device("cpu"), torch.float32)
+
+
+def load_own_data(name: str, root: Path | None = None) -> OwnData:
+    """What the function that ``name`` names returns.
+
+    That is ``(train_x, train_y, test_x, test_y)``, arrays or tuples and mappings of arrays whose first dimension counts
+    samples; or ``(train, test)`` (or a mapping of these two), each anything that
+    :func:`~llpf_fast.batches.data.as_data` takes, the test set also None. A function with a parameter is handed
+    ``root``, the folder given with the data (None where none was).
 
     Raises:
         LLPFError: naming the function, when it fails or gives something else.
@@ -35,32 +77,46 @@ def load_own_data(name: str, root: Path | None = None) -> ImageData:
         raise
     except Exception as error:
         raise LLPFError(f"data {name!r} failed: {type(error).__name__}: {one_line(error)}") from error
-    if not isinstance(parts, (tuple, list)) or len(parts) != len(_PARTS):
-        what = f"{len(parts)} values" if isinstance(parts, (tuple, list)) else f"a {type(parts).__name__}"
-        raise LLPFError(f"data {name!r} gave {what}; it must return ({', '.join(_PARTS)})")
-    tensors = [_tensor(part, f"data {name!r}: {part_name}") for part_name, part in zip(_PARTS, parts, strict=True)]
-    for kind, (inputs, targets) in {"training": tensors[:2], "test": tensors[2:]}.items():
-        if len(inputs) != len(targets):
-            raise LLPFError(f"data {name!r} has {len(inputs)} {kind} inputs but {len(targets)} targets")
-        if len(inputs) == 0:
-            raise LLPFError(f"data {name!r} has no {kind} samples")
-    targets = torch.cat([tensors[1].flatten(), tensors[3].flatten()])
-    whole = tensors[1].dim() == 1 and not targets.is_floating_point()
+    train, test = _sides(name, parts)
     source, _, called = name.rpartition(":")
-    classes = int(targets.max()) + 1 if whole else 0
-    train_x, train_y, test_x, test_y = tensors
-    return ImageData(name, train_x, train_y, test_x, test_y, classes, f"{called} ({Path(source).name})", (), ())
+    return OwnData(name, train, test, _classes(train, test), f"{called} ({Path(source).name})")
 
 
-def _tensor(value: Any, what: str) -> Tensor:
-    try:
-        tensor = torch.as_tensor(value).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise LLPFError(f"{what} is a {type(value).__name__}, not a tensor or an array") from error
-    if tensor.dim() == 0:
-        raise LLPFError(f"{what} is one number, not samples")
-    if tensor.is_floating_point():
-        if not bool(tensor.isfinite().all()):
-            raise LLPFError(f"{what} has values that are NaN or infinite")
-        return tensor.float().contiguous()
-    return tensor.to(torch.int64).contiguous()
+def _sides(name: str, parts: Any) -> tuple[Data, Data | None]:
+    kinds = f"training data of {name!r}", f"test data of {name!r}"
+    if isinstance(parts, Mapping):
+        if "train" not in parts:
+            raise LLPFError(f"data {name!r} gave a mapping without 'train'; it must {_FORMS}")
+        given: list[Any] = [parts["train"], parts.get("test")]
+    elif isinstance(parts, (tuple, list)) and len(parts) == 4:
+        given = [pair_data(parts[2 * i], parts[2 * i + 1], what) for i, what in enumerate(kinds)]
+    elif isinstance(parts, (tuple, list)) and len(parts) == 2:
+        given = list(parts)
+    else:
+        what = f"{len(parts)} values" if isinstance(parts, (tuple, list)) else f"a {type(parts).__name__}"
+        raise LLPFError(f"data {name!r} gave {what}; it must {_FORMS}")
+    train, test = (None if side is None else as_data(side, what) for side, what in zip(given, kinds, strict=True))
+    if train is None:
+        raise LLPFError(f"data {name!r} has no training data; it must {_FORMS}")
+    for side in (train, test):
+        if isinstance(side, TensorData):
+            _check_finite(side)
+    return train, test
+
+
+def _check_finite(data: TensorData) -> None:
+    for what, values in (("inputs", data.inputs), ("targets", data.targets)):
+        if isinstance(values, Tensor) and values.is_floating_point() and not bool(values.isfinite().all()):
+            raise LLPFError(f"the {data.what}: {what} has values that are NaN or infinite")
+
+
+def _classes(*sides: Data | None) -> int:
+    highest = -1
+    for side in sides:
+        if side is None:
+            continue
+        targets = side.targets if isinstance(side, TensorData) else None
+        if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.dtype.is_floating_point:
+            return 0
+        highest = max(highest, int(targets.max()))
+    return highest + 1

@@ -12,11 +12,11 @@ from ..wording import unknown_name
 from .cifar_jpeg import load_cifar10_jpeg
 from .digits import load_digits
 from .image_data import ImageData
-from .own_data import load_own_data
+from .own_data import OwnData, load_own_data
 from .torchvision_sets import load_cifar10, load_cifar100, load_mnist
 
 #: Reads a data set: (folder or None, whether to download) -> ImageData.
-Reader = Callable[[Path | None, bool], ImageData]
+Reader = Callable[[Path | None, bool], ImageData | OwnData]
 
 _READERS: dict[str, Reader] = {
     "digits": load_digits,
@@ -58,7 +58,9 @@ def dataset_classes(name: str) -> int | None:
     return _CLASSES.get(name)
 
 
-def load_dataset(name: str, root: str | os.PathLike[str] | None = None, *, download: bool = False) -> ImageData:
+def load_dataset(
+    name: str, root: str | os.PathLike[str] | None = None, *, download: bool = False
+) -> ImageData | OwnData:
     """The data set ``name`` from folder ``root`` (``digits`` needs none), into memory.
 
     A name like ``file.py:function`` calls a function of one's own: :func:`load_own_data`.

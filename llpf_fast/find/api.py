@@ -16,9 +16,9 @@ from ..errors import LLPFError
 from ..flat import copied, unwrapped
 from ..path import LowLossPath
 from ..path.endpoint import Source, load_endpoint
+from .build import TrainingData
 from .dialect import can_arrive
 from .finder import PathFinder
-from .build import TrainingData
 from .results import TickProgress
 from .settings import Settings
 

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from ..batches import Data, FixedSamples, IndexedBatches, LoaderBatches, LossFunction, LossReduction, as_data
 from ..batches import training_batches as make_batches
 from ..batches.augment import augmentation
+from ..batches.casting import loss_in
 from ..batches.data import BatchedData, TensorData
 from ..batches.fixed_samples import Held, held_count, held_digest, held_subset, hold, try_network
 from ..batches.forward import ForwardMode, default_batch_size, forward
@@ -103,7 +104,7 @@ def make_task(
             "the model cannot run with correction.channels_last (does it use .view() after a convolution?): leave it "
             "null"
         )
-    loss_fn = chosen_loss(loss_fn, output, targets)
+    loss_fn = loss_in(chosen_loss(loss_fn, output, targets), device, dtype)
     reduction = LossReduction(loss_fn)
     if reduction.kind == "sum":
         raise LLPFError(

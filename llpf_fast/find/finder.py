@@ -85,11 +85,11 @@ class PathFinder:
         self._progress = progress
         ends = Ends(settings, start, destination)
         module = unwrapped(module)
-        task = make_task(settings, module, train, loss_fn, self._device)
         rule = resolve(settings)
         layout: dict[str, Any] = {"join_bias": settings.step.join_bias, "cut_attention": rule.values_only}
         self.flat = FlatParameters(module.to(self._device), is_norm=own_norm_rule(settings, is_norm), **layout)
         like = ends.load(self.flat)
+        task = make_task(settings, module, train, loss_fn, self._device)
         legs = Legs(settings, rule, self.flat, like)
         self._optimizer, rates = self._make_optimizer(own_optimizer(settings, optimizer), legs.scale_lr)
         self._correction = make_correction(task, self.flat, self._optimizer)

@@ -53,7 +53,8 @@ class Screen:
     def loss(self, values: Tensor, buffers: Mapping[str, Tensor], stop_above: float = math.inf) -> float:
         """Loss at the flat point ``values [N]`` with the given buffers; NaN counts as infinite.
 
-        As soon as the mean of the batches so far (of at least 500 samples, or of a loader one batch) is above ``stop_above``, that is the answer.
+        As soon as the mean so far (over at least 500 samples, or one batch of a loader) is above ``stop_above``, that
+        is the answer.
 
         Raises:
             LLPFError: the model's forward or the loss fails on the data.

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..batches.casting import loss_in, module_in
 from ..batches.data import TensorData, as_data
 from ..batches.fixed_samples import FixedSamples, Held, hold, try_network
 from ..batches.forward import computing_dtype, default_batch_size, forward
@@ -110,7 +111,7 @@ class Evaluator:
             self.mode, output, some = try_network(
                 self._copy(), self._held, device=self.device, dtype=self.dtype, channels_last=self.device.type == "cpu"
             )
-            self.loss_fn = chosen_loss(loss_fn, output, some)
+            self.loss_fn = loss_in(chosen_loss(loss_fn, output, some), self.device, self.dtype)
             self._reduction = LossReduction(self.loss_fn)
             self._samples = self._fixed(self._held)
             self._shares = self._samples.shares(self._reduction)
@@ -144,7 +145,10 @@ class Evaluator:
         return self._evaluate(state, self._samples, self._shares)
 
     def in_another_order(self, state: Mapping[str, Tensor]) -> float | None:
-        """The loss of ``state`` with the samples put together into other batches; None where batches are given as such.
+        """The loss of ``state`` with the samples put together into other batches.
+
+        None where batches are given as such, and where the loss cannot take others (targets that name a batch's own
+        samples).
 
         It differs by more than rounding where the network or the loss mixes the samples of a batch (normalization
         without statistics, negatives from the batch) or is no mean over samples: then no single number is *the* loss.
@@ -153,7 +157,10 @@ class Evaluator:
             return None
         order = torch.randperm(self._held.count, generator=torch.Generator().manual_seed(_ORDER_SEED))
         samples = self._fixed(self._held.subset(order))
-        return self._evaluate(state, samples, samples.shares(self._reduction)).loss
+        try:
+            return self._evaluate(state, samples, samples.shares(self._reduction)).loss
+        except LLPFError:
+            return None
 
     def _evaluate(self, state: Mapping[str, Tensor], samples: FixedSamples, shares: list[float]) -> Evaluation:
         twin = self._twin()
@@ -223,7 +230,7 @@ class Evaluator:
         )
 
     def _copy(self) -> nn.Module:
-        return copied(self._module, "the model").to(self.device, self.dtype).eval().requires_grad_(False)
+        return module_in(copied(self._module), self.device, self.dtype).eval().requires_grad_(False)
 
     def _twin(self) -> nn.Module:
         """This thread's copy of the module."""

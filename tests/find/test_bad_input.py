@@ -91,9 +91,9 @@ def scattered(output: Tensor, target: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("loss_fn", "message"),
     [
-        (scattered, r"loss function must return a scalar tensor, the mean over the batch; got shape \[500\]"),
+        (scattered, r"loss function must return a scalar tensor, the mean over the batch; got shape \[\d+\]"),
         (lambda o, t: float(nn.functional.cross_entropy(o, t)), "must return a scalar tensor.* got type float"),
-        (nn.functional.mse_loss, r"loss function fails on output of shape \[500, 10\] and targets of shape \[500\]"),
+        (nn.functional.mse_loss, r"loss function fails on output of shape \[\d+, 10\] and targets of shape \[\d+\]"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Using a target size")
@@ -107,7 +107,7 @@ def test_a_loss_without_a_gradient(finder, tmp_path) -> None:
 
     with pytest.raises(LLPFError, match="tick 1: the loss depends on no parameter that trains"):
         finder(tmp_path / "run", loss_fn=detached).run()
-    with pytest.raises(LLPFError, match="tick 1: the loss depends on no parameter that trains"):
+    with pytest.raises(LLPFError, match="every parameter of the model is frozen"):
         finder(tmp_path / "frozen", module=network().requires_grad_(False)).run()
 
 
@@ -179,8 +179,8 @@ NORMS = {f"{name}.{kind}" for name in ("group", "instance", "layer") for kind in
 @pytest.mark.usefixtures("never_arrives")
 @pytest.mark.parametrize("mode", MODES)
 def test_normalizations_tied_and_frozen_parameters(finder, standstill, every_ends, tmp_path, mode) -> None:
-    """Frozen parameters are moved, like any: they are only not trained."""
-    path = every(finder, every_ends, tmp_path / "moved", mode)
+    """Frozen parameters are moved where that is asked for: they are only not trained."""
+    path = every(finder, every_ends, tmp_path / "moved", mode, layers=LayerSettings(move_frozen=True))
     names = set(parameters_of(path[0], Every()))
     assert "b.weight" not in names
     assert changed(path[0], path[3]) & names == (names - NORMS if mode in ("m2o-o", "infinity", "mean") else names)
@@ -188,8 +188,8 @@ def test_normalizations_tied_and_frozen_parameters(finder, standstill, every_end
 
 @pytest.mark.usefixtures("never_arrives")
 @pytest.mark.parametrize("mode", MODES)
-def test_frozen_parameters_are_moved_and_not_trained(finder, every_ends, tmp_path, mode) -> None:
-    layers = LayerSettings(keep=["first.weight"])
+def test_frozen_parameters_are_never_trained(finder, every_ends, tmp_path, mode) -> None:
+    layers = LayerSettings(keep=["first.weight"], move_frozen=True)
     correction = CorrectionSettings(threshold=20.0, min_rounds=2, max_rounds=2, lr=0.05)
     path = every(finder, every_ends, tmp_path / "run", mode, layers=layers, correction=correction)
     assert torch.equal(path[3]["first.weight"], path[0]["first.weight"])

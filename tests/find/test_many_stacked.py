@@ -396,7 +396,7 @@ def test_random_numbers_are_no_matter_in_turn(search, digits, five, tmp_path) ->
 def test_what_a_stack_does_not_take(search, digits, tmp_path) -> None:
     with pytest.raises(LLPFError, match="leave the optimizer away"):
         search(tmp_path, [], quick(), 2, optimizer=lambda ps: torch.optim.AdamW(ps))
-    with pytest.raises(LLPFError, match="not from a loader"):
+    with pytest.raises(LLPFError, match="not from a Dataset or a loader"):
         search(tmp_path, [], quick(), 2, train=[digits])
     with pytest.raises(LLPFError, match="at least 1, got 0"):
         search(tmp_path, [], quick(), 0)

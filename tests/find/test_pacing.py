@@ -213,7 +213,7 @@ def test_stuck_ends_with_a_whole_run(finder, digits, tmp_path, record_every) -> 
     assert ticks == [0, *range(record_every, 7, record_every), *([6] if 6 % record_every else [])]
     assert same(path[len(path) - 1], left[result.ticks][0])
     assert max(eval_loss(state, digits) for state in path) < 0.15
-    again = finder(tmp_path / "run", settings=settings, resume=True).run()
+    again = breaking(finder, tmp_path / "run", set(), settings, resume=True)[0].run()
     assert (again.ended, again.ticks, again.waypoints) == ("stuck", result.ticks, result.waypoints)
 
 

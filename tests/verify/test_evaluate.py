@@ -65,16 +65,15 @@ def test_module_state_and_global_generator_stay(module, data):
     assert all(parameter.requires_grad for parameter in module.parameters())
 
 
-def test_batches_are_read_once_and_joined(module, data):
+def test_batches_are_read_once(module, data):
     loader = DataLoader(TensorDataset(*data), batch_size=32, shuffle=True)
     state = module.state_dict()
     from_loader = Evaluator(module, F.cross_entropy, loader)
     expected = Evaluator(module, F.cross_entropy, *data)(state)
     assert from_loader(state).loss == pytest.approx(expected.loss, rel=1e-6)
     assert from_loader(state) == from_loader(state)
-    one_shot = Evaluator(module, F.cross_entropy, ((x, y) for x, y in zip(*(t.split(50) for t in data), strict=True)))
-    assert one_shot(state) == one_shot(state)
-    assert one_shot(state).loss == pytest.approx(expected.loss, rel=1e-6)
+    with pytest.raises(LLPFError, match="generator, which can be read only once"):
+        Evaluator(module, F.cross_entropy, ((x, y) for x, y in zip(*(t.split(50) for t in data), strict=True)))
 
 
 def test_model_that_draws_numbers_even_in_eval_mode(data):
@@ -204,11 +203,11 @@ def test_refusals(module, data):
         Evaluator(module, F.cross_entropy, [])
     with pytest.raises(LLPFError, match="230 inputs but 229 targets"):
         Evaluator(module, F.cross_entropy, inputs, targets[1:])
-    with pytest.raises(LLPFError, match="targets are missing"):
+    with pytest.raises(LLPFError, match="pass a pair"):
         Evaluator(module, F.cross_entropy, inputs)
     with pytest.raises(LLPFError, match="pair"):
         Evaluator(module, F.cross_entropy, [inputs])
-    with pytest.raises(LLPFError, match="fails on the data"):
+    with pytest.raises(LLPFError, match="forward fails on data of shape"):
         Evaluator(module, F.cross_entropy, inputs[:, :4], targets)(module.state_dict())
     state = module.state_dict()
     state["3.bias"] = torch.zeros(1)
