@@ -105,15 +105,18 @@ class DatasetData:
             ) from error
         return split_batch(batch, self.what)
 
-    def held(self) -> TensorData:
-        """All items in memory; LLPFError where they are more than half of this machine's memory."""
-        parts, size = [], 0
-        for start in range(0, self.count, _CHUNK):
-            part = self.take(torch.arange(start, min(start + _CHUNK, self.count)))
-            size += _bytes(part)
-            if start == 0:
-                _check_memory(size * (self.count / min(_CHUNK, self.count)), self.what)
-            parts.append(part)
+    def held(self, samples: int | None = None) -> TensorData:
+        """All items in memory; where they are more than half of it, ``samples`` items chosen at random once.
+
+        Raises:
+            LLPFError: more items than fit, and no number given.
+        """
+        index = torch.arange(self.count)
+        one = _bytes(self.take(index[:1]))
+        if samples and one * self.count > _most_bytes():
+            index = torch.randperm(self.count, generator=torch.Generator().manual_seed(0))[:samples].sort().values
+        _check_memory(one * len(index), self.what)
+        parts = [self.take(part) for part in index.split(_CHUNK)]
         try:
             inputs, targets = (pytree.tree_map(lambda *leaves: torch.cat(leaves), *side) for side in zip(*parts))  # noqa: B905
         except (RuntimeError, ValueError) as error:

@@ -24,11 +24,11 @@ Held = TensorData | list[tuple[Any, Any]]
 def hold(data: Data, samples: int | None = None, reading: Reading | None = None) -> Held:
     """``data`` in memory, read once: a shuffling or augmenting source would measure each point on other samples.
 
-    ``samples``: of batches, read only the first with so many.
+    ``samples``: of batches, read only the first with so many; of a Dataset, as many where not all fit into memory.
     """
     if isinstance(data, BatchedData):
         return data.read(samples, reading)
-    return data.held() if isinstance(data, DatasetData) else data
+    return data.held(samples) if isinstance(data, DatasetData) else data
 
 
 def held_count(held: Held) -> int:

@@ -281,8 +281,6 @@ def _held(inputs: Any, targets: Any) -> Held:
     """Samples or batches in memory, from (inputs, targets), or from ``inputs`` alone where it is all of the data."""
     if targets is not None:
         return hold(as_data((inputs, targets), "data set"))
-    if isinstance(inputs, list) and inputs and isinstance(inputs[0], tuple):
-        return inputs
     return inputs if isinstance(inputs, TensorData) else hold(as_data(inputs, "data set"))
 
 

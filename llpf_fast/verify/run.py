@@ -98,7 +98,8 @@ def verify_run(
     own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     compare_architectures(first, own, f"the run {run.folder}", "the model")
     loss = recorded_loss(run) if loss_fn is None else loss_fn
-    held = _read(train, "training data", max_samples, progress)
+    batch = (settings.get("correction") or {}).get("batch_size") or 64
+    held = _read(train, "training data", max_samples, batch, progress)
     if model is None and isinstance(held, TensorData) and isinstance(held.inputs, Tensor):
         check_images(settings["model"], held.inputs)
     if statistics is None:
@@ -144,7 +145,7 @@ def verify_run(
     certificate = certify(
         waypoints,
         screen or whole,
-        None if test is None else evaluator(_read(test, "test data", max_samples, progress)),
+        None if test is None else evaluator(_read(test, "test data", max_samples, batch, progress)),
         threshold=float(limit),
         full_train=screen and whole,
         interior=interior,
@@ -177,11 +178,11 @@ def verify_run(
     return certificate
 
 
-def _read(data: Samples, what: str, limit: int | None, progress: Progress | None) -> Held:
+def _read(data: Samples, what: str, limit: int | None, batch_size: int, progress: Progress | None) -> Held:
     reading = None if progress is None else lambda count: progress(count, max(limit or count, count), f"reading {what}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        return hold(as_data(data, what, limit=limit), reading=reading)
+        return hold(as_data(data, what, batch_size=batch_size, limit=limit), reading=reading)
 
 
 def _differences(

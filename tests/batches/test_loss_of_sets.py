@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -125,12 +126,11 @@ def test_any_loss_of_torchs_is_one_call_on_the_whole_set(name, reduction, count,
     order = torch.randperm(count, generator=g)
     parts = zip(inputs[order].split(batch_size), targets[order].split(batch_size), strict=True)
     given_data = (list(parts), None) if as_loader else (inputs[order], targets[order])
-    try:
-        got = Evaluator(module, loss, *given_data, batch_size=batch_size)(module.state_dict())
-    except LLPFError as error:
-        assert "no sample has a label" in str(error)
-        assert want != want
+    if math.isnan(want):
+        with pytest.raises(LLPFError, match="no sample has a label"):
+            Evaluator(module, loss, *given_data, batch_size=batch_size)
         return
+    got = Evaluator(module, loss, *given_data, batch_size=batch_size)(module.state_dict())
     assert got.reduction == "exact"
     assert got.loss == pytest.approx(want, rel=1e-9, abs=1e-12)
     assert got.not_finite == 0
@@ -218,7 +218,7 @@ def test_no_label_at_all_is_refused() -> None:
     ],
 )
 def test_no_loss_is_chosen_where_it_is_no_classification(output, targets) -> None:
-    with pytest.raises(LLPFError, match="no loss is given.*no classification.*mse_loss") as caught:
+    with pytest.raises(LLPFError, match=r"no loss is given.*no classification.*mse_loss") as caught:
         chosen_loss(None, output, targets)
     assert "\n" not in str(caught.value)
 
