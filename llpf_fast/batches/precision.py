@@ -15,6 +15,22 @@ from ..errors import LLPFError
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 
+def checked_device(device: torch.device | str) -> torch.device:
+    """``device``, "cpu", "cuda" or "cuda:1"; LLPFError where there is no such device, or torch does not see it."""
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise LLPFError(f"device {device!r}: no such device; use cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise LLPFError(f"device {device}: only cpu and cuda are supported")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise LLPFError(f"device {device}: torch {torch.__version__} sees no NVIDIA GPU here; use cpu")
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise LLPFError(f"device {device}: this machine has {torch.cuda.device_count()} GPU(s), counted from 0")
+    return device
+
+
 def check_precision(precision: Precision, device: torch.device) -> None:
     """LLPFError where the device has no such arithmetic."""
     if precision == "tf32" and device.type != "cuda":

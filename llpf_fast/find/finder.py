@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import LossFunction
+from ..batches.precision import checked_device
 from ..batches.sampling import key_of
 from ..correct import Corrected
 from ..correct.group_rates import GroupRates, OptimizerFactory, one_group_each
@@ -152,11 +153,3 @@ class PathFinder:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(key)
             return self._correction.run(request.first_round, go_on=request.go_on, stop_at_nan=request.stop_at_nan)
-
-
-def checked_device(device: torch.device | str) -> torch.device:
-    """LLPFError where torch sees no such GPU."""
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise LLPFError("device cuda was asked for, but torch sees no GPU; use cpu")
-    return device

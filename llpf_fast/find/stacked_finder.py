@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import LossFunction, TensorBatches
+from ..batches.precision import checked_device
 from ..correct import Corrected
 from ..correct.group_rates import OptimizerFactory
 from ..correct.stackable import NotStackableError, check_stackable
@@ -22,7 +23,6 @@ from ..flat.wrappers import unwrapped
 from .build import TrainingData, make_task, training
 from .dialect import resolve
 from .ends import Ends
-from .finder import checked_device
 from .legs import Legs
 from .own_code import own_norm_rule
 from .path_search import Judge, PathSearch, Train

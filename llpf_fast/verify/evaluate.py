@@ -17,7 +17,7 @@ from ..batches.data import TensorData, as_data
 from ..batches.fixed_samples import FixedSamples, Held, hold, try_network
 from ..batches.forward import computing_dtype, default_batch_size, forward
 from ..batches.loss import LossFunction, LossReduction, batch_loss, chosen_loss, is_classification
-from ..batches.precision import float32_products
+from ..batches.precision import checked_device, float32_products
 from ..batches.statistics import reestimate
 from ..errors import LLPFError
 from ..flat.copying import copied
@@ -97,7 +97,7 @@ class Evaluator:
         classification: bool | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.device, self.statistics = torch.device(device), statistics
+        self.device, self.statistics = checked_device(device), statistics
         self._module = unwrapped(module)
         self.dtype = computing_dtype(self._module) if dtype is None else dtype
         self.batch_size = batch_size if batch_size is not None else default_batch_size(self.device)

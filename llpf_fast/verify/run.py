@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..batches import LossReduction, TensorData, as_data
 from ..batches.fixed_samples import Held, held_count, held_digest, held_subset, hold
 from ..batches.forward import computing_dtype
+from ..batches.precision import checked_device
 from ..batches.statistics import STATISTICS_SIZE
 from ..data import load_dataset
 from ..errors import LLPFError
@@ -85,7 +86,7 @@ def verify_run(
     run = RunDirectory.open(folder)
     run.check()
     settings, task = recorded_settings(run), recorded_task(run)
-    device = torch.device(device)
+    device = checked_device(device)
     limit = settings.get("threshold") if threshold is None else threshold
     if not isinstance(limit, (int, float)) or isinstance(limit, bool):
         raise LLPFError(f"{run.folder / 'run.yaml'} names no threshold; pass threshold=")

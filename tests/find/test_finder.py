@@ -129,10 +129,10 @@ def test_refusals(finder, endpoints, digits, tmp_path) -> None:
         "training data is empty": {"train": (digits[0][:0], digits[1][:0])},
         "the start itself has training loss": {"settings": quick(threshold=1e-6)},
         "matches no layer": {"settings": quick(stages=[Stage(0, ["nothing*"])])},
-        "sees no GPU": {"device": "cuda"},
+        "sees no NVIDIA GPU": {"device": "cuda"},
     }
     if torch.cuda.is_available():
-        cases.pop("sees no GPU")
+        cases.pop("sees no NVIDIA GPU")
     for i, (message, options) in enumerate(cases.items()):
         with pytest.raises(LLPFError, match=message):
             finder(tmp_path / str(i), **options).run()
