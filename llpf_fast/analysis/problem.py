@@ -16,6 +16,7 @@ from ..batches.data import batch_length, data_digest
 from ..batches.fixed_samples import Held, held_count, held_digest, held_subset, try_network
 from ..batches.forward import computing_dtype, default_batch_size
 from ..batches.loss import LossFunction, chosen_loss
+from ..batches.precision import checked_device
 from ..batches.statistics import STATISTICS_SIZE, normalization_layers
 from ..data import dataset_classes, load_dataset
 from ..errors import LLPFError
@@ -93,7 +94,7 @@ class Problem:
         if samples is not None and samples < 0:
             raise LLPFError(f"samples must be 0 (all) or more, got {samples}")
         self.module = unwrapped(module)
-        self.seed, self.device, self.cache = seed, torch.device(device), cache
+        self.seed, self.device, self.cache = seed, checked_device(device), cache
         self.dtype = computing_dtype(self.module)
         self.batch_size = default_batch_size(self.device) if batch_size is None else batch_size
         self.usual_statistics: Statistics = usual_statistics

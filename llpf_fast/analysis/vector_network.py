@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..batches.casting import loss_in, module_in
 from ..batches.forward import computing_dtype, forward
 from ..batches.loss import LossFunction, LossReduction, batch_loss
-from ..batches.precision import float32_products
+from ..batches.precision import checked_device, float32_products
 from ..batches.sampling import Batches
 from ..flat.copying import copied
 from ..flat.wrappers import unwrapped
@@ -54,7 +54,7 @@ class VectorNetwork:
     ) -> None:
         module = unwrapped(module)
         self._layout = Networks([module.state_dict()], ["the model"], module)
-        self.device, self.dtype = torch.device(device), computing_dtype(module) if dtype is None else dtype
+        self.device, self.dtype = checked_device(device), computing_dtype(module) if dtype is None else dtype
         self._module = module_in(copied(module, "the model"), self.device, self.dtype).requires_grad_(False)
         self._module.train(train)
         self._loss_fn = loss_in(loss_fn, self.device, self.dtype)
