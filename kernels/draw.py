@@ -9,10 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llpf_fast.ops.draw import MOST_ROWS, check_draw
+from llpf_fast.ops.draw import MOST_ROWS, check_draw, inspect_draw
 from llpf_fast.ops.loss_gate import ROUNDS
 
-from .launch import launch
+from .flags import MOST_ROUNDS
+from .launch import gate_columns, launch
 
 LANES = 256
 
@@ -20,6 +21,7 @@ LANES = 256
 def draw_triton(out: Tensor, key: Tensor, first: Tensor, gate: Tensor | None, *, bounds: Sequence[int]) -> None:
     """The op :func:`llpf_fast.ops.draw_`, same arguments and errors."""
     paths = check_draw(out, key, first, gate, bounds)
+    inspect_draw(out, key, first, gate, paths)
     rows, columns = out.shape[-2:]
     launch(
         draw_kernel,
@@ -29,7 +31,7 @@ def draw_triton(out: Tensor, key: Tensor, first: Tensor, gate: Tensor | None, *,
         key,
         first,
         gate,
-        0 if gate is None else gate.numel() // max(paths, 1),
+        gate_columns(gate, paths),
         rows,
         columns,
         *bounds,
@@ -75,7 +77,9 @@ def draw_kernel(
     lane = tl.program_id(1) * LANES + tl.arange(0, LANES)
     number = tl.load(first + path)
     if gate is not None:
-        number += tl.load(gate + path * gate_columns + ROUNDS).to(tl.int64)
+        rounds = tl.load(gate + path * gate_columns + ROUNDS)
+        counts = (rounds >= 0) & (rounds <= MOST_ROUNDS) & (tl.floor(rounds) == rounds)
+        number += tl.where(counts, rounds, 0.0).to(tl.int64)
     counted = tl.load(key + path).to(tl.uint32)
     counted = absorbed(counted, number.to(tl.uint32))
     counted = absorbed(counted, (number >> 32).to(tl.uint32))

@@ -17,3 +17,6 @@ INFINITY = tl.constexpr(2)
 MEAN = tl.constexpr(3)
 VARIANCE_SPHERE = tl.constexpr(4)
 NORM_SPHERE = tl.constexpr(5)
+
+#: What float64 counts to without a gap (``llpf_fast/ops/loss_gate.py``).
+MOST_ROUNDS = tl.constexpr(2.0**53)

@@ -52,6 +52,11 @@ def row_stride(value: Tensor | None, width: int) -> int:
     return 0 if value is None or value.dim() < 2 else width
 
 
+def gate_columns(gate: Tensor | None, paths: int) -> int:
+    """Columns of a gate, one row a path whatever its shape; 0 without one."""
+    return 0 if gate is None else gate.numel() // max(paths, 1)
+
+
 def walk_constants(p: Tensor) -> dict[str, Any]:
     """Compile-time facts of a streaming kernel over ``p``.
 

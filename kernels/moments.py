@@ -9,10 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from llpf_fast.ops.library import MOMENT_COLUMNS, rows
-from llpf_fast.ops.moments import check_moments
+from llpf_fast.ops.moments import check_moments, inspect_moments
 
 from .flags import MASKED
-from .launch import WARPS, launch, paths_and_length, row_stride, walk_constants
+from .launch import WARPS, gate_columns, launch, paths_and_length, row_stride, walk_constants
 from .reduction import chan, tile_moments
 from .walk import chunk_of_program, is_whole, load_tile, tile_at
 
@@ -24,6 +24,7 @@ _LANES = 512
 def moments_triton(p: Tensor, d: Tensor | None, segments: Tensor, chunks: Tensor, scratch: Tensor) -> Tensor:
     """The op :func:`llpf_fast.ops.moments`, same arguments and errors."""
     check_moments(p, d, segments, chunks, scratch)
+    inspect_moments(p, d, segments, chunks, scratch)
     out = p.new_empty((*p.shape[:-1], segments.shape[0], MOMENT_COLUMNS), dtype=torch.float64)
     launch_moments(p, d, segments, chunks, scratch, out)
     return out
@@ -65,7 +66,7 @@ def launch_combine(
         gate,
         segments.shape[0],
         chunks.shape[0],
-        GATE=0 if gate is None else gate.numel() // paths,
+        GATE=gate_columns(gate, paths),
         LANES=_LANES,
         warps=8,
     )

@@ -7,11 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llpf_fast.ops.library import check_no_partial_overlap
-from llpf_fast.ops.sgd import check_sgd
+from llpf_fast.ops.sgd import check_sgd, inspect_sgd
 
 from .flags import FROZEN, MASKED
-from .launch import WARPS, launch, paths_and_length, row_stride, walk_constants
+from .launch import WARPS, gate_columns, launch, paths_and_length, row_stride, walk_constants
 from .moments import launch_combine, store_partial
 from .reduction import chan, tile_moments
 from .walk import chunk_of_program, is_whole, load_tile, tile_at, tile_mask
@@ -39,12 +38,11 @@ def sgd_triton(
     With ``moments_out`` a second tiny launch combines the chunks. Both ask the gate whether this update is the last:
     the rounds before it neither read ``d`` nor reduce anything.
     """
-    check_sgd(p, g, momentum_buffer, lr, segments, chunks, gate, d, moments_out, scratch, momentum, nesterov)
-    for name, other in (("g", g), ("momentum_buffer", momentum_buffer), ("d", d)):
-        if other is not None:
-            check_no_partial_overlap("sgd_", p, name, other)
-            if momentum_buffer is not None:
-                check_no_partial_overlap("sgd_", momentum_buffer, name, other, "momentum_buffer")
+    check_sgd(
+        p, g, momentum_buffer, lr, segments, chunks, gate, d, moments_out, scratch, momentum, dampening, weight_decay,
+        nesterov,
+    )  # fmt: skip
+    inspect_sgd(p, g, momentum_buffer, lr, segments, chunks, gate, d, moments_out, scratch)
     paths, length = paths_and_length(p)
     launch(
         sgd_kernel,
@@ -68,7 +66,7 @@ def sgd_triton(
         weight_decay,
         DECAY=weight_decay != 0.0,
         NESTEROV=nesterov,
-        GATE=0 if gate is None else gate.numel() // paths,
+        GATE=gate_columns(gate, paths),
         warps=WARPS,
         **walk_constants(p),
     )

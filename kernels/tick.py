@@ -8,12 +8,9 @@ from torch import Tensor
 from llpf_fast.ops.library import (
     COEFFICIENT_COLUMNS,
     MOMENT_COLUMNS,
-    check,
-    check_no_partial_overlap,
-    overlap,
     rows,
 )
-from llpf_fast.ops.tick import check_tick
+from llpf_fast.ops.tick import check_tick, inspect_tick
 
 from .affine import launch_maps
 from .coefficients import launch_coefficients
@@ -47,14 +44,11 @@ def tick_triton(
     all members of a group one after another: 2 us each, 100 us where a whole network shares one distance.
     """
     check_tick(
+        p, d, segments, chunks, target_variance, step, gate, radius, moments_in, waypoint, scratch, destination, epsilon
+    )  # fmt: skip
+    inspect_tick(
         p, d, segments, chunks, target_variance, step, gate, radius, moments_in, waypoint, scratch, destination
     )  # fmt: skip
-    if d is not None:
-        check_no_partial_overlap("tick_", p, "d", d)
-    if waypoint is not None:
-        check(waypoint.data_ptr() != p.data_ptr(), lambda: "tick_: waypoint must not be p itself")
-        check_no_partial_overlap("tick_", p, "waypoint", waypoint)
-        check(d is None or not overlap(waypoint, d), lambda: "tick_: waypoint and d overlap in memory; clone one")
     paths, count, pieces = rows(p), segments.shape[0], chunks.shape[0]
     scratch = scratch.view(-1)
     partial, rest = scratch[: 5 * paths * pieces], scratch[5 * paths * pieces :]

@@ -7,6 +7,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <type_traits>
 
 #include "coefficients.h"
@@ -202,10 +203,15 @@ void gate(const char* op, const A& like, int64_t paths, const std::optional<A>& 
   same_device(op, like, "gate", *value);
 }
 
+/// A scalar that must be a number of at least 0.
+inline void not_negative(const char* op, const char* name, double value) {
+  LLPF_CHECK(value >= 0, op, ": ", name, " must be at least 0, got ", value);
+}
+
 /// What `coefficients` and `tick_` check of their common arguments.
 template <class A>
 void rule(const char* op, const A& like, int64_t paths, int64_t segments, const A& target_variance, const A& step,
-          const std::optional<A>& gate_, const std::optional<A>& radius, int64_t destination) {
+          const std::optional<A>& gate_, const std::optional<A>& radius, int64_t destination, double epsilon) {
   float64(op, like, "target_variance", target_variance, {{segments}, {paths, segments}});
   float64(op, like, "step", step, {{2}, {paths, 2}});
   gate(op, like, paths, gate_);
@@ -217,38 +223,77 @@ void rule(const char* op, const A& like, int64_t paths, int64_t segments, const 
              ": radius belongs to the sphere destinations and to them only, got destination ", destination,
              " with radius ", radius ? "given" : "missing");
   if (radius) float64(op, like, "radius", *radius, {{segments}});
+  not_negative(op, "epsilon", epsilon);
 }
 
-template <class A>
-bool overlap(const A& left, const A& right) {
-  const auto* a = static_cast<const char*>(left.data_ptr());
-  const auto* b = static_cast<const char*>(right.data_ptr());
-  const int64_t a_bytes = left.numel() * bytes_of(dtype_of(left));
-  const int64_t b_bytes = right.numel() * bytes_of(dtype_of(right));
-  return a_bytes > 0 && b_bytes > 0 && a < b + b_bytes && b < a + a_bytes;
+inline int64_t bytes_of(Element element) {
+  if (element == Element::kFloat64 || element == Element::kInt64) return 8;
+  return is_narrow(element) ? 2 : 4;
 }
 
-/// `p` is written: an exact alias reads before it writes and is harmless; any other overlap is refused.
+/// The memory of one call's arguments. What is written may lie beside everything else only, whole or in part; arguments that
+/// are only read may share memory.
 template <class A>
-void no_partial_overlap(const char* op, const A& p, const char* name, const A& other, const char* own = "p") {
-  if (!overlap(p, other)) return;
-  const bool alias = p.data_ptr() == other.data_ptr() && element_of(p) == element_of(other);
-  LLPF_CHECK(alias && same(p.sizes(), other.sizes()), op, ": ", own, " and ", name,
-             " overlap in memory without being the same tensor; clone one");
-}
+class Memory {
+ public:
+  explicit Memory(const char* op) : op_(op) {}
+
+  Memory& writes(const char* name, const A& array) { return add(name, array, true, nullptr); }
+  Memory& writes(const char* name, const std::optional<A>& array) { return array ? writes(name, *array) : *this; }
+  Memory& reads(const char* name, const A& array) { return add(name, array, false, nullptr); }
+  Memory& reads(const char* name, const std::optional<A>& array) { return array ? reads(name, *array) : *this; }
+  /// `array` may be the very array `alias`, each element of which is read before it is written.
+  Memory& reads_or_is(const char* alias, const char* name, const A& array) { return add(name, array, false, alias); }
+  Memory& reads_or_is(const char* alias, const char* name, const std::optional<A>& array) {
+    return array ? reads_or_is(alias, name, *array) : *this;
+  }
+
+ private:
+  static constexpr int kMost = 12;
+  struct Span {
+    const char *name, *alias;
+    const char *begin, *end;
+    Element element;
+    bool written;
+  };
+
+  Memory& add(const char* name, const A& array, bool written, const char* alias) {
+    const auto* begin = static_cast<const char*>(array.data_ptr());
+    const Element element = element_of(array);
+    const Span fresh{name, alias, begin, begin + array.numel() * bytes_of(element), element, written};
+    if (fresh.begin == fresh.end) return *this;
+    for (int i = 0; i < count_; ++i) {
+      const Span& other = spans_[i];
+      if (!(written || other.written) || other.end <= fresh.begin || fresh.end <= other.begin) continue;
+      const bool may_be = alias != nullptr && std::string_view(alias) == other.name;
+      LLPF_CHECK(may_be && other.begin == fresh.begin && other.end == fresh.end && other.element == element, op_, ": ",
+                 other.name, " and ", name, may_be ? " overlap in memory without being the same tensor; clone one"
+                                                   : " overlap in memory; clone one");
+    }
+    spans_[count_++] = fresh;
+    return *this;
+  }
+
+  const char* op_;
+  Span spans_[kMost];
+  int count_ = 0;
+};
 
 // ---- whole argument lists
 
 template <class A>
 void sgd(const A& p, const A& g, const std::optional<A>& momentum_buffer, const A& lr, const A& segments,
          const A& chunks, const std::optional<A>& gate_, const std::optional<A>& d, const std::optional<A>& moments_out,
-         const std::optional<A>& scratch_, double momentum, bool nesterov) {
+         const std::optional<A>& scratch_, double momentum, double dampening, double weight_decay, bool nesterov) {
   constexpr auto op = "sgd_";
   parameters(op, p);
   like(op, p, "g", g);
   table(op, p, segments, &chunks);
   const int64_t k = paths(p), s = segments.size(0);
   float64(op, p, "lr", lr, {{}, {1}, {s}, {k, 1}, {k, s}});
+  not_negative(op, "momentum", momentum);
+  not_negative(op, "weight_decay", weight_decay);
+  LLPF_CHECK(dampening == dampening, op, ": dampening must be a number, got ", dampening);
   LLPF_CHECK(momentum_buffer.has_value() == (momentum != 0.0), op,
              ": momentum_buffer belongs to momentum != 0 and to it only, got momentum ", momentum, " with buffer ",
              momentum_buffer ? "given" : "missing");
@@ -261,63 +306,95 @@ void sgd(const A& p, const A& g, const std::optional<A>& momentum_buffer, const 
     LLPF_CHECK(scratch_.has_value(), op, ": moments_out needs scratch, got none");
     scratch(op, p, segments, chunks, *scratch_);
   }
-  no_partial_overlap(op, p, "g", g);
-  if (momentum_buffer) no_partial_overlap(op, p, "momentum_buffer", *momentum_buffer);
-  if (d) no_partial_overlap(op, p, "d", *d);
-  if (momentum_buffer) {
-    no_partial_overlap(op, *momentum_buffer, "g", g, "momentum_buffer");
-    if (d) no_partial_overlap(op, *momentum_buffer, "d", *d, "momentum_buffer");
-  }
+  Memory<A> memory(op);
+  memory.writes("p", p).writes("momentum_buffer", momentum_buffer).reads_or_is("p", "g", g).reads("d", d);
+  if (moments_out) memory.writes("moments_out", moments_out).writes("scratch", scratch_);
+  memory.reads("lr", lr).reads("segments", segments).reads("chunks", chunks).reads("gate", gate_);
 }
 
 template <class A>
 void tick(const A& p, const std::optional<A>& d, const A& segments, const A& chunks, const A& target_variance,
           const A& step, const std::optional<A>& gate_, const std::optional<A>& radius,
           const std::optional<A>& moments_in, const std::optional<A>& waypoint, const A& scratch_,
-          int64_t destination_) {
+          int64_t destination_, double epsilon) {
   constexpr auto op = "tick_";
   parameters(op, p);
   destination(op, p, d);
   table(op, p, segments, &chunks);
-  rule(op, p, paths(p), segments.size(0), target_variance, step, gate_, radius, destination_);
+  rule(op, p, paths(p), segments.size(0), target_variance, step, gate_, radius, destination_, epsilon);
   const bool to_point = destination_ == static_cast<int64_t>(Destination::kPoint);
   LLPF_CHECK(d.has_value() == to_point, op, ": d belongs to destination POINT and to it only, got destination ",
              destination_, " with d ", d ? "given" : "missing");
   if (moments_in) per_segment(op, p, "moments_in", *moments_in, segments.size(0), kMomentColumns);
   if (waypoint) like(op, p, "waypoint", *waypoint);
   scratch(op, p, segments, chunks, scratch_);
-  if (d) no_partial_overlap(op, p, "d", *d);
-  if (waypoint) {
-    LLPF_CHECK(p.numel() == 0 || waypoint->data_ptr() != p.data_ptr(), op, ": waypoint must not be p itself");
-    no_partial_overlap(op, p, "waypoint", *waypoint);
-    // The waypoint is written before d is read, so that even an exact alias would be wrong.
-    LLPF_CHECK(!d || !overlap(*waypoint, *d), op, ": waypoint and d overlap in memory; clone one");
-  }
+  LLPF_CHECK(!waypoint || p.numel() == 0 || waypoint->data_ptr() != p.data_ptr(), op, ": waypoint must not be p itself");
+  // The waypoint is written before d is read, so that even an exact alias would be wrong.
+  Memory<A>(op)
+      .writes("p", p)
+      .writes("waypoint", waypoint)
+      .writes("scratch", scratch_)
+      .reads_or_is("p", "d", d)
+      .reads("segments", segments)
+      .reads("chunks", chunks)
+      .reads("target_variance", target_variance)
+      .reads("step", step)
+      .reads("gate", gate_)
+      .reads("radius", radius)
+      .reads("moments_in", moments_in);
+}
+
+template <class A>
+void moments(const A& p, const std::optional<A>& d, const A& segments, const A& chunks, const A& scratch_) {
+  constexpr auto op = "moments";
+  parameters(op, p);
+  destination(op, p, d);
+  table(op, p, segments, &chunks);
+  scratch(op, p, segments, chunks, scratch_);
+  Memory<A>(op).writes("scratch", scratch_).reads("p", p).reads("d", d).reads("segments", segments).reads("chunks", chunks);
+}
+
+template <class A>
+void affine(const A& p, const std::optional<A>& d, const A& coefficients, const A& segments, const A& chunks) {
+  constexpr auto op = "affine_";
+  parameters(op, p);
+  destination(op, p, d);
+  table(op, p, segments, &chunks);
+  per_segment(op, p, "coefficients", coefficients, segments.size(0), 5);
+  Memory<A>(op)
+      .writes("p", p)
+      .reads_or_is("p", "d", d)
+      .reads("coefficients", coefficients)
+      .reads("segments", segments)
+      .reads("chunks", chunks);
 }
 
 /// Number of paths of `moments` [S, 5] or [K, S, 5].
 template <class A>
 int64_t coefficients(const A& moments, const A& segments, const A& target_variance, const A& step,
-                     const std::optional<A>& gate_, const std::optional<A>& radius, int64_t destination) {
+                     const std::optional<A>& gate_, const std::optional<A>& radius, int64_t destination,
+                     double epsilon) {
   constexpr auto op = "coefficients";
   table(op, moments, segments, nullptr);
   const int64_t s = segments.size(0), k = moments.dim() == 3 ? moments.size(0) : 1;
   float64(op, moments, "moments", moments, {{s, kMomentColumns}, {k, s, kMomentColumns}});
-  rule(op, moments, k, s, target_variance, step, gate_, radius, destination);
+  rule(op, moments, k, s, target_variance, step, gate_, radius, destination, epsilon);
   return k;
 }
 
 /// Number of paths.
 template <class A>
-int64_t loss_gate(const A& state, const A& loss, int64_t min_rounds, int64_t max_rounds) {
+int64_t loss_gate(const A& state, const A& loss, double threshold, int64_t min_rounds, int64_t max_rounds) {
   constexpr auto op = "loss_gate_";
   LLPF_CHECK(1 <= min_rounds && min_rounds <= max_rounds, op, ": needs 1 <= min_rounds <= max_rounds, got ", min_rounds,
              " and ", max_rounds);
+  LLPF_CHECK(threshold == threshold, op, ": threshold must be a number, got ", threshold);
   const int64_t width = 4 + min_rounds, k = state.dim() == 2 ? state.size(0) : 1;
   float64(op, state, "state", state, {{width}, {k, width}});
   LLPF_CHECK(is_floating(element_of(loss)) && loss.numel() == k && loss.is_contiguous(), op,
              ": loss must be floating point, contiguous, with ", k, " elements, got ", describe(loss));
   same_device(op, state, "loss", loss);
+  Memory<A>(op).writes("state", state).reads("loss", loss);
   return k;
 }
 
@@ -336,8 +413,9 @@ Draw draw(const A& out, const A& key, const A& first, const std::optional<A>& ga
   counter("key", key);
   counter("first", first);
   gate(op, out, k, gate_);
-  LLPF_CHECK(!gate_ || gate_->numel() > LossGate::kRounds * k, op, ": gate must be the state of loss_gate_, got ",
+  LLPF_CHECK(!gate_ || k == 0 || gate_->numel() > LossGate::kRounds * k, op, ": gate must be the state of loss_gate_, got ",
              describe(*gate_));
+  Memory<A>(op).writes("out", out).reads("key", key).reads("first", first).reads("gate", gate_);
   Draw rule{out.size(out.dim() - 2), out.size(out.dim() - 1), {}};
   const auto count = static_cast<int64_t>(bounds.size());
   LLPF_CHECK(count == rule.rows && 1 <= count && count <= Draw::kMostRows, op, ": bounds must be ", rule.rows,

@@ -23,9 +23,11 @@ struct Draw {
 
   LLPF_HD static uint32_t absorb(uint32_t key, uint32_t part) { return mix(key + mix(part + 0x85EBCA6Bu)); }
 
-  /// The round of a path: where its correction began, and what its gate (null without one) has counted since.
+  /// The round of a path: where its correction began, and what its gate (null without one) has counted since (0 where that
+  /// is no number of rounds). The sum wraps.
   LLPF_HD static int64_t round(int64_t first, const double* gate) {
-    return first + (gate == nullptr ? 0 : static_cast<int64_t>(gate[LossGate::kRounds]));
+    if (gate == nullptr || !LossGate::counts(gate[LossGate::kRounds])) return first;
+    return static_cast<int64_t>(static_cast<uint64_t>(first) + static_cast<uint64_t>(gate[LossGate::kRounds]));
   }
 
   /// The key of one row in one round. Row 0 is the stream of batches, the others share that of augmentation.

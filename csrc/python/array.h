@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <bit>
 #include <memory>
 #include <vector>
 
@@ -26,7 +27,11 @@ class Array {
       throw py::type_error(std::string(name) + " must offer the buffer protocol or DLPack on the CPU, got " +
                            Py_TYPE(object.ptr())->tp_name);
     }
-    if (writable && array.readonly_) throw py::value_error(std::string(name) + " is read-only");
+    if (writable && array.readonly_) check::refuse(name, " is read-only");
+    // A field of a structured array, or a buffer that begins at an odd byte.
+    const int64_t bytes = check::bytes_of(array.element_);
+    if (array.element_ != check::Element::kOther && (array.odd_ || reinterpret_cast<uintptr_t>(array.data_) % bytes != 0))
+      check::refuse(name, " must be aligned: its elements of ", bytes, " bytes begin between multiples of that");
     return array;
   }
 
@@ -88,7 +93,11 @@ class Array {
     element_ = from_format(view->format, view->itemsize);
     other_dtype_ = "buffer format " + view->format;
     shape_.assign(view->shape.begin(), view->shape.end());
-    for (const auto bytes : view->strides) strides_.push_back(bytes / std::max<int64_t>(view->itemsize, 1));
+    for (size_t i = 0; i < shape_.size(); ++i) {
+      const int64_t bytes = view->strides[i], item = std::max<int64_t>(view->itemsize, 1);
+      strides_.push_back(bytes / item);
+      odd_ = odd_ || (shape_[i] > 1 && bytes % item != 0);
+    }
     owner_ = std::move(view);
     return true;
   }
@@ -96,8 +105,7 @@ class Array {
   void take_dlpack(const py::object& object, const char* name) {
     const auto device = py::cast<std::pair<int, int>>(object.attr("__dlpack_device__")());
     if (device.first != dlpack::kCpu)
-      throw py::value_error(std::string(name) + " must be on the CPU, got DLPack device type " +
-                            std::to_string(device.first));
+      check::refuse(name, " must be on the CPU, got DLPack device type ", device.first);
     py::object capsule;
     try {
       capsule = object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0));
@@ -132,11 +140,17 @@ class Array {
     return managed;
   }
 
+  /// Of a letter of the struct module, after nothing or after the mark of this machine's byte order: ctypes writes "<f", JAX
+  /// "=f". The other order is no element that an op takes.
   static check::Element from_format(const std::string& format, int64_t bytes) {
-    if (format == "f") return check::Element::kFloat32;
-    if (format == "d") return check::Element::kFloat64;
-    if (format == "e") return check::Element::kFloat16;
-    if (bytes == 8 && (format == "l" || format == "q")) return check::Element::kInt64;
+    constexpr char own = std::endian::native == std::endian::little ? '<' : '>';
+    const bool marked = format.size() == 2 && (format[0] == '@' || format[0] == '=' || format[0] == own);
+    if (format.size() != 1 && !marked) return check::Element::kOther;
+    const char letter = format.back();
+    if (bytes == 4 && letter == 'f') return check::Element::kFloat32;
+    if (bytes == 8 && letter == 'd') return check::Element::kFloat64;
+    if (bytes == 2 && letter == 'e') return check::Element::kFloat16;
+    if (bytes == 8 && (letter == 'l' || letter == 'q')) return check::Element::kInt64;
     return check::Element::kOther;
   }
 
@@ -154,6 +168,7 @@ class Array {
   check::Element element_ = check::Element::kOther;
   std::string other_dtype_;
   bool readonly_ = false;
+  bool odd_ = false;  // a stride is no multiple of the element
   std::vector<int64_t> shape_, strides_;  // in elements
   std::shared_ptr<void> owner_;           // keeps the memory alive
   py::array made_;

@@ -79,6 +79,15 @@ void sgd_(Object p_, Object g, Object momentum_buffer, Object lr, Object segment
                cpu::Threads{});
 }
 
+/// llpf_fast.errors.LLPFError; ValueError where this module was taken out of the package.
+py::object refusal() {
+  try {
+    return py::module_::import("llpf_fast.errors").attr("LLPFError");
+  } catch (const py::error_already_set&) {
+    return py::reinterpret_borrow<py::object>(PyExc_ValueError);
+  }
+}
+
 void loss_gate_(Object state, Object loss, double threshold, int64_t min_rounds, int64_t max_rounds) {
   checked::loss_gate(output(state, "state"), input(loss, "loss"), {threshold, min_rounds, max_rounds});
 }
@@ -86,12 +95,20 @@ void loss_gate_(Object state, Object loss, double threshold, int64_t min_rounds,
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
+  py::register_local_exception_translator([](std::exception_ptr raised) {
+    try {
+      if (raised) std::rethrow_exception(raised);
+    } catch (const std::invalid_argument& error) {
+      PyErr_SetString(refusal().ptr(), error.what());
+    }
+  });
   m.doc() =
       "The ops of llpf_fast.ops for NumPy arrays and whatever else offers the buffer protocol or DLPack on the CPU.\n\n"
       "Needs no torch. Shapes, dtypes and meaning are those of the functions of the same name in llpf_fast.ops; "
       "arrays\n"
       "are contiguous, those whose op ends in an underscore are written in place. bfloat16 comes by DLPack only.\n"
-      "ValueError: a shape, dtype, layout or table that differs; TypeError: an argument that is no array.";
+      "LLPFError (a ValueError): a shape, dtype, layout, value or table that differs, arrays that overlap; TypeError: an\n"
+      "argument that is no array.";
   const auto none = py::none();
   m.def(
       "moments", &moments, "p"_a, "d"_a, "segments"_a, "chunks"_a,

@@ -1,4 +1,6 @@
 // The GPU's blocking, run on a CPU: against plain sums in long double, and against what a tick promises. No GPU, no torch.
+#include "../core/draw.h"
+
 #include "host.h"
 #include "report.h"
 
@@ -118,6 +120,28 @@ void check_goes_on(Report& report) {
     report.expect(LossGate::goes_on(row.state.data(), 2) == row.want, std::string("goes on: ") + row.name);
 }
 
+/// A number of rounds that is none closes the row, shows in its mean, and moves nothing beside it.
+void check_damaged_gate(Report& report) {
+  const double infinite = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
+  for (const double rounds : {nan, infinite, -infinite, -1.0, 0.5, 0x1p54, -1e300, 1e300}) {
+    std::vector<double> memory(64, 7.0);
+    double* state = memory.data() + 29;
+    state[LossGate::kOpen] = 1;
+    state[LossGate::kLast] = 0;
+    state[LossGate::kRounds] = rounds;
+    std::vector<double> want = memory;
+    want[29 + LossGate::kOpen] = 0;
+    want[29 + LossGate::kMean] = LossGate::kNaN;
+    const std::string label = "gate after " + std::to_string(rounds) + " rounds";
+    report.expect(!LossGate::goes_on(state, 2), label + " goes on");
+    LossGate{0.1, 2, 9}(state, 0.5);
+    report.same_bits(memory, want, label);
+    report.expect(Draw::round(5, memory.data() + 29) == 5, label + ", drawn");
+  }
+  const double counted[] = {1, 0, 9, 0.1};
+  report.expect(Draw::round(5, counted) == 14 && Draw::round(5, nullptr) == 5, "rounds of a draw");
+}
+
 }  // namespace
 }  // namespace llpf::test
 
@@ -125,6 +149,7 @@ int main() {
   using namespace llpf::test;
   Report report;
   check_goes_on(report);
+  check_damaged_gate(report);
   for (const Case& c : all_cases()) {
     for_each_pair([&]<class P, class D>(P, D, const char* types) { check_moments<P, D>(report, c, c.name + ", " + types); });
     for (int64_t kind = 0; kind <= 5; ++kind)

@@ -1,6 +1,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <exception>
+
 #include "../core/cpu/checked.h"
 #include "common/checks.h"
 
@@ -92,5 +94,11 @@ STABLE_TORCH_LIBRARY_IMPL(llpf_fast, CPU, m) {
   m.impl("draw_", TORCH_BOX(&draw_));
 }
 
-/// For `llpf_fast.ops.info`: the loops in use.
-extern "C" __attribute__((visibility("default"))) const char* llpf_cpu_isa() { return llpf::cpu::chunk_kernels().isa; }
+/// For `llpf_fast.ops.info`: the loops in use; null where LLPF_ISA names none.
+extern "C" __attribute__((visibility("default"))) const char* llpf_cpu_isa() {
+  try {
+    return llpf::cpu::chunk_kernels().isa;
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}

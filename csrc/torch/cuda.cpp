@@ -104,10 +104,7 @@ cuda::TickPlan tick_plan() {
 
 Tensor moments(const Tensor& p, const OptionalTensor& d, const Tensor& segments, const Tensor& chunks,
                const Tensor& scratch) {
-  check::parameters("moments", p);
-  check::destination("moments", p, d);
-  check::table("moments", p, segments, &chunks);
-  check::scratch("moments", p, segments, chunks, scratch);
+  check::moments(p, d, segments, chunks, scratch);
   const OnDeviceOf device(p);
   const int64_t shape[] = {check::paths(p), segments.size(0), kMomentColumns};
   const bool batched = p.dim() == 2;
@@ -119,7 +116,7 @@ Tensor moments(const Tensor& p, const OptionalTensor& d, const Tensor& segments,
 Tensor coefficients(const Tensor& moments, const Tensor& segments, const Tensor& target_variance, const Tensor& step,
                     const OptionalTensor& gate, const OptionalTensor& radius, int64_t destination, double epsilon,
                     bool combine_sum, bool clamp, bool project_first) {
-  const int64_t paths = check::coefficients(moments, segments, target_variance, step, gate, radius, destination);
+  const int64_t paths = check::coefficients(moments, segments, target_variance, step, gate, radius, destination, epsilon);
   const OnDeviceOf device(moments);
   const Tensor out = torch::stable::new_empty(moments, moments.sizes());
   const Rule rule{static_cast<Destination>(destination), epsilon, combine_sum, clamp, project_first};
@@ -131,11 +128,7 @@ Tensor coefficients(const Tensor& moments, const Tensor& segments, const Tensor&
 
 void affine_(const Tensor& p, const OptionalTensor& d, const Tensor& coefficients, const Tensor& segments,
              const Tensor& chunks) {
-  check::parameters("affine_", p);
-  check::destination("affine_", p, d);
-  check::table("affine_", p, segments, &chunks);
-  check::per_segment("affine_", p, "coefficients", coefficients, segments.size(0), kCoefficientColumns);
-  if (d) check::no_partial_overlap("affine_", p, "d", *d);
+  check::affine(p, d, coefficients, segments, chunks);
   const OnDeviceOf device(p);
   STD_CUDA_CHECK(cuda::affine(values_of(p, d), table_of(segments, &chunks), pointer(coefficients), device.stream()));
 }
@@ -144,7 +137,8 @@ void tick_(const Tensor& p, const OptionalTensor& d, const Tensor& segments, con
            const Tensor& target_variance, const Tensor& step, const OptionalTensor& gate, const OptionalTensor& radius,
            const OptionalTensor& moments_in, const OptionalTensor& waypoint, const Tensor& scratch, int64_t destination,
            double epsilon, bool combine_sum, bool clamp, bool project_first) {
-  check::tick(p, d, segments, chunks, target_variance, step, gate, radius, moments_in, waypoint, scratch, destination);
+  check::tick(p, d, segments, chunks, target_variance, step, gate, radius, moments_in, waypoint, scratch, destination,
+              epsilon);
   const OnDeviceOf device(p);
   const Rule rule{static_cast<Destination>(destination), epsilon, combine_sum, clamp, project_first};
   STD_CUDA_CHECK(cuda::tick(values_of(p, d), table_of(segments, &chunks),
@@ -156,7 +150,8 @@ void sgd_(const Tensor& p, const Tensor& g, const OptionalTensor& momentum_buffe
           const Tensor& segments, const Tensor& chunks, const OptionalTensor& gate, const OptionalTensor& d,
           const OptionalTensor& moments_out, const OptionalTensor& scratch, double momentum, double dampening,
           double weight_decay, bool nesterov) {
-  check::sgd(p, g, momentum_buffer, lr, segments, chunks, gate, d, moments_out, scratch, momentum, nesterov);
+  check::sgd(p, g, momentum_buffer, lr, segments, chunks, gate, d, moments_out, scratch, momentum, dampening, weight_decay,
+             nesterov);
   const OnDeviceOf device(p);
   const int64_t columns = lr.dim() == 0 ? 1 : lr.size(lr.dim() - 1);
   const cuda::SgdArguments arguments{
@@ -176,7 +171,7 @@ void sgd_(const Tensor& p, const Tensor& g, const OptionalTensor& momentum_buffe
 }
 
 void loss_gate_(const Tensor& state, const Tensor& loss, double threshold, int64_t min_rounds, int64_t max_rounds) {
-  const int64_t paths = check::loss_gate(state, loss, min_rounds, max_rounds);
+  const int64_t paths = check::loss_gate(state, loss, threshold, min_rounds, max_rounds);
   const OnDeviceOf device(state);
   STD_CUDA_CHECK(cuda::loss_gate(pointer(state), loss.const_data_ptr(), check::dtype_of(loss), paths,
                                  {threshold, min_rounds, max_rounds}, device.stream()));

@@ -39,6 +39,8 @@ EAGER: dict[str, Callable[..., Any]] = {
 #: Backends of a device type, best first.
 ORDER = {"cpu": ("cpp", "eager"), "cuda": ("cuda", "triton", "eager")}
 NAMES = ("auto", "eager", "cpp", "cuda", "triton")
+#: Instruction sets of the CPU kernels: LLPF_ISA names the widest that may be used.
+INSTRUCTION_SETS = ("plain", "avx2", "avx512")
 
 #: Compiled libraries by backend: the file, and why it is not loaded (``None``: it is).
 FILES = {"cpp": Path(__file__).parent.parent / "_C.so", "cuda": Path(__file__).parent.parent / "_C_cuda.so"}
@@ -174,5 +176,12 @@ def in_use() -> dict[str, str]:
     return dict(_in_use)
 
 
+def _check_instruction_set() -> None:
+    named = os.environ.get("LLPF_ISA")
+    if named and named not in INSTRUCTION_SETS:
+        raise LLPFError(f"LLPF_ISA must be plain, avx2 or avx512, got {named!r}")
+
+
+_check_instruction_set()
 _failed.update({name: _load(name) for name in FILES})
 _apply(os.environ.get("LLPF_BACKEND") or "auto")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .library import check, check_gate, check_same_device, define
-from .loss_gate import ROUNDS
+from .library import check, check_apart, check_gate, check_same_device, define, refusal
+from .loss_gate import ROUNDS, counts
 
 SCHEMA = "draw_(Tensor(a!) out, Tensor key, Tensor first, Tensor? gate, *, int[] bounds) -> ()"
 
@@ -33,9 +33,13 @@ def draw_(out: Tensor, key: Tensor, first: Tensor, gate: Tensor | None = None, *
         bounds: R integers, 1 to 2^31.
 
     Raises:
-        ValueError: a shape, dtype, device or bound that differs from the above.
+        LLPFError: a shape, dtype, device or bound that differs from the above, out that overlaps another argument; on
+            the CPU also a gate whose rounds are no whole number of at least 0 (on a GPU they count as 0).
     """
-    torch.ops.llpf_fast.draw_.default(out, key, first, gate, bounds=list(bounds))
+    try:
+        torch.ops.llpf_fast.draw_.default(out, key, first, gate, bounds=list(bounds))
+    except RuntimeError as error:
+        raise refusal("draw_", error) from None
 
 
 def mix(value: Tensor) -> Tensor:
@@ -70,7 +74,7 @@ def check_draw(out: Tensor, key: Tensor, first: Tensor, gate: Tensor | None, bou
         check_same_device("draw_", out, name, value)
     check_gate("draw_", out, paths, gate)
     check(
-        gate is None or gate.numel() > ROUNDS * paths,
+        gate is None or paths == 0 or gate.numel() > ROUNDS * paths,
         lambda: f"draw_: gate must be the state of loss_gate_, got {[] if gate is None else list(gate.shape)}",
     )
     check(
@@ -84,13 +88,35 @@ def check_draw(out: Tensor, key: Tensor, first: Tensor, gate: Tensor | None, bou
     return paths
 
 
+def inspect_draw(out: Tensor, key: Tensor, first: Tensor, gate: Tensor | None, paths: int) -> None:
+    """What only tensors with memory can be asked."""
+    check_apart("draw_", {"out": out}, {"key": key, "first": first, "gate": gate})
+    if gate is None or gate.device.type != "cpu":
+        return
+    rounds = _rounds(gate, paths)
+    for k, good in enumerate(counts(rounds).tolist()):
+        check(
+            good,
+            lambda k=k: (  # type: ignore[misc]
+                f"draw_: gate of path {k}: rounds must be a whole number of at least 0, got {rounds[k]:g} "
+                f"in column {ROUNDS}"
+            ),
+        )
+
+
+def _rounds(gate: Tensor, paths: int) -> Tensor:
+    return gate.reshape(paths, gate.numel() // max(paths, 1))[:, ROUNDS] if paths else gate.new_empty(0)
+
+
 @torch.no_grad()
 def draw_eager(out: Tensor, key: Tensor, first: Tensor, gate: Tensor | None, *, bounds: Sequence[int]) -> None:
     paths = check_draw(out, key, first, gate, bounds)
+    inspect_draw(out, key, first, gate, paths)
     rows = out.reshape(paths, *out.shape[-2:])
     round_ = first.reshape(paths)
     if gate is not None:
-        round_ = round_ + gate.reshape(paths, -1)[:, ROUNDS].long()
+        rounds = _rounds(gate, paths)
+        round_ = round_ + torch.where(counts(rounds), rounds, 0.0).long()
     counted = _absorb(_absorb(key.reshape(paths), round_ & _MASK32), round_ >> 32 & _MASK32)
     lanes = torch.arange(out.shape[-1], device=out.device)
     for r, bound in enumerate(bounds):

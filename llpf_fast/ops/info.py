@@ -74,7 +74,8 @@ def _text(library: ctypes.CDLL, function: str) -> str:
     except AttributeError:
         return "unknown"
     call.restype = ctypes.c_char_p
-    return bytes(call()).decode()
+    text = call()
+    return "unknown" if text is None else bytes(text).decode()
 
 
 def _core() -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..errors import LLPFError
 
 #: Owner of the schemas. The readable eager implementation of each op is registered for every device
 #: (CompositeExplicitAutograd); a compiled backend registers for its own device and so takes precedence.
@@ -49,9 +51,24 @@ def accumulation_dtype(storage: torch.dtype) -> torch.dtype:
 
 
 def check(condition: bool, message: Callable[[], str]) -> None:
-    """Refuse with a ValueError; the message is only built when it is needed."""
+    """Refuse with an LLPFError; the message is only built when it is needed."""
     if not condition:
-        raise ValueError(message())
+        raise LLPFError(message())
+
+
+def refusal(op: str, error: RuntimeError) -> Exception:
+    """What to raise for an error of a call of ``op``: a compiled kernel's refusal arrives as a RuntimeError.
+
+    Its checks are not repeated here, where they would cost a third of a call on a small network.
+    """
+    message = str(error)
+    ours = message.startswith((f"{op}: ", "LLPF_"))
+    return LLPFError(message.splitlines()[0]) if ours else error
+
+
+def check_not_negative(op: str, name: str, value: float) -> None:
+    """A scalar that must be a number of at least 0."""
+    check(value >= 0, lambda: f"{op}: {name} must be at least 0, got {value:g}")
 
 
 def check_parameters(op: str, p: Tensor) -> None:
@@ -159,8 +176,9 @@ def check_gate(op: str, like: Tensor, paths: int, gate: Tensor | None) -> None:
     """``gate`` must be contiguous float64 whose size is a multiple of the number of paths."""
     if gate is None:
         return
+    whole = gate.numel() >= paths and (paths == 0 or gate.numel() % paths == 0)
     check(
-        gate.dtype == torch.float64 and gate.numel() >= paths and gate.numel() % paths == 0,
+        gate.dtype == torch.float64 and whole,
         lambda: f"{op}: gate must be float64 with {paths} rows (one a path), got {gate.dtype} {list(gate.shape)}",
     )
     check(gate.is_contiguous(), lambda: f"{op}: gate must be contiguous")
@@ -175,15 +193,42 @@ def overlap(left: Tensor, right: Tensor) -> bool:
     return a < b + right.numel() * right.element_size() and b < a + left.numel() * left.element_size()
 
 
-def check_no_partial_overlap(op: str, p: Tensor, name: str, other: Tensor, own: str = "p") -> None:
-    """``p`` is written: an exact alias reads before it writes and is harmless; any other overlap is refused."""
-    same = p.data_ptr() == other.data_ptr() and p.dtype == other.dtype and p.shape == other.shape
-    check(
-        same or not overlap(p, other),
-        lambda: f"{op}: {own} and {name} overlap in memory without being the same tensor; clone one",
-    )
+def check_apart(
+    op: str,
+    written: Mapping[str, Tensor | None],
+    read: Mapping[str, Tensor | None],
+    may_be: tuple[tuple[str, str], ...] = (),
+) -> None:
+    """What is ``written`` must share memory with nothing else, in whole or in part; what is only read may share.
+
+    ``may_be`` names the pairs (written, read) that may be one tensor: each element is read before it is written.
+    """
+    known: list[tuple[str, Tensor]] = []
+    for name, value in (*written.items(), *read.items()):
+        if value is None:
+            continue
+        for other, beside in known:
+            if not overlap(beside, value):
+                continue
+            allowed = (other, name) in may_be
+            same = (
+                beside.data_ptr() == value.data_ptr()
+                and beside.dtype == value.dtype
+                and beside.numel() == value.numel()
+            )
+            check(
+                allowed and same,
+                lambda other=other, name=name, allowed=allowed: (  # type: ignore[misc]
+                    f"{op}: {other} and {name} overlap in memory"
+                    f"{' without being the same tensor' if allowed else ''}; clone one"
+                ),
+            )
+        if name in written:
+            known.append((name, value))
 
 
 def gate_rows(gate: Tensor | None, paths: int) -> Tensor | None:
     """The gate as ``[K, G]``; column 0 is ``open``, column 1 (where present) is ``last``."""
-    return None if gate is None else gate.reshape(paths, -1)
+    if gate is None:
+        return None
+    return gate.reshape(paths, gate.numel() // paths) if paths else gate.new_empty(0, 2)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .contents import check_table_contents
 from .flags import SegmentFlag
 from .library import (
     MOMENT_COLUMNS,
+    check_apart,
     check_destination,
     check_parameters,
     check_scratch,
     check_table,
     define,
+    refusal,
     rows,
 )
 
@@ -39,9 +42,13 @@ def moments(p: Tensor, d: Tensor | None, segments: Tensor, chunks: Tensor, scrat
         Second moments are never negative. The bits depend neither on the number of threads nor on K.
 
     Raises:
-        ValueError: a shape, dtype, device or layout that differs from the above; the message has both values.
+        LLPFError: a shape, dtype, device or layout that differs from the above (the message has both values), scratch
+            that overlaps another argument, or (on the CPU) a wrong table.
     """
-    return torch.ops.llpf_fast.moments.default(p, d, segments, chunks, scratch)
+    try:
+        return torch.ops.llpf_fast.moments.default(p, d, segments, chunks, scratch)
+    except RuntimeError as error:
+        raise refusal("moments", error) from None
 
 
 def check_moments(p: Tensor, d: Tensor | None, segments: Tensor, chunks: Tensor, scratch: Tensor) -> None:
@@ -49,6 +56,12 @@ def check_moments(p: Tensor, d: Tensor | None, segments: Tensor, chunks: Tensor,
     check_destination("moments", p, d)
     check_table("moments", p, segments, chunks)
     check_scratch("moments", p, segments, chunks, scratch)
+
+
+def inspect_moments(p: Tensor, d: Tensor | None, segments: Tensor, chunks: Tensor, scratch: Tensor) -> None:
+    """What only tensors with memory can be asked."""
+    check_apart("moments", {"scratch": scratch}, {"p": p, "d": d, "segments": segments, "chunks": chunks})
+    check_table_contents("moments", p, segments, chunks)
 
 
 def reduce_row(p: Tensor, d: Tensor | None, segments: Tensor, chunks: Tensor) -> Tensor:
@@ -137,10 +150,18 @@ def chan(left: Tensor, right: Tensor) -> Tensor:
 @torch.no_grad()
 def moments_eager(p: Tensor, d: Tensor | None, segments: Tensor, chunks: Tensor, scratch: Tensor) -> Tensor:
     check_moments(p, d, segments, chunks, scratch)
+    inspect_moments(p, d, segments, chunks, scratch)
+    return reduce_rows(p, d, segments, chunks)
+
+
+def reduce_rows(p: Tensor, d: Tensor | None, segments: Tensor, chunks: Tensor) -> Tensor:
+    """Moments ``[S, 5]`` of p ``[N]``, or ``[K, S, 5]`` of ``[K, N]``."""
     if p.dim() == 1:
         return reduce_row(p, d, segments, chunks)
-    per_row = [reduce_row(p[k], d if d is None or d.dim() == 1 else d[k], segments, chunks) for k in range(rows(p))]
-    return torch.stack(per_row)
+    out = torch.zeros(rows(p), segments.shape[0], MOMENT_COLUMNS, dtype=torch.float64, device=p.device)
+    for k in range(rows(p)):
+        out[k] = reduce_row(p[k], d if d is None or d.dim() == 1 else d[k], segments, chunks)
+    return out
 
 
 def moments_fake(p: Tensor, d: Tensor | None, segments: Tensor, chunks: Tensor, scratch: Tensor) -> Tensor:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import LLPFError
+from .contents import check_rates, check_table_contents
 from .flags import SegmentFlag
 from .library import (
     MOMENT_COLUMNS,
     accumulation_dtype,
     check,
+    check_apart,
     check_destination,
     check_float64,
     check_gate,
     check_like,
-    check_no_partial_overlap,
+    check_not_negative,
     check_parameters,
     check_scratch,
     check_table,
     define,
     gate_rows,
+    refusal,
     rows,
 )
-from .moments import moments_eager
+from .moments import reduce_rows
 
 SCHEMA = (
     "sgd_(Tensor(a!) p, Tensor g, Tensor(b!)? momentum_buffer, Tensor lr, Tensor segments, Tensor chunks, "
@@ -68,24 +72,28 @@ def sgd_(
         scratch: required with moments_out, see :func:`llpf_fast.ops.moments`.
 
     Raises:
-        ValueError: a shape, dtype, device or layout that differs from the above.
+        LLPFError: a shape, dtype, device or layout that differs from the above, tensors that overlap (only g may be p
+            itself), a negative momentum or weight_decay; on the CPU also a wrong table and a negative rate.
     """
-    torch.ops.llpf_fast.sgd_.default(
-        p,
-        g,
-        momentum_buffer,
-        lr,
-        segments,
-        chunks,
-        gate,
-        d,
-        moments_out,
-        scratch,
-        momentum=momentum,
-        dampening=dampening,
-        weight_decay=weight_decay,
-        nesterov=nesterov,
-    )
+    try:
+        torch.ops.llpf_fast.sgd_.default(
+            p,
+            g,
+            momentum_buffer,
+            lr,
+            segments,
+            chunks,
+            gate,
+            d,
+            moments_out,
+            scratch,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+        )
+    except RuntimeError as error:
+        raise refusal("sgd_", error) from None
 
 
 def check_sgd(
@@ -100,6 +108,8 @@ def check_sgd(
     moments_out: Tensor | None,
     scratch: Tensor | None,
     momentum: float,
+    dampening: float,
+    weight_decay: float,
     nesterov: bool,
 ) -> None:
     check_parameters("sgd_", p)
@@ -107,6 +117,9 @@ def check_sgd(
     check_table("sgd_", p, segments, chunks)
     k, s = rows(p), segments.shape[0]
     check_float64("sgd_", p, "lr", lr, ((), (1,), (s,), (k, 1), (k, s)))
+    check_not_negative("sgd_", "momentum", momentum)
+    check_not_negative("sgd_", "weight_decay", weight_decay)
+    check(dampening == dampening, lambda: f"sgd_: dampening must be a number, got {dampening:g}")
     check(
         (momentum_buffer is not None) == (momentum != 0.0),
         lambda: (
@@ -125,8 +138,30 @@ def check_sgd(
     if moments_out is not None:
         check_float64("sgd_", p, "moments_out", moments_out, ((*p.shape[:-1], s, MOMENT_COLUMNS),))
         if scratch is None:
-            raise ValueError("sgd_: moments_out needs scratch, got none")
+            raise LLPFError("sgd_: moments_out needs scratch, got none")
         check_scratch("sgd_", p, segments, chunks, scratch)
+
+
+def inspect_sgd(
+    p: Tensor,
+    g: Tensor,
+    momentum_buffer: Tensor | None,
+    lr: Tensor,
+    segments: Tensor,
+    chunks: Tensor,
+    gate: Tensor | None,
+    d: Tensor | None,
+    moments_out: Tensor | None,
+    scratch: Tensor | None,
+) -> None:
+    """What only tensors with memory can be asked."""
+    written = {"p": p, "momentum_buffer": momentum_buffer}
+    if moments_out is not None:
+        written |= {"moments_out": moments_out, "scratch": scratch}
+    read = {"g": g, "d": d, "lr": lr, "segments": segments, "chunks": chunks, "gate": gate}
+    check_apart("sgd_", written, read, (("p", "g"),))
+    check_table_contents("sgd_", p, segments, chunks)
+    check_rates("sgd_", p, lr, gate)
 
 
 @torch.no_grad()
@@ -159,21 +194,19 @@ def sgd_eager(
         moments_out,
         scratch,
         momentum,
+        dampening,
+        weight_decay,
         nesterov,
     )
-    for name, other in (("g", g), ("momentum_buffer", momentum_buffer), ("d", d)):
-        if other is not None:
-            check_no_partial_overlap("sgd_", p, name, other)
-            if momentum_buffer is not None:
-                check_no_partial_overlap("sgd_", momentum_buffer, name, other, "momentum_buffer")
+    inspect_sgd(p, g, momentum_buffer, lr, segments, chunks, gate, d, moments_out, scratch)
     k, s = rows(p), segments.shape[0]
     compute = accumulation_dtype(p.dtype)
     opening = gate_rows(gate, k)
     is_open = torch.ones(k, 1, dtype=torch.bool, device=p.device) if opening is None else opening[:, :1] != 0
-    values, gradient = p.reshape(k, -1), g.reshape(k, -1)
-    buffer = None if momentum_buffer is None else momentum_buffer.reshape(k, -1)
-    rate = lr.reshape(-1, lr.shape[-1] if lr.dim() else 1).expand(k, s).to(compute)
-    for segment, start, length in chunks.tolist():
+    values, gradient = p.reshape(k, p.shape[-1]), g.reshape(k, p.shape[-1])
+    buffer = None if momentum_buffer is None else momentum_buffer.reshape(k, p.shape[-1])
+    rate = torch.atleast_2d(lr).expand(k, s).to(compute)
+    for segment, start, length in chunks.tolist() if k else []:
         if int(segments[segment, 4]) & SegmentFlag.FROZEN:
             continue
         part = slice(start, start + length)
@@ -192,7 +225,7 @@ def sgd_eager(
         leave = is_open
         if opening is not None and opening.shape[1] > 1:
             leave = leave & (opening[:, 1:2] != 0)
-        fresh = moments_eager(p, d, segments, chunks, scratch)
+        fresh = reduce_rows(p, d, segments, chunks)
         leave = leave[..., None] if p.dim() == 2 else leave
         moments_out.copy_(torch.where(leave, fresh, moments_out))
 
@@ -226,6 +259,8 @@ def sgd_fake(
         moments_out,
         scratch,
         momentum,
+        dampening,
+        weight_decay,
         nesterov,
     )
 

@@ -7,24 +7,26 @@ from torch import Tensor
 
 from .affine import apply_maps
 from .coefficients import check_rule, coefficients_eager
+from .contents import check_rule_contents, check_table_contents
 from .flags import Destination, SegmentFlag
 from .library import (
     COEFFICIENT_COLUMNS,
     MOMENT_COLUMNS,
     check,
+    check_apart,
     check_destination,
     check_float64,
     check_like,
-    check_no_partial_overlap,
     check_parameters,
     check_scratch,
     check_table,
     define,
     gate_rows,
-    overlap,
+    refusal,
     rows,
+    scratch_numel,
 )
-from .moments import moments_eager
+from .moments import reduce_rows
 
 SCHEMA = (
     "tick_(Tensor(a!) p, Tensor? d, Tensor segments, Tensor chunks, Tensor target_variance, Tensor step, "
@@ -66,30 +68,32 @@ def tick_(
         scratch: see :func:`llpf_fast.ops.moments`; allocated here when missing.
 
     Raises:
-        ValueError: a shape, dtype, device or layout that differs from the above.
+        LLPFError: a shape, dtype, device or layout that differs from the above, or tensors that overlap (only d may be
+            p itself); on the CPU also a wrong table, and a negative or missing number (NaN) where one is read.
     """
     if scratch is None:
-        from .library import scratch_numel
-
         scratch = p.new_empty(scratch_numel(rows(p), chunks.shape[0], segments.shape[0]), dtype=torch.float64)
-    torch.ops.llpf_fast.tick_.default(
-        p,
-        d,
-        segments,
-        chunks,
-        target_variance,
-        step,
-        gate,
-        radius,
-        moments_in,
-        waypoint,
-        scratch,
-        destination=int(destination),
-        epsilon=epsilon,
-        combine_sum=combine_sum,
-        clamp=clamp,
-        project_first=project_first,
-    )
+    try:
+        torch.ops.llpf_fast.tick_.default(
+            p,
+            d,
+            segments,
+            chunks,
+            target_variance,
+            step,
+            gate,
+            radius,
+            moments_in,
+            waypoint,
+            scratch,
+            destination=int(destination),
+            epsilon=epsilon,
+            combine_sum=combine_sum,
+            clamp=clamp,
+            project_first=project_first,
+        )
+    except RuntimeError as error:
+        raise refusal("tick_", error) from None
 
 
 def check_tick(
@@ -105,11 +109,12 @@ def check_tick(
     waypoint: Tensor | None,
     scratch: Tensor,
     destination: int,
+    epsilon: float,
 ) -> None:
     check_parameters("tick_", p)
     check_destination("tick_", p, d)
     check_table("tick_", p, segments, chunks)
-    check_rule("tick_", p, rows(p), segments, target_variance, step, gate, radius, destination)
+    check_rule("tick_", p, rows(p), segments, target_variance, step, gate, radius, destination, epsilon)
     check(
         (d is not None) == (destination == Destination.POINT),
         lambda: (
@@ -123,6 +128,32 @@ def check_tick(
     if waypoint is not None:
         check_like("tick_", p, "waypoint", waypoint)
     check_scratch("tick_", p, segments, chunks, scratch)
+
+
+def inspect_tick(
+    p: Tensor,
+    d: Tensor | None,
+    segments: Tensor,
+    chunks: Tensor,
+    target_variance: Tensor,
+    step: Tensor,
+    gate: Tensor | None,
+    radius: Tensor | None,
+    moments_in: Tensor | None,
+    waypoint: Tensor | None,
+    scratch: Tensor,
+    destination: int,
+) -> None:
+    """What only tensors with memory can be asked."""
+    if waypoint is not None and p.numel() > 0:
+        check(waypoint.data_ptr() != p.data_ptr(), lambda: "tick_: waypoint must not be p itself")
+    # The waypoint is written before d is read, so that even an exact alias would be wrong.
+    written = {"p": p, "waypoint": waypoint, "scratch": scratch}
+    read = {"d": d, "segments": segments, "chunks": chunks, "target_variance": target_variance, "step": step}
+    read |= {"gate": gate, "radius": radius, "moments_in": moments_in}
+    check_apart("tick_", written, read, (("p", "d"),))
+    check_table_contents("tick_", p, segments, chunks)
+    check_rule_contents("tick_", rows(p), segments, target_variance, step, gate, radius, destination)
 
 
 @torch.no_grad()
@@ -158,18 +189,23 @@ def tick_eager(
         waypoint,
         scratch,
         destination,
+        epsilon,
     )
-    if d is not None:
-        check_no_partial_overlap("tick_", p, "d", d)
-    if waypoint is not None:
-        check(
-            waypoint.data_ptr() != p.data_ptr(),
-            lambda: "tick_: waypoint must not be p itself",
-        )
-        check_no_partial_overlap("tick_", p, "waypoint", waypoint)
-        # The waypoint is written before d is read, so that even an exact alias would be wrong.
-        check(d is None or not overlap(waypoint, d), lambda: "tick_: waypoint and d overlap in memory; clone one")
-    measured = moments_in if moments_in is not None else moments_eager(p, d, segments, chunks, scratch)
+    inspect_tick(
+        p,
+        d,
+        segments,
+        chunks,
+        target_variance,
+        step,
+        gate,
+        radius,
+        moments_in,
+        waypoint,
+        scratch,
+        destination,
+    )
+    measured = moments_in if moments_in is not None else reduce_rows(p, d, segments, chunks)
     maps = coefficients_eager(
         measured,
         segments,
@@ -182,7 +218,7 @@ def tick_eager(
         combine_sum=combine_sum,
         clamp=clamp,
         project_first=project_first,
-    ).reshape(rows(p), -1, COEFFICIENT_COLUMNS)
+    ).reshape(rows(p), segments.shape[0], COEFFICIENT_COLUMNS)
     if waypoint is not None:
         _record(p, maps, segments, chunks, gate, waypoint)
     apply_maps(p, d, maps[..., :3], segments, chunks, p)
@@ -192,7 +228,7 @@ def _record(p: Tensor, maps: Tensor, segments: Tensor, chunks: Tensor, gate: Ten
     k = rows(p)
     opening = gate_rows(gate, k)
     is_open = torch.ones(k, 1, dtype=torch.bool, device=p.device) if opening is None else opening[:, :1] != 0
-    here, there = p.reshape(k, -1), waypoint.reshape(k, -1)
+    here, there = p.reshape(k, p.shape[-1]), waypoint.reshape(k, p.shape[-1])
     unmasked = segments.clone()
     unmasked[:, 4] &= ~int(SegmentFlag.MASKED)
     projection = torch.stack([maps[..., 3], torch.zeros_like(maps[..., 3]), maps[..., 4]], -1)
@@ -235,6 +271,7 @@ def tick_fake(
         waypoint,
         scratch,
         destination,
+        epsilon,
     )
 
 

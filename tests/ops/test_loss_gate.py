@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llpf_fast import ops
+from llpf_fast.errors import LLPFError
 
 from .comparison import same_bits
 from .oracle import Gate
@@ -129,3 +130,51 @@ def test_the_loss_may_require_a_gradient() -> None:
     assert weight.grad is not None
     assert not state.requires_grad
     assert state[1].item() == 1.0
+
+
+RULE = {"threshold": 0.1, "min_rounds": 3, "max_rounds": 9}
+
+
+@pytest.mark.parametrize("rounds", [math.nan, math.inf, -math.inf, -1.0, 0.5, 2.0**54, -1e300, 1e300])
+@pytest.mark.parametrize("paths", [None, 3])
+def test_a_number_of_rounds_that_is_none(rounds: float, paths: int | None) -> None:
+    """It would say where in memory the loss is written."""
+    state = ops.gate_state(3, paths)
+    state.reshape(-1, 7)[-1, 2] = rounds
+    before, loss = state.clone(), torch.full((paths or 1,), 0.5)
+    says = f"loss_gate_: state of path {(paths or 1) - 1}: rounds must be a whole number of at least 0, got"
+    with pytest.raises(LLPFError, match=says) as caught:
+        ops.loss_gate_(state, loss, **RULE)
+    assert f"{rounds:g} in column 2" in str(caught.value)
+    assert same_bits(state, before)
+    drawn = torch.zeros(*(() if paths is None else (paths,)), 1, 4, dtype=torch.int64)
+    key = torch.zeros(() if paths is None else paths, dtype=torch.int64)
+    with pytest.raises(LLPFError, match=r"draw_: gate of path .: rounds must be a whole number of at least 0, got"):
+        ops.draw_(drawn, key, key.clone(), state, bounds=[9])
+
+
+@pytest.mark.parametrize("column", [0, 1])
+@pytest.mark.parametrize("value", [math.nan, -1.0, 0.5, math.inf])
+def test_open_and_last_are_0_or_1(column: int, value: float) -> None:
+    state = ops.gate_state(3)
+    state[column] = value
+    with pytest.raises(LLPFError, match=f"path 0: open and last must be 0 or 1, got {value:g} in column {column}"):
+        ops.loss_gate_(state, torch.tensor(0.5), **RULE)
+
+
+def test_a_closed_row_keeps_whatever_it_counted() -> None:
+    state = ops.gate_state(3)
+    state[0], state[2] = 0.0, math.nan
+    before = state.clone()
+    ops.loss_gate_(state, torch.tensor(0.5), **RULE)
+    assert same_bits(state, before)
+
+
+def test_a_threshold_that_is_no_number() -> None:
+    with pytest.raises(LLPFError, match="loss_gate_: threshold must be a number, got nan"):
+        ops.loss_gate_(ops.gate_state(3), torch.tensor(0.5), **(RULE | {"threshold": math.nan}))
+
+
+def test_a_window_of_another_size() -> None:
+    with pytest.raises(LLPFError, match=r"loss_gate_: state must be float64 of shape \[7\].*got .*float64 \[6\]"):
+        ops.loss_gate_(ops.gate_state(2), torch.tensor(0.5), **RULE)

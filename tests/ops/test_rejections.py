@@ -1,4 +1,4 @@
-"""Every wrong argument is refused before anything is read or written, and the message has both values."""
+"""Every wrong argument is refused by an LLPFError before anything is written; the message has both values."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llpf_fast import ops
+from llpf_fast.errors import LLPFError
 from llpf_fast.flat.table import SegmentTable
 from llpf_fast.ops import scratch_numel
 
@@ -260,35 +261,300 @@ def test_refused(op: str, spoil: Callable[[Arguments], None], says: list[str]) -
     spoil(arguments)
     tensors = {n: v for n, v in arguments.items() if isinstance(v, torch.Tensor) and v.device.type == "cpu"}
     before = {n: v.clone() for n, v in tensors.items()}
-    with pytest.raises((ValueError, RuntimeError)) as caught:
-        getattr(torch.ops.llpf_fast, op)(**arguments)
+    with pytest.raises(LLPFError) as caught:
+        getattr(ops, op)(**arguments)
     message = str(caught.value)
+    assert "\n" not in message
     for words in says:
         assert any(word in message for word in words.split("|")), f"{words!r} missing in: {message}"
     for name, value in tensors.items():
         assert same_bits(value, before[name]), f"{name} was written before the refusal"
 
 
-@pytest.mark.parametrize("backend", ["cpp"], indirect=True)
+# ---- memory that arguments share
+
+#: What each op writes, and the pairs of which the second may be the first itself.
+WRITES = {
+    "moments": ["scratch"],
+    "affine_": ["p"],
+    "tick_": ["p", "waypoint", "scratch"],
+    "sgd_": ["p", "momentum_buffer", "moments_out", "scratch"],
+    "loss_gate_": ["state"],
+    "draw_": ["out"],
+}
+MAY_BE = {("affine_", "p", "d"), ("tick_", "p", "d"), ("sgd_", "p", "g")}
+
+
+def full(op: str) -> Arguments:
+    """Every argument given."""
+    arguments = GOOD[op]()
+    if op == "tick_":
+        arguments["moments_in"] = torch.rand(S, 5, dtype=F64)
+    return arguments
+
+
+def pairs() -> list[tuple[str, str, str]]:
+    out = []
+    for op, written in WRITES.items():
+        tensors = [name for name, value in full(op).items() if isinstance(value, torch.Tensor)]
+        for first in written:
+            others = [name for name in tensors if name != first and (name not in written or name > first)]
+            out += [(op, first, other) for other in others]
+    return [*out, ("tick_", "p", "radius"), ("tick_", "waypoint", "radius"), ("tick_", "scratch", "radius")]
+
+
+def laid(value: torch.Tensor, memory: torch.Tensor, at: int) -> torch.Tensor:
+    """The same values in ``memory`` (bytes) from byte ``at`` on."""
+    size = value.numel() * value.element_size()
+    out = memory[at : at + size].view(value.dtype).reshape(value.shape)
+    return out.copy_(value)
+
+
+@pytest.mark.parametrize("where", ["the last bytes", "the first bytes", "the whole"])
+@pytest.mark.parametrize(("op", "first", "second"), pairs())
+def test_arguments_that_share_memory(op: str, first: str, second: str, where: str) -> None:
+    """One element at either end, or both beginning at one place."""
+    arguments = full(op)
+    if second == "radius":
+        arguments |= {"radius": torch.ones(S, dtype=F64), "destination": 4, "d": None}
+    if where == "the whole" and (op, first, second) in MAY_BE:
+        pytest.skip("each element is read before it is written")
+    here, there = arguments[first], arguments[second]
+    sizes = [-(-value.numel() * value.element_size() // 8) * 8 for value in (here, there)]
+    memory = torch.zeros(sum(sizes), dtype=torch.uint8)
+    places = {"the last bytes": (0, sizes[0] - 8), "the first bytes": (sizes[1] - 8, 0), "the whole": (0, 0)}[where]
+    values = here.clone(), there.clone()
+    arguments |= {first: laid(values[0], memory, places[0]), second: laid(values[1], memory, places[1])}
+    before = memory.clone()
+    with pytest.raises(LLPFError, match=rf"^{op}: ") as caught:
+        getattr(ops, op)(**arguments)
+    assert {first, second} <= set(str(caught.value).replace(";", " ").split()), str(caught.value)
+    assert torch.equal(memory, before)
+
+
+@pytest.mark.parametrize(("op", "first", "second"), sorted(MAY_BE))
+def test_what_may_be_p_itself(op: str, first: str, second: str) -> None:
+    arguments = GOOD[op]()
+    arguments[first] = arguments[second]
+    apart = {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in arguments.items()}
+    getattr(ops, op)(**arguments)
+    getattr(ops, op)(**apart)
+    assert same_bits(arguments[first], apart[first])
+
+
+@pytest.mark.parametrize("op", WRITES)
+def test_arguments_may_be_neighbours(op: str) -> None:
+    """All of them in one piece of memory, one right after the other."""
+    arguments = full(op)
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    sizes = [-(-value.numel() * value.element_size() // 8) * 8 for value in tensors.values()]
+    memory, at = torch.zeros(sum(sizes), dtype=torch.uint8), 0
+    for (name, value), size in zip(tensors.items(), sizes, strict=True):
+        arguments[name], at = laid(value, memory, at), at + size
+    getattr(ops, op)(**arguments)
+
+
+# ---- tables
+
+
 @pytest.mark.parametrize("op", ["moments", "affine_", "tick_", "sgd_"])
 @pytest.mark.parametrize(
-    ("name", "row", "column", "value"),
+    ("name", "row", "column", "value", "says"),
     [
-        ("segments", 1, 0, N - 9),
-        ("segments", 0, 0, -1),
-        ("segments", 1, 1, 1 << 62),
-        ("segments", 0, 1, -1),
-        ("chunks", 0, 0, 2),
-        ("chunks", 1, 0, 0),
-        ("chunks", 0, 0, -1),
-        ("chunks", 1, 1, 0),
-        ("chunks", 1, 2, 11),
-        ("chunks", 1, 2, 1 << 62),
+        ("segments", 1, 0, N - 9, "a row leaves the buffer"),
+        ("segments", 0, 0, -1, "a row leaves the buffer"),
+        ("segments", 1, 1, 1 << 62, "a row leaves the buffer"),
+        ("segments", 0, 1, -1, "a row leaves the buffer"),
+        ("segments", 1, 0, 16, "a row overlaps another"),
+        ("segments", 0, 4, 64, "a row has a flag that no op knows"),
+        ("segments", 0, 4, -1, "a row has a flag that no op knows"),
+        ("segments", 0, 1, 19, "chunks: a row leaves its segment"),
+        ("segments", 0, 1, 21, "a row is not covered by its chunks"),
+        ("chunks", 0, 0, 2, "names no segment"),
+        ("chunks", 1, 0, 0, "a row leaves its segment"),
+        ("chunks", 0, 0, -1, "names no segment"),
+        ("chunks", 1, 1, 0, "a row leaves its segment"),
+        ("chunks", 1, 2, 11, "a row leaves its segment"),
+        ("chunks", 1, 2, 1 << 62, "a row leaves its segment"),
+        ("chunks", 1, 2, 0, "a row is empty"),
+        ("chunks", 1, 2, 9, "segments: a row is not covered by its chunks"),
     ],
 )
-def test_a_table_that_leaves_the_buffer(op: str, name: str, row: int, column: int, value: int) -> None:
-    """C++ on the CPU looks; the others trust SegmentTable, since a look would cost a GPU a synchronisation."""
+def test_a_wrong_table(op: str, name: str, row: int, column: int, value: int, says: str) -> None:
+    """Every implementation looks where looking waits for nobody: at tables of CPU tensors."""
     arguments = GOOD[op]()
     arguments[name][row, column] = value
-    with pytest.raises(RuntimeError, match=rf"{op}: (segments|chunks): .*buffer of {N} elements"):
-        getattr(torch.ops.llpf_fast, op)(**arguments)
+    with pytest.raises(LLPFError, match=rf"^{op}: (segments|chunks): .*buffer of {N} elements") as caught:
+        getattr(ops, op)(**arguments)
+    assert says in str(caught.value)
+
+
+CUT = SegmentTable.from_lengths([20, 10, 5, 7], chunk=4)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "says"),
+    [
+        (lambda c: c[1:], "chunks: a row leaves a gap to the row before it (row 0"),
+        (lambda c: torch.cat([c[:2], c[3:]]), "chunks: a row leaves a gap to the row before it (row 2"),
+        (lambda c: c[:-1], "segments: a row is not covered by its chunks (row 3"),
+        (lambda c: c[c[:, 0] != 1], "segments: a row is not covered by its chunks (row 1"),
+        (lambda c: c[:0], "segments: a row is not covered by its chunks (row 0"),
+        (lambda c: torch.cat([c[:2], c[1:]]), "chunks: the rows of a segment overlap or are not in order (row 2"),
+        (lambda c: c[[1, 0, *range(2, len(c))]], "chunks: a row leaves a gap to the row before it (row 0"),
+        (lambda c: c.flip(0), "chunks: a row leaves a gap to the row before it (row 0"),
+    ],
+)
+def test_chunks_that_do_not_cover_their_segments(chunks: Callable[[torch.Tensor], torch.Tensor], says: str) -> None:
+    p = torch.randn(CUT.numel)
+    with pytest.raises(LLPFError) as caught:
+        ops.moments(p, None, CUT.segments, chunks(CUT.chunks).contiguous(), CUT.scratch(2))
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["distance", "variance"])
+@pytest.mark.parametrize("labels", [[0, 1, 0, 2], [5, 5, 3, 5], [-1, 9, 2, 9]])
+def test_split_groups(kind: str, labels: list[int]) -> None:
+    segments = CUT.segments.clone()
+    segments[:, 2 if kind == "distance" else 3] = torch.tensor(labels)
+    p, one = torch.randn(CUT.numel), torch.ones(4, dtype=F64)
+    row = len(labels) - 1 - labels[::-1].index(labels[0] if kind and labels[0] in labels[1:] else labels[-1])
+    says = rf"the members of a {kind} group must be neighbours, and a row is apart \(row {row}"
+    with pytest.raises(LLPFError, match=says):
+        ops.moments(p, None, segments, CUT.chunks, CUT.scratch())
+    with pytest.raises(LLPFError, match=says):
+        ops.coefficients(torch.rand(4, 5, dtype=F64), segments, one, torch.zeros(2, dtype=F64))
+    segments[:, 2:4] = torch.tensor([[7, 7], [7, 3], [-2, 3], [-5, 1]])
+    ops.moments(p, None, segments, CUT.chunks, CUT.scratch())
+
+
+def test_segments_in_any_order_may_be_apart() -> None:
+    segments = torch.tensor([[30, 10, 0, 0, 0], [0, 20, 1, 1, 0], [20, 10, 2, 2, 0]])
+    chunks = torch.tensor([[0, 30, 10], [1, 0, 20], [2, 20, 10]])
+    scratch, p = torch.empty(scratch_numel(1, 3, 3), dtype=F64), torch.randn(40)
+    ops.moments(p, None, segments, chunks, scratch)
+    segments[2, 0] = chunks[2, 1] = 15
+    with pytest.raises(LLPFError, match=r"a row overlaps another \(row 2"):
+        ops.moments(p, None, segments, chunks, scratch)
+
+
+# ---- values
+
+NAN, INF = float("nan"), float("inf")
+
+
+def values_of(op: str, paths: int | None = None, **given: Any) -> None:
+    """Call ``coefficients`` or ``tick_`` on CUT with these arguments of the rule."""
+    shape = () if paths is None else (paths,)
+    arguments = {"target_variance": torch.ones(4, dtype=F64), "step": torch.zeros(2, dtype=F64)} | given
+    if op == "tick_":
+        p = torch.randn(*shape, CUT.numel)
+        d = torch.randn(CUT.numel) if given.get("destination", 0) == 0 else None
+        ops.tick_(p, d, CUT.segments, CUT.chunks, **arguments)
+    else:
+        segments = arguments.pop("segments", CUT.segments)
+        ops.coefficients(torch.rand(*shape, 4, 5, dtype=F64), segments, **arguments)
+
+
+@pytest.mark.parametrize("op", ["coefficients", "tick_"])
+@pytest.mark.parametrize("value", [-1.0, -1e-300, NAN, INF, -INF])
+@pytest.mark.parametrize("name", ["target_variance", "radius", "step", "epsilon"])
+def test_values_that_no_rule_has(op: str, name: str, value: float) -> None:
+    if name == "epsilon":
+        if value != INF:
+            with pytest.raises(LLPFError, match=f"^{op}: epsilon must be at least 0, got {value:g}"):
+                values_of(op, epsilon=value)
+        return
+    if name == "step" and value == INF:
+        return
+    tensor = torch.ones(2 if name == "step" else 4, dtype=F64)
+    tensor[1] = value
+    sphere = {"destination": 5} if name == "radius" else {}
+    says = rf"^{op}: {name}\[1\] must be at least 0 and finite, got {value:g}"
+    with pytest.raises(LLPFError, match=says):
+        values_of(op, **{name: tensor}, **sphere)
+    if name != "radius":
+        gate = torch.tensor([[0.0], [1.0], [1.0]], dtype=F64)
+        both = torch.ones(3, *tensor.shape, dtype=F64)
+        both[0, 1] = value
+        values_of(op, 3, **{name: both}, gate=gate)
+        both[2, 1] = value
+        with pytest.raises(LLPFError, match=says.replace("1", "2, 1", 1)):
+            values_of(op, 3, **{name: both}, gate=gate)
+
+
+def test_values_that_nobody_reads_may_be_anything() -> None:
+    """A masked layer, one that is not projected, a layer of one element: none of them has a target."""
+    flags = [ops.SegmentFlag.MASKED, ops.SegmentFlag.FREE, ops.SegmentFlag.NONE, ops.SegmentFlag.NONE]
+    table = SegmentTable.from_lengths([5, 5, 1, 5], flags=flags)
+    target = torch.tensor([NAN, -1.0, NAN, 1.0], dtype=F64)
+    radius = torch.tensor([NAN, 1.0, NAN, 1.0], dtype=F64)
+    p = torch.randn(table.numel)
+    ops.tick_(p, None, table.segments, table.chunks, target, torch.ones(2, dtype=F64), radius=radius, destination=4)
+    assert p[:5].isfinite().all()
+    with pytest.raises(LLPFError, match=r"radius\[2\] must be at least 0 and finite, got nan"):
+        ops.tick_(p, None, table.segments, table.chunks, target, torch.ones(2, dtype=F64), radius=radius, destination=5)
+
+
+@pytest.mark.parametrize("op", ["coefficients", "tick_", "sgd_"])
+def test_a_gate_that_is_no_number(op: str) -> None:
+    arguments = GOOD[op]()
+    arguments["gate"] = torch.tensor([NAN], dtype=F64)
+    with pytest.raises(LLPFError, match=rf"^{op}: gate\[0, 0\] must be a number, got nan"):
+        getattr(ops, op)(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"momentum": -0.5}, "momentum must be at least 0, got -0.5"),
+        ({"momentum": NAN}, "momentum must be at least 0, got nan"),
+        ({"weight_decay": -1e-4}, "weight_decay must be at least 0, got -0.0001"),
+        ({"dampening": NAN}, "dampening must be a number, got nan"),
+        ({"lr": torch.tensor(-0.1, dtype=F64)}, r"lr\[0\] must be at least 0 and finite, got -0.1"),
+        ({"lr": torch.tensor([0.1, -0.1], dtype=F64)}, r"lr\[1\] must be at least 0 and finite, got -0.1"),
+        ({"lr": torch.tensor([[0.1, -0.1]], dtype=F64)}, r"lr\[0, 1\] must be at least 0 and finite, got -0.1"),
+    ],
+)
+def test_values_that_no_descent_has(change: Arguments, says: str) -> None:
+    arguments = GOOD["sgd_"]() | change
+    with pytest.raises(LLPFError, match=f"^sgd_: {says}"):
+        ops.sgd_(**arguments)
+
+
+# ---- no paths, no segments
+
+
+@pytest.mark.parametrize("op", GOOD)
+def test_no_paths(op: str) -> None:
+    """A batch of none: nothing to do, and the result has the shape that it promises."""
+    arguments = GOOD[op]()
+    rows = {"p": (0, N), "g": (0, N), "momentum_buffer": (0, N), "waypoint": (0, N), "moments": (0, S, 5)}
+    rows |= {"coefficients": (0, S, 5), "moments_out": (0, S, 5), "out": (0, 2, 5), "key": (0,), "first": (0,)}
+    rows |= {"state": (0, 7), "loss": (0,), "gate": (0, 7)}
+    for name, shape in rows.items():
+        if isinstance(arguments.get(name), torch.Tensor):
+            arguments[name] = torch.zeros(shape, dtype=arguments[name].dtype)
+    for extra in ({}, {"lr": torch.zeros(0, S, dtype=F64)}, {"step": torch.zeros(0, 2, dtype=F64)}):
+        given = arguments | {name: value for name, value in extra.items() if name in arguments}
+        result = getattr(ops, op)(**given)
+    assert result is None or result.shape == (0, S, 5)
+
+
+@pytest.mark.parametrize("paths", [None, 2])
+@pytest.mark.parametrize("op", ["moments", "coefficients", "affine_", "tick_", "sgd_"])
+def test_no_segments(op: str, paths: int | None) -> None:
+    arguments = GOOD[op]()
+    lead = () if paths is None else (paths,)
+    shapes = {"p": (*lead, N), "g": (*lead, N), "momentum_buffer": (*lead, N), "waypoint": (*lead, N)}
+    shapes |= dict.fromkeys(("moments", "coefficients", "moments_out"), (*lead, 0, 5))
+    shapes |= {"segments": (0, 5), "chunks": (0, 3), "target_variance": (0,), "gate": (paths or 1, 2)}
+    for name, shape in shapes.items():
+        if isinstance(arguments.get(name), torch.Tensor):
+            arguments[name] = torch.ones(shape, dtype=arguments[name].dtype)
+    for lr in (torch.ones(()), torch.ones(0), torch.ones(paths or 1, 0)):
+        given = arguments | ({"lr": lr.double()} if "lr" in arguments else {})
+        result = getattr(ops, op)(**given)
+    assert result is None or result.shape == (*lead, 0, 5)
+    if "p" in arguments:
+        assert bool((arguments["p"] == 1).all())

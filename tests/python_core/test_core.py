@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import gc
+import os
 import subprocess
 import sys
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from llpf_fast import ops
+from llpf_fast.errors import LLPFError
 from llpf_fast.flat.table import SegmentTable
 from llpf_fast.ops import backend
 
@@ -120,19 +123,19 @@ def read_only() -> np.ndarray[Any, Any]:
     ("p", "d", "error", "says"),
     [
         ([1.0], None, TypeError, "p must offer the buffer protocol or DLPack on the CPU, got list"),
-        (values(0)[::2], None, ValueError, r"p must be contiguous, got strides \[2\]"),
-        (values(0).astype(np.int32), None, ValueError, "p must be float32, .* got buffer format i"),
+        (values(0)[::2], None, LLPFError, r"p must be contiguous, got strides \[2\]"),
+        (values(0).astype(np.int32), None, LLPFError, "p must be float32, .* got buffer format i"),
         (
             torch.zeros(TABLE.numel, dtype=torch.int8),
             None,
-            ValueError,
+            LLPFError,
             "p must be float32, .* got DLPack type 0 of 8 bits",
         ),
-        (values(0), values(1, np.float64), ValueError, r"d must be float32 .* got float64"),
-        (values(0), values(1)[:-1], ValueError, r"d must be \[5328\] or \[5328\], got \[5327\]"),
-        (np.zeros(16, np.float32), None, ValueError, "segments: a row leaves the buffer"),
-        (np.array(3, np.float32), None, ValueError, r"p must be \[N\] or \[K, N\], got \[\]"),
-        (read_only(), None, ValueError, "p is read-only"),
+        (values(0), values(1, np.float64), LLPFError, r"d must be float32 .* got float64"),
+        (values(0), values(1)[:-1], LLPFError, r"d must be \[5328\] or \[5328\], got \[5327\]"),
+        (np.zeros(16, np.float32), None, LLPFError, "segments: a row leaves the buffer"),
+        (np.array(3, np.float32), None, LLPFError, r"p must be \[N\] or \[K, N\], got \[\]"),
+        (read_only(), None, LLPFError, "p is read-only"),
     ],
 )
 def test_refuses_by_name(p: Any, d: Any, error: type[Exception], says: str) -> None:
@@ -156,3 +159,137 @@ def test_every_function_explains_itself() -> None:
     names = [name for name in dir(core) if not name.startswith("_")]
     assert names == ["affine_", "coefficients", "isa", "loss_gate_", "moments", "sgd_", "tick_"]
     assert all(len(getattr(core, name).__doc__) > 60 for name in names)
+
+
+class Formatted:
+    """A buffer whose format carries a mark, as JAX ("=f") and ctypes ("<f") write them."""
+
+    def __init__(self, data: np.ndarray[Any, Any], mark: str) -> None:
+        kind = {"f": ctypes.c_float, "d": ctypes.c_double, "l": ctypes.c_int64}[data.dtype.char]
+        kind = kind if mark == "<" else kind.__ctype_be__
+        self.held = (kind * data.size).from_buffer_copy(data.tobytes())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_takes_formats_with_a_mark_of_this_byte_order(dtype: Any) -> None:
+    p, d = values(0, dtype), values(1, dtype)
+    want = p.copy()
+    c = np.array([[0.9, 0.1, 0.01, 1, 0]] * 3)
+    core.affine_(want, d, c, SEGMENTS, CHUNKS)
+    marked, far = Formatted(p, "<").held, Formatted(d, "<").held
+    assert memoryview(marked).format == f"<{np.dtype(dtype).char}"
+    core.affine_(marked, far, c, SEGMENTS, CHUNKS)
+    assert np.array_equal(np.frombuffer(marked, dtype), want)
+    got = core.moments(memoryview(p.tobytes()).cast("B").cast(np.dtype(dtype).char), d, SEGMENTS, CHUNKS)
+    assert np.array_equal(got, core.moments(p, d, SEGMENTS, CHUNKS))
+
+
+@pytest.mark.parametrize("mark", ["@", "=", "<"])
+def test_marks_by_the_format_alone(mark: str) -> None:
+    """Formats that no library here writes, by way of a buffer written in C: the struct that pybind11 asks for."""
+    p = values(0)
+    want = core.moments(p, None, SEGMENTS, CHUNKS)
+
+    class Buffer(ctypes.Structure):
+        _fields_ = (("buf", ctypes.c_void_p), ("obj", ctypes.py_object), ("len", ctypes.c_ssize_t),
+                    ("itemsize", ctypes.c_ssize_t), ("readonly", ctypes.c_int), ("ndim", ctypes.c_int),
+                    ("format", ctypes.c_char_p), ("shape", ctypes.POINTER(ctypes.c_ssize_t)),
+                    ("strides", ctypes.POINTER(ctypes.c_ssize_t)), ("suboffsets", ctypes.POINTER(ctypes.c_ssize_t)),
+                    ("internal", ctypes.c_void_p))  # fmt: skip
+
+    shape, strides = (ctypes.c_ssize_t * 1)(p.size), (ctypes.c_ssize_t * 1)(4)
+    held = Buffer(p.ctypes.data, None, p.nbytes, 4, 0, 1, f"{mark}f".encode(), shape, strides, None, None)
+    make = ctypes.pythonapi.PyMemoryView_FromBuffer
+    make.restype, make.argtypes = ctypes.py_object, [ctypes.POINTER(Buffer)]
+    assert make(ctypes.byref(held)).format == f"{mark}f"
+    assert np.array_equal(core.moments(make(ctypes.byref(held)), None, SEGMENTS, CHUNKS), want)
+
+
+def test_refuses_the_other_byte_order() -> None:
+    p = values(0)
+    with pytest.raises(LLPFError, match=r"p must be float32, .* got buffer format >f"):
+        core.moments(p.astype(">f4"), None, SEGMENTS, CHUNKS)
+    with pytest.raises(LLPFError, match=r"p must be float32, .* got buffer format >f"):
+        core.moments(Formatted(p, ">").held, None, SEGMENTS, CHUNKS)
+    with pytest.raises(LLPFError, match=r"segments must be int64 .* got buffer format >[lq]"):
+        core.moments(p, None, SEGMENTS.astype(">i8"), CHUNKS)
+
+
+def test_refuses_what_is_not_aligned() -> None:
+    """Two fields of three bytes apart, and a buffer from an odd byte on: neither is a row of numbers."""
+    fields = np.zeros(TABLE.numel, np.dtype([("value", "f4"), ("rest", "u2")]))
+    with pytest.raises(LLPFError, match="p must be aligned"):
+        core.moments(fields["value"], None, SEGMENTS, CHUNKS)
+    odd = np.frombuffer(bytearray(4 * TABLE.numel + 1), np.float32, offset=1, count=TABLE.numel)
+    with pytest.raises(LLPFError, match="p must be aligned"):
+        core.moments(odd, None, SEGMENTS, CHUNKS)
+
+
+def test_writes_into_nothing_that_is_read_only() -> None:
+    p, g, buffer, left = values(0), values(1), values(2), np.zeros((3, 5))
+    lr = np.array(0.1)
+    for name, value in (("p", p), ("momentum_buffer", buffer), ("moments_out", left)):
+        value.flags.writeable = False
+        with pytest.raises(LLPFError, match=f"{name} is read-only"):
+            core.sgd_(p, g, buffer, lr, SEGMENTS, CHUNKS, moments_out=left, momentum=0.9)
+        value.flags.writeable = True
+    waypoint, state = np.zeros_like(p), np.zeros(6)
+    waypoint.flags.writeable = state.flags.writeable = False
+    with pytest.raises(LLPFError, match="waypoint is read-only"):
+        core.tick_(p, g, SEGMENTS, CHUNKS, VARIANCE, STEP, waypoint=waypoint)
+    with pytest.raises(LLPFError, match="state is read-only"):
+        core.loss_gate_(state, np.array(0.5), threshold=0.1, min_rounds=2, max_rounds=3)
+
+
+def test_refuses_what_the_torch_ops_refuse() -> None:
+    p, d, one = values(0), values(1), np.ones(3)
+    state = np.array([1.0, 0.0, np.nan, 0.0, 0.0, 0.0])
+    with pytest.raises(LLPFError, match=r"loss_gate_: state of path 0: rounds must be a whole number .* got nan"):
+        core.loss_gate_(state, np.array(0.5), threshold=0.1, min_rounds=2, max_rounds=3)
+    with pytest.raises(LLPFError, match=r"tick_: target_variance\[1\] must be at least 0 and finite, got nan"):
+        core.tick_(p, d, SEGMENTS, CHUNKS, np.array([1.0, np.nan, 1.0]), STEP)
+    with pytest.raises(LLPFError, match="segments: a row is not covered by its chunks"):
+        core.moments(p, d, SEGMENTS, CHUNKS[:-1])
+    with pytest.raises(LLPFError, match="tick_: waypoint must not be p itself"):
+        core.tick_(p, d, SEGMENTS, CHUNKS, one, STEP, waypoint=p)
+    with pytest.raises(LLPFError, match="tick_: waypoint and d overlap in memory"):
+        core.tick_(p, d, SEGMENTS, CHUNKS, one, STEP, waypoint=d)
+    memory = np.zeros(20)
+    lr = memory[14:17]
+    with pytest.raises(LLPFError, match="sgd_: moments_out and lr overlap in memory"):
+        core.sgd_(p, d, None, lr, SEGMENTS, CHUNKS, moments_out=memory[:15].reshape(3, 5))
+
+
+def test_a_batch_of_no_paths_and_a_table_of_no_segments() -> None:
+    none = np.zeros((0, TABLE.numel), np.float32)
+    assert core.moments(none, None, SEGMENTS, CHUNKS).shape == (0, 3, 5)
+    core.tick_(none, none.copy(), SEGMENTS, CHUNKS, VARIANCE, STEP)
+    core.sgd_(none, none.copy(), None, np.array(0.1), SEGMENTS, CHUNKS)
+    core.loss_gate_(np.zeros((0, 6)), np.zeros(0), threshold=0.1, min_rounds=2, max_rounds=3)
+    p = values(0)
+    assert core.moments(p, None, SEGMENTS[:0], CHUNKS[:0]).shape == (0, 5)
+
+
+def test_without_the_package_it_raises_value_error() -> None:
+    code = (
+        "import importlib.util, sys, numpy as np\n"
+        f"spec = importlib.util.spec_from_file_location('_core', {core.__file__!r})\n"
+        "sys.modules['llpf_fast.errors'] = None\n"
+        "core = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(core)\n"
+        "try: core.moments(np.zeros(3, np.int32), None, np.zeros((0, 5), np.int64), np.zeros((0, 3), np.int64))\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("ValueError moments: p must be float32")
+
+
+def test_an_unknown_instruction_set_is_one_line() -> None:
+    code = (
+        "from llpf_fast import _core\n"
+        "try: _core.isa()\n"
+        "except ValueError as error: print(type(error).__name__, error)\n"
+    )
+    environment = {**os.environ, "LLPF_ISA": "avx9"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "LLPFError LLPF_ISA must be plain, avx2 or avx512, got 'avx9'", done.stderr

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <limits>
+#include <string_view>
 #include <vector>
 
 #include "../checks.h"
@@ -34,8 +36,8 @@ Rows<const double> gate_rows(const std::optional<A>& gate, int64_t paths) {
   return {pointer<const double>(gate), gate_columns(gate, paths)};
 }
 
-/// The table, after a look at every row: a wrong one is refused rather than followed out of the buffer. With a chunk
-/// for every 4096 elements the look costs a thousandth of the work.
+/// The table, after a look at every row: a wrong one is refused rather than followed. With a chunk for every 4096 elements
+/// the look costs a thousandth of the work.
 template <class A>
 Table table_of(const char* op, const A& p, const A& segments, const A& chunks) {
   const Table table{pointer<const Segment>(segments), segments.size(0), pointer<const Chunk>(chunks), chunks.size(0)};
@@ -43,6 +45,14 @@ Table table_of(const char* op, const A& p, const A& segments, const A& chunks) {
   LLPF_CHECK(fault.what == nullptr, op, ": ", fault.what, " (row ", fault.row, ", buffer of ", check::row_numel(p),
              " elements)");
   return table;
+}
+
+/// Refuses the call where there is a fault in an argument's values.
+inline void no_fault(const char* op, const ValueFault& fault) {
+  if (fault.what == nullptr) return;
+  const std::string path = fault.path < 0 ? "" : std::to_string(fault.path) + ", ";
+  LLPF_CHECK(false, op, ": ", fault.what, "[", path, fault.column, "] must be ",
+             std::string_view(fault.what) == "gate" ? "a number" : "at least 0 and finite", ", got ", fault.value);
 }
 
 template <class A>
@@ -69,10 +79,7 @@ RuleArguments arguments_of(const A& target_variance, const A& step, const std::o
 template <class A, class New>
 A moments(const A& p, const std::optional<A>& d, const A& segments, const A& chunks, const A& scratch,
           const Threads& threads, New&& new_moments) {
-  check::parameters("moments", p);
-  check::destination("moments", p, d);
-  check::table("moments", p, segments, &chunks);
-  check::scratch("moments", p, segments, chunks, scratch);
+  check::moments(p, d, segments, chunks, scratch);
   const Table table = table_of("moments", p, segments, chunks);
   const A out = new_moments();
   cpu::moments(values_of(p, d), table, pointer(scratch), pointer(out), threads);
@@ -95,22 +102,23 @@ A moments_device_blocking(const A& p, const std::optional<A>& d, const A& segmen
 template <class A, class New>
 A coefficients(const A& moments, const A& segments, const A& target_variance, const A& step,
                const std::optional<A>& gate, const std::optional<A>& radius, const Rule& rule, New&& new_coefficients) {
+  constexpr auto op = "coefficients";
   const int64_t paths = check::coefficients(moments, segments, target_variance, step, gate, radius,
-                                            static_cast<int64_t>(rule.destination));
+                                            static_cast<int64_t>(rule.destination), rule.epsilon);
+  const Table table{pointer<const Segment>(segments), segments.size(0), nullptr, 0};
+  const TableFault fault = find_fault_of_segments(table, std::numeric_limits<int64_t>::max());
+  LLPF_CHECK(fault.what == nullptr, op, ": ", fault.what, " (row ", fault.row, ")");
+  const RuleArguments arguments = arguments_of(target_variance, step, gate, radius, paths);
+  no_fault(op, find_fault(table, rule, arguments, paths));
   const A out = new_coefficients();
-  cpu::coefficients({pointer<const Segment>(segments), segments.size(0), nullptr, 0}, rule,
-                    arguments_of(target_variance, step, gate, radius, paths), pointer(moments), paths, pointer(out));
+  cpu::coefficients(table, rule, arguments, pointer(moments), paths, pointer(out));
   return out;
 }
 
 template <class A>
 void affine(const A& p, const std::optional<A>& d, const A& coefficients, const A& segments, const A& chunks,
             const Threads& threads) {
-  check::parameters("affine_", p);
-  check::destination("affine_", p, d);
-  check::table("affine_", p, segments, &chunks);
-  check::per_segment("affine_", p, "coefficients", coefficients, segments.size(0), kCoefficientColumns);
-  if (d) check::no_partial_overlap("affine_", p, "d", *d);
+  check::affine(p, d, coefficients, segments, chunks);
   cpu::affine(values_of(p, d), table_of("affine_", p, segments, chunks), pointer(coefficients), threads);
 }
 
@@ -120,10 +128,12 @@ void tick(const A& p, const std::optional<A>& d, const A& segments, const A& chu
           const std::optional<A>& moments_in, const std::optional<A>& waypoint, const A& scratch, const Rule& rule,
           const Threads& threads) {
   check::tick(p, d, segments, chunks, target_variance, step, gate, radius, moments_in, waypoint, scratch,
-              static_cast<int64_t>(rule.destination));
-  cpu::tick(values_of(p, d), table_of("tick_", p, segments, chunks), rule,
-            arguments_of(target_variance, step, gate, radius, check::paths(p)), pointer(moments_in),
-            pointer<void>(waypoint), pointer(scratch), threads);
+              static_cast<int64_t>(rule.destination), rule.epsilon);
+  const Table table = table_of("tick_", p, segments, chunks);
+  const RuleArguments arguments = arguments_of(target_variance, step, gate, radius, check::paths(p));
+  no_fault("tick_", find_fault(table, rule, arguments, check::paths(p)));
+  cpu::tick(values_of(p, d), table, rule, arguments, pointer(moments_in), pointer<void>(waypoint), pointer(scratch),
+            threads);
 }
 
 template <class A>
@@ -131,7 +141,7 @@ void sgd(const A& p, const A& g, const std::optional<A>& momentum_buffer, const 
          const A& chunks, const std::optional<A>& gate, const std::optional<A>& d, const std::optional<A>& moments_out,
          const std::optional<A>& scratch, const SgdSettings& settings, const Threads& threads) {
   check::sgd(p, g, momentum_buffer, lr, segments, chunks, gate, d, moments_out, scratch, settings.momentum,
-             settings.nesterov);
+             settings.dampening, settings.weight_decay, settings.nesterov);
   const int64_t paths = check::paths(p), rates = lr.dim() == 0 ? 1 : lr.size(lr.dim() - 1);
   const SgdArguments arguments{
       .dtype = check::dtype_of(p),
@@ -146,13 +156,17 @@ void sgd(const A& p, const A& g, const std::optional<A>& momentum_buffer, const 
       .gate_columns = gate_columns(gate, paths),
       .settings = settings,
   };
-  cpu::sgd(arguments, values_of(p, d), table_of("sgd_", p, segments, chunks), pointer(moments_out), pointer(scratch),
-           threads);
+  const Table table = table_of("sgd_", p, segments, chunks);
+  no_fault("sgd_", find_fault(table, arguments));
+  cpu::sgd(arguments, values_of(p, d), table, pointer(moments_out), pointer(scratch), threads);
 }
 
 template <class A>
 void loss_gate(const A& state, const A& loss, const LossGate& gate) {
-  const int64_t paths = check::loss_gate(state, loss, gate.min_rounds, gate.max_rounds);
+  const int64_t paths = check::loss_gate(state, loss, gate.threshold, gate.min_rounds, gate.max_rounds);
+  const ValueFault fault = find_fault(gate, pointer(state), paths);
+  LLPF_CHECK(fault.what == nullptr, "loss_gate_: state of path ", fault.path, ": ", fault.what, ", got ", fault.value,
+             " in column ", fault.column);
   cpu::loss_gate(gate, pointer(state), loss.data_ptr(), check::dtype_of(loss), paths);
 }
 
@@ -160,6 +174,11 @@ template <class A, class Bounds>
 void draw(const A& out, const A& key, const A& first, const std::optional<A>& gate, const Bounds& bounds) {
   const Draw rule = check::draw(out, key, first, gate, bounds);
   const int64_t paths = key.numel();
+  for (int64_t k = 0; gate && k < paths; ++k) {
+    const double rounds = gate_rows(gate, paths)[k][LossGate::kRounds];
+    LLPF_CHECK(LossGate::counts(rounds), "draw_: gate of path ", k, ": rounds must be a whole number of at least 0, got ",
+               rounds, " in column ", LossGate::kRounds);
+  }
   cpu::draw(rule, pointer<int64_t>(out), pointer<int64_t>(key), pointer<int64_t>(first), pointer(gate),
             gate_columns(gate, paths), paths);
 }

@@ -30,7 +30,7 @@ struct ChunkKernels {
 };
 
 /// The widest instruction set that the processor has, LLPF_ISA ("plain", "avx2", "avx512") allows and the build
-/// contains.
+/// contains. std::invalid_argument: LLPF_ISA is none of these.
 const ChunkKernels& chunk_kernels();
 
 }  // namespace llpf::cpu

@@ -1,5 +1,7 @@
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #include "chunk.h"
 
@@ -14,6 +16,10 @@ namespace {
 
 const ChunkKernels& choose() {
   const char* most = std::getenv("LLPF_ISA");
+  if (most != nullptr && *most == '\0') most = nullptr;
+  bool known = most == nullptr;
+  for (const char* name : {"plain", "avx2", "avx512"}) known = known || std::strcmp(most, name) == 0;
+  if (!known) throw std::invalid_argument(std::string("LLPF_ISA must be plain, avx2 or avx512, got '") + most + '\'');
   const auto allowed = [most](const char* lower, const char* lowest) {
     return most == nullptr || (std::strcmp(most, lower) != 0 && std::strcmp(most, lowest) != 0);
   };

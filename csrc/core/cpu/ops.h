@@ -91,11 +91,25 @@ void draw(const Draw&, int64_t* out, const int64_t* key, const int64_t* first, c
 /// The moments as the GPU's block of threads computes them, lane by lane: slow, for tests.
 void moments_device_blocking(const Values&, const Table&, double* out);
 
-/// First reason why the table would leave the buffer, or null.
+/// First reason why an op must not follow the table, or null: it leaves the buffer, segments overlap, groups are split, or
+/// chunks do not cover their segment exactly.
 struct TableFault {
   const char* what;
   int64_t row;
 };
 TableFault find_fault(const Table&, int64_t numel);
+/// The same of the segments alone.
+TableFault find_fault_of_segments(const Table&, int64_t numel);
+
+/// First value that an open path would read and must not, by the argument's name (for a state: the rule that it breaks), or
+/// null; `path` -1: the argument has none.
+struct ValueFault {
+  const char* what;
+  int64_t path, column;
+  double value;
+};
+ValueFault find_fault(const Table&, const Rule&, const RuleArguments&, int64_t paths);
+ValueFault find_fault(const Table&, const SgdArguments&);
+ValueFault find_fault(const LossGate&, const double* state, int64_t paths);
 
 }  // namespace llpf::cpu
