@@ -3,23 +3,26 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from llpf_fast.ops.affine import check_affine
-from llpf_fast.ops.library import check_no_partial_overlap
+from llpf_fast.ops.affine import check_affine, inspect_affine
 
 from .flags import MASKED
-from .launch import WARPS, launch, paths_and_length, row_stride, walk_constants
+from .launch import WARPS, gate_columns, launch, paths_and_length, row_stride, walk_constants
 from .walk import chunk_of_program, is_whole, load_tile, store_tile, tile_at, tile_mask
+
+#: The largest and the smallest normal number of float32.
+_MOST = tl.constexpr(torch.finfo(torch.float32).max)
+_LEAST = tl.constexpr(torch.finfo(torch.float32).smallest_normal)
 
 
 def affine_triton(p: Tensor, d: Tensor | None, coefficients: Tensor, segments: Tensor, chunks: Tensor) -> None:
     """The op :func:`llpf_fast.ops.affine_`, same arguments and errors."""
     check_affine(p, d, coefficients, segments, chunks)
-    if d is not None:
-        check_no_partial_overlap("affine_", p, "d", d)
+    inspect_affine(p, d, coefficients, segments, chunks)
     launch_maps(p, d, coefficients, segments, chunks, None, None)
 
 
@@ -48,7 +51,7 @@ def launch_maps(
         length,
         row_stride(d, length),
         segments.shape[0],
-        GATE=0 if gate is None else gate.numel() // paths,
+        GATE=gate_columns(gate, paths),
         warps=WARPS,
         **walk_constants(p),
     )
@@ -88,6 +91,59 @@ def map_tile(
     tl.store(tile + lane, new, mask=tile_mask(moves, left, VECTOR, BLOCK))
 
 
+@triton.jit
+def is_wide(factor):
+    """Whether float32 cannot hold a factor: below the normal numbers it loses digits, beyond them it is infinite."""
+    size = tl.abs(factor)
+    return (size > _MOST) | ((size > 0) & (size < _LEAST))
+
+
+@triton.jit
+def wide_tile(
+    p,
+    d,
+    waypoint,
+    at,
+    at_d,
+    left,
+    wide,
+    a,
+    b,
+    c,
+    a0,
+    c0,
+    moves,
+    projects,
+    wide_tick,
+    wide_projection,
+    BLOCK: tl.constexpr,
+):
+    """The same as ``map_tile`` where float32 cannot hold one of the maps: that one in float64, the other as always.
+
+    ``wide`` points at the float64 map, a to c0 are rounded.
+    """
+    lane = tl.arange(0, BLOCK)
+    mask = lane < left
+    stored = tl.load(p + at + lane, mask=mask, other=0.0)
+    old, exact = stored.to(a.dtype), stored.to(tl.float64)
+    if waypoint is not None:
+        projected = tl.fma(a0, old, c0).to(stored.dtype)
+        widely = tl.fma(tl.load(wide + 3), exact, tl.load(wide + 4)).to(a.dtype).to(stored.dtype)
+        projected = tl.where(projects, tl.where(wide_projection, widely, projected), stored)
+        tl.store(waypoint + at + lane, projected, mask=mask)
+    shift, wide_shift = c, tl.load(wide + 2)
+    if d is not None:
+        wide_b = tl.load(wide + 1)
+        reads = tl.full([BLOCK], (wide_b != 0).to(tl.int32), tl.int32) != 0
+        toward = tl.load(d + at_d + lane, mask=mask & reads, other=0.0)
+        shift = tl.fma(b, toward.to(a.dtype), c)
+        wide_shift = tl.fma(wide_b, toward.to(tl.float64), wide_shift)
+    new = tl.fma(a, old, shift).to(stored.dtype)
+    widely = tl.fma(tl.load(wide), exact, wide_shift).to(a.dtype).to(stored.dtype)
+    moving = tl.full([BLOCK], moves.to(tl.int32), tl.int32) != 0
+    tl.store(p + at + lane, tl.where(wide_tick, widely, new), mask=mask & moving)
+
+
 @triton.jit(do_not_specialize=["length", "d_stride", "segment_count"], do_not_specialize_on_alignment=["maps", "gate"])
 def map_kernel(
     p,
@@ -118,13 +174,27 @@ def map_kernel(
     a, b, c = wide_a.to(COMPUTE), wide_b.to(COMPUTE), wide_c.to(COMPUTE)
     # The rounded b decides about reading d: a b too small for the arithmetic's type adds nothing.
     a0, c0, projects, wanted = a, c, moves, moves
+    wide_tick = is_wide(wide_a) | is_wide(wide_b) | (tl.abs(wide_c) > _MOST)
+    wide_projection = size < 0
     if waypoint is not None:
         wide_a0, wide_c0 = tl.load(wide + 3), tl.load(wide + 4)
         a0, c0 = wide_a0.to(COMPUTE), wide_c0.to(COMPUTE)
         projects = ~((wide_a0 == 1) & (wide_c0 == 0))
+        wide_projection = is_wide(wide_a0) | (tl.abs(wide_c0) > _MOST)
         wanted = size > 0
         if GATE > 0:
             wanted = tl.load(gate + row * GATE) != 0
+    if a.dtype == tl.float32:  # noqa: SIM102, known when compiling
+        if wanted & (wide_tick | wide_projection):
+            wanted = size < 0
+            single = tl.full([], 0, tl.int64)
+            while single < size:
+                at, at_d = row * length + start + single, row * d_stride + start + single
+                wide_tile(
+                    p, d, waypoint, at, at_d, size - single, wide, a, b, c, a0, c0, moves, projects,
+                    wide_tick, wide_projection, RAGGED,
+                )  # fmt: skip
+                single += RAGGED
     if wanted:
         done = tl.full([], 0, tl.int64)
         while done < size:

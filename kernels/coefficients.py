@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llpf_fast.ops.coefficients import DEGENERATE, check_coefficients
+from llpf_fast.ops.coefficients import DEGENERATE, OF_MEAN, SMALLEST_SQUARE, check_coefficients, inspect_coefficients
 from llpf_fast.ops.library import COEFFICIENT_COLUMNS
 from llpf_fast.ops.loss_gate import OPEN
 
@@ -23,13 +23,15 @@ from .flags import (
     TWICE,
     VARIANCE_SPHERE,
 )
-from .groups import first_head, group_count, group_members, group_of, group_total, pool
-from .launch import launch, row_stride
+from .groups import first_head, group_count, group_members, group_of, group_spread, group_total, pool
+from .launch import gate_columns, launch, row_stride
 
 #: Segments a program treats at once, and members of a group a step. 64 x 8 float64 over 128 threads is 8 registers a
 #: value; one program covers LeNet5 and ResNet18, and thousands of small groups spread over many programs.
 _LANES, _WIDTH = 64, 8
 _DEGENERATE = tl.constexpr(DEGENERATE)
+_OF_MEAN = tl.constexpr(OF_MEAN)
+_SMALLEST_SQUARE = tl.constexpr(SMALLEST_SQUARE)
 
 assert OPEN == 0, "the kernels read the first column of the gate"
 
@@ -49,7 +51,8 @@ def coefficients_triton(
     project_first: bool,
 ) -> Tensor:
     """The op :func:`llpf_fast.ops.coefficients`, same arguments and errors."""
-    check_coefficients(moments, segments, target_variance, step, gate, radius, destination)
+    check_coefficients(moments, segments, target_variance, step, gate, radius, destination, epsilon)
+    inspect_coefficients(moments, segments, target_variance, step, gate, radius, destination)
     shape = (*moments.shape[:-1], COEFFICIENT_COLUMNS)
     # Result and workspace in one allocation.
     both = moments.new_empty((2, *shape))
@@ -95,7 +98,7 @@ def launch_coefficients(
         row_stride(target_variance, count),
         row_stride(step, 2),
         epsilon,
-        GATE=0 if gate is None else gate.numel() // paths,
+        GATE=gate_columns(gate, paths),
         DESTINATION=int(destination),
         SUM=combine_sum,
         CLAMP=clamp,
@@ -111,11 +114,11 @@ def to_target(target, epsilon, n, m2, reference, fixed):
     """The scale that brings a second moment onto the target's sphere; 1 where there is no direction to scale."""
     variance = m2 / tl.where(n > 2, n - 1, 1.0)
     s = tl.sqrt((target + epsilon) / (variance + epsilon))
-    return tl.where(fixed | (m2 <= _DEGENERATE * reference), 1.0, s)
+    return tl.where(fixed | (m2 <= _SMALLEST_SQUARE) | (m2 <= _DEGENERATE * reference), 1.0, s)
 
 
 @triton.jit
-def pooled_norm(
+def pooled_square(
     moments,
     segments,
     target_variance,
@@ -129,7 +132,7 @@ def pooled_norm(
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """L2 norm of each lane's variance group after its projection; each member has its own FREE flag."""
+    """Squared L2 norm of each lane's variance group after its projection; each member has its own FREE flag."""
     squared = tl.zeros([LANES], tl.float64)
     done, most = tl.full([], 0, tl.int64), tl.max(size, 0)
     while done < most:
@@ -145,7 +148,7 @@ def pooled_norm(
             m2 = s0 * s0 * m2
         squared += tl.sum(tl.where(there, m2 + n * mean * mean, 0.0), 1)
         done += WIDTH
-    return tl.sqrt(squared)
+    return squared
 
 
 @triton.jit
@@ -166,6 +169,7 @@ def project(
     WIDTH: tl.constexpr,
 ):
     """Phase 1: the moments of P, the values on their spheres, and of the way from P to the destination."""
+    ABOUT_MEAN: tl.constexpr = (DESTINATION == MEAN) | (DESTINATION == VARIANCE_SPHERE)
     lane = low + tl.arange(0, LANES)
     own = lane < end
     flags = tl.load(segments + 5 * lane + 4, mask=own, other=0)
@@ -186,7 +190,7 @@ def project(
     mean_p = s0 * mean_q + back * group_mean
     m2_p = s0 * s0 * m2_q
 
-    alpha, beta = tl.zeros([LANES], tl.float64), tl.zeros([LANES], tl.float64)
+    alpha = tl.zeros([LANES], tl.float64)
     if DESTINATION == POINT:
         c = tl.load(moments + 5 * lane + 3, mask=there, other=0.0)
         mean_delta = tl.load(moments + 5 * lane + 1, mask=there, other=0.0) + back * (mean_q - group_mean)
@@ -197,21 +201,21 @@ def project(
     else:
         if DESTINATION == INFINITY:
             alpha += 2.0
-        if DESTINATION == MEAN:
-            beta += 1.0
         if DESTINATION == VARIANCE_SPHERE:
-            variance = s0 * s0 * group_m2 / tl.where(n_group > 2, n_group - 1, 1.0)
+            m2 = s0 * s0 * group_m2
+            variance = m2 / tl.where(n_group > 2, n_group - 1, 1.0)
             goal = tl.load(radius + lane, mask=there, other=0.0)
-            alpha = tl.where((variance > 0) & (n_group > 1), tl.sqrt(goal / variance), 1.0)
-            beta = 1.0 - alpha
+            alpha = tl.where((m2 > _SMALLEST_SQUARE) & (n_group > 1), tl.sqrt(goal / variance), 1.0)
         if DESTINATION == NORM_SPHERE:
-            norm = pooled_norm(
+            square = pooled_square(
                 moments, segments, target_variance, epsilon, first, size, n_group, group_mean, group_m2,
                 PROJECT, LANES, WIDTH,
             )  # fmt: skip
             goal = tl.load(radius + lane, mask=there, other=0.0)
-            alpha = tl.where(norm > 0, goal / norm, 1.0)
-        mean_delta = (alpha - 1.0) * mean_p + beta * group_mean
+            alpha = tl.where(square > _SMALLEST_SQUARE, goal / tl.sqrt(square), 1.0)
+        mean_delta = (alpha - 1.0) * mean_p
+        if ABOUT_MEAN:
+            mean_delta += (1.0 - alpha) * group_mean
         c = (alpha - 1.0) * m2_p
         m2_delta = (alpha - 1.0) * (alpha - 1.0) * m2_p
     moving = there & (flags & HOLD == 0)
@@ -224,7 +228,7 @@ def project(
     tl.store(mine + 4, m2_delta, mask=own)
     tl.store(result, tl.where(moving, m2_delta + n * mean_delta * mean_delta, 0.0), mask=own)
     tl.store(result + 1, alpha, mask=own)
-    tl.store(result + 2, tl.where(there, beta * group_mean, 0.0), mask=own)
+    tl.store(result + 2, tl.where(there, group_mean, 0.0), mask=own)
     tl.store(result + 3, tl.where(there, s0, 1.0), mask=own)
     tl.store(result + 4, tl.where(there, back * group_mean, 0.0), mask=own)
 
@@ -248,10 +252,11 @@ def move(
     own = lane < end
     flags = tl.load(segments + 5 * lane + 4, mask=own, other=0)
     first, size = group_of(segments + 2, lane, own, count, WIDTH)
-    distance = tl.sqrt(group_total(out, 5, first, size, LANES, WIDTH))
+    squared = group_total(out, 5, first, size, LANES, WIDTH)
+    distance = tl.sqrt(squared)
     fixed, share = tl.load(step), tl.load(step + 1) * distance
     length = fixed + share if SUM else tl.maximum(fixed, share, propagate_nan=tl.PropagateNan.ALL)
-    t = tl.where(distance > 0, length / distance, 0.0)
+    t = tl.where(squared > _SMALLEST_SQUARE, length / distance, 0.0)
     if CLAMP:
         t = tl.where(t > 1.0, 1.0, t)
     t = tl.where(flags & (MASKED | HOLD) == 0, t, 0.0)
@@ -262,12 +267,18 @@ def move(
     mean_delta, c = tl.load(mine + 2, mask=own, other=0.0), tl.load(mine + 3, mask=own, other=0.0)
     m2_delta = tl.load(mine + 4, mask=own, other=0.0)
     m2_m = m2_p + 2 * t * c + t * t * m2_delta
+    mean_m = mean_p + t * mean_delta
+    # What the group's variance will be summed from, but for the move's part between segments.
+    n = tl.load(segments + 5 * lane + 1, mask=own & (flags & MASKED == 0), other=0).to(tl.float64)
+    off = mean_p - tl.load(out + 5 * lane + 2, mask=own, other=0.0)
+    terms = m2_p + t * t * m2_delta + n * (off * off + _OF_MEAN * (mean_p * mean_p + mean_m * mean_m))
     # A tile smaller than the program lives in several threads at once: all have read their row before one writes it.
     tl.debug_barrier()
-    tl.store(mine, mean_p + t * mean_delta, mask=own)
+    tl.store(mine, mean_m, mask=own)
     tl.store(mine + 1, tl.where(m2_m < 0, 0.0, m2_m), mask=own)
-    tl.store(mine + 2, m2_p + t * t * m2_delta, mask=own)
+    tl.store(mine + 2, terms, mask=own)
     tl.store(mine + 3, t, mask=own)
+    tl.store(mine + 4, mean_m - off, mask=own)
 
 
 @triton.jit
@@ -285,6 +296,7 @@ def rescale(
     WIDTH: tl.constexpr,
 ):
     """Phase 3: back onto the spheres, and the map itself."""
+    ABOUT_MEAN: tl.constexpr = (DESTINATION == MEAN) | (DESTINATION == VARIANCE_SPHERE)
     lane = low + tl.arange(0, LANES)
     own = lane < end
     flags = tl.load(segments + 5 * lane + 4, mask=own, other=0)
@@ -293,6 +305,7 @@ def rescale(
     n_group = group_count(segments, first, size, LANES, WIDTH)
     group_mean, group_m2 = pool(work, work + 1, segments, first, size, n_group, LANES, WIDTH)
     reference = group_total(work + 2, 5, first, size, LANES, WIDTH)
+    reference += group_spread(work + 4, segments, first, size, group_mean, LANES, WIDTH)
     target = tl.load(target_variance + lane, mask=there, other=0.0)
     fixed = (flags & FREE != 0) | ~there | (n_group <= 1)
     s = to_target(target, epsilon, n_group, group_m2, reference, fixed)
@@ -305,10 +318,13 @@ def rescale(
         b = s * t
         c = keep * c0 + (1.0 - s) * group_mean
     else:
-        alpha, toward = tl.load(result + 1, mask=own, other=0.0), tl.load(result + 2, mask=own, other=0.0)
+        alpha, mean_q = tl.load(result + 1, mask=own, other=0.0), tl.load(result + 2, mask=own, other=0.0)
         keep = s * (1.0 - t + t * alpha)
         b = tl.zeros([LANES], tl.float64)
-        c = keep * c0 + s * t * toward + (1.0 - s) * group_mean
+        c = keep * c0
+        if ABOUT_MEAN:
+            c += s * t * (1.0 - alpha) * mean_q
+        c += (1.0 - s) * group_mean
     tl.debug_barrier()
     tl.store(result, tl.where(there, keep * s0, 1.0), mask=own)
     tl.store(result + 1, tl.where(there, b, 0.0), mask=own)
@@ -346,8 +362,8 @@ def coefficient_kernel(
     Three phases with a barrier between them; between phases ``out`` and ``work`` hold what others will read:
 
         phase      out                                            work
-        project    distance^2, alpha, beta mean, a0, c0           mean_p, M2_p, mean_delta, C, M2_delta
-        move       (unchanged)                                    mean_m, M2_m, M2_p + t^2 M2_delta, t
+        project    distance^2, alpha, mean of the group, a0, c0   mean_p, M2_p, mean_delta, C, M2_delta
+        move       (unchanged)                                    mean_m, M2_m, terms of the latter, t, mean_m - off
         rescale    a, b, c, a0, c0
 
     Nothing is overwritten in a phase in which another segment reads it, so a range may have any number of tiles. The

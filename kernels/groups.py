@@ -103,6 +103,19 @@ def pool(
 
 
 @triton.jit
+def group_spread(column, segments, first, size, centre, LANES: tl.constexpr, WIDTH: tl.constexpr):
+    """Sum of n (value - centre)^2 of a column of rows of five over each lane's group, without the MASKED members."""
+    total = tl.zeros([LANES], tl.float64)
+    done, most = tl.full([], 0, tl.int64), tl.max(size, 0)
+    while done < most:
+        member, n, there = group_members(segments, first, size, done, WIDTH)
+        off = tl.load(column + 5 * member, mask=there, other=0.0) - centre[:, None]
+        total += tl.sum(tl.where(n > 0, n * off * off, 0.0), 1)
+        done += WIDTH
+    return total
+
+
+@triton.jit
 def group_count(segments, first, size, LANES: tl.constexpr, WIDTH: tl.constexpr):
     """Elements of each lane's group without the MASKED members."""
     total = tl.zeros([LANES], tl.float64)

@@ -27,6 +27,10 @@ constexpr int kCoefficientColumns = 5;
 
 /// A variance below this share of the terms it was summed from is rounding, not signal.
 constexpr double kDegenerate = 0x1p-40;
+/// The share of a squared mean that counts among those terms: with kDegenerate, a deviation of 2^-48 of the mean.
+constexpr double kOfMean = 0x1p-56;
+/// A sum of squares up to this has lost digits to float64's smallest numbers and counts as 0.
+constexpr double kSmallestSquare = 0x1p-960;
 
 /// The rule of one tick, the same for all paths.
 struct Rule {
@@ -76,7 +80,7 @@ class Coefficients {
         const Moments p = projected(s, summary.q, first_scale(s, summary.q));
         squared += p.m2_p + p.n * p.mean_p * p.mean_p;
       }
-      summary.norm = sqrt(squared);
+      summary.norm = squared > kSmallestSquare ? sqrt(squared) : 0.0;
     }
     return summary;
   }
@@ -107,7 +111,7 @@ class Coefficients {
     const double fixed = path_.step[0], relative = path_.step[1] * distance;
     const double longer = fixed != fixed || fixed > relative ? fixed : relative;
     const double length = rule_.combine_sum ? fixed + relative : longer;
-    const double t = distance > 0 ? length / distance : 0.0;
+    const double t = squared > kSmallestSquare ? length / distance : 0.0;
     return rule_.clamp && t > 1.0 ? 1.0 : t;
   }
 
@@ -129,11 +133,16 @@ class Coefficients {
   LLPF_HD Moved summarise_rescale(Range group) const {
     const Pooled q = pool(group, [this](int64_t s) { return moments(s); });
     Moved summary{pool(group, [&](int64_t s) { return moved(s, q); }), q.mean};
+    // What the group's variance was summed from: the deviations of P and those of the move, within each segment and
+    // between them, and the means that the latter were taken from.
     LLPF_ROLLED
     for (int64_t s = group.begin; s < group.end; ++s) {
       const Moments p = projected(s, q, at(s)[3]);
-      const double t = at(s)[1];
-      summary.reference += p.m2_p + t * t * (rule_.to_point() ? p.m2_delta : p.m2_p);
+      const double t = at(s)[1], mean_m = moved_mean(p, q, t);
+      const double off = p.mean_p - q.mean, gone = mean_m - summary.m.mean - off;
+      const double inside = p.m2_p + t * t * (rule_.to_point() ? p.m2_delta : p.m2_p);
+      summary.reference +=
+          inside + p.n * (off * off + gone * gone + kOfMean * (p.mean_p * p.mean_p + mean_m * mean_m));
     }
     return summary;
   }
@@ -228,7 +237,8 @@ class Coefficients {
 
   LLPF_HD double scale_to_target(int64_t s, double n, double m2, double reference) const {
     const Segment& segment = table_.segments[s];
-    if (segment.has(kFree) || segment.has(kMasked) || n <= 1 || m2 <= kDegenerate * reference) return 1.0;
+    if (segment.has(kFree) || segment.has(kMasked) || n <= 1) return 1.0;
+    if (m2 <= kSmallestSquare || m2 <= kDegenerate * reference) return 1.0;
     const double variance = m2 / (n - 1.0);
     return sqrt((path_.target_variance[s] + rule_.epsilon) / (variance + rule_.epsilon));
   }
@@ -254,8 +264,8 @@ class Coefficients {
     switch (rule_.destination) {
       case Destination::kInfinity: return 2.0;
       case Destination::kVarianceSphere: {
-        const double n = summary.q.n, variance = s0 * s0 * summary.q.m2 / (n > 2 ? n - 1.0 : 1.0);
-        return variance > 0 && n > 1 ? sqrt(path_.radius[s] / variance) : 1.0;
+        const double n = summary.q.n, m2 = s0 * s0 * summary.q.m2, variance = m2 / (n > 2 ? n - 1.0 : 1.0);
+        return m2 > kSmallestSquare && n > 1 ? sqrt(path_.radius[s] / variance) : 1.0;
       }
       case Destination::kNormSphere: return summary.norm > 0 ? path_.radius[s] / summary.norm : 1.0;
       default: return 0.0;
@@ -267,12 +277,13 @@ class Coefficients {
   LLPF_HD Moments moved(int64_t s, const Pooled& q) const {
     const Moments p = projected(s, q, at(s)[3]);
     const double t = at(s)[1];
-    if (rule_.to_point()) {
-      const double m2 = p.m2_p + 2.0 * t * p.c + t * t * p.m2_delta;
-      return {p.n, p.mean_p + t * p.mean_delta, 0, m2 < 0 ? 0.0 : m2};
-    }
-    const double centre = rule_.about_mean() ? q.mean : 0.0;
-    return {p.n, p.mean_p + t * (p.mean_p - centre), 0, (1.0 + t) * (1.0 + t) * p.m2_p};
+    const double m2 =
+        rule_.to_point() ? p.m2_p + 2.0 * t * p.c + t * t * p.m2_delta : (1.0 + t) * (1.0 + t) * p.m2_p;
+    return {p.n, moved_mean(p, q, t), 0, m2 < 0 ? 0.0 : m2};
+  }
+  LLPF_HD double moved_mean(const Moments& p, const Pooled& q, double t) const {
+    if (rule_.to_point()) return p.mean_p + t * p.mean_delta;
+    return p.mean_p + t * (p.mean_p - (rule_.about_mean() ? q.mean : 0.0));
   }
 
   /// Share of P in the result: s (1 - t), or s (1 + k).

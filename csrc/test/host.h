@@ -57,11 +57,16 @@ void write(const Table& table, const double* coefficients, P* p, const D* d, P* 
     const double* const row = coefficients + s * kCoefficientColumns;
     const M tick = segment.has(kMasked) ? M{} : M::tick(row), projection = segment.has(kMasked) ? M{} : M::projection(row);
     for (int64_t i = segment.offset; i < segment.offset + segment.length; ++i) {
-      const Compute<P> value = widen(p[i]);
-      if (waypoint != nullptr) waypoint[i] = projection.identity ? p[i] : narrow<P>(projection(value));
+      const P before = p[i];
+      const Compute<P> value = widen(before);
+      if (waypoint != nullptr) {
+        waypoint[i] = projection.identity ? before : narrow<P>(projection(value));
+        if (projection.wide) waypoint[i] = widely(Map<double>::projection(row), before, static_cast<const D*>(nullptr));
+      }
       if (tick.identity) continue;
       const bool with_d = d != nullptr && tick.reads_destination();
       p[i] = narrow<P>(with_d ? tick(value, static_cast<Compute<P>>(widen(d[i]))) : tick(value));
+      if (tick.wide) p[i] = widely(Map<double>::tick(row), before, d == nullptr ? d : d + i);
     }
   }
 }

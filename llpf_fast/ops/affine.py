@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .contents import check_table_contents
 from .flags import SegmentFlag
 from .library import (
     COEFFICIENT_COLUMNS,
     accumulation_dtype,
+    check_apart,
     check_destination,
     check_float64,
-    check_no_partial_overlap,
     check_parameters,
     check_table,
     define,
+    refusal,
     rows,
 )
 
@@ -28,17 +30,22 @@ def affine_(p: Tensor, d: Tensor | None, coefficients: Tensor, segments: Tensor,
         p: ``[N]`` or ``[K, N]``, overwritten. Padding, MASKED segments and segments whose map is exactly (1, 0, 0)
             keep every bit.
         d: ``[N]`` or of p's shape; not read where b is 0; may be ``None`` when every b is 0 (else it counts as 0).
-            May be p itself; any other overlap is refused.
+            May be p itself; any other overlap with p is refused.
         coefficients: float64 ``[S, 5]`` or ``[K, S, 5]``; the first three columns are used.
         segments, chunks: the table, see :func:`llpf_fast.ops.moments`.
 
     The arithmetic is float64 for float64 storage, float32 for the rest (coefficients are rounded to it once);
-    the result is rounded to nearest even.
+    the result is rounded to nearest even. A map that float32 cannot hold (an a or b outside its normal numbers, a c
+    beyond them: subnormal values brought to a variance of 1 are multiplied by 1e40) is applied in float64.
 
     Raises:
-        ValueError: a shape, dtype, device or layout that differs from the above.
+        LLPFError: a shape, dtype, device or layout that differs from the above, tensors that overlap, or (on the CPU) a
+            wrong table.
     """
-    torch.ops.llpf_fast.affine_.default(p, d, coefficients, segments, chunks)
+    try:
+        torch.ops.llpf_fast.affine_.default(p, d, coefficients, segments, chunks)
+    except RuntimeError as error:
+        raise refusal("affine_", error) from None
 
 
 def check_affine(p: Tensor, d: Tensor | None, coefficients: Tensor, segments: Tensor, chunks: Tensor) -> None:
@@ -49,6 +56,13 @@ def check_affine(p: Tensor, d: Tensor | None, coefficients: Tensor, segments: Te
     check_float64("affine_", p, "coefficients", coefficients, (shape,))
 
 
+def inspect_affine(p: Tensor, d: Tensor | None, coefficients: Tensor, segments: Tensor, chunks: Tensor) -> None:
+    """What only tensors with memory can be asked."""
+    read = {"d": d, "coefficients": coefficients, "segments": segments, "chunks": chunks}
+    check_apart("affine_", {"p": p}, read, (("p", "d"),))
+    check_table_contents("affine_", p, segments, chunks)
+
+
 def apply_maps(p: Tensor, d: Tensor | None, maps: Tensor, segments: Tensor, chunks: Tensor, out: Tensor) -> None:
     """Write a p + b d + c into ``out`` (p itself, or a waypoint) for the segments that occur in ``chunks``.
 
@@ -56,26 +70,39 @@ def apply_maps(p: Tensor, d: Tensor | None, maps: Tensor, segments: Tensor, chun
     """
     compute = accumulation_dtype(p.dtype)
     present = set(chunks[:, 0].tolist())
-    p, out = p.reshape(rows(p), -1), out.reshape(rows(out), -1)
+    p, out = p.reshape(rows(p), p.shape[-1]), out.reshape(rows(out), out.shape[-1])
+
+    def mapped(part: slice, own: Tensor, dtype: torch.dtype) -> Tensor:
+        a, b, c = (column[:, None] for column in own.to(dtype).unbind(-1))
+        x = a * p[:, part].to(dtype) + c
+        if d is not None:
+            x = torch.where(b == 0, x, a * p[:, part].to(dtype) + b * d[..., part].to(dtype) + c)
+        return x.to(compute).to(p.dtype)
+
     for s, (offset, length, _, _, flags) in enumerate(segments.tolist()):
         if s not in present or flags & SegmentFlag.MASKED:
             continue
-        part = slice(offset, offset + length)
-        a, b, c = (column[:, None] for column in maps[:, s].to(compute).unbind(-1))
-        x = a * p[:, part].to(compute) + c
-        if d is not None:
-            toward = b * d[..., part].to(compute)
-            x = torch.where(b == 0, x, a * p[:, part].to(compute) + toward + c)
-        identity = (maps[:, s] == maps.new_tensor([1.0, 0.0, 0.0])).all(-1)[:, None]
-        out[:, part] = torch.where(identity, p[:, part], x.to(p.dtype))
+        part, own = slice(offset, offset + length), maps[:, s]
+        identity = (own == own.new_tensor([1.0, 0.0, 0.0])).all(-1)[:, None]
+        x = torch.where(identity, p[:, part], mapped(part, own, compute))
+        if compute == torch.float32:
+            x = torch.where(_is_wide(own), mapped(part, own, torch.float64), x)
+        out[:, part] = x
+
+
+def _is_wide(maps: Tensor) -> Tensor:
+    """bool ``[K, 1]``: float32 cannot hold the map. A factor loses digits below the normal numbers."""
+    info = torch.finfo(torch.float32)
+    size = maps.abs()
+    lost = (size[:, :2] != 0) & (size[:, :2] < info.smallest_normal)
+    return (lost.any(-1) | (size > info.max).any(-1))[:, None]
 
 
 @torch.no_grad()
 def affine_eager(p: Tensor, d: Tensor | None, coefficients: Tensor, segments: Tensor, chunks: Tensor) -> None:
     check_affine(p, d, coefficients, segments, chunks)
-    if d is not None:
-        check_no_partial_overlap("affine_", p, "d", d)
-    maps = coefficients.reshape(rows(p), -1, COEFFICIENT_COLUMNS)[..., :3]
+    inspect_affine(p, d, coefficients, segments, chunks)
+    maps = coefficients.reshape(rows(p), segments.shape[0], COEFFICIENT_COLUMNS)[..., :3]
     apply_maps(p, d, maps, segments, chunks, p)
 
 

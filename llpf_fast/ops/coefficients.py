@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .contents import check_rule_contents, segment_fault
 from .flags import Destination, SegmentFlag
 from .library import (
     COEFFICIENT_COLUMNS,
@@ -12,9 +13,11 @@ from .library import (
     check,
     check_float64,
     check_gate,
+    check_not_negative,
     check_table,
     define,
     gate_rows,
+    refusal,
 )
 
 SCHEMA = (
@@ -25,6 +28,11 @@ SCHEMA = (
 #: A variance below this share of the terms it was summed from is rounding, not signal: 2^-40 is a deviation of
 #: sixteen float32 units in the last place. Scaling it up to the target would fill the tensor with noise.
 DEGENERATE = 2.0**-40
+#: The share of a squared mean that counts among those terms. Between the segments of a group a variance is summed from
+#: differences of means, each rounded: with DEGENERATE, a deviation of 2^-48 of the mean is rounding.
+OF_MEAN = 2.0**-56
+#: A sum of squares up to this has lost digits to float64's smallest numbers and counts as 0.
+SMALLEST_SQUARE = 2.0**-960
 
 
 def coefficients(
@@ -66,21 +74,25 @@ def coefficients(
         MASKED segments and closed paths hold the identity (1, 0, 0, 1, 0).
 
     Raises:
-        ValueError: a shape, dtype or device that differs from the above.
+        LLPFError: a shape, dtype or device that differs from the above; on the CPU also a wrong table, and a negative
+            or missing number (NaN) where one is read.
     """
-    return torch.ops.llpf_fast.coefficients.default(
-        moments,
-        segments,
-        target_variance,
-        step,
-        gate,
-        radius,
-        destination=int(destination),
-        epsilon=epsilon,
-        combine_sum=combine_sum,
-        clamp=clamp,
-        project_first=project_first,
-    )
+    try:
+        return torch.ops.llpf_fast.coefficients.default(
+            moments,
+            segments,
+            target_variance,
+            step,
+            gate,
+            radius,
+            destination=int(destination),
+            epsilon=epsilon,
+            combine_sum=combine_sum,
+            clamp=clamp,
+            project_first=project_first,
+        )
+    except RuntimeError as error:
+        raise refusal("coefficients", error) from None
 
 
 def check_rule(
@@ -93,6 +105,7 @@ def check_rule(
     gate: Tensor | None,
     radius: Tensor | None,
     destination: int,
+    epsilon: float,
 ) -> None:
     """What ``coefficients`` and ``tick_`` check of their common arguments."""
     count = segments.shape[0]
@@ -114,6 +127,7 @@ def check_rule(
     )
     if radius is not None:
         check_float64(op, like, "radius", radius, ((count,),))
+    check_not_negative(op, "epsilon", epsilon)
 
 
 def check_coefficients(
@@ -124,6 +138,7 @@ def check_coefficients(
     gate: Tensor | None,
     radius: Tensor | None,
     destination: int,
+    epsilon: float,
 ) -> None:
     check_table("coefficients", moments, segments, None)
     count = segments.shape[0]
@@ -135,7 +150,25 @@ def check_coefficients(
         moments,
         ((count, MOMENT_COLUMNS), (paths, count, MOMENT_COLUMNS)),
     )
-    check_rule("coefficients", moments, paths, segments, target_variance, step, gate, radius, destination)
+    check_rule("coefficients", moments, paths, segments, target_variance, step, gate, radius, destination, epsilon)
+
+
+def inspect_coefficients(
+    moments: Tensor,
+    segments: Tensor,
+    target_variance: Tensor,
+    step: Tensor,
+    gate: Tensor | None,
+    radius: Tensor | None,
+    destination: int,
+) -> None:
+    """What only tensors with memory can be asked."""
+    if segments.device.type != "cpu":
+        return
+    fault = segment_fault(segments.tolist(), None)
+    check(fault is None, lambda: "coefficients: {} (row {})".format(*(fault or ())))
+    paths = moments.shape[0] if moments.dim() == 3 else 1
+    check_rule_contents("coefficients", paths, segments, target_variance, step, gate, radius, destination)
 
 
 def _group_sum(group: Tensor, value: Tensor) -> Tensor:
@@ -168,7 +201,8 @@ def coefficients_eager(
     clamp: bool,
     project_first: bool,
 ) -> Tensor:
-    check_coefficients(moments, segments, target_variance, step, gate, radius, destination)
+    check_coefficients(moments, segments, target_variance, step, gate, radius, destination, epsilon)
+    inspect_coefficients(moments, segments, target_variance, step, gate, radius, destination)
     batched = moments.dim() == 3
     m = moments if batched else moments[None]
     mean_q, mean_delta, m2_q, c, m2_delta = m.unbind(-1)
@@ -199,7 +233,7 @@ def coefficients_eager(
     def scale_to_target(m2: Tensor, reference: Tensor) -> Tensor:
         variance = m2 / (n_group - 1).clamp(min=1)
         s = torch.sqrt((target_variance + epsilon) / (variance + epsilon))
-        return torch.where(fixed_scale | (m2 <= DEGENERATE * reference), 1.0, s)
+        return torch.where(fixed_scale | (m2 <= SMALLEST_SQUARE) | (m2 <= DEGENERATE * reference), 1.0, s)
 
     group_mean_q, group_m2_q = pooled(mean_q, m2_q)
     zero = torch.zeros_like(mean_q)
@@ -220,23 +254,25 @@ def coefficients_eager(
             beta = torch.ones_like(mean_q)
         elif destination == Destination.VARIANCE_SPHERE:
             assert radius is not None
-            variance = s0 * s0 * group_m2_q / (n_group - 1).clamp(min=1)
-            alpha = torch.where((variance > 0) & (n_group > 1), torch.sqrt(radius / variance), 1.0)
+            m2 = s0 * s0 * group_m2_q
+            variance = m2 / (n_group - 1).clamp(min=1)
+            alpha = torch.where((m2 > SMALLEST_SQUARE) & (n_group > 1), torch.sqrt(radius / variance), 1.0)
             beta = 1.0 - alpha
         elif destination == Destination.NORM_SPHERE:
             assert radius is not None
-            norm = torch.sqrt(_group_sum(sphere, m2_p + n * mean_p * mean_p))
-            alpha = torch.where(norm > 0, radius / norm, 1.0)
+            square = _group_sum(sphere, m2_p + n * mean_p * mean_p)
+            alpha = torch.where(square > SMALLEST_SQUARE, radius / torch.sqrt(square), 1.0)
         mean_delta = (alpha - 1.0) * mean_p + beta * group_mean_q
         c = (alpha - 1.0) * m2_p
         m2_delta = (alpha - 1.0) ** 2 * m2_p
 
     moving = ~(masked | has(SegmentFlag.HOLD))
     squared = torch.where(moving, m2_delta + n * mean_delta * mean_delta, 0.0)
-    distance = torch.sqrt(_group_sum(segments[:, 2], squared))
+    squared = _group_sum(segments[:, 2], squared)
+    distance = torch.sqrt(squared)
     fixed, relative = step.reshape(-1, 2)[:, 0:1], step.reshape(-1, 2)[:, 1:2]
     length = fixed + relative * distance if combine_sum else torch.maximum(fixed, relative * distance)
-    t = torch.where(distance > 0, length / distance, 0.0)
+    t = torch.where(squared > SMALLEST_SQUARE, length / distance, 0.0)
     if clamp:
         t = t.clamp(max=1.0)
     t = torch.where(moving, t, 0.0)
@@ -246,7 +282,12 @@ def coefficients_eager(
     mean_m = mean_p + t * mean_delta
     m2_m = (m2_p + 2 * t * c + t * t * m2_delta).clamp(min=0.0)
     group_mean_m, group_m2_m = pooled(mean_m, m2_m)
-    s = scale_to_target(group_m2_m, _group_sum(sphere, m2_p + t * t * m2_delta))
+    # What the group's variance was summed from: the deviations of P and those of the move, within each segment and
+    # between them, and the means that the latter were taken from.
+    off = mean_p - group_mean_q
+    gone = mean_m - group_mean_m - off
+    between = n * (off * off + gone * gone + OF_MEAN * (mean_p * mean_p + mean_m * mean_m))
+    s = scale_to_target(group_m2_m, _group_sum(sphere, m2_p + t * t * m2_delta + between))
 
     point = destination == Destination.POINT
     keep = s * (1.0 - t) if point else s * (1.0 - t + t * alpha)
@@ -283,7 +324,7 @@ def coefficients_fake(
     clamp: bool,
     project_first: bool,
 ) -> Tensor:
-    check_coefficients(moments, segments, target_variance, step, gate, radius, destination)
+    check_coefficients(moments, segments, target_variance, step, gate, radius, destination, epsilon)
     return moments.new_empty((*moments.shape[:-1], COEFFICIENT_COLUMNS))
 
 

@@ -19,7 +19,9 @@ Array = np.ndarray[Any, np.dtype[np.longdouble]]
 
 MASKED, HOLD, COMPENSATE, TWICE, FREE, FROZEN = 1, 2, 4, 8, 16, 32
 POINT, ORIGIN, INFINITY, MEAN, VARIANCE_SPHERE, NORM_SPHERE = range(6)
-DEGENERATE = Real(2) ** -40
+DEGENERATE, OF_MEAN = Real(2) ** -40, Real(2) ** -56
+#: What float64 cannot sum squares down to without losing digits.
+SMALLEST_SQUARE = Real(2) ** -960
 
 
 @dataclass(frozen=True)
@@ -111,24 +113,32 @@ def project(
     target: Array,
     epsilon: float,
     before: dict[int, Array] | None = None,
-    terms: dict[int, Real] | None = None,
+    left: dict[int, Array] | None = None,
 ) -> tuple[dict[int, Array], dict[int, Real], list[float], float]:
     """W' = mean(W) + sqrt((v + epsilon) / (Var(W) + epsilon)) (W - mean(W)) over each variance group.
 
-    After a move, ``before`` holds the values it started from, and ``terms[i]`` what a layer's variance was summed
-    from: a group with no more than 2^-40 of it left is kept. Returns the values, the scale of each layer, the shares
-    of variance left, and the worst condition of a scale.
+    After a move, ``before`` holds the values it started from and ``left`` what training had left before those. With g
+    the mean of what training left, each value of the group lies off its mean by (P - g) and by the move's own
+    deviation; a group whose variance is no more than 2^-40 of these two, or 2^-96 of the squared means, is kept.
+    Returns the values, the scale of each layer, the shares of variance left, and the worst condition of a scale.
     """
     out, scale, share, condition = dict(parts), dict.fromkeys(parts, Real(1)), [], 1.0
     for members in groups(layers, lambda layer: layer.variance_group):
         together = np.concatenate([parts[i] for i in members])
         square = centred_square(together)
-        reference = sum((terms[i] for i in members), Real(0)) if terms else Real(0)
+        reference = Real(0)
+        if before and left:
+            g = mean(np.concatenate([left[i] for i in members]))
+            for i in members:
+                own = ((before[i] - g) ** 2).sum()
+                moved = ((parts[i] - before[i] - (mean(together) - g)) ** 2).sum()
+                means = len(parts[i]) * (mean(before[i]) ** 2 + mean(parts[i]) ** 2)
+                reference = reference + own + moved + OF_MEAN * means
         if len(together) < 2:
             continue
-        if terms and reference > 0:
+        if reference > 0:
             share.append(float(square / reference))
-        if square <= DEGENERATE * reference:
+        if square <= DEGENERATE * reference or square <= SMALLEST_SQUARE:
             continue
         variance = square / (len(together) - 1)
         size = sum((((before or parts)[i] ** 2).sum() for i in members), (together**2).sum())
@@ -147,8 +157,8 @@ def goal(
     out, factor = {}, {}
     for members in groups(layers, lambda layer: layer.variance_group):
         together = np.concatenate([parts[i] for i in members])
-        variance = centred_square(together) / max(len(together) - 1, 1)
-        norm = np.sqrt((together**2).sum())
+        square, norm_square = centred_square(together), (together**2).sum()
+        variance, norm = square / max(len(together) - 1, 1), np.sqrt(norm_square)
         for i in members:
             here, factor[i] = parts[i], Real(0)
             if kind == POINT:
@@ -162,11 +172,11 @@ def goal(
                 out[i] = 0 * here + mean(together)
             elif kind == VARIANCE_SPHERE:
                 assert radius is not None
-                factor[i] = np.sqrt(radius[i] / variance) if variance > 0 else Real(1)
+                factor[i] = np.sqrt(radius[i] / variance) if square > SMALLEST_SQUARE else Real(1)
                 out[i] = mean(together) + factor[i] * (here - mean(together))
             else:
                 assert radius is not None
-                factor[i] = radius[i] / norm if norm > 0 else Real(1)
+                factor[i] = radius[i] / norm if norm_square > SMALLEST_SQUARE else Real(1)
                 out[i] = factor[i] * here
     return out, factor
 
@@ -178,9 +188,10 @@ def fractions(
     out = dict.fromkeys(parts, Real(0))
     for members in groups(layers, lambda layer: layer.distance_group):
         moving = [i for i in members if not layers[i].has(HOLD)]
-        distance = np.sqrt(sum((((towards[i] - parts[i]) ** 2).sum() for i in moving), Real(0)))
-        if distance == 0:
+        squared = sum((((towards[i] - parts[i]) ** 2).sum() for i in moving), Real(0))
+        if squared <= SMALLEST_SQUARE:
             continue
+        distance = np.sqrt(squared)
         fixed, relative = step[0], step[1] * distance
         t = (fixed + relative if rule.combine_sum else max(fixed, relative)) / distance
         if rule.clamp:
@@ -204,8 +215,7 @@ def tick(
     towards, factor = goal(start, d, layers, rule.destination, radius)
     t = fractions(start, towards, layers, step, rule)
     moved = {i: start[i] + t[i] * (towards[i] - start[i]) for i in q}
-    terms = {i: centred_square(start[i]) + t[i] ** 2 * centred_square(towards[i] - start[i]) for i in q}
-    end, last, share, last_condition = project(moved, layers, target, rule.epsilon, start, terms)
+    end, last, share, last_condition = project(moved, layers, target, rule.epsilon, start, q)
 
     x, waypoint, size, waypoint_size, reach = np.full((5, len(p)), np.nan, dtype=Real)
     maps = np.zeros((len(layers), 5), Real)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -185,3 +187,50 @@ def test_the_bound_of_eager_is_reachable() -> None:
     coarse = 0.3 * p + 0.7 * d.bfloat16().float()
     with pytest.raises(AssertionError, match="beyond their bound"):
         assert_within(coarse, want, eager_bound(size, torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("a", "b", "c", "p", "d"),
+    [
+        (3e40, 0.0, 0.5, 2e-40, None),
+        (3e40, 0.0, 0.5, 2e-40, 1.0),
+        (1e40, 2e39, -0.25, 3e-40, 4e-40),
+        (0.5, 1e41, 0.0, 1.0, 1e-41),
+        (0.0, 1e-42, 0.0, 1.0, 6e4),
+        (1e-42, 0.0, 0.0, 6e4, None),
+        (1e9, 0.0, -7.5e38, 1e30, None),
+        (2e40, 0.0, 1.0, 0.0, math.inf),
+    ],
+)
+def test_a_map_that_float32_cannot_hold(
+    dtype: torch.dtype, a: float, b: float, c: float, p: float, d: float | None, backend: str
+) -> None:
+    """Applied in float64; the other paths and segments keep the bits that they always have."""
+    table = SegmentTable.from_lengths([37, 4097])
+    maps = torch.tensor([[a, b, c, 1.0, 0.0], [0.75, 0.125, 0.5, 1.0, 0.0]], dtype=torch.float64)
+    values = torch.full((table.numel,), 0.3)
+    values[:37] = p * torch.linspace(0.5, 1.0, 37)
+    values = values.to(dtype)
+    far = None if d is None else torch.full_like(values, d)
+    if far is not None:
+        far[64 - 16 :] = 0.7
+    want = a * values[:37].double() + c
+    if far is not None and b != 0:
+        want = want + b * far[:37].double()
+    want = want.float().to(dtype)
+    x = values.clone()
+    ops.affine_(x, far, maps, table.segments, table.chunks)
+    if dtype != torch.float16:
+        assert bool(want.isfinite().all())
+    # The order in which three float64 terms are summed may differ.
+    torch.testing.assert_close(x[:37], want, rtol=2 * torch.finfo(dtype).eps, atol=0.0, equal_nan=True)
+    both, other = torch.stack([values, values, values]), maps.clone()
+    other[0] = other[1]
+    ops.affine_(both, far, torch.stack([maps, other, maps]), table.segments, table.chunks)
+    alone = values.clone()
+    ops.affine_(alone, far, other, table.segments, table.chunks)
+    assert same_bits(both[0], x)
+    assert same_bits(both[1], alone)
+    assert same_bits(both[2], x)
+    assert same_bits(x[48:], alone[48:])

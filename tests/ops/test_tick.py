@@ -346,3 +346,146 @@ def test_eleven_million(backend: str) -> None:
         for got, want, scale in ((x[part], end, size), (waypoint[part], start, (s0 * q).abs())):
             # Five roundings of float32 each; the means, which c holds, are below 1e-3 here.
             assert bool(((got.double() - want).abs() <= 5 * 2.0**-24 * (scale + 1e-3)).all())
+
+
+# ---- groups of small segments, and values at the ends of their type
+
+
+def group_of(values: list[float], dtype: torch.dtype, **flags: object) -> Case:
+    """One variance group of one-element segments, one distance group each, target variance 0.3."""
+    table = SegmentTable.from_lengths([1] * len(values), variance_groups=[0] * len(values), alignment=1, **flags)
+    p = torch.tensor(values, dtype=torch.float64).to(dtype)
+    target = torch.full((len(values),), 0.3, dtype=torch.float64)
+    whole = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    return Case(table, p, None, target, whole, Rule(destination=Destination.MEAN, project_first=True))
+
+
+def scattered(count: int, seed: int, centre: float = 0.0) -> list[float]:
+    generator = torch.Generator().manual_seed(seed)
+    return (centre + 0.5 * torch.randn(count, generator=generator, dtype=torch.float64)).tolist()
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["mean", "a sphere of no variance", "a point", "a held one", "a compensating one"])
+def test_scalars_of_one_group_that_meet(kind: str, dtype: torch.dtype, count: int, backend: str) -> None:
+    """What is left of their variance is the rounding of their means: it is not scaled up to the target."""
+    for seed in range(40):
+        case = group_of(scattered(count, seed, centre=[0.0, 3.0][seed % 2]), dtype)
+        start = case.expected()[0].waypoint
+        want = float(start.mean())
+        if kind == "a sphere of no variance":
+            rule = replace(case.rule, destination=Destination.VARIANCE_SPHERE)
+            case = replace(case, rule=rule, radius=torch.zeros(count, dtype=torch.float64))
+        elif kind == "a point":
+            want = 0.75
+            case = replace(
+                case, rule=replace(case.rule, destination=Destination.POINT), d=torch.full_like(case.p, want)
+            )
+        elif kind == "a held one":
+            # The first stays; the others go where it is.
+            want = float(start[0])
+            far = torch.full_like(case.p, 9.0)
+            if float(far[1:].fill_(want)[-1]) != want:
+                continue
+            flags = [SegmentFlag.HOLD] + [SegmentFlag.NONE] * (count - 1)
+            rule = replace(case.rule, destination=Destination.POINT)
+            case = replace(case, table=case.table.with_flags(flags), rule=rule, d=far)
+        elif kind == "a compensating one":
+            # Half of the way each, the last one backward from beyond.
+            flags = [SegmentFlag.NONE] * (count - 1) + [SegmentFlag.COMPENSATE]
+            want = 0.5
+            p = torch.tensor([0.25] * (count - 1) + [0.75], dtype=dtype)
+            d = torch.tensor([0.75] * (count - 1) + [1.25], dtype=dtype)
+            d[-1] = 1.25
+            rule = Rule(destination=Destination.POINT)
+            step = torch.tensor([0.0, 0.5], dtype=torch.float64)
+            case = replace(case, table=case.table.with_flags(flags), p=p, d=d, rule=rule, step=step)
+        x = case.run(ops.tick_)
+        spacing = float(torch.finfo(dtype).eps) * max(1.0, abs(want))
+        assert bool(((x.double() - want).abs() <= 4 * spacing).all()), (seed, x.tolist(), want)
+
+
+def test_scalars_far_from_zero_that_meet(backend: str) -> None:
+    """float64 means of a million, and deviations of a billionth: the differences of such means are rounded."""
+    for centre, spread in ((1e6, 1e-4), (1.0, 1e-10), (-3e3, 1.0)):
+        case = group_of([centre, centre + spread, centre - 2 * spread], torch.float64)
+        case = replace(case, rule=replace(case.rule, project_first=False))
+        x = case.run(ops.tick_)
+        want = float(case.p.mean())
+        assert bool(((x - want).abs() <= 1e-15 * abs(centre) + 1e-6 * spread).all()), (x.tolist(), want)
+
+
+@pytest.mark.parametrize("destination", list(Destination))
+def test_the_variance_between_segments_counts(destination: Destination, backend: str) -> None:
+    """Segments without a variance of their own, part of the way: the group's is what the oracle says."""
+    sphere = destination in (Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE)
+    radius = torch.full((6,), 0.7, dtype=torch.float64) if sphere else None
+    for seed, step in enumerate(([0.0, 0.3], [0.0, 1.0 - 2.0**-12], [1e-3, 0.9])):
+        case = group_of(scattered(6, seed, centre=1.0), torch.float64)
+        rule = replace(case.rule, destination=destination)
+        d = torch.tensor(scattered(6, seed + 50, centre=-1.0), dtype=torch.float64)
+        flags = [SegmentFlag.NONE, SegmentFlag.HOLD, SegmentFlag.COMPENSATE, *[SegmentFlag.NONE] * 3]
+        table = case.table.with_flags(flags if seed == 0 else [SegmentFlag.NONE] * 6)
+        given_step = torch.tensor(step, dtype=torch.float64)
+        assert_tick(replace(case, table=table, rule=rule, d=d, step=given_step, radius=radius), backend)
+
+
+SMALL = {torch.float32: 1e-40, torch.bfloat16: 2e-39, torch.float16: 3e-6, torch.float64: 1e-120}
+
+
+@pytest.mark.parametrize("paths", [None, 3])
+@pytest.mark.parametrize("dtype", list(SMALL))
+@pytest.mark.parametrize("destination", list(Destination))
+def test_subnormal_values(destination: Destination, dtype: torch.dtype, paths: int | None, backend: str) -> None:
+    """Finite values so small that float32 cannot hold the factor which brings them to a variance of 1."""
+    case = simple([40, 3, 4097], rule=Rule(destination=destination, project_first=True))
+    assert case.d is not None
+    p = (case.p.double() * SMALL[dtype]).to(dtype)
+    p[: case.table.rows[0].length] = case.p[: case.table.rows[0].length].to(dtype)
+    sphere = destination in (Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE)
+    radius = torch.full((3,), 0.7, dtype=torch.float64) if sphere else None
+    target = torch.ones(3, dtype=torch.float64)
+    case = replace(case, p=p, d=case.d.to(dtype), radius=radius, target=target)
+    if paths is not None:
+        usual = case.d if case.d is not None else p
+        case = replace(case, p=torch.stack([p, usual, p]))
+        waypoint = poisoned_like(case.p)
+        x = case.run(ops.tick_, waypoint)
+        for k in range(paths):
+            own = poisoned_like(p)
+            assert same_bits(case.row(k).run(ops.tick_, own), x[k])
+            assert same_bits(own, waypoint[k])
+        assert same_bits(case.run(ops.tick_), x)
+        return
+    assert_tick(case, backend)
+    inside = case.covered()
+    x = case.run(ops.tick_)
+    for row in case.table.rows:
+        got = x[row.offset : row.offset + row.length].double()
+        assert float(got.var()) == pytest.approx(1.0, rel=0.02), row.name
+    assert bool(x[inside].isfinite().all())
+
+
+@pytest.mark.parametrize("size", [1e-140, 1e-146, 1e-152, 1e-158, 1e-161, 1e-170, 1e-300, 5e-324])
+@pytest.mark.parametrize("destination", list(Destination))
+def test_squares_that_float64_cannot_hold(destination: Destination, size: float, backend: str) -> None:
+    """A variance is either right or counts as none: nothing is scaled by a number that has lost its digits."""
+    case = simple([40, 3], rule=Rule(destination=destination, project_first=True))
+    assert case.d is not None
+    sphere = destination in (Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE)
+    radius = torch.full((2,), 0.7, dtype=torch.float64) if sphere else None
+    d = case.d.double() * size
+    for clamp in (True, False):
+        rule = replace(case.rule, clamp=clamp)
+        step = torch.tensor([0.25 * size, 0.25], dtype=torch.float64)
+        target = torch.ones(2, dtype=torch.float64)
+        given_case = replace(case, p=case.p.double() * size, d=d, radius=radius, target=target, rule=rule, step=step)
+        waypoint = poisoned_like(given_case.p)
+        x = given_case.run(ops.tick_, waypoint)
+        expected = given_case.expected()[0]
+        for got, want in ((x, expected.x), (waypoint, expected.waypoint)):
+            inside = given_case.covered()
+            torch.testing.assert_close(
+                got[inside], torch.from_numpy(want.astype("float64"))[inside], rtol=1e-9, atol=1e-9 * size
+            )

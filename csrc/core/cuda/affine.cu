@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kThreads) write_chunks(const Streams<P, D> str
     const ChunkMaps<P> maps = masked ? ChunkMaps<P>{} : ChunkMaps<P>::of(row, waypoint != nullptr);
     P* const p = streams.p_at(k, chunk.start);
     const PairReader<P, D> read{p, maps.tick.reads_destination() ? streams.d_at(k, chunk.start) : nullptr};
-    write_chunk<P, D>(read, maps, chunk.length, p,
+    write_chunk<P, D>(read, maps, row, chunk.length, p,
                       waypoint == nullptr ? nullptr : waypoint + k * streams.numel + chunk.start);
   }
 }

@@ -17,12 +17,34 @@ struct ChunkMaps {
   }
 };
 
+/// The same as `write_chunk` for a segment of which float32 cannot hold one of the maps: single elements, in float64. A map
+/// that it can hold gives the bits that it always gives.
+template <class P, class D>
+__device__ __forceinline__ void write_widely(const ChunkMaps<P>& maps, const double* row, const D* d, int64_t length, P* p,
+                                             P* waypoint) {
+  LLPF_ROLLED
+  for (int64_t i = threadIdx.x; i < length; i += kThreads) {
+    const P before = p[i];
+    if (waypoint != nullptr) {
+      if (maps.projection.identity) waypoint[i] = before;
+      else if (maps.projection.wide)
+        waypoint[i] = widely(Map<double>::projection(row), before, static_cast<const D*>(nullptr));
+      else waypoint[i] = narrow<P>(maps.projection(widen(before)));
+    }
+    if (maps.tick.identity) continue;
+    if (maps.tick.wide) p[i] = widely(Map<double>::tick(row), before, d == nullptr ? d : d + i);
+    else if (d == nullptr) p[i] = narrow<P>(maps.tick(widen(before)));
+    else p[i] = narrow<P>(maps.tick(widen(before), widen(d[i])));
+  }
+}
+
 /// Writes one chunk. `read` fetches runs of p and, where it has one, of d; `waypoint` may be null. An identity is not
-/// arithmetic: 1 * p + 0 would turn -0 into 0.
+/// arithmetic: 1 * p + 0 would turn -0 into 0. `row` is the coefficient row, read again where a map is wide.
 template <class P, class D, class Reader>
-__device__ __forceinline__ void write_chunk(const Reader& read, const ChunkMaps<P>& maps, int64_t length, P* p,
-                                            P* waypoint) {
+__device__ __forceinline__ void write_chunk(const Reader& read, const ChunkMaps<P>& maps, const double* row,
+                                            int64_t length, P* p, P* waypoint) {
   if (maps.tick.identity && waypoint == nullptr) return;
+  if (maps.tick.wide || maps.projection.wide) return write_widely(maps, row, read.d, length, p, waypoint);
   using R = Run<P, kVector<P>>;
   const auto write = [&](const Pair<P, D>& held, int64_t at, auto count) {
     R out = held.p;

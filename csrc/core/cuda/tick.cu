@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads)
     const ChunkMaps<P> maps = masked ? ChunkMaps<P>{} : ChunkMaps<P>::of(row, record != nullptr);
     const D* const d = maps.tick.reads_destination() ? streams.d_at(k, chunk.start) : nullptr;
     const Room<P, D> room = masked ? Room<P, D>{} : kept.take(chunk.length, with_d);
-    write_chunk<P, D>(KeptReader<P, D>{room, {p, d}, d}, maps, chunk.length, p, record);
+    write_chunk<P, D>(KeptReader<P, D>{room, {p, d}, d}, maps, row, chunk.length, p, record);
   });
 }
 
