@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -119,6 +122,26 @@ def test_against_exact_integers(n: int, kind: str) -> None:
     size = [abs(p).double().mean(), abs(d - p).double().mean(), want[2], (want[2] * want[4]) ** 0.5, want[4]]
     for column in range(5):
         assert abs(got[column] - want[column]) <= relative * float(size[column])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 3.8, 4.2, 10.0, 1000.0])
+def test_units_in_the_last_place(ratio: float, dtype: torch.dtype) -> None:
+    """Second moments of one chunk against exact fractions, the mean so many deviations from zero: the number that
+    csrc/core/cpu/chunk_kernels.h promises."""
+    table = SegmentTable.from_lengths([CHUNK], alignment=1)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        p = (torch.randn(CHUNK, generator=generator, dtype=torch.float64) + ratio).to(dtype)
+        d = torch.randn(CHUNK, generator=generator, dtype=torch.float64).to(dtype)
+        x = [Fraction(value) for value in p.tolist()]
+        y = [Fraction(far) - near for far, near in zip(d.tolist(), x, strict=True)]
+        product = lambda a, b: sum(i * j for i, j in zip(a, b, strict=True)) - sum(a) * sum(b) / CHUNK
+        want = [product(x, x), product(x, y), product(y, y)]
+        unit = [math.ulp(float(v)) for v in (want[0], (want[0] * want[2]) ** 0.5, want[2])]
+        got = measure(p, d, table)[0, 2:].tolist()
+        errors = [float(abs(Fraction(g) - w)) / u for g, w, u in zip(got, want, unit, strict=True)]
+        assert max(errors) <= 1024, errors
 
 
 @pytest.mark.many_elements
