@@ -7,6 +7,7 @@ import re
 from torch import nn
 
 from .layer_kind import LayerKind
+from .wrappers import inner_of
 
 _ATTENTION_CLASS = re.compile("attention|attn", re.IGNORECASE)
 _QKV = (LayerKind.QUERY, LayerKind.KEY, LayerKind.VALUE)
@@ -66,7 +67,10 @@ def projections(owner: nn.Module, attribute: str, child: str, parent: nn.Module 
 
 
 def _linear(parent: nn.Module, child: str) -> bool:
-    return isinstance(parent._modules.get(child), nn.Linear)
+    found = parent._modules.get(child)
+    while found is not None and (inner := inner_of(found)) is not None:
+        found = inner
+    return isinstance(found, nn.Linear)
 
 
 def _width(owner: nn.Linear, parent: nn.Module) -> int:

@@ -11,6 +11,7 @@ from torch import nn
 from .attention import projections
 from .layer_kind import LayerKind
 from .survey import Place, host, places
+from .wrappers import outermost
 
 #: torch's own normalization layers, and those that libraries write from scratch (LlamaRMSNorm, T5LayerNorm,
 #: EvoNorm2dB0, FusedLayerNorm, ...). Anchored at the end: a LayerNormMLP holds more than a normalization.
@@ -67,6 +68,7 @@ def _role(place: Place, by_path: dict[str, nn.Module], is_norm: Callable[[nn.Mod
     norm_class = normalization_class(owner)
     if norm_class or (is_norm is not None and is_norm(owner)):
         return Role(LayerKind.NORM, is_bias, is_layer_norm=bool(_LAYER_NORM.search(norm_class)))
+    path = outermost(path, by_path)
     parent_path, _, child = path.rpartition(".")
     pieces = projections(owner, attribute, child, by_path[parent_path] if path else None)
     if len(pieces) > 1:

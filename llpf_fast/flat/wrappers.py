@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -40,13 +41,21 @@ def unwrapped(module: nn.Module, what: str = "the model") -> nn.Module:
     if not isinstance(module, nn.Module):
         raise LLPFError(f"{what} must be a torch.nn.Module, got {type(module).__name__}")
     # Never by truth value: a module without layers has length 0, and a compiled one asks the network inside.
-    while (inner := _inner(module)) is not None:
+    while (inner := inner_of(module)) is not None:
         module = inner
     _refuse_sharded(module, what)
     return module
 
 
-def _inner(module: nn.Module) -> nn.Module | None:
+def outermost(path: str, by_path: Mapping[str, nn.Module]) -> str:
+    """The path under which the parent of the module at ``path`` knows it: that of what wraps it, if anything does."""
+    while path and inner_of(by_path[path.rpartition(".")[0]]) is by_path[path]:
+        path = path.rpartition(".")[0]
+    return path
+
+
+def inner_of(module: nn.Module) -> nn.Module | None:
+    """What ``module`` wraps; None where it is no wrapper."""
     if isinstance(module, (nn.DataParallel, AveragedModel)):
         return module._modules["module"]
     for place, name, attribute in _ELSEWHERE:

@@ -17,6 +17,10 @@ from ..errors import LLPFError
 from ..flat.buffers import fixed_buffers
 
 _SHOWN_DIFFERENCES = 3
+#: Complex dtypes that safetensors does not know, by what ends the name in the file: there the values are pairs of real
+#: ones.
+_AS_PAIRS = {":complex128": torch.complex128, ":complex32": torch.complex32}
+_SUFFIXES = {dtype: suffix for suffix, dtype in _AS_PAIRS.items()}
 
 
 def detached(tensor: Tensor) -> Tensor:
@@ -29,18 +33,40 @@ def encode_state(state: Mapping[str, Tensor], metadata: str | None = None) -> by
     """A safetensors file of ``state``, with ``metadata`` under the one key ``llpf_fast``.
 
     One key only: safetensors writes several in random order, and equal states must give equal bytes. Names are sorted,
-    so the bytes do not depend on the dict's order.
+    so the bytes do not depend on the dict's order. Complex tensors that safetensors has no dtype for are written as
+    pairs of real ones, which ``decode_state`` puts together again.
+
+    Raises:
+        LLPFError: a tensor of a dtype that the file cannot hold.
     """
-    tensors = {name: detached(state[name]) for name in sorted(state)}
-    return safetensors.torch.save(tensors, None if metadata is None else {"llpf_fast": metadata})
+    tensors = {}
+    for name in sorted(state):
+        suffix, tensor = _SUFFIXES.get(state[name].dtype, ""), detached(state[name])
+        tensors[name + suffix] = torch.view_as_real(tensor) if suffix else tensor
+    try:
+        return safetensors.torch.save(tensors, None if metadata is None else {"llpf_fast": metadata})
+    except KeyError as error:
+        name = next(name for name, tensor in tensors.items() if tensor.dtype in error.args)
+        raise LLPFError(
+            f"tensor {name!r} is {tensors[name].dtype}, which no safetensors file holds; convert it"
+        ) from error
 
 
 def decode_state(data: bytes, path: Path | str) -> dict[str, Tensor]:
     """The tensors of a safetensors file read from ``path``; LLPFError naming it when they are damaged."""
     try:
-        return safetensors.torch.load(data)
+        found = safetensors.torch.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise LLPFError(f"{path} is damaged or cut off: not a whole safetensors file") from error
+    return {
+        _plain(name): tensor if _plain(name) == name else torch.view_as_complex(tensor)
+        for name, tensor in found.items()
+    }
+
+
+def _plain(name: str) -> str:
+    """The name without what says that its values are pairs."""
+    return next((name.removesuffix(suffix) for suffix in _AS_PAIRS if name.endswith(suffix)), name)
 
 
 def header(data: bytes, path: Path | str) -> dict[str, Any]:
@@ -57,7 +83,8 @@ def header(data: bytes, path: Path | str) -> dict[str, Any]:
 
 def shapes(data: bytes, path: Path | str) -> dict[str, list[int]]:
     """Name to shape, from a safetensors file's header alone."""
-    return {name: list(entry["shape"]) for name, entry in header(data, path).items() if name != "__metadata__"}
+    entries = {name: list(entry["shape"]) for name, entry in header(data, path).items() if name != "__metadata__"}
+    return {_plain(name): shape if _plain(name) == name else shape[:-1] for name, shape in entries.items()}
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

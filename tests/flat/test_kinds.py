@@ -280,3 +280,23 @@ def test_flat_parameters_have_one_kind_a_segment_and_no_statistics() -> None:
     assert flat.table.names == ("0.weight", "0.bias", "1.weight", "1.bias")
     assert flat.kinds == (OTHER, BIAS, NORM, NORM)
     assert set(flat.buffers()) == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+
+
+def test_wrapped_parts_have_the_kinds_of_what_is_inside() -> None:
+    def compiled(module: nn.Module) -> nn.Module:
+        return torch.compile(module, backend="eager")  # type: ignore[return-value]
+
+    def short(module: nn.Module) -> dict[str, LayerKind]:
+        return {
+            name.replace("_orig_mod.", "").replace("module.", ""): kind for name, kind in layer_kinds(module).items()
+        }
+
+    names = ("q_proj", "k_proj", "v_proj", "out_proj")
+    for make in (WindowAttention, lambda: SomeAttention(**dict.fromkeys(names, (4, 4))), lambda: nn.BatchNorm1d(3)):
+        plain = layer_kinds(make())
+        assert short(compiled(make())) == plain
+        assert short(nn.DataParallel(make())) == plain
+        parts = make()
+        for name in list(parts._modules):
+            parts._modules[name] = nn.DataParallel(compiled(parts._modules[name]))
+        assert short(parts) == plain

@@ -7,19 +7,21 @@ import torch
 
 from llpf_fast.errors import LLPFError
 from llpf_fast.path import check_finite, compare_architectures, state_digest
-from llpf_fast.path.state import decode_state, encode_state
+from llpf_fast.path.state import decode_state, encode_state, shapes
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.bool]
-DTYPES += [torch.complex64, torch.float8_e4m3fn]
+DTYPES += [torch.complex64, torch.complex128, torch.complex32, torch.float8_e4m3fn]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0, 3), (7,), (2, 3, 4)], ids=str)
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_every_dtype_and_shape_comes_back_bit_for_bit(dtype, shape):
     state = {"a": (torch.randn(shape) * 3).to(dtype)}
     back = decode_state(encode_state(state), "file")
     assert back["a"].dtype == dtype
     assert back["a"].shape == torch.Size(shape)
+    assert shapes(encode_state(state), "file") == {"a": list(shape)}
     assert state_digest(back) == state_digest(state)
 
 
@@ -32,6 +34,12 @@ def test_equal_states_give_equal_bytes_whatever_their_order_and_strides(make_sta
     for other in (reordered, strided, views):
         assert encode_state(other) == encode_state(state)
         assert state_digest(other) == state_digest(state)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_a_dtype_that_no_file_holds_is_named():
+    with pytest.raises(LLPFError, match=r"tensor 'b' is torch.qint8, which no safetensors file holds"):
+        encode_state({"a": torch.ones(2), "b": torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8)})
 
 
 def test_tied_tensors_are_written_twice():
@@ -94,3 +102,10 @@ def test_different_architectures_are_listed():
 def test_one_architecture_in_two_orders_and_dtypes_passes(make_state):
     state = make_state(1)
     compare_architectures(state, {name: state[name].double() for name in reversed(state)}, "a", "b")
+
+
+def test_entries_that_are_no_tensors_are_no_architecture(make_state):
+    state = make_state(1)
+    compare_architectures({**state, "_extra_state": b"a"}, {**state, "norm._extra_state": None}, "start", "destination")
+    with pytest.raises(LLPFError, match=r"start has _extra_state \[2\], destination has none"):
+        compare_architectures({**state, "_extra_state": torch.ones(2)}, state, "start", "destination")
