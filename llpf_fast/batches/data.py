@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -257,7 +258,7 @@ def split_batch(batch: Any, what: str = "data", *, warn: bool = True) -> tuple[A
                 f"a batch of the {what} that is a mapping needs its targets under one of {', '.join(TARGET_NAMES)}, "
                 f"and inputs beside them; it {found}"
             )
-        return _tensors(rest, what), _tensors(batch[names[0]], what)
+        return _parts(rest, batch[names[0]], what)
     if isinstance(batch, (tuple, list)) and len(batch) >= 2:
         if len(batch) > 2 and warn:
             warnings.warn(
@@ -265,11 +266,19 @@ def split_batch(batch: Any, what: str = "data", *, warn: bool = True) -> tuple[A
                 "targets; the rest is not used",
                 stacklevel=3,
             )
-        return _tensors(batch[0], what), _tensors(batch[1], what)
+        return _parts(batch[0], batch[1], what)
     raise LLPFError(
         f"a batch of the {what} must be a pair (inputs, targets) or a mapping with {TARGET_NAMES[0]!r}; "
         f"got {shape_of(batch)}"
     )
+
+
+def _parts(inputs: Any, targets: Any, what: str) -> tuple[Any, Any]:
+    found = _tensors(inputs, what), _tensors(targets, what)
+    for side, values in zip(("inputs", "targets"), found, strict=True):
+        if not _leaves(values):
+            raise LLPFError(f"the {side} of a batch of the {what} hold no tensor or array: {shape_of(values)}")
+    return found
 
 
 def batch_length(inputs: Any, targets: Any) -> int:
@@ -344,7 +353,8 @@ def _looks_like_batch(item: Any) -> bool:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, Tensor) or (hasattr(value, "__array__") and hasattr(value, "dtype"))
+    """Tensors, NumPy's and whatever NumPy can read without copying element by element (pandas, JAX)."""
+    return isinstance(value, Tensor) or (hasattr(value, "__array__") and not isinstance(value, type))
 
 
 def _plain_mapping(value: Any) -> Any:
@@ -375,11 +385,13 @@ def _tensor(value: Any, what: str) -> Tensor:
             raise LLPFError(f"the {what} holds a sparse tensor; pass it dense (.to_dense())")
         return value.detach()
     try:
+        array = numpy.asarray(value)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an array that may not be written to: nothing here writes
-            return torch.as_tensor(value.__array__() if not hasattr(value, "__array_interface__") else value)
+            return torch.as_tensor(array)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise LLPFError(f"the {what} holds an array of {value.dtype}, which torch has no tensors for") from error
+        kind = getattr(value, "dtype", type(value).__name__)
+        raise LLPFError(f"the {what} holds an array of {kind}, which torch has no tensors for") from error
 
 
 def _leaves(value: Any) -> list[Tensor]:

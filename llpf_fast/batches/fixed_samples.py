@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -125,9 +127,17 @@ class FixedSamples:
 
 
 def try_network(
-    module: nn.Module, held: Held, *, device: torch.device, dtype: torch.dtype, channels_last: bool
+    module: nn.Module,
+    held: Held,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    channels_last: bool,
+    training: bool = False,
 ) -> tuple[ForwardMode, Any, Any]:
     """How ``module``, in eval mode on ``device``, must be run; its output on a few samples, and their targets.
+
+    With ``training`` it must run in that way in training mode too; ``module`` is then a copy whose buffers may change.
 
     Raises:
         LLPFError: it cannot be run on the data.
@@ -136,6 +146,10 @@ def try_network(
     ((inputs, targets, _),) = FixedSamples(held, batch_size=_TRIED, device=device, dtype=dtype)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), float32_products("float32", device):
         mode, output = choose_forward_mode(module, inputs, channels_last=channels_last)
+        if training and mode.channels_last:
+            # Where neither order can be trained on so few samples (normalization of one), the search itself will say so.
+            with contextlib.suppress(LLPFError):
+                mode = replace(mode, channels_last=choose_forward_mode(module.train(), inputs)[0].channels_last)
     return mode, output, targets
 
 

@@ -59,8 +59,8 @@ class ForwardMode:
     gradients: bool = False
 
 
-def choose_forward_mode(module: nn.Module, inputs: Any, *, channels_last: bool) -> tuple[ForwardMode, Any]:
-    """The first mode in which ``module``, in eval mode, can run on the batch ``inputs``; and its output there.
+def choose_forward_mode(module: nn.Module, inputs: Any, *, channels_last: bool = True) -> tuple[ForwardMode, Any]:
+    """The first mode in which ``module`` can run on the batch ``inputs``; and its output there.
 
     Channels last (where asked for) comes before the usual order, which a network that uses ``.view()`` after a
     convolution needs; without autograd comes before with.

@@ -98,6 +98,7 @@ def make_task(
         device=device,
         dtype=dtype,
         channels_last=channels_last(settings, device),
+        training=True,
     )
     if settings.correction.channels_last and not mode.channels_last:
         raise LLPFError(

@@ -207,6 +207,8 @@ def test_targets_of_several_parts_reach_the_loss(ends, data, tmp_path) -> None:
         (lambda x, y: "data", "got str"),
         (lambda x, y: 3, "got int"),
         (lambda x, y: [x], "a batch of the training data must be a pair"),
+        (lambda x, y: (x.tolist(), y.tolist()), "hold no tensor or array"),
+        (lambda x, y: [(x, "a")], "the targets of a batch of the training data hold no tensor"),
         (lambda x, y: [(x,)], "a batch of the training data must be a pair"),
         (lambda x, y: [{"p": x}], "needs its targets under one of labels, label, targets, target"),
         (lambda x, y: [{"p": x, "labels": y, "label": y}], "it has labels and label"),
