@@ -92,6 +92,7 @@ def register_subset(images: int) -> str:
     def read(root: Path | None, _: bool) -> ImageData:
         if not known:
             data = load_dataset(_SOURCE, root)
+            assert isinstance(data, ImageData)
             train = stratified_subset(data.train_targets, images)
             test = stratified_subset(data.test_targets, _TEST_IMAGES)
             known.append(

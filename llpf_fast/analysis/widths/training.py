@@ -95,7 +95,7 @@ def train_network(
             "problem": identity,
             "initial": state_digest(begins),
             "training": asdict(training),
-            "looks": [_LOOKS, matched_loss],
+            "looks": [_LOOKS, matched_loss, problem.identity("train")],
         }
         found = cached_training(key, problem.cache, train)
     matched = _part(found, _MATCHED)
