@@ -238,8 +238,8 @@ def results(isa: str) -> tuple[str, list[tuple[str, Tensor]]]:
 
 @needs_cpp
 def test_instruction_sets_agree() -> None:
-    """Of all that this processor has: elementwise ops bit for bit. Sums, and what comes of them, bit for bit among those
-    that fuse multiply and add, and close to the plain loops, which do not.
+    """Of all that this processor has: elementwise ops bit for bit. Sums, and what comes of them, bit for bit among
+    those that fuse multiply and add, and close to the plain loops, which do not.
     """
     found = dict(results(isa) for isa in backend.INSTRUCTION_SETS)
     assert "plain" in found
