@@ -24,7 +24,7 @@ from ..flat.copying import copied
 from ..flat.wrappers import unwrapped
 from ..models import build_model, check_images
 from ..path import RunDirectory
-from ..path.fingerprint import Unidentifiable, describe_loss, describe_module, digest
+from ..path.fingerprint import Unidentifiable, describe_loss, describe_module, digest, loss_identity
 from ..user_code import loss_function
 from ..verify import Evaluator
 from ..verify.evaluate import Statistics
@@ -33,6 +33,7 @@ from ..verify.recorded import (
     recorded_loss,
     recorded_model,
     recorded_name,
+    recorded_provenance,
     recorded_settings,
     recorded_task,
 )
@@ -62,7 +63,8 @@ class Problem:
         seed: of mini-batches and other draws.
         device: where to compute. The dtype is float64 for a network of float64, else float32.
         cache: folder in which measurements are kept by content hash; None keeps none.
-        names: what results call model and data (``{"model": "lenet5", "data": "mnist"}``).
+        names: what results call model and data (``{"model": "lenet5", "data": "mnist"}``), and by which name the loss
+            can be found again (``"loss": "file.py:function"``), where it has one.
         batch_size: samples a forward pass where points are measured: 125 on a CPU, 2,000 on a GPU when missing.
         usual_statistics: BatchNorm statistics ("stored" or "reestimated") where an analysis measures with one kind.
 
@@ -142,6 +144,9 @@ class Problem:
             options.setdefault("batch_size", task["evaluation_batch_size"])
         if settings.get("statistics") == "reestimated":
             options.setdefault("usual_statistics", "reestimated")
+        named = recorded_provenance(run).get("loss")
+        if loss_fn is None and isinstance(named, str):
+            names["loss"] = named
         loss = recorded_loss(run) if loss_fn is None else loss_fn
         return cls(module, loss, train=train, test=test, names=names, **options)
 
@@ -166,7 +171,7 @@ class Problem:
         loaded = load_dataset(data, data_dir, download=download)
         train = _held(loaded.train, "training data")
         _check_images(model, train)
-        names = {"model": model, "data": data}
+        names = {"model": model, "data": data} | ({} if loss is None else {"loss": loss})
         return cls(module, loss_fn, train=train, test=loaded.test, names=names, **options)
 
     def like(self, *, module: nn.Module | None = None, samples: int | None = None) -> Problem:
@@ -339,6 +344,24 @@ class Problem:
             seed=self.seed if seed is None else seed,
             path=path,
         )
+
+    def task(self) -> dict[str, Any]:
+        """What run.yaml records of loss and data, as a search does."""
+        held = self.train
+        return {
+            "loss": loss_identity(self.loss_fn, self.reduction.name, named=self.reduction.exact),
+            "data": {
+                "form": "samples" if isinstance(held, TensorData) else "batches",
+                "samples": held_count(held),
+                "digest_of": held_count(held),
+                "sha256": held_digest(held, self.dtype),
+            },
+            "evaluation_batch_size": self.batch_size,
+        }
+
+    def recorded_loss(self) -> dict[str, str]:
+        """Under ``loss``, the name by which a command can find the loss again; empty where there is none."""
+        return {"loss": self._names["loss"]} if "loss" in self._names else {}
 
     def about(self) -> dict[str, Any]:
         """What results say of the problem."""

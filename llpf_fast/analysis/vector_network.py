@@ -123,6 +123,14 @@ class VectorNetwork:
 
 
 @contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's own generators, from which dropout draws, begin at ``seed`` inside and are left as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def twice(device: torch.device) -> Iterator[None]:
     """What is computed inside can be differentiated twice: the fused attention kernels have no second derivative.
 

@@ -12,12 +12,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from llpf_fast import LLPFError
 from llpf_fast.analysis import Networks, Problem
 from llpf_fast.analysis.connectors import ConnectorSettings, find_connector
+from llpf_fast.analysis.curves.found import FoundCurve, write_run
 from llpf_fast.analysis.curves.methods import Budget, find_curve
 from llpf_fast.analysis.linear import linear_connectivity
 from llpf_fast.analysis.sharpness import ensemble_along, sharpness_along
 from llpf_fast.analysis.vector_network import VectorNetwork
 from llpf_fast.batches import TensorData
 from llpf_fast.path import RunDirectory
+from llpf_fast.verify import verify_run
 
 from . import blobs
 from .toy_networks import Tanh, random_classes
@@ -131,21 +133,27 @@ class Masked(nn.Module):
 
 def test_masks_phases_and_counters_stay_bit_for_bit() -> None:
     nets = [Masked(seed) for seed in range(3)]
+    networks = Networks([net.state_dict() for net in nets], module=nets[0])
+    own = nets[0].state_dict()
+    for state in (
+        networks.combine([0.2, 0.3, 0.5]),
+        networks.combine([1.5, -0.5, 0.0]),
+        Networks([dict(net.state_dict()) for net in nets]).combine([0.2, 0.3, 0.5]),
+    ):
+        for name in ("mask", "phase", "order"):
+            assert torch.equal(state[name].to(own[name].dtype), own[name])
+
+
+def test_a_line_keeps_them_too() -> None:
+    nets = [Masked(seed) for seed in range(2)]
     inputs = torch.randn(20, 6, 4, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(20) % 3
     problem = Problem(Masked(), train=(inputs, targets))
     networks = problem.networks(nets)
     own = nets[0].state_dict()
-    for state in (
-        networks.combine([0.2, 0.3, 0.5]),
-        networks.combine([1.5, -0.5, 0.0]),
-        networks.between(0, 1, 0.3),
-        networks.between(2, 1, 0.5),
-        Networks([dict(net.state_dict()) for net in nets]).combine([0.2, 0.3, 0.5]),
-    ):
-        for name in ("mask", "phase", "order"):
-            assert state[name].dtype == own[name].dtype
-            assert torch.equal(state[name], own[name])
+    between = networks.between(0, 1, 0.3)
+    for name in ("mask", "phase", "order"):
+        assert torch.equal(between[name].to(own[name].dtype), own[name])
     line = linear_connectivity(problem, networks, points=3, pairs=[(0, 1)]).lines[0]
     middle = Masked()
     middle.load_state_dict(networks.between(0, 1, 0.5))
@@ -282,3 +290,26 @@ def test_curves_and_connectors_train_where_batches_lack_labels(batched: bool) ->
 def test_a_connector_of_a_sum_is_refused() -> None:
     with pytest.raises(LLPFError, match="adds up over a batch"):
         find_connector(blobs.module(), blobs.networks(), nn.CrossEntropyLoss(reduction="sum"), blobs.data())
+
+
+def test_a_curves_run_says_with_which_loss_it_is_judged(tmp_path) -> None:
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))
+    problem = Problem(blobs.module(norm=True), loss, train=blobs.data(), batch_size=50)
+    states = list(blobs.networks(norm=True))
+    write_run(FoundCurve("linear", states, 0, 0.0), tmp_path / "run", problem, threshold=9.0, about={})
+    with pytest.raises(LLPFError, match="was found with the loss cross_entropy"):
+        verify_run(tmp_path / "run", model=blobs.module(norm=True), train=blobs.data())
+    certificate = verify_run(tmp_path / "run", model=blobs.module(norm=True), loss_fn=loss, train=blobs.data())
+    evaluation = problem.evaluator(statistics="reestimated")(states[0])
+    assert certificate.start_loss == pytest.approx(evaluation.loss, rel=1e-9)
+
+
+def test_standard_errors_of_accuracy_count_labels(tmp_path) -> None:
+    inputs, targets = blobs.data(90)
+    targets = targets.clone()
+    targets[30:] = -100
+    problem = Problem(blobs.module(), train=blobs.data(), test=(inputs, targets))
+    folder = blobs.write_path(tmp_path / "run", list(blobs.networks()))
+    for row in sharpness_along(problem, folder, points=2, probes=2).rows:
+        share = row["test_accuracy"]
+        assert row["test_accuracy_standard_error"] == pytest.approx((share * (1 - share) / 30) ** 0.5)

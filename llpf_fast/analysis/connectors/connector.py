@@ -26,6 +26,7 @@ from ...path.plain import finite_or_none
 from ..mini_batches import mini_batches
 from ..networks import Networks
 from ..statistics import estimate
+from ..vector_network import seeded
 from .certificate import ComplexCertificate
 from .complex import Complex, ComplexKind
 from .hyperplane import Hyperplane
@@ -192,19 +193,20 @@ def find_connector(
         states.append(flat.state_dict())
     if settings.surface_steps:
         done = total - settings.surface_steps
-        found = train_surface(
-            flat,
-            torch.stack(values),
-            planes,
-            shape.simplices,
-            loss_fn,
-            batches(len(shape.faces)),
-            steps=settings.surface_steps,
-            lr=settings.lr,
-            momentum=settings.momentum,
-            seed=settings.seed,
-            progress=None if progress is None else lambda step, text: progress(done + step, total, text),
-        )
+        with seeded(settings.seed, flat.data.device):  # dropout's numbers
+            found = train_surface(
+                flat,
+                torch.stack(values),
+                planes,
+                shape.simplices,
+                loss_fn,
+                batches(len(shape.faces)),
+                steps=settings.surface_steps,
+                lr=settings.lr,
+                momentum=settings.momentum,
+                seed=settings.seed,
+                progress=None if progress is None else lambda step, text: progress(done + step, total, text),
+            )
         for vertex in range(len(optima), len(shape.faces)):
             states[vertex] = _with_statistics(flat, found[vertex], held)
     names = [*optima.names, *(shape.label(v) for v in range(len(optima), len(shape.faces)))]

@@ -40,6 +40,7 @@ def write_run(
 ) -> RunDirectory:
     """``curve`` as a complete run in ``folder``, which ``llpf verify`` and every tool for runs takes like LLPF's own.
 
+    run.yaml says with which loss, data and BatchNorm statistics the curve is judged, as a search's does.
     A run that an earlier call wrote there is replaced; anything else is left alone.
 
     Raises:
@@ -56,14 +57,16 @@ def write_run(
         folder,
         {
             "llpf_fast": 1,
-            "provenance": dict(about),
+            "provenance": {**about, **problem.recorded_loss()},
             "settings": {
                 **{key: value for key, value in problem.about().items() if key in ("model", "data") and value},
                 "mode": "m2m",
                 "threshold": threshold,
+                "statistics": problem.statistics[-1],
                 "method": curve.method,
                 **curve.settings,
             },
+            "task": problem.task(),
             "environment": describe(problem.device),
             "start_sha256": state_digest(first),
             "destination_sha256": state_digest(last),

@@ -16,7 +16,7 @@ from ...path import state_digest
 from ..cache import cached_training
 from ..problem import Problem
 from ..statistics import own_statistics
-from ..vector_network import BatchGradient, VectorNetwork
+from ..vector_network import BatchGradient, VectorNetwork, seeded
 from .band import BandSettings, auto_neb
 from .curve import Bezier, Curve, PolyChain, point, straight
 from .fit import FitSettings, Progress, fit
@@ -106,8 +106,7 @@ def _train(
     start, end = network.pack(a, "the start"), network.pack(b, "the destination")
     gradient = BatchGradient(network, problem.batches(budget.batch_size, seed=budget.seed))
     # Dropout's numbers come from torch's own generator: fixed inside, left as it was outside.
-    with torch.random.fork_rng(devices=[problem.device] if problem.device.type == "cuda" else []):
-        torch.manual_seed(budget.seed)
+    with seeded(budget.seed, problem.device):
         began = time.perf_counter()
         if method == "autoneb":
             band = auto_neb(start, end, gradient, _look(problem, network), _band(budget), progress)

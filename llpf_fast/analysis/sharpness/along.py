@@ -74,6 +74,7 @@ def sharpness_along(
         "samples": held_count(problem.measured),
     }
     evaluate = None if problem.test is None else problem.evaluator("test")
+    labels = _labels(problem)
     rows = []
     for number, each in enumerate(chosen):
         state = each.load()
@@ -84,7 +85,7 @@ def sharpness_along(
 
         measured = _measured(problem, state, settings, tick)
         test = None if evaluate is None else evaluate(state)
-        rows.append(_row(each, measured, test, problem))
+        rows.append(_row(each, measured, test, labels))
         if progress is not None:
             text = f"top eigenvalue {measured['top_eigenvalue']:.4g}  trace {measured['trace']:.4g}"
             progress(number + 1, len(chosen), text)
@@ -131,7 +132,15 @@ def _measured(
     return cached_numbers(key, problem.cache, compute)
 
 
-def _row(each: Chosen, measured: Mapping[str, float], test: Any, problem: Problem) -> dict[str, Any]:
+def _labels(problem: Problem) -> int:
+    """Labels of the test set that count."""
+    if problem.test is None:
+        return 0
+    targets = (targets for _, targets, _ in problem.fixed(problem.test))
+    return sum(int(problem.reduction.labelled(each).sum()) for each in targets if isinstance(each, Tensor))
+
+
+def _row(each: Chosen, measured: Mapping[str, float], test: Any, labels: int) -> dict[str, Any]:
     accuracy = None if test is None else test.accuracy
     squared = each.norm**2
     return {
@@ -145,7 +154,5 @@ def _row(each: Chosen, measured: Mapping[str, float], test: Any, problem: Proble
         "trace_times_norm2": measured["trace"] * squared,
         "test_loss": None if test is None else test.loss,
         "test_accuracy": accuracy,
-        "test_accuracy_standard_error": None
-        if accuracy is None
-        else math.sqrt(accuracy * (1 - accuracy) / test.samples),
+        "test_accuracy_standard_error": None if accuracy is None else math.sqrt(accuracy * (1 - accuracy) / labels),
     }

@@ -14,6 +14,7 @@ from ...batches import loss_of
 from ...errors import LLPFError
 from ...flat import FlatParameters
 from ..problem import Problem
+from ..vector_network import seeded
 from .basis import RandomBasis
 
 _TELL_EVERY = 50
@@ -71,20 +72,22 @@ def train_in_subspace(
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / settings.steps)))
     batches = problem.batches(settings.batch_size)
     flat.module.train()
-    for step in range(settings.steps):
-        flat.zero_grad()
-        loss = loss_of(flat.module, problem.loss_fn, *batches.draw(step))
-        loss.backward()
-        flat.ensure_gradients()
-        z.grad = basis.coordinates(flat.grad)
-        optimizer.step()
-        rates.step()
-        with torch.no_grad():
-            flat.data.copy_(origin + basis.combine(z.detach()))
-        if (step + 1) % _TELL_EVERY == 0 or step + 1 == settings.steps:
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise LLPFError(f"the training loss became {value} in {dimension} dimensions; try a smaller lr")
-            if progress is not None:
-                progress(step + 1, settings.steps, f"loss {value:.4f}")
+    # Dropout draws from torch's own generator: the result must not depend on where that stands.
+    with seeded(problem.seed, problem.device):
+        for step in range(settings.steps):
+            flat.zero_grad()
+            loss = loss_of(flat.module, problem.loss_fn, *batches.draw(step))
+            loss.backward()
+            flat.ensure_gradients()
+            z.grad = basis.coordinates(flat.grad)
+            optimizer.step()
+            rates.step()
+            with torch.no_grad():
+                flat.data.copy_(origin + basis.combine(z.detach()))
+            if (step + 1) % _TELL_EVERY == 0 or step + 1 == settings.steps:
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise LLPFError(f"the training loss became {value} in {dimension} dimensions; try a smaller lr")
+                if progress is not None:
+                    progress(step + 1, settings.steps, f"loss {value:.4f}")
     return flat.state_dict()
