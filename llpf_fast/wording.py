@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 3, 60, 60, 60
 
 
 def one_line(text: object) -> str:
     return " ".join(str(text).split())
+
+
+def shown(value: object) -> str:
+    """Enough of a value to know it again, in at most some 60 characters: it may be anything, of any size."""
+    text = one_line(_SHORT.repr(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LLPFError
-from ..wording import one_line, unknown_name
+from ..wording import shown, unknown_name
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -122,7 +122,7 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
         return _typed(value, kind, key)
     if origin is typing.Literal:
         if not isinstance(value, str) or value not in parts:
-            raise LLPFError(f"{key} must be one of {', '.join(parts)}; got {_shown(value)}")
+            raise LLPFError(f"{key} must be one of {', '.join(parts)}; got {shown(value)}")
         return value
     if is_dataclass(kind):
         return _typed_group(value, typing.cast("type[Any]", kind), key)
@@ -138,7 +138,7 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
         return bool(value)
     if kind is int and isinstance(value, numbers.Integral) and not flag:
         if abs(int(value)) >= _WIDEST:
-            raise LLPFError(f"{key} must lie between -2**63 and 2**63, got {_shown(value)}")
+            raise LLPFError(f"{key} must lie between -2**63 and 2**63, got {shown(value)}")
         return int(value)
     if kind is float and isinstance(value, numbers.Real) and not flag:
         try:
@@ -147,7 +147,7 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
             pass
     if kind is str and isinstance(value, str):
         return str(value)
-    raise LLPFError(f"{key} must be {_WORDS[origin or kind]}, got {_shown(value)}")
+    raise LLPFError(f"{key} must be {_WORDS[origin or kind]}, got {shown(value)}")
 
 
 def _typed_group(value: Any, kind: type[Any], key: str) -> Any:
@@ -155,18 +155,12 @@ def _typed_group(value: Any, kind: type[Any], key: str) -> Any:
     if isinstance(value, Mapping):
         for name in value:
             if name not in names:
-                raise LLPFError(unknown_name("setting", f"{key}.{name}", [f"{key}.{each}" for each in names]))
+                raise LLPFError(f"{key}: {unknown_name('setting', str(name), names)}")
         value = kind(**value)
     if not isinstance(value, kind):
-        raise LLPFError(f"{key} must be {kind.__name__}(...) or a dict of its keys, got {_shown(value)}")
+        raise LLPFError(f"{key} must be {kind.__name__}(...) or a dict of its keys, got {shown(value)}")
     _take_fields(value, f"{key}.")
     return value
-
-
-def _shown(value: Any) -> str:
-    """Enough of a value to know it again."""
-    text = one_line(repr(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _check_stages(settings: Settings) -> None:

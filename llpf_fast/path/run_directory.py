@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,61 @@ from torch import Tensor
 
 from ..errors import LLPFError
 from . import lock
-from .atomic import is_temporary, read_bytes, read_json, write_bytes, write_json, writing
+from .atomic import read_bytes, read_json, write_bytes, write_json, writing
 from .checkpoint import Checkpoint, Mark
 from .json_lines import JsonLines
-from .plain import finite_or_none, plain
+from .plain import check_kinds, finite_or_none, plain, read_yaml
 from .set_aside import SetAside
 from .state import state_digest
 from .waypoint import Waypoint
 from .waypoint_store import WaypointStore
+
+#: What is read from run.yaml and status.json, and of what kind it is: both may have been edited.
+_RUN_KINDS = {
+    "settings": {
+        **dict.fromkeys(("model", "data", "optimizer", "is_norm", "mode", "dialect", "variance", "method"), "text"),
+        "threshold": "number",
+        "stages": "list",
+        **{key: {} for key in ("spheres", "data_flow", "pace")},
+        "step": {"join_bias": "true or false"},
+        "layers": {"attention": "text"},
+        "correction": {},
+    },
+    "provenance": {**dict.fromkeys(("start", "destination", "data_dir", "loss"), "text"), "code_sha256": {}},
+    "environment": {"threads": "whole number"},
+    "task": {
+        "loss": {"name": "text"},
+        "data": {"form": "text", "samples": "whole number", "digest_of": "whole number", "sha256": "text"},
+        "evaluation_batch_size": "whole number",
+        "settings_sha256": "text",
+    },
+    **dict.fromkeys(("start_sha256", "destination_sha256", "sphere_sha256"), "text"),
+}
+_STATUS_KINDS = {
+    "arrived": "true or false",
+    "index_sha256": "text",
+    **dict.fromkeys(("waypoints", "ticks", "sgd_steps"), "whole number"),
+    "seconds": "number",
+    "ended": "text",
+    "notes": "list",
+}
+_METRICS_KINDS = {
+    **dict.fromkeys(("tick", "rounds", "sgd_steps", "stage"), "whole number"),
+    **dict.fromkeys(("loss", "distance", "lr"), "number"),
+    **dict.fromkeys(("met", "rolled_back"), "true or false"),
+    **dict.fromkeys(("distances", "variances", "step"), "list of numbers"),
+}
+#: What a killed process leaves of a file that it was writing, and a waypoint's file.
+_TEMPORARY = re.compile(
+    r"\.((run\.yaml|waypoints\.jsonl|metrics\.jsonl|status\.json|certificate\.json|set_aside\.json|path\.(png|svg|csv)"
+    r"|report\.html|(\d{6,}|checkpoint)\.safetensors))\.\d+\.tmp"
+)
+_WAYPOINT = re.compile(r"\d{6,}\.safetensors")
+#: Every other file of a run, by its place in the folder.
+_OURS = re.compile(
+    r"(run\.yaml|(waypoints|metrics)\.jsonl|(status|certificate)\.json|\.lock|path\.(png|svg|csv)|report\.html"
+    r"|waypoints/\d{6,}\.safetensors|checkpoint/((\d{6,}|checkpoint)\.safetensors|set_aside\.json))"
+)
 
 
 class RunDirectory:
@@ -91,12 +139,18 @@ class RunDirectory:
         if not path.exists():
             raise LLPFError(f"{folder} is not the folder of a run: it has no run.yaml")
         try:
-            run = yaml.safe_load(read_bytes(path))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise LLPFError(f"{path} is damaged: not YAML") from error
+            run = read_yaml(read_bytes(path))
+        except ValueError as error:
+            raise LLPFError(f"{path} is damaged: not YAML ({error})") from error
         if not isinstance(run, dict):
             raise LLPFError(f"{path} is damaged: settings by name were expected")
+        check_kinds(run, _RUN_KINDS, str(path))
         return cls(folder, run)
+
+    def strangers(self) -> list[Path]:
+        """Files in the folder that neither a run nor ``llpf verify`` and ``llpf report`` write, sorted."""
+        files = sorted(file for file in self.folder.rglob("*") if not file.is_dir())
+        return [file for file in files if not _OURS.fullmatch(file.relative_to(self.folder).as_posix())]
 
     # Waypoints
 
@@ -121,6 +175,7 @@ class RunDirectory:
         """
         self._refuse_complete()
         lock.hold(self.folder)
+        self._refuse_strangers()
         mark = self._checkpoint.mark() if self._checkpoint.exists() else None
         if metrics is not None:
             size = sum(len(line) for line in self._metrics.lines()[:metrics])
@@ -167,7 +222,10 @@ class RunDirectory:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All records; a last line torn by a kill is left out."""
-        return self._metrics.read()
+        records = self._metrics.read()
+        for number, record in enumerate(records, start=1):
+            check_kinds(record, _METRICS_KINDS, f"line {number} of {self._metrics.path}")
+        return records
 
     # Checkpoint
 
@@ -200,6 +258,7 @@ class RunDirectory:
         if self.complete:
             return self._checkpoint.load()[:2]
         lock.hold(self.folder)
+        self._refuse_strangers()
         tensors, state, mark = self._checkpoint.load()
         if self._metrics.size() < mark.metrics_bytes:
             raise LLPFError(f"{self._metrics.path} is shorter than the checkpoint says; cannot resume")
@@ -212,8 +271,18 @@ class RunDirectory:
         with writing(self.folder):
             for folder in (self.folder, self.folder / "checkpoint"):
                 for file in list(folder.iterdir()) if folder.exists() else []:
-                    if is_temporary(file):
+                    if _TEMPORARY.fullmatch(file.name):
                         file.unlink()
+
+    def _refuse_strangers(self) -> None:
+        """LLPFError where going back would remove a file that only looks like a waypoint or a remainder."""
+        for folder in (self.folder / "waypoints", self.folder / "checkpoint"):
+            with writing(self.folder):
+                names = [file.name for file in folder.iterdir()] if folder.exists() else []
+            for name in sorted(names):
+                ours = _WAYPOINT.fullmatch(name) or _TEMPORARY.fullmatch(name)
+                if not ours and (name[:1].isdecimal() or name.endswith(".tmp")):
+                    raise LLPFError(f"{folder / name} is no part of the run; move it away")
 
     # Results
 
@@ -240,7 +309,11 @@ class RunDirectory:
     def status(self) -> dict[str, Any] | None:
         """The content of status.json; None while the run is not complete."""
         path = self.folder / "status.json"
-        return read_json(path) if path.exists() else None
+        if not path.exists():
+            return None
+        status = read_json(path)
+        check_kinds(status, _STATUS_KINDS, str(path))
+        return status
 
     @property
     def complete(self) -> bool:
@@ -283,7 +356,7 @@ def _refuse_used(folder: Path) -> None:
         raise LLPFError(f"{folder} holds another run; choose another folder, or resume that run")
     with writing(folder):
         # A process killed while it created a run leaves its lock and a temporary file, nothing else.
-        used = [file for file in folder.iterdir() if not is_temporary(file) and file.name != ".lock"]
+        used = [file for file in folder.iterdir() if not _TEMPORARY.fullmatch(file.name) and file.name != ".lock"]
     if used:
         raise LLPFError(f"{folder} is not empty (it holds {min(used).name}); choose another folder")
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import difflib
 import os
+import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import LLPFError
+from ..find.check_settings import take_types
 from ..find.settings import Settings
-from ..wording import one_line, unknown_name, wrong_type
+from ..path.plain import read_yaml
+from ..wording import one_line, shown, unknown_name
 
 _FOLDER = Path(__file__).parent
 _SUFFIXES = (".yaml", ".yml")
+#: Words for true and false in YAML 1.1, which many still write.
+_TRUE, _FALSE = ("yes", "on"), ("no", "off")
 
 
 def recipe_names() -> list[str]:
@@ -34,8 +37,10 @@ def load_recipe(name_or_path: str | os.PathLike[str], overrides: Sequence[str] =
     """Settings of a shipped recipe, or of a YAML file of one's own, with overrides such as ``step.relative=0.01``.
 
     Values are YAML (``stages=[{start: 0, layers: [conv*]}]``); keys that the recipe leaves out keep the defaults of
-    :class:`Settings`; a later override wins. Raises :class:`LLPFError`, in one line, for an unknown recipe or key
-    (with the nearest known ones), a value of the wrong type or out of range, and a file that is no YAML mapping.
+    :class:`Settings`; a later override wins. ``on``, ``off``, ``yes`` and ``no`` are words where a setting has such
+    words to choose from, and true or false where it is one of these. Raises :class:`LLPFError`, in one line, for an
+    unknown recipe or key (with the nearest known ones), a value of the wrong type or out of range, and a file that is
+    no YAML mapping.
     """
     values = _read(name_or_path)
     values.pop("description", None)
@@ -54,8 +59,8 @@ def _read(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     text_name = os.fspath(name_or_path)
     if text_name.endswith(_SUFFIXES):
         try:
-            text = Path(text_name).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text: str | bytes = Path(os.path.expanduser(text_name)).read_bytes()
+        except (OSError, ValueError) as error:
             raise LLPFError(f"recipe file {text_name} cannot be read: {one_line(error)}") from error
     elif text_name in recipe_names():
         text = (_FOLDER / f"{text_name}.yaml").read_text(encoding="utf-8")
@@ -63,9 +68,9 @@ def _read(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
         hint = unknown_name("recipe", text_name, recipe_names())
         raise LLPFError(f"{hint} (a file of your own must end in .yaml)")
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise LLPFError(f"recipe {text_name} is not YAML: {one_line(error)}") from error
+        values = read_yaml(text)
+    except ValueError as error:
+        raise LLPFError(f"recipe {text_name} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise LLPFError(f"recipe {text_name} must be a mapping of settings, got {type(values).__name__}")
     return values
@@ -76,9 +81,9 @@ def _split(override: str) -> tuple[list[str], Any]:
     if not equals or not key:
         raise LLPFError(f"--set {override}: write it as key=value, for example step.relative=0.01")
     try:
-        return key.strip().split("."), yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise LLPFError(f"--set {override}: the value is not YAML: {one_line(error)}") from error
+        return key.strip().split("."), read_yaml(text)
+    except ValueError as error:
+        raise LLPFError(f"--set {one_line(override)[:80]}: the value is not YAML: {error}") from error
 
 
 def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
@@ -100,7 +105,7 @@ def _merge(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 def _check_keys(values: Any, kind: Any, source: str, path: str = "") -> None:
-    """Refuse what jsonargparse would let through or name less well: unknown keys, empty values, a value for a group."""
+    """Refuse unknown keys, with the nearest known ones, empty values, and a value for a group."""
     if values is None and type(None) not in typing.get_args(kind):
         raise LLPFError(f"{source}: {path} has no value")
     if isinstance(values, list) and typing.get_origin(kind) is list:
@@ -110,7 +115,7 @@ def _check_keys(values: Any, kind: Any, source: str, path: str = "") -> None:
         return
     hints = _hints(kind)
     if not isinstance(values, Mapping):
-        raise LLPFError(f"{source}: {path} is a group of keys ({', '.join(hints)}), got {values!r}")
+        raise LLPFError(f"{source}: {path} is a group of keys ({', '.join(hints)}), got {shown(values)}")
     for key, value in values.items():
         if key not in hints:
             raise LLPFError(f"{source}: {_unknown_key(path, str(key), hints)}")
@@ -141,14 +146,26 @@ def _hints(kind: type[Any]) -> dict[str, Any]:
 
 
 def _typed(values: dict[str, Any], source: str) -> Settings:
-    """jsonargparse checks every value against the dataclass, nested lists of stages included."""
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Settings, "settings")
+    settings = Settings(**_in_words(values, Settings))
     try:
-        parsed = parser.parse_object({"settings": values})
-        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-        return typing.cast(Settings, instantiate(parsed).settings)
-    except ArgumentError as error:
-        raise LLPFError(f"{source}: {wrong_type(str(error), 'settings.')}") from error
+        take_types(settings)
+    except LLPFError as error:
+        raise LLPFError(f"{source}: {error}") from error
+    return settings
+
+
+def _in_words(value: Any, kind: Any) -> Any:
+    """``value`` with true and false, and the words for them, as the setting has them."""
+    parts = typing.get_args(kind)
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = _hints(kind)
+        return {key: _in_words(item, hints[key]) for key, item in value.items()}
+    if typing.get_origin(kind) is list and isinstance(value, list):
+        return [_in_words(item, parts[0]) for item in value]
+    if typing.get_origin(kind) is typing.Literal and isinstance(value, bool):
+        return next((word for word in (_TRUE if value else _FALSE) if word in parts), value)
+    if kind is bool and isinstance(value, str) and value.lower() in (*_TRUE, *_FALSE):
+        return value.lower() in _TRUE
+    for part in parts if typing.get_origin(kind) in (typing.Union, types.UnionType) else ():
+        value = _in_words(value, part) if part is not type(None) else value
+    return value

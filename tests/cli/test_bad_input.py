@@ -144,7 +144,7 @@ def test_wrong_image_size(refused, lenets):
 def test_unknown_recipe_key(refused):
     refused("unknown key 'step.relativ'; did you mean 'step.relative'?", more=("--set", "step.relativ=0.1"))
     refused("unknown recipe 'mlp-digits'", recipe="mlp-digits")
-    refused("step.relative must be float, got fast", more=("--set", "step.relative=fast"))
+    refused("step.relative must be a number, got 'fast'", more=("--set", "step.relative=fast"))
 
 
 def test_output_folder_that_holds_another_run(refused, finished):
