@@ -30,8 +30,8 @@ def load_callable(name: str, kind: str) -> Callable[..., Any]:
     """The object that ``name`` names; ``kind`` (model, data, loss, ...) is for messages.
 
     A file is executed once a process, with its folder on ``sys.path`` as ``python file.py`` would have it; modules are
-    looked for in the current folder too. LLPFError when there is no such file, module or name, when importing fails,
-    and when it cannot be called.
+    looked for in the current folder too. LLPFError when there is no such file, module or name, when importing fails
+    or ends the program, and when it cannot be called.
     """
     source, _, attribute = name.rpartition(":")
     if not source or not attribute:
@@ -40,11 +40,11 @@ def load_callable(name: str, kind: str) -> Callable[..., Any]:
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            public = [each for each in vars(found) if not each.startswith("_")]
+            public = [each for each in dir(found) if not each.startswith("_")]
             raise LLPFError(f"{kind} {name!r}: {unknown_name('name', part, public)}")
         found = getattr(found, part)
     if not callable(found):
-        raise LLPFError(f"{kind} {name!r} is a {type(found).__name__}, not a function or class")
+        raise LLPFError(f"{kind} {name!r} is {_a(found)}, not a function or class{_instead(kind, found)}")
     function: Callable[..., Any] = found
     return function
 
@@ -59,7 +59,8 @@ def model_factory(name: str) -> Callable[..., Any]:
 
         module = function(*args, **keywords)
         if not isinstance(module, nn.Module):
-            raise LLPFError(f"model {name!r} gave a {type(module).__name__}, not a torch.nn.Module")
+            what = "a class; call it" if isinstance(module, type) else _a(module)
+            raise LLPFError(f"model {name!r} gave {what}, not a torch.nn.Module")
         return module
 
     return build
@@ -86,21 +87,37 @@ def loss_function(name: str) -> Callable[..., Any]:
 
 
 def optimizer_factory(name: str) -> Callable[..., Any]:
-    """The callable behind an optimiser's name; what it makes must be a ``torch.optim.Optimizer`` (LLPFError)."""
+    """The callable behind an optimiser's name; what it makes must be a ``torch.optim.Optimizer`` (LLPFError).
+
+    It must train some of the parameters that it is handed, none but those, and take dense gradients.
+    """
     function = load_callable(name, "optimizer")
 
     def make(parameters: Any) -> Any:
-        from torch.optim import Optimizer
+        from torch.optim import Optimizer, SparseAdam
 
+        given = list(parameters)
         try:
-            optimizer = function(parameters)
+            optimizer = function(given)
         except (LLPFError, ValueError):
             # The caller knows which groups it gave, and what to do where they are refused.
             raise
-        except Exception as error:
-            raise LLPFError(f"optimizer {name!r} failed: {type(error).__name__}: {one_line(error)}") from error
+        except (Exception, SystemExit) as error:
+            raise LLPFError(f"optimizer {name!r} failed: {said(error)}") from error
         if not isinstance(optimizer, Optimizer):
-            raise LLPFError(f"optimizer {name!r} gave a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+            what = "a class; call it with the parameters" if isinstance(optimizer, type) else _a(optimizer)
+            raise LLPFError(f"optimizer {name!r} gave {what}, not a torch.optim.Optimizer")
+        if isinstance(optimizer, SparseAdam):
+            raise LLPFError(f"optimizer {name!r} gave a SparseAdam, which takes no dense gradients; use Adam")
+        # Parameters, or groups of them.
+        parts = [part["params"] if isinstance(part, dict) else [part] for part in given]
+        own = {id(parameter) for part in parts for parameter in part}
+        trained = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+        if not own.issuperset(trained) or not trained:
+            raise LLPFError(
+                f"optimizer {name!r} trains {'other parameters than' if trained else 'none of'} those that it was "
+                "given; make it anew from its argument at every call"
+            )
         return optimizer
 
     return make
@@ -118,14 +135,19 @@ def norm_rule(name: str) -> Callable[[Any], bool]:
     def is_norm(module: Any) -> bool:
         try:
             answer = found(module)
-        except Exception as error:
-            what = f"{type(error).__name__}: {one_line(error)}"
-            raise LLPFError(f"is_norm {name!r} failed on a {type(module).__name__}: {what}") from error
+        except (Exception, SystemExit) as error:
+            raise LLPFError(f"is_norm {name!r} failed on {_a(module)}: {said(error)}") from error
         if not isinstance(answer, bool):
-            raise LLPFError(f"is_norm {name!r} gave a {type(answer).__name__}, not true or false")
+            raise LLPFError(f"is_norm {name!r} gave {_a(answer)}, not true or false")
         return answer
 
     return is_norm
+
+
+def said(error: BaseException) -> str:
+    """What went wrong in somebody's code, in one line: ``KeyError: 'x'``."""
+    text = one_line(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def absolute(name: str, *folders: str | os.PathLike[str]) -> str:
@@ -137,7 +159,7 @@ def absolute(name: str, *folders: str | os.PathLike[str]) -> str:
     if not colon or not source.endswith(".py"):
         return name
     for folder in (".", *folders):
-        path = Path(folder, Path(source).expanduser())
+        path = Path(folder, os.path.expanduser(source))
         if path.is_file():
             return f"{path.resolve()}:{attribute}"
     return name
@@ -162,8 +184,10 @@ def check_outside(name: str, folder: str | os.PathLike[str]) -> None:
 
 
 def _from_file(path: Path, name: str, kind: str) -> ModuleType:
-    path = path.expanduser().resolve()
-    if not path.is_file():
+    path = Path(os.path.expanduser(path)).absolute()
+    if path.is_file():
+        path = path.resolve()
+    else:
         raise LLPFError(f"{kind} {name!r}: {path} is missing")
     # In sys.modules under a name of its own, so that dataclasses and pickling inside work and a second name from the
     # same file gives the same classes.
@@ -180,7 +204,7 @@ def _from_file(path: Path, name: str, kind: str) -> ModuleType:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[known]
-        if not isinstance(error, Exception):
+        if not isinstance(error, (Exception, SystemExit)):
             raise
         raise _failed(name, kind, error) from error
     return module
@@ -190,12 +214,24 @@ def _from_module(source: str, name: str, kind: str) -> ModuleType:
     _on_path(Path.cwd())
     try:
         return importlib.import_module(source)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(name, kind, error) from error
 
 
-def _failed(name: str, kind: str, error: Exception) -> LLPFError:
-    return LLPFError(f"{kind} {name!r} cannot be imported: {type(error).__name__}: {one_line(error)}")
+def _failed(name: str, kind: str, error: BaseException) -> LLPFError:
+    return LLPFError(f"{kind} {name!r} cannot be imported: {said(error)}")
+
+
+def _a(value: object) -> str:
+    kind = type(value).__name__
+    return f"an {kind}" if kind[0].lower() in "aeio" else f"a {kind}"
+
+
+def _instead(kind: str, found: object) -> str:
+    """What to name instead, where that is plain."""
+    if kind == "optimizer" and hasattr(found, "param_groups"):
+        return "; name a function that makes an optimizer of the parameters"
+    return ""
 
 
 def _on_path(folder: Path) -> None:

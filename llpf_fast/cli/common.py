@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LLPFError
+from ..wording import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
 
 #: Up to here one thread is at least as fast as several, and on a busy machine ten times faster (measured, LeNet5).
 _SMALL_MODEL = 1_000_000
+_MOST_THREADS = 1024
+
+
+def user_path(text: str) -> str:
+    """A file, a folder or code as typed; ``~`` is the home folder where no shell says so: ``--data=~/mnist``."""
+    if not text or "\0" in text:
+        raise ValueError
+    path = os.path.expanduser(text)
+    # Another "~" is a name: nothing later may take it for somebody's home folder.
+    return os.path.join(".", path) if path.startswith("~") else path
 
 
 def add_device(parser: ArgumentParser) -> None:
@@ -32,7 +43,7 @@ def add_threads(parser: ArgumentParser) -> None:
 
 def add_loss(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--loss", type=str, metavar="NAME", help="mse_loss, ... of torch.nn.functional, or FILE.py:FUNCTION"
+        "--loss", type=user_path, metavar="NAME", help="mse_loss, ... of torch.nn.functional, or FILE.py:FUNCTION"
     )
 
 
@@ -46,10 +57,10 @@ def choose_device(name: str) -> torch.device:
 
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise LLPFError(f"--device {name}: no such device; use cpu, cuda or cuda:N") from None
+    except (RuntimeError, ValueError, TypeError):
+        raise LLPFError(f"--device {one_line(name)}: no such device; use cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise LLPFError(f"--device {name}: only cpu and cuda are supported")
+        raise LLPFError(f"--device {name}: only cpu and cuda are supported; use cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise LLPFError(f"--device {name}: torch {torch.__version__} sees no NVIDIA GPU here; use --device cpu")
@@ -63,18 +74,22 @@ def set_threads(threads: int | None, model: nn.Module) -> None:
     import torch
 
     if threads is not None:
-        if threads < 1:
-            raise LLPFError(f"--threads must be at least 1, got {threads}")
+        check_threads(threads)
         torch.set_num_threads(threads)
     elif sum(parameter.numel() for parameter in model.parameters()) < _SMALL_MODEL:
         torch.set_num_threads(1)
+
+
+def check_threads(threads: int) -> None:
+    if not 1 <= threads <= _MOST_THREADS:
+        raise LLPFError(f"--threads must be at least 1 and at most {_MOST_THREADS:,}, got {threads}")
 
 
 def check_new_file(path: Path, *, overwrite: bool) -> None:
     """Refuse, before any work, a file that exists or that could not be written."""
     if path.is_dir():
         raise LLPFError(f"{path} is a folder; name a file")
-    if path.exists() and not overwrite:
+    if (path.exists() or path.is_symlink()) and not overwrite:
         raise LLPFError(f"{path} exists already; choose another name or pass --overwrite")
     folder = path.absolute().parent
     if not folder.is_dir():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LLPFError
-from .common import add_device, add_loss, add_quiet, add_threads
+from .common import add_device, add_loss, add_quiet, add_threads, user_path
 from .progress import Progress, duration
 
 if TYPE_CHECKING:
@@ -28,15 +28,25 @@ _SHORTCUTS = {key: key for key in ("mode", "dialect", "schedule", "model", "opti
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("starts", type=str, nargs="?", metavar="STARTS", help="checkpoint, or folder of checkpoints")
     parser.add_argument(
-        "destinations", type=str, nargs="?", metavar="DESTINATIONS", help="the same, where the mode needs a destination"
+        "starts", type=user_path, nargs="?", metavar="STARTS", help="checkpoint, or folder of checkpoints"
     )
     parser.add_argument(
-        "--recipe", type=str, required=True, metavar="NAME", help="a name, a YAML file, or 'list' to see the names"
+        "destinations",
+        type=user_path,
+        nargs="?",
+        metavar="DESTINATIONS",
+        help="the same, where the mode needs a destination",
     )
-    parser.add_argument("--start", type=str, metavar="FILE", help="the same as STARTS")
-    parser.add_argument("--destination", type=str, metavar="FILE", help="the same as DESTINATIONS")
+    parser.add_argument(
+        "--recipe",
+        type=user_path,
+        required=True,
+        metavar="NAME",
+        help="a name, a YAML file, or 'list' to see the names",
+    )
+    parser.add_argument("--start", type=user_path, metavar="FILE", help="the same as STARTS")
+    parser.add_argument("--destination", type=user_path, metavar="FILE", help="the same as DESTINATIONS")
     parser.add_argument(
         "--pairing",
         type=str,
@@ -51,9 +61,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="with folders of models, paths searched at once; auto (the default): as many as is faster, 1 on a CPU for "
         "networks with convolutions",
     )
-    parser.add_argument("--data", type=str, metavar="DIR", help="folder that holds the data; digits need none")
+    parser.add_argument("--data", type=user_path, metavar="DIR", help="folder that holds the data; digits need none")
     parser.add_argument(
-        "--out", type=str, metavar="RUN", help="run directory to create; with folders of models, the folder of the runs"
+        "--out",
+        type=user_path,
+        metavar="RUN",
+        help="run directory to create; with folders of models, the folder of the runs",
     )
     parser.add_argument("--mode", type=str, metavar="MODE", help="m2m, m2o, m2o-o, ...: short for --set mode=MODE")
     parser.add_argument("--dialect", type=str, metavar="NAME", help="paper or authors: short for --set dialect=NAME")
@@ -61,24 +74,27 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--schedule", type=str, metavar="NAME", help="stages or data-flow: short for --set schedule=NAME"
     )
     parser.add_argument(
-        "--model", type=str, metavar="CODE", help="a network of your own, FILE.py:FACTORY or PACKAGE.MODULE:FACTORY"
+        "--model",
+        type=user_path,
+        metavar="CODE",
+        help="a network of your own, FILE.py:FACTORY or PACKAGE.MODULE:FACTORY",
     )
     parser.add_argument(
         "--data-module",
-        type=str,
+        type=user_path,
         metavar="CODE",
         help="data of your own: FILE.py:FUNCTION that returns train_x, train_y, test_x, test_y",
     )
     add_loss(parser)
     parser.add_argument(
         "--optimizer",
-        type=str,
+        type=user_path,
         metavar="CODE",
         help="what trains after a move: FILE.py:FUNCTION that makes a torch optimizer of parameters (default: SGD)",
     )
     parser.add_argument(
         "--is-norm",
-        type=str,
+        type=user_path,
         metavar="CODE",
         help="normalization layers of your own: FILE.py:CLASS, or FILE.py:FUNCTION that says whether a module is one",
     )

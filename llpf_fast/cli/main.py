@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ..errors import LLPFError
 from ..wording import one_line, wrong_type
@@ -33,17 +33,26 @@ _POSITIONAL = ("run", "name", "starts", "destinations", "models", "analysis", "r
 _DESCRIPTION = "Find, certify and draw low-loss paths between neural networks."
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+#: Set to 1, an error that nobody foresaw keeps its traceback.
+_TRACEBACK = "LLPF_TRACEBACK"
+#: Variables that choose among a few words, and the words. Empty is as good as not set.
+_VARIABLES = {
+    "LLPF_BACKEND": ("auto", "eager", "cpp", "cuda", "triton"),
+    "LLPF_ISA": ("plain", "avx2", "avx512"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns the exit status: 0 for success, 1 where a path is not connected or did not arrive, 2 for an error (said in
-    one line on stderr), 130 after Ctrl-C.
+    one line on stderr), 130 after Ctrl-C. An exception that nobody foresaw is such a line too, unless the environment
+    variable LLPF_TRACEBACK is 1: then it is raised.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     before, warnings.showwarning = warnings.showwarning, _show_warning
     try:
+        _check_variables()
         return _run(arguments)
     except LLPFError as error:
         return _fail(str(error))
@@ -59,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"llpf: interrupted{_how_to_resume(arguments)}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Exception as error:
+        if os.environ.get(_TRACEBACK) == "1":
+            raise
+        return _fail(f"internal: {type(error).__name__}: {error}; set {_TRACEBACK}=1 for the traceback")
     finally:
         warnings.showwarning = before
 
@@ -83,7 +96,34 @@ def _run(arguments: list[str]) -> int:
         top.print_help()
         return EXIT_ERROR
     parsed = top.parse_args(arguments)
-    return _COMMANDS[parsed.command].run(parsed[parsed.command])
+    _check_numbers(parsed)
+    try:
+        return _COMMANDS[parsed.command].run(parsed[parsed.command])
+    except SystemExit as error:
+        raise LLPFError(
+            f"code of your own ended the program (exit status {error.code}); let it raise an error"
+        ) from error
+
+
+def _check_numbers(args: Namespace) -> None:
+    """LLPFError where a whole number fits into no counter of torch."""
+    for name, value in vars(args).items():
+        if isinstance(value, Namespace):
+            _check_numbers(value)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise LLPFError(f"{_as_typed(name)} must lie between -2**63 and 2**63, got {number}")
+
+
+def _check_variables() -> None:
+    for name, words in _VARIABLES.items():
+        given = os.environ.get(name)
+        if given and given not in words:
+            raise LLPFError(f"the environment variable {name} is {given!r}; unset it, or set it to {_either(words)}")
+
+
+def _either(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _version() -> str:
@@ -100,6 +140,7 @@ def _fail(message: str) -> int:
 def _usage_message(text: str, arguments: list[str]) -> str:
     command = _typed_command(arguments)
     message = wrong_type(text)
+    message = re.sub(r"argument (\S+): invalid user_path value: .*", r"\1 is empty; name a file or a folder", message)
     if command:
         message = message.replace('expected "analyze.analysis" to be one of', "name an analysis, one of")
         message = message.replace(", but it was not provided.", "")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .common import user_path
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
@@ -11,7 +13,7 @@ HELP = "list the recipes, or show one with every setting"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("name", type=str, nargs="?", metavar="NAME", help="show this one as YAML")
+    parser.add_argument("name", type=user_path, nargs="?", metavar="NAME", help="show this one as YAML")
 
 
 def run(args: Namespace) -> int:

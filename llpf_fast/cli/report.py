@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import add_quiet, check_new_file
+from .common import add_quiet, check_new_file, user_path
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -15,9 +15,12 @@ HELP = "write one self-contained HTML file about runs: verdict, certificate, fig
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("runs", type=str, nargs="+", metavar="RUN", help="run directories, in any state")
+    parser.add_argument("runs", type=user_path, nargs="+", metavar="RUN", help="run directories, in any state")
     parser.add_argument(
-        "--out", type=str, metavar="FILE", help="the file (default: RUN/report.html; report.html for several runs)"
+        "--out",
+        type=user_path,
+        metavar="FILE",
+        help="the file (default: RUN/report.html; report.html for several runs)",
     )
     parser.add_argument("--overwrite", action="store_true", help="even a file that is not a report")
     parser.add_argument(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +49,7 @@ class Search:
             if not getattr(settings, key):
                 raise LLPFError(f"recipe {recipe!r} names no {key}; add it to the file or pass --set {key}=NAME")
         # Whole paths: the run must find its code from any folder.
-        beside = Path(recipe).expanduser().parent
+        beside = Path(os.path.expanduser(recipe)).parent
         whole: dict[str, Any] = {key: absolute(getattr(settings, key), beside) for key in _CODE}
         self.settings: Settings = replace(settings, **whole)
         self._recipe, self._data_dir, self._download = recipe, data_dir, download
@@ -66,7 +65,6 @@ class Search:
         from ..user_code import loss_function
 
         self._model = build_model(self.settings.model, classes=dataset_classes(self.settings.data))
-        self._shapes = self._model.state_dict()
         self._loss_fn: Callable[..., Tensor] | None = None if self._loss is None else loss_function(self._loss)
         # Looked up once more where they are used: here so that many paths are refused before the first begins.
         own_optimizer(self.settings)
@@ -109,12 +107,9 @@ class Search:
 
     def load(self, file: str | os.PathLike[str]) -> dict[str, Tensor]:
         """The state in ``file``, of the recipe's architecture and finite; else LLPFError naming it."""
-        from ..path import check_finite, compare_architectures, load_model_file
+        from ..path.endpoint import load_endpoint
 
-        state = load_model_file(file, expected=self._shapes).state
-        compare_architectures(self._shapes, state, f"model {self.settings.model}", os.fspath(file))
-        check_finite(state, os.fspath(file))
-        return state
+        return load_endpoint(file, self._model, "the file", model=f"model {self.settings.model}")
 
     def run(
         self,
@@ -126,12 +121,13 @@ class Search:
     ) -> FindResult:
         """Search one path into ``out``. LLPFError as :class:`~llpf_fast.find.PathFinder` raises them."""
         from ..find import PathFinder
+        from ..flat.copying import copied
 
         if resume:
             self.check_loss(out)
         start, destination = self._ends(pair)
         finder = PathFinder(
-            copy.deepcopy(self._model),
+            copied(self._model, f"model {self.settings.model}"),
             start,
             destination,
             settings=self.settings,

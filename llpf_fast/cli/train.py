@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import LLPFError
-from .common import add_device, add_quiet, add_threads, check_new_file, choose_device, set_threads
+from .common import (
+    add_device,
+    add_loss,
+    add_quiet,
+    add_threads,
+    check_new_file,
+    choose_device,
+    set_threads,
+    user_path,
+)
 from .progress import Progress, duration
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
+    from torch import Tensor, nn
 
 HELP = "train one network: an endpoint of a path"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", type=str, required=True, metavar="NAME", help="lenet5, resnet18, cct7, ...")
-    parser.add_argument("--data", type=str, required=True, metavar="NAME", help="digits, mnist, cifar10, ...")
-    parser.add_argument("--data-dir", type=str, metavar="DIR", help="folder that holds the data; digits need none")
+    parser.add_argument("--model", type=user_path, required=True, metavar="NAME", help="lenet5, resnet18, cct7, ...")
+    parser.add_argument("--data", type=user_path, required=True, metavar="NAME", help="digits, mnist, cifar10, ...")
+    parser.add_argument(
+        "--data-dir", type=user_path, metavar="DIR", help="folder that holds the data; digits need none"
+    )
     parser.add_argument(
         "--augmentation",
         type=Literal["none", "mnist", "cifar"],
@@ -27,8 +39,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="the papers': mnist turns and shifts, cifar mirrors and shifts",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of initial weights and batch order")
-    parser.add_argument("--init", type=str, metavar="FILE", help="start from this checkpoint's weights instead")
-    parser.add_argument("--out", type=str, required=True, metavar="FILE", help="checkpoint to write")
+    parser.add_argument("--init", type=user_path, metavar="FILE", help="start from this checkpoint's weights instead")
+    parser.add_argument("--out", type=user_path, required=True, metavar="FILE", help="checkpoint to write")
     parser.add_argument("--epochs", type=int, default=20, metavar="N")
     parser.add_argument(
         "--checkpoint-epochs",
@@ -54,6 +66,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
     parser.add_argument("--download", action="store_true", help="let torchvision fetch data that is not there")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    add_loss(parser)
     add_device(parser)
     add_threads(parser)
     add_quiet(parser)
@@ -61,8 +74,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     for name in ("epochs", "batch_size"):
-        if args[name] < 1:
-            raise LLPFError(f"--{name.replace('_', '-')} must be at least 1, got {args[name]}")
+        if not 1 <= args[name] < 2**31:
+            raise LLPFError(f"--{name.replace('_', '-')} must be at least 1 and below 2**31, got {args[name]}")
     for name in ("lr", "momentum", "weight_decay"):
         if not 0 <= args[name] < float("inf"):
             raise LLPFError(f"--{name.replace('_', '-')} must be 0 or more, got {args[name]}")
@@ -83,6 +96,7 @@ def run(args: Namespace) -> int:
         data_dir=args.data_dir,
         augmentation=args.augmentation,
         init=args.init,
+        loss=args.loss,
         checkpoint_epochs=args.checkpoint_epochs,
         device=args.device,
         threads=args.threads,
@@ -118,6 +132,7 @@ def train_endpoint(
     data_dir: str | None = None,
     augmentation: str = "none",
     init: str | None = None,
+    loss: str | None = None,
     checkpoint_epochs: Sequence[int] = (),
     device: str = "cpu",
     threads: int | None = None,
@@ -127,8 +142,10 @@ def train_endpoint(
 ) -> None:
     """Train with the options of :func:`llpf_fast.models.train_model`, write ``out``, print the test accuracy.
 
-    ``init`` is a checkpoint whose weights replace the initial ones; the optimizer begins anew. After each of
-    ``checkpoint_epochs`` the model is also written to ``checkpoint_file(out, epoch)``.
+    ``init`` is a checkpoint whose weights replace the initial ones; the optimizer begins anew. ``loss`` is a name, as
+    ``user_code.loss_function`` takes it; without it cross-entropy, for classes only. Where the data are no classes the
+    test loss is printed. After each of ``checkpoint_epochs`` the model is also written to ``checkpoint_file(out,
+    epoch)``.
     """
     import time
 
@@ -136,16 +153,18 @@ def train_endpoint(
 
     from ..batches.augment import augmentation as augmentation_of
     from ..data import dataset_classes, load_dataset
-    from ..models import TrainingProgress, accuracy, build_model, check_images, train_model
-    from ..path import compare_architectures, load_model_file, save_model_file
+    from ..models import TrainingProgress, build_model, check_images, train_model
+    from ..path import save_model_file
+    from ..path.endpoint import load_endpoint
+    from ..user_code import loss_function
 
     where = choose_device(device)
+    loss_fn = None if loss is None else loss_function(loss)
     torch.manual_seed(seed)
     model = build_model(model_name, classes=dataset_classes(data_name))
     if init is not None:
-        state = load_model_file(init).state
-        compare_architectures(model.state_dict(), state, f"model {model_name}", init)
-        model.load_state_dict(state)
+        # Every tensor is there; extra state that is no tensor equals the network's own.
+        model.load_state_dict(load_endpoint(init, model, "--init", model=f"model {model_name}"), strict=False)
     set_threads(threads, model)
     data = load_dataset(data_name, data_dir, download=download)
     check_images(model_name, data.train_inputs)
@@ -164,17 +183,35 @@ def train_endpoint(
                 save(checkpoint_file(out, at.epoch))
 
         progress.update(0, epochs)
-        train_model(
-            model.to(where),
-            data.train_inputs.to(where),
-            data.train_targets.to(where),
-            seed=seed,
-            epochs=epochs,
-            augment=augmentation_of(augmentation),
-            progress=after_epoch,
-            **training,
-        )
+        try:
+            train_model(
+                model.to(where),
+                data.train_inputs.to(where),
+                data.train_targets.to(where),
+                seed=seed,
+                loss_fn=loss_fn,
+                epochs=epochs,
+                augment=augmentation_of(augmentation),
+                progress=after_epoch,
+                **training,
+            )
+        except LLPFError as error:
+            raise LLPFError(f"model {model_name} on data {data_name}: {error}") from error
     seconds = time.monotonic() - began
-    right = accuracy(model, data.test_inputs.to(where), data.test_targets.to(where))
+    # Before the test data are looked at: a network that fails on them is trained all the same.
     save(out)
-    print(f"{out}: {model_name} on {data.label}, seed {seed}: test accuracy {right:.4f}, {duration(seconds)}")
+    try:
+        tested = _tested(model, data.test_inputs.to(where), data.test_targets.to(where), loss_fn)
+    except LLPFError as error:
+        raise LLPFError(f"{out} is written, but on the test data {error}") from error
+    print(f"{out}: {model_name} on {data.label}, seed {seed}: {tested}, {duration(seconds)}")
+
+
+def _tested(model: nn.Module, inputs: Tensor, targets: Tensor, loss_fn: Callable[[Any, Any], Tensor] | None) -> str:
+    from torch.nn import functional
+
+    from ..models.training import accuracy, classifies, mean_loss
+
+    if classifies(model, inputs, targets):
+        return f"test accuracy {accuracy(model, inputs, targets):.4f}"
+    return f"test loss {mean_loss(model, inputs, targets, loss_fn or functional.cross_entropy):.4f}"

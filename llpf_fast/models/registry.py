@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import LLPFError
-from ..user_code import is_code, model_factory
+from ..user_code import is_code, model_factory, said
 from ..wording import unknown_name
 from . import timm_nets, torchvision_nets
 from .cct import cct7
@@ -53,16 +54,23 @@ def build_model(name: str, *, classes: int | None = None, **keywords: Any) -> nn
 
     ``classes`` is the number of outputs, as the data set has it (``ImageData.classes``); when missing, the network's
     own default (10). A registered factory without such a parameter has outputs of its own and is not handed it.
-    Raises :class:`LLPFError` for an unknown name (with the nearest known ones), for keywords it does not take and for
-    a library that is not installed.
+    Raises :class:`LLPFError` for an unknown name (with the nearest known ones), for keywords it does not take, for a
+    library that is not installed, and where the factory itself fails.
     """
     entry = _entry(name)
     if classes is not None and _takes(entry.factory, "classes"):
         keywords["classes"] = classes
     try:
-        return entry.factory(**keywords)
-    except TypeError as error:
-        raise LLPFError(f"model {name!r} cannot be built with {keywords}: {error}") from error
+        model = entry.factory(**keywords)
+    except LLPFError:
+        raise
+    except (Exception, SystemExit) as error:
+        given = f" with {keywords}" if keywords else ""
+        raise LLPFError(f"model {name!r} cannot be built{given}: {said(error)}") from error
+    lazy = next((each for each, parameter in model.named_parameters() if is_lazy(parameter)), None)
+    if lazy is not None:
+        raise LLPFError(f"model {name!r} has a lazy parameter, {lazy!r}: run a batch through it in its factory")
+    return model
 
 
 def check_images(name: str, images: Tensor) -> None:
