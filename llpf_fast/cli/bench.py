@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LLPFError
-from .common import add_device, choose_device
+from .common import add_device, choose_device, user_path
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
+
+#: What --out gets.
+_FILES = ("bench.json", "bench.md", "bandwidth.png", "throughput.png")
 
 HELP = "time the kernels beside the machine's bandwidth and plain torch (needs a checkout of the repository)"
 
@@ -24,7 +28,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
     parser.add_argument("--threads", type=str, default="1,2", metavar="N,...", help="CPU threads (default: 1,2)")
     parser.add_argument("--seconds", type=float, metavar="S", help="about how long to time each row (default: 5)")
-    parser.add_argument("--out", type=str, metavar="DIR", help="write bench.json, bench.md and bandwidth.png there")
+    parser.add_argument(
+        "--out", type=user_path, metavar="DIR", help="write bench.json, bench.md and bandwidth.png there"
+    )
     parser.add_argument(
         "--compare", type=str, metavar="COMMIT", help="time this checkout and COMMIT in turn instead (CPU)"
     )
@@ -44,12 +50,28 @@ def run(args: Namespace) -> int:
         out=None if args.out is None else Path(args.out),
         seconds=_seconds(args.seconds),
     )
+    if options.out is not None:
+        _check_out(options.out)
     if args.compare is not None:
         _from_repository("compare").run(options, args.compare)
         return 0
     if not suite.run(options)["rows"]:
         raise LLPFError(f"no case was timed; llpf bench --list names them (--only {args.only!r})")
     return 0
+
+
+def _check_out(folder: Path) -> None:
+    """LLPFError where ``folder`` is none, or holds files that would be replaced and that no benchmark wrote."""
+    if folder.exists() and not folder.is_dir():
+        raise LLPFError(f"{folder} is a file; name a folder for the results")
+    standing = [file for name in _FILES if (file := folder / name).exists()]
+    try:
+        found = json.loads((folder / "bench.json").read_bytes())
+        ours = {"rows", "environment"} <= set(found)
+    except (OSError, ValueError, TypeError, RecursionError):
+        ours = False
+    if standing and not ours:
+        raise LLPFError(f"{standing[0]} was not written by llpf bench; move it away, or choose another --out")
 
 
 def _threads(text: str) -> tuple[int, ...]:

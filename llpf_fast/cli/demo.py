@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LLPFError
-from .common import add_quiet
+from .common import add_quiet, user_path
 from .find import find_between, summary
 from .progress import duration
 from .train import train_endpoint
 from .verify import draw, verdict, verify
+from .written import keeping_others, remove_ours
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -24,20 +24,31 @@ _START, _DESTINATION, _RUN = "start.pt", "destination.pt", "run"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--out", type=str, default="demo", metavar="DIR", help="folder to write; an earlier demo goes")
+    parser.add_argument(
+        "--out",
+        type=user_path,
+        default="demo",
+        metavar="DIR",
+        help="folder to write; an untouched demo goes",
+    )
     add_quiet(parser)
 
 
 def run(args: Namespace) -> int:
-    began = time.monotonic()
     folder = Path(args.out)
     _make_room(folder)
+    with keeping_others(folder, ["**/*"], "llpf demo"):
+        return _show(folder, quiet=args.quiet)
+
+
+def _show(folder: Path, *, quiet: bool) -> int:
+    began = time.monotonic()
     start, destination, path = folder / _START, folder / _DESTINATION, folder / _RUN
     for seed, file in ((1, start), (2, destination)):
-        train_endpoint("mlp", "digits", file, seed=seed, epochs=30, lr=0.05, quiet=args.quiet)
-    result = find_between(_RECIPE, start, destination, path, quiet=args.quiet)
+        train_endpoint("mlp", "digits", file, seed=seed, epochs=30, lr=0.05, quiet=quiet)
+    result = find_between(_RECIPE, start, destination, path, quiet=quiet)
     print(summary(result))
-    certificate = verify(path, quiet=args.quiet)
+    certificate = verify(path, quiet=quiet)
     print(verdict(path, certificate))
     print(f"picture: {draw(path)}")
     print(f"done in {duration(time.monotonic() - began)}")
@@ -45,15 +56,9 @@ def run(args: Namespace) -> int:
 
 
 def _make_room(folder: Path) -> None:
-    """Remove an earlier demo from ``folder``; anything else in it is somebody's work and stays."""
+    """Remove an earlier demo from ``folder``; anything else in it, or changed in it, is somebody's work and stays."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in (_START, _DESTINATION, _RUN))
-        if strangers:
-            raise LLPFError(f"{folder} holds {strangers[0]}, which no demo wrote; choose another folder with --out")
-        for name in (_START, _DESTINATION):
-            (folder / name).unlink(missing_ok=True)
-        if (folder / _RUN).exists():
-            shutil.rmtree(folder / _RUN)
+        remove_ours(folder, "llpf demo")
     except OSError as error:
         raise LLPFError(f"cannot write in {folder}: {error.strerror or error}; choose another with --out") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LLPFError
-from .common import add_device, add_quiet, choose_device
+from .common import add_device, add_quiet, check_threads, choose_device, user_path
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -15,15 +15,20 @@ if TYPE_CHECKING:
 
     from ..verify import Certificate
 
+#: What the first bytes of each file of a picture say.
+_PICTURE = {"csv": b"line,position,waypoint,fraction,", "png": b"Matplotlib version", "svg": b"Matplotlib"}
+
 HELP = "certify the path in a run directory: exit status 0 when it is connected, 1 when not"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=str, metavar="RUN", help="run directory")
-    parser.add_argument("--data", type=str, metavar="DIR", help="folder that holds the data, where it has moved")
-    parser.add_argument("--model", type=str, metavar="CODE", help="the network's FILE.py:FACTORY, where it has moved")
-    parser.add_argument("--data-module", type=str, metavar="CODE", help="the data's FILE.py:FUNCTION, likewise")
-    parser.add_argument("--loss", type=str, metavar="NAME", help="the loss, likewise")
+    parser.add_argument("run", type=user_path, metavar="RUN", help="run directory")
+    parser.add_argument("--data", type=user_path, metavar="DIR", help="folder that holds the data, where it has moved")
+    parser.add_argument(
+        "--model", type=user_path, metavar="CODE", help="the network's FILE.py:FACTORY, where it has moved"
+    )
+    parser.add_argument("--data-module", type=user_path, metavar="CODE", help="the data's FILE.py:FUNCTION, likewise")
+    parser.add_argument("--loss", type=user_path, metavar="NAME", help="the loss, likewise")
     parser.add_argument("--full", action="store_true", help="the whole training set at every point")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="points measured at a time on a CPU (default: torch's thread count)"
@@ -62,9 +67,10 @@ def verify(
     quiet: bool = False,
 ) -> Certificate:
     """Compute ``RUN/certificate.json``, showing progress; ``model``, ``data`` and ``loss`` in place of the recorded."""
-    if threads is not None and threads < 1:
-        raise LLPFError(f"--threads must be at least 1, got {threads}")
+    if threads is not None:
+        check_threads(threads)
     where = choose_device(device)
+    _check_picture(Path(run_folder))
 
     from ..verify import verify_run
 
@@ -106,6 +112,25 @@ def verdict(run_folder: str | os.PathLike[str], certificate: Certificate) -> str
     first = f"{os.fspath(run_folder)}: {said} at threshold {certificate.threshold:g}: {', '.join(numbers)}"
     notes = [f"note: {note}" for note in (RunDirectory.open(run_folder).status or {}).get("notes") or ()]
     return "\n".join([first, *(f"  {line}" for line in (*certificate.reasons, *notes))])
+
+
+def _check_picture(folder: Path) -> None:
+    """LLPFError where the files of the run's picture stand there already and are none that ``draw`` wrote."""
+    standing = [file for kind in _PICTURE if (file := folder / f"path.{kind}").exists()]
+    strangers = [file for file in standing if not _is_picture(file)]
+    if standing and folder / "path.csv" not in standing:
+        # A figure of matplotlib's may be anybody's; the numbers beside it are ours.
+        strangers = standing
+    if strangers:
+        raise LLPFError(f"{strangers[0]} is not the picture of llpf verify, which would replace it; move it away")
+
+
+def _is_picture(file: Path) -> bool:
+    try:
+        with open(file, "rb") as content:
+            return _PICTURE[file.suffix[1:]] in content.read(2000)
+    except OSError:
+        return False
 
 
 def draw(run_folder: str | os.PathLike[str]) -> Path:

@@ -162,7 +162,7 @@ def test_demo_in_a_minute(llpf, tmp_path):
     stranger.write_text("precious")
     refused = llpf("demo", "--out", folder)
     assert refused.status == 2
-    assert "thesis.tex, which no demo wrote" in refused.err
+    assert "thesis.tex, which llpf demo did not write" in refused.err
     assert (folder / "run" / "certificate.json").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
@@ -45,8 +46,19 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    status: int = _module(args.analysis).run(args[args.analysis])
+    from ..written import keeping_others
+
+    name, given = args.analysis, args[args.analysis]
+    module = _module(name)
+    with keeping_others(Path(given.out), getattr(module, "FILES", files(name)), f"llpf analyze {name}"):
+        status: int = module.run(given)
     return status
+
+
+def files(*stems: str) -> list[str]:
+    """Globs of what results of these names are called."""
+    kinds = ("json", "csv", "png", "svg")
+    return [f"{stem}{more}.{kind}" for stem in stems for more in ("", "-*") for kind in kinds]
 
 
 def _module(name: str) -> Any:

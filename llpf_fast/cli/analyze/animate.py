@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..common import add_quiet
+from ...errors import LLPFError
+from ..common import add_quiet, user_path
 from ..progress import Progress
 from .common import out_folder
 
@@ -13,17 +14,24 @@ if TYPE_CHECKING:
 
 HELP = "a path as a film (GIF or MP4): where it is in its first two components, and its loss there"
 
+_LONGEST = 3600
+FILES = [f"animation.{kind}" for kind in ("gif", "mp4", "png", "svg", "csv")]
+
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=str, metavar="RUN", help="run directory, certified or not")
+    parser.add_argument("run", type=user_path, metavar="RUN", help="run directory, certified or not")
     parser.add_argument("--format", type=str, default="gif", metavar="KIND", help="gif or mp4 (gif)")
     parser.add_argument("--frames", type=int, default=90, metavar="N", help="at most (90)")
     parser.add_argument("--seconds", type=float, default=9.0, metavar="S", help="length of the film (9)")
-    parser.add_argument("--out", type=str, default="animation", metavar="DIR", help="folder of the results (animation)")
+    parser.add_argument(
+        "--out", type=user_path, default="animation", metavar="DIR", help="folder of the results (animation)"
+    )
     add_quiet(parser)
 
 
 def run(args: Namespace) -> int:
+    if not 0 < args.seconds <= _LONGEST:
+        raise LLPFError(f"--seconds must be above 0 and at most {_LONGEST:,}, got {args.seconds}")
     folder = out_folder(args)
 
     from ...analysis.pca import principal_components

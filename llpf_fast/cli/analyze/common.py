@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LLPFError
-from ..common import add_device, add_loss, add_quiet, add_threads, choose_device, set_threads
+from ..common import add_device, add_loss, add_quiet, add_threads, choose_device, set_threads, user_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def add_models(parser: ArgumentParser, help: str = "") -> None:
     """Positional MODELS: model files, runs, waypoints of runs."""
     parser.add_argument(
         "models",
-        type=str,
+        type=user_path,
         nargs="+",
         metavar="MODELS",
         help=help or "model files; RUN for both ends of a run, RUN@12 for its waypoint 12",
@@ -30,12 +30,20 @@ def add_models(parser: ArgumentParser, help: str = "") -> None:
 def add_problem(parser: ArgumentParser) -> None:
     """What is measured on what: read from the model files or the run where it is not said."""
     parser.add_argument(
-        "--model", type=str, metavar="NAME", help="the network: lenet5, ..., FILE.py:FACTORY (default: what MODELS say)"
+        "--model",
+        type=user_path,
+        metavar="NAME",
+        help="the network: lenet5, ..., FILE.py:FACTORY (default: what MODELS say)",
     )
     parser.add_argument(
-        "--data", type=str, metavar="NAME", help="the data: mnist, ..., FILE.py:FUNCTION (default: what MODELS say)"
+        "--data",
+        type=user_path,
+        metavar="NAME",
+        help="the data: mnist, ..., FILE.py:FUNCTION (default: what MODELS say)",
     )
-    parser.add_argument("--data-dir", type=str, metavar="DIR", help="folder that holds the data; digits need none")
+    parser.add_argument(
+        "--data-dir", type=user_path, metavar="DIR", help="folder that holds the data; digits need none"
+    )
     add_loss(parser)
     parser.add_argument(
         "--samples",
@@ -49,9 +57,11 @@ def add_problem(parser: ArgumentParser) -> None:
 
 
 def add_output(parser: ArgumentParser, default: str) -> None:
-    parser.add_argument("--out", type=str, default=default, metavar="DIR", help=f"folder of the results ({default})")
     parser.add_argument(
-        "--cache", type=str, metavar="DIR", help="folder of what was measured already (default: OUT/cache)"
+        "--out", type=user_path, default=default, metavar="DIR", help=f"folder of the results ({default})"
+    )
+    parser.add_argument(
+        "--cache", type=user_path, metavar="DIR", help="folder of what was measured already (default: OUT/cache)"
     )
     add_quiet(parser)
 

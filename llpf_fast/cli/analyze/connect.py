@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Literal
 
 from ...errors import LLPFError
 from ..progress import Progress
+from . import files
 from .common import add_models, add_output, add_problem, load, out_folder, show_rows
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
 HELP = "find and certify a low-loss complex that joins two or more networks: exit status 0 when connected, 1 when not"
+
+FILES = [*files("connect", "connector"), "vertex-*.safetensors"]
 
 
 def add_arguments(parser: ArgumentParser) -> None:

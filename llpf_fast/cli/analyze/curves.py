@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LLPFError
+from ..common import user_path
 from ..progress import Progress
 from .common import add_models, add_output, add_problem, load, out_folder, show_rows
 
@@ -35,7 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--most-steps", type=int, default=20_000, metavar="N", help="where doubling ends (default: 20,000)"
     )
     parser.add_argument("--threshold", type=float, metavar="LOSS", help="of the certificates (default: the recipe's)")
-    parser.add_argument("--recipe", type=str, metavar="NAME", help="LLPF's (default: MODEL-DATA-m2m-quick)")
+    parser.add_argument("--recipe", type=user_path, metavar="NAME", help="LLPF's (default: MODEL-DATA-m2m-quick)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="of the other methods (default: 64)")
     parser.add_argument("--bends", type=int, default=1, metavar="N", help="inner nodes of Bezier curve and polychain")
     parser.add_argument(
@@ -59,6 +61,7 @@ def run(args: Namespace) -> int:
     from ...report.draw_curves import draw_curves
 
     folder = out_folder(args)
+    _check_runs(folder / "runs")
     with Progress("step", quiet=args.quiet) as progress:
         found = compare(
             problem, networks, plan, folder / "runs", begin=progress.begin, progress=progress.update, workers=1
@@ -75,6 +78,16 @@ def run(args: Namespace) -> int:
         print("aligned-linear ends at the second network with its units in another order: the same function")
     print(f"numbers: {file}\npicture: {picture}")
     return 0
+
+
+def _check_runs(folder: Path) -> None:
+    """A curve's run is replaced as a whole: LLPFError where something else lies in it."""
+    from ...path import RunDirectory
+
+    for run in sorted(folder.glob("*/run.yaml")):
+        strangers = RunDirectory.open(run.parent).strangers()
+        if strangers:
+            raise LLPFError(f"{strangers[0]} is no part of the run that would be replaced; move it away")
 
 
 def table_row(row: dict[str, Any], test: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..common import user_path
 from ..progress import Progress
 from .common import add_output, add_problem, load_problem, out_folder, show_rows
 
@@ -14,7 +15,7 @@ HELP = "weight average and ensemble of a run's waypoints against its ends, on th
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=str, metavar="RUN", help="run directory")
+    parser.add_argument("run", type=user_path, metavar="RUN", help="run directory")
     parser.add_argument("--points", type=int, default=9, metavar="N", help="waypoints, evenly spaced in length")
     add_problem(parser)
     add_output(parser, "ensemble")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..common import user_path
 from ..progress import Progress
 from .common import add_models, add_output, add_problem, load, out_folder, show_rows
 
@@ -16,7 +17,10 @@ HELP = "loss, error and barriers along the straight lines between networks"
 def add_arguments(parser: ArgumentParser) -> None:
     add_models(parser)
     parser.add_argument(
-        "--base", type=str, metavar="MODEL", help="also angles and distances seen from this network (the common trunk)"
+        "--base",
+        type=user_path,
+        metavar="MODEL",
+        help="also angles and distances seen from this network (the common trunk)",
     )
     parser.add_argument("--points", type=int, default=25, metavar="N", help="of each line, ends and middle included")
     add_problem(parser)

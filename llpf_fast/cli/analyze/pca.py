@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..common import add_device, add_quiet, choose_device
+from ..common import add_device, add_quiet, choose_device, user_path
 from ..progress import Progress
 from .common import out_folder
 
@@ -15,13 +15,13 @@ HELP = "paths along their principal components, with loss as colour; the whole n
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("runs", type=str, nargs="+", metavar="RUN", help="run directories of one architecture")
+    parser.add_argument("runs", type=user_path, nargs="+", metavar="RUN", help="run directories of one architecture")
     parser.add_argument("--layers", action="store_true", help="also every layer by itself")
     parser.add_argument(
         "--components", type=int, default=3, metavar="N", help="how many (3); 2 leaves out the 3-D view"
     )
     parser.add_argument("--memory", type=int, default=256, metavar="MB", help="for values read at a time (256)")
-    parser.add_argument("--out", type=str, default="pca", metavar="DIR", help="folder of the results (pca)")
+    parser.add_argument("--out", type=user_path, default="pca", metavar="DIR", help="folder of the results (pca)")
     add_device(parser)
     add_quiet(parser)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LLPFError
+from ..common import user_path
 from ..progress import Progress
 from .common import add_models, add_output, add_problem, load_problem, out_folder
 
@@ -21,7 +22,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "three points: model files, RUN@12 for a run's waypoint 12, RUN for both its ends; a RUN alone: its ends and "
         "its waypoint farthest from the line between them",
     )
-    parser.add_argument("--run", type=str, metavar="RUN", help="path to draw over the plane (default: a RUN alone)")
+    parser.add_argument(
+        "--run", type=user_path, metavar="RUN", help="path to draw over the plane (default: a RUN alone)"
+    )
     parser.add_argument("--resolution", type=int, default=21, metavar="N", help="grid points a side (21)")
     parser.add_argument("--path-points", type=int, default=100, metavar="N", help="waypoints evaluated at most (100)")
     parser.add_argument(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import LLPFError
+from ..common import user_path
 from ..progress import Progress
 from .common import add_output, add_problem, load_problem, out_folder, show_rows
 
@@ -18,7 +19,7 @@ _SAMPLES = 1000
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=str, metavar="RUN", help="run directory")
+    parser.add_argument("run", type=user_path, metavar="RUN", help="run directory")
     parser.add_argument("--points", type=int, default=9, metavar="N", help="waypoints, evenly spaced in length")
     parser.add_argument("--rho", type=float, default=0.05, metavar="R", help="radius of SAM's ball, L2 (default: 0.05)")
     parser.add_argument("--probes", type=int, default=16, metavar="N", help="of the trace's estimate (default: 16)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from ...errors import LLPFError
+from ..common import user_path
 from ..progress import Progress
 from .common import add_output, add_problem, load_problem, out_folder, show_rows
 
@@ -18,7 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dimensions", type=int, nargs="+", required=True, metavar="N", help="of the subspaces to try")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="an initial network each")
     parser.add_argument(
-        "--init", type=str, nargs="+", default=[], metavar="FILE", help="start from these models instead"
+        "--init", type=user_path, nargs="+", default=[], metavar="FILE", help="start from these models instead"
     )
     parser.add_argument("--baseline", type=float, metavar="X", help="accuracy (0..1) of unrestricted training")
     parser.add_argument("--share", type=float, default=0.9, help="of the baseline that has to be reached (0.9)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..common import user_path
 from .common import out_folder
 
 if TYPE_CHECKING:
@@ -13,8 +14,8 @@ HELP = "each layer's distance to the destination and variance, and the loss, aga
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=str, metavar="RUN", help="run directory, finished or not")
-    parser.add_argument("--out", type=str, default="ticks", metavar="DIR", help="folder of the results (ticks)")
+    parser.add_argument("run", type=user_path, metavar="RUN", help="run directory, finished or not")
+    parser.add_argument("--out", type=user_path, default="ticks", metavar="DIR", help="folder of the results (ticks)")
 
 
 def run(args: Namespace) -> int:
