@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, overload
 
 import torch
@@ -91,8 +91,9 @@ class LowLossPath:
     def lengths(self) -> list[float]:
         """``len - 1`` L2 distances between neighbouring waypoints, over the parameters, summed in float64.
 
-        Parameters are the floating tensors less the statistics of normalization layers (told by name: a state dict does
-        not say which of its tensors are parameters). Reads every waypoint once, then remembers.
+        Parameters are the floating and complex tensors less the statistics of normalization layers (told by name: a
+        state dict does not say which of its tensors are parameters). Reads every waypoint once, then remembers.
+        LLPFError where a tensor changes dtype or shape, appears or vanishes.
         """
         if self._lengths is None:
             self._lengths = [self._distance(i) for i in range(len(self) - 1)]
@@ -100,10 +101,9 @@ class LowLossPath:
 
     def _distance(self, number: int) -> float:
         here, there = self._load(number), self._load(number + 1)
+        check_alike(here, there, f"waypoint {number}", f"waypoint {number + 1}")
         squares = [
-            float(((there[name].double() - value.double()) ** 2).sum())
-            for name, value in here.items()
-            if value.is_floating_point() and not name.endswith(_STATISTICS)
+            squared_distance(value, there[name]) for name, value in here.items() if not name.endswith(_STATISTICS)
         ]
         return math.sqrt(math.fsum(squares))
 
@@ -114,8 +114,8 @@ class LowLossPath:
     def interpolate(self, position: float) -> dict[str, Tensor]:
         """The state dict at ``position`` in [0, len - 1]: 2.25 is a quarter of the way from waypoint 2 to 3.
 
-        Floating and complex tensors linearly, in float64, then in their own dtype; integer ones (counters) are those of
-        the waypoint to the left. A whole number gives that waypoint bit for bit. LLPFError outside the path.
+        :func:`interpolate`, then each tensor in its own dtype. A whole number gives that waypoint bit for bit.
+        LLPFError outside the path, and where a tensor changes dtype or shape, appears or vanishes.
         """
         if not 0 <= position <= len(self) - 1:
             raise LLPFError(f"position {position} is not on the path, which goes from 0 to {len(self) - 1}")
@@ -124,15 +124,88 @@ class LowLossPath:
         if t == 0:
             return self[number]
         here, there = self._load(number), self._load(number + 1)
-        return {name: _between(value, there[name], t) for name, value in here.items()}
+        between = interpolate(here, there, t, f"waypoint {number}", f"waypoint {number + 1}")
+        return {name: value.to(here[name].dtype, copy=True) for name, value in between.items()}
+
+
+def interpolate(
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor], t: float, here: str = "one end", there: str = "the other"
+) -> dict[str, Tensor]:
+    """The state dict at ``t`` (0..1) of the straight line from ``a`` to ``b``: the one rule for every path.
+
+    a + t (b - a), floating tensors in float64, complex ones in complex128 (rounded once, by whoever stores them). What
+    is the same bit for bit at both ends is passed through: the tensor of ``a`` itself, and single entries such as
+    infinities. Tensors of integers or booleans are those of ``a``: no straight line leads from one to another.
+
+    Raises:
+        LLPFError: a tensor has another dtype or shape at the other end (``here``, ``there`` name the ends), or is
+            missing there.
+    """
+    check_alike(a, b, here, there)
+    return {name: _between(value, b[name], t) for name, value in a.items()}
 
 
 def _between(a: Tensor, b: Tensor, t: float) -> Tensor:
-    if not (a.is_floating_point() or a.is_complex()):
-        return a.clone()
-    wide = torch.complex128 if a.is_complex() else torch.float64
-    left = a.to(wide)
-    return (left + t * (b.to(wide) - left)).to(a.dtype)
+    wide = _wide(a)
+    if wide is None or same_bits(a, b):
+        return a
+    left, right = a.to(wide), b.to(wide)
+    # Not lerp: what that computes depends on the processor.
+    between = (right - left).mul_(t).add_(left)
+    # Infinity minus infinity is no number, but an entry that does not change needs no arithmetic.
+    return between if bool(between.isfinite().all()) else torch.where(left == right, left, between)
+
+
+def squared_distance(a: Tensor, b: Tensor) -> float:
+    """Sum of |b - a|^2 in float64; entries that are alike count 0, and so do tensors of integers or booleans."""
+    wide = _wide(a)
+    if wide is None or same_bits(a, b):
+        return 0.0
+    left, right = a.to(wide), b.to(wide)
+    difference = right - left
+    if not bool(difference.isfinite().all()):
+        difference = difference.masked_fill((left == right) | (left.isnan() & right.isnan()), 0)
+    return float(difference.abs().square().sum())
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether both (of one dtype and shape) hold the same bits: unlike ==, true for NaN and false for 0 and -0."""
+    return a is b or torch.equal(_bits(a), _bits(b))
+
+
+def _bits(value: Tensor) -> Tensor:
+    real = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+    return real.view(_SAME_SIZE[real.element_size()])
+
+
+_SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _wide(value: Tensor) -> torch.dtype | None:
+    """In which dtype lines are followed; None where there are no values between two (integers, booleans)."""
+    return torch.complex128 if value.is_complex() else torch.float64 if value.is_floating_point() else None
+
+
+def check_alike(a: Mapping[str, Tensor], b: Mapping[str, Tensor], here: str, there: str) -> None:
+    """LLPFError where the state dicts ``a`` and ``b`` differ in names, dtypes or shapes; names the first tensor."""
+    for state, other, place, elsewhere in ((a, b, here, there), (b, a, there, here)):
+        for name, value in state.items():
+            if name not in other:
+                raise LLPFError(
+                    f"the tensor {name} of {place} is missing in {elsewhere}: both must be states of one network"
+                )
+            if not isinstance(value, Tensor):
+                raise LLPFError(f"{name} of {place} is no tensor but of type {type(value).__name__}: leave it out")
+    for name, value in a.items():
+        for what, one, two in (
+            ("dtype", value.dtype, b[name].dtype),
+            ("shape", list(value.shape), list(b[name].shape)),
+        ):
+            if one != two:
+                raise LLPFError(
+                    f"the tensor {name} has {what} {one} in {here} and {two} in {there}: "
+                    "a path keeps the form of every tensor"
+                )
 
 
 def open_path(folder: str | os.PathLike[str]) -> LowLossPath:
