@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import platform
+import random
+import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,36 +37,51 @@ def certify(
     progress: Progress | None = None,
     also_wrong: Iterable[str] = (),
     about: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    differs: Iterable[str] = (),
+    notes: Iterable[str] = (),
 ) -> Certificate:
     """Evaluate the polyline through ``waypoints`` and judge it against ``threshold``.
 
-    Every waypoint and points inside each segment are evaluated with ``evaluate_train`` and ``evaluate_test``; then the
-    gaps where the loss may be highest are halved (:class:`Refinement`; training set only).
-    Values between two waypoints a, b are a + f (b - a) in float64; integer tensors are a's.
+    Every waypoint and points inside each segment that changes anything are evaluated with ``evaluate_train`` and
+    ``evaluate_test``; then the gaps where the loss may be highest, or above the threshold, are halved
+    (:class:`Refinement`; training set only).
+    Values between two waypoints a, b are a + f (b - a) in float64 or complex128; what both have alike stays as it is.
 
     With ``full_train`` given, ``evaluate_train`` is taken for a screening subset of it, and ``full_train`` then
-    evaluates: the endpoints, the ``worst`` highest points (1/128 of the path apart), every point whose screened loss
-    is within three standard errors of the threshold or above it (worst first, until one is truly above), and, up to
-    ``worst`` times, whatever point is highest after that. Where both are known the full value counts.
+    evaluates: the endpoints, the ``worst`` highest points (1/128 of the path apart), every point whose screened loss is
+    not clearly below the threshold (three standard errors, and twice the most by which all samples were seen to exceed
+    the subset; worst first, until one is truly above), up to ``worst`` times whatever point is highest after that, and
+    the ends of gaps that the subset leaves open. Where both are known the full value counts. A screened evaluation
+    whose standard error is None, 0 or NaN decides nothing.
 
     Args:
         waypoints: state dicts, callables returning one, or objects with ``load()`` (and ``sha256``, which is recorded).
-        threshold: highest loss allowed, in the units of the loss.
-        interior: equally spaced points inside each segment before refinement. When missing, at least the middle, and as
-            many more (3, 7, 15, ...) as a spacing of 1/64 of the path's length takes.
+        threshold: highest loss allowed, in the units of the loss; may be negative.
+        interior: points inside each segment before refinement, at least 3. When missing, as many (3, 7, 15, ...) as a
+            spacing of 1/64 of the path's length takes. One is the middle; the others are equally spaced, begin at a
+            random place, and are shifted by up to an eighth of their distance each.
         straight_points: of the straight line between the endpoints, for comparison; 0 for none.
-        parameter_names: what the lengths count; all floating tensors when missing.
+        parameter_names: the parameters; all other tensors are buffers, whose length is measured by itself. When missing
+            all tensors count as parameters.
         workers: points measured at a time; on the CPU torch's number of threads when missing, else 1. With more than
             one, ``evaluate_*`` are called from several threads.
         progress: called with (points done, points expected, text).
         also_wrong: further reasons why the path does not connect.
         about: what to record in the certificate: ``evaluation``, ``run`` (plain values).
+        seed: of the random places; when missing a new one, so that no path can be made to measure. It is recorded, and
+            gives the same points again.
+        differs: in what the data, the loss or the settings are not those of the search; recorded.
+        notes: what else a reader should know; recorded.
 
     Returns:
-        The certificate. A loss that is not finite makes it not connected.
+        The certificate. A loss that is not finite makes it not connected; so does a tensor with NaN or infinities that
+        change along the path. Gaps that may exceed the threshold after refinement, and tensors of integers or booleans
+        that change (but for BatchNorm's ``num_batches_tracked``), make it undecided.
 
     Raises:
-        LLPFError: no waypoints; a threshold that is not a finite number; whatever loading or evaluating raises.
+        LLPFError: no waypoints; a threshold that is not a finite number; a tensor that changes its dtype or shape along
+            the path, appears or vanishes; whatever loading or evaluating raises.
     """
     if not math.isfinite(threshold):
         raise LLPFError(f"the threshold must be a finite number, got {threshold}")
@@ -76,25 +93,30 @@ def certify(
         device = getattr(evaluate_train, "device", None)
         workers = torch.get_num_threads() if device is not None and device.type == "cpu" else 1
     ruler = Ruler(line, parameter_names)
-    inside = ruler.interior() if interior is None else [interior] * line.segments
+    if seed is None:
+        seed = secrets.randbits(48)
+    inside = ruler.inner(interior, random.Random(seed))
     with torch.random.fork_rng(devices=[]), Crew(workers) as crew:
         survey = Survey(line, ruler, evaluate_train, evaluate_test, full_train, threshold, crew, progress)
         survey.expect(inside, rule, worst, straight_points)
         survey.base(inside)
         survey.refine(rule)
-        survey.confirm(worst)
+        survey.decide(rule, worst)
         straight = survey.straight(straight_points)
     about = about or {}
     at_start, at_end = survey.points[Position(0, 0.0)], survey.points[Position(line.segments, 0.0)]
     highest = survey.highest()
     points = [survey.point(position) for position in sorted(survey.points)]
     accuracies = [(point.test_accuracy, point.at) for point in points if point.test_accuracy is not None]
-    lowest, lowest_at = min(accuracies, key=lambda pair: pair[0], default=(None, None))
+    lowest, lowest_at = min(accuracies, key=lambda pair: _nan_lowest(pair[0]), default=(None, None))
     test_losses = [point.test_loss for point in points if point.test_loss is not None]
-    reasons = [*also_wrong, *survey.reasons()]
+    reasons, undecided = [*also_wrong, *survey.reasons()], survey.undecided()
+    straight_change = line.straight_change(parameter_names)
     return Certificate(
-        connected=not reasons,
+        connected=not (reasons or undecided),
+        verdict="not connected" if reasons else "undecided" if undecided else "connected",
         reasons=reasons,
+        undecided=undecided,
         threshold=threshold,
         max_loss=survey.loss(highest),
         max_loss_at=ruler.place(highest),
@@ -108,15 +130,26 @@ def certify(
         points_evaluated_on_test=len(survey.test),
         waypoints=len(line),
         segments=line.segments,
-        resolution=survey.resolution(inside, rule),
-        lengths={"arc": ruler.total, "straight": line.straight_length(parameter_names)},
+        resolution=survey.resolution(inside, rule, seed),
+        lengths={
+            "arc": ruler.total,
+            "straight": straight_change.parameters,
+            "buffers_arc": ruler.buffers,
+            "buffers_straight": straight_change.buffers,
+        },
         evaluation={**survey.evaluation(), **about.get("evaluation", {})},
         environment=_environment(workers),
         run=dict(about.get("run", {})),
         points=points,
         straight_line=straight,
         waypoint_sha256=[getattr(waypoint, "sha256", None) for waypoint in waypoints],
+        differs=list(differs),
+        notes=list(notes),
     )
+
+
+def _nan_lowest(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
 
 
 def _environment(workers: int) -> dict[str, Any]:

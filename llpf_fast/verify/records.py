@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+Verdict = Literal["connected", "not connected", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,26 @@ class LinePoint:
 class Certificate:
     """The verdict over a polyline, and everything it rests on.
 
-    ``connected`` is true when the loss on the training set is finite and at most ``threshold`` at every evaluated
-    point, on all samples where those were evaluated and on the screening subset elsewhere, and (``verify_run``) the
-    polyline leads from the run's start to its destination. ``reasons`` says why not. What lies between evaluated points
-    is not proved; ``resolution`` says how close they are and how many gaps might still hide something.
+    ``verdict`` is "connected" where the loss on the training set is finite and at most ``threshold`` at every
+    evaluated point, on all samples where those were evaluated and clearly below it on the screening subset elsewhere;
+    where no gap between evaluated points may exceed the threshold, estimated from the curvature; and where
+    (``verify_run``) the polyline leads from the run's start to its destination. It is "not connected" where one of
+    these is known not to hold: ``reasons`` says which. Else it is "undecided": ``undecided`` says what is open, and
+    what would settle it. ``connected`` is true where both lists are empty. What lies between evaluated points is
+    estimated, not proved; ``resolution`` says how close they are, and the ``seed`` of their random places.
 
-    Losses are means over samples; ``lengths`` are L2, in units of the parameters; accuracies are 0..1. ``max_loss`` is
-    NaN or infinite where a loss is. ``max_loss_standard_error`` is None where ``max_loss`` is over all samples.
+    ``differs`` says in what the data, the loss or the settings are not those of the search; ``notes`` what else a
+    reader should know. Neither changes the verdict.
+
+    Losses are means over samples; ``lengths`` are L2: ``arc`` and ``straight`` of the parameters, in their units, and
+    ``buffers_arc`` and ``buffers_straight`` of all other tensors; accuracies are 0..1. ``max_loss`` is NaN or infinite
+    where a loss is. ``max_loss_standard_error`` is None where ``max_loss`` is over all samples.
     """
 
     connected: bool
+    verdict: Verdict
     reasons: list[str]
+    undecided: list[str]
     threshold: float
     max_loss: float
     max_loss_at: Place
@@ -84,6 +95,8 @@ class Certificate:
     points: list[PathPoint] = field(default_factory=list)
     straight_line: list[LinePoint] = field(default_factory=list)
     waypoint_sha256: list[str | None] = field(default_factory=list)
+    differs: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as written to certificate.json."""

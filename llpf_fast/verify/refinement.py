@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .polyline import Position
@@ -18,26 +18,35 @@ class Refinement:
     """How the certificate refines (ours).
 
     The loss inside a gap between two neighbouring points may reach about the higher end plus what the curvature seen
-    nearby allows. Each of ``rounds`` rounds halves the ``gaps`` gaps where that estimate is highest. Rounds go on, up
-    to ``most_rounds``, while the estimate of some gap exceeds the threshold though both its ends are below it. No gap
-    becomes narrower than ``finest`` of the path's length.
+    nearby allows. Each of ``rounds`` rounds halves the ``gaps`` gaps where that estimate is highest, none of them to
+    less than ``finest`` of the path's length. After that, up to ``most_rounds`` rounds in all, every gap is halved
+    whose estimate exceeds the threshold though both its ends are below it: at most ``most_points`` times in all, and
+    none to less than ``finest`` of its own segment. What is then still open makes the certificate undecided.
     """
 
     rounds: int = 4
     gaps: int = 8
     most_rounds: int = 12
     finest: float = 1 / 1024
+    most_points: int = 256
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Two neighbouring points of one segment; ``end`` is 1 at the next waypoint; ``estimate`` of the loss between."""
+    """Two neighbouring points of one segment; ``end`` is 1 at the next waypoint.
+
+    ``highest_end`` is the higher loss of its ends, ``estimate`` that plus ``rise``: what the loss between may reach.
+    """
 
     waypoint: int
     start: float
     end: float
     highest_end: float
-    estimate: float
+    rise: float
+
+    @property
+    def estimate(self) -> float:
+        return self.highest_end + self.rise
 
     @property
     def width(self) -> float:
@@ -47,33 +56,60 @@ class Gap:
     def middle(self) -> Position:
         return Position(self.waypoint, (self.start + self.end) / 2)
 
+    @property
+    def ends(self) -> tuple[Position, Position]:
+        last = Position(self.waypoint, self.end) if self.end < 1 else Position(self.waypoint + 1, 0.0)
+        return Position(self.waypoint, self.start), last
 
-def find_gaps(losses: Mapping[Position, float], segments: int) -> list[Gap]:
-    """All gaps whose ends are finite, highest estimate first (ties along the path)."""
-    inside: list[list[tuple[float, float]]] = [[] for _ in range(segments)]
-    for position, loss in losses.items():
-        if position.waypoint < segments:
-            inside[position.waypoint].append((position.fraction, loss))
+
+def find_gaps(
+    losses: Mapping[Position, float], changing: Sequence[bool], levels: Mapping[Position, float] | None = None
+) -> list[Gap]:
+    """All gaps whose ends are finite, highest estimate first (ties along the path).
+
+    Args:
+        losses: of every evaluated point, all on one set: curvature is told from them.
+        changing: whether anything changes in each segment; where nothing does there are no gaps.
+        levels: of every evaluated point, what its loss is taken for; ``losses`` when missing.
+    """
+    inside: list[list[Position]] = [[] for _ in changing]
+    for position in losses:
+        if position.waypoint < len(changing):
+            inside[position.waypoint].append(position)
         if position.fraction == 0 and position.waypoint > 0:
-            inside[position.waypoint - 1].append((1.0, loss))
-    gaps = [gap for waypoint, points in enumerate(inside) for gap in _segment_gaps(waypoint, sorted(points))]
+            inside[position.waypoint - 1].append(position)
+    gaps = [
+        gap
+        for waypoint, positions in enumerate(inside)
+        if changing[waypoint]
+        for gap in _segment_gaps(waypoint, sorted(positions), losses, losses if levels is None else levels)
+    ]
     return sorted(gaps, key=lambda gap: (-gap.estimate, gap.waypoint, gap.start))
 
 
-def _segment_gaps(waypoint: int, points: list[tuple[float, float]]) -> list[Gap]:
+def _segment_gaps(
+    waypoint: int, positions: list[Position], losses: Mapping[Position, float], levels: Mapping[Position, float]
+) -> list[Gap]:
+    points = [(at.fraction + (at.waypoint - waypoint), losses[at]) for at in positions]
     bends = [_second_difference(*points[i - 1 : i + 2]) for i in range(1, len(points) - 1)]
     gaps = []
     for i in range(len(points) - 1):
-        (start, left), (end, right) = points[i : i + 2]
-        if not (math.isfinite(left) and math.isfinite(right)):
+        highest = max(levels[positions[i]], levels[positions[i + 1]], key=_nan_highest)
+        if not math.isfinite(highest):
             continue
-        highest = max(left, right)
         # bends[i - 1] is centred on the gap's left end, bends[i] on its right; upward bends count too: the curvature
-        # may change its sign inside the gap.
-        near = [abs(bend) for bend in bends[max(i - 1, 0) : i + 1] if math.isfinite(bend)]
-        rise = _SAFETY * max(near, default=0.0) * (end - start) ** 2 / 4
-        gaps.append(Gap(waypoint, start, end, highest, highest + rise))
+        # may change its sign inside the gap. A gap at a waypoint has one bend at its ends: the next one counts as well.
+        first = min(max(i - 1, 0), max(len(bends) - 2, 0))
+        near = [abs(bend) for bend in bends[first : first + 2] if math.isfinite(bend)]
+        width = points[i + 1][0] - points[i][0]
+        # Nothing seen of the curvature: the loss between may be anything.
+        rise = _SAFETY * max(near) * width**2 / 4 if near else math.inf
+        gaps.append(Gap(waypoint, points[i][0], points[i + 1][0], highest, rise))
     return gaps
+
+
+def _nan_highest(value: float) -> float:
+    return math.inf if math.isnan(value) else value
 
 
 def _second_difference(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float:
