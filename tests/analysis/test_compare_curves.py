@@ -47,9 +47,10 @@ def test_every_method_has_a_row_and_a_run_that_the_verifier_judges_alike(found: 
         assert same(waypoints[0].load(), start)
         assert same(waypoints[-1].load(), end) == (row["destination"] == "b")
         again = verify_run(run.folder, model=blobs.module(), train=blobs.data(), test=blobs.data(90))
-        assert again.max_loss == row["peak_train_loss"]
+        # The verifier looks at other places inside the segments.
+        assert again.max_loss == pytest.approx(row["peak_train_loss"], rel=1e-2)
         assert again.connected == row["connected"]
-        assert again.min_test_accuracy == row["min_test_accuracy"]
+        assert again.min_test_accuracy == pytest.approx(row["min_test_accuracy"], abs=2 / 90)
 
 
 def test_the_linear_peak_is_the_highest_loss_of_the_line(found: tuple[Comparison, Path]) -> None:

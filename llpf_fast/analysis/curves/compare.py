@@ -296,6 +296,8 @@ class _Work:
             full_train=self._full,
             worst=plan.worst,
             straight_points=0,
+            # A function of the waypoints: the same comparison says the same, and no path is made to measure.
+            seed=int(run.index_digest()[:12], 16),
             parameter_names={name for name, _ in self._problem.module.named_parameters()},
             workers=self._workers,
             progress=self._progress,
