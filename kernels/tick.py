@@ -58,7 +58,7 @@ def tick_triton(
         measured, work = moments_in, own
     else:
         launch_moments(p, d, segments, chunks, partial, own)
-        # The partial sums are used up. Only a table with segments outside its chunks has too few of them.
+        # The partial sums are used up. Only a table with segments of no elements has too few of them.
         measured = own
         work = partial if pieces >= count else torch.empty_like(maps)
     launch_coefficients(

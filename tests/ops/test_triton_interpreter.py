@@ -407,9 +407,11 @@ else:
             KERNELS["tick_"](row, d, *own, known, None, poisoned(table, None), **options)
             assert torch.equal(bits(row), bits(got[2]))
 
-    def test_tick_with_segments_outside_the_chunks() -> None:
+    def test_tick_with_segments_of_no_elements() -> None:
         # Fewer partial sums than segments, in a group that takes two tiles of the coefficient kernel.
         table = SegmentTable.from_lengths([20] * 70, variance_groups=[0] * 70)
+        segments = table.segments.clone()
+        segments[[i for i in range(70) if i not in (10, 69)], 1] = 0
         p, d = buffer(table, torch.float32, None, 1), buffer(table, torch.float32, None, 2)
         arguments = rule(table, None, Destination.POINT, 3)
         chunks = table.chunks[[10, 69]].clone()
@@ -418,7 +420,7 @@ else:
         for tick in (KERNELS["tick_"], tick_eager):
             values = p.clone()
             tick(
-                values, d, table.segments, chunks, arguments["target_variance"], arguments["step"], None, None, None,
+                values, d, segments, chunks, arguments["target_variance"], arguments["step"], None, None, None,
                 None, poisoned(table, None), **options,
             )  # fmt: skip
             results.append(values)
