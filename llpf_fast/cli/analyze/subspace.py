@@ -38,6 +38,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     if not args.init and (not args.model or not args.data):
         raise LLPFError("name --model and --data, or networks to start from with --init")
+    if min(args.dimensions) < 1:
+        raise LLPFError(f"--dimensions must be at least 1, got {min(args.dimensions)}")
     problem = load_problem(args, args.init)
 
     import torch
