@@ -1,3 +1,4 @@
+import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
 
@@ -178,6 +179,20 @@ class TestScreening:
         train = found.evaluation["train"]
         assert (train["samples"], train["screening_samples"], train["screened"]) == (60, 10, True)
         assert train["points_on_all_samples"] == len(on_all) == 5
+
+    def test_the_worst_points_are_not_all_of_one_peak(self):
+        found = certify(
+            [point(float(i)) for i in range(11)],
+            measured(lambda x: 0.05 - 0.001 * x, samples=10, error=0.001),
+            threshold=0.1,
+            full_train=measured(lambda x: 0.05 - 0.001 * x, samples=60),
+            interior=63,
+            refinement=NONE,
+            worst=4,
+        )
+        on_all = [p.at.arc for p in found.points if p.train_samples == 60]
+        assert len(on_all) == 5
+        assert all(b - a >= 1 / 128 for a, b in itertools.pairwise(on_all))
 
     def test_near_the_threshold_the_full_set_decides(self):
         """0.098 is within three errors of 0.001 of 0.1, 0.09 is not."""
