@@ -132,9 +132,11 @@ def test_looking_at_the_last_batch_leaves_no_trace():
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4, momentum=0.5), torch.nn.Dropout(0.5))
         x = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
-        seen = []
+        seen, random = [], []
         model[0].register_forward_hook(lambda *_: seen.append(model[1].num_batches_tracked.item()))
+        model[0].register_forward_hook(lambda *_: random.append(torch.random.get_rng_state()))
         train_model(model, x[:count], torch.arange(count) % 4, seed=0, epochs=1, batch_size=8, lr=0.0)
+        assert torch.equal(random[0], random[1]) == (count == 12), "dropout's numbers must not depend on the look"
         return seen, model[1].num_batches_tracked.item()
 
     assert trained(16) == ([0, 1], 2)
