@@ -87,36 +87,48 @@ def loss_function(name: str) -> Callable[..., Any]:
 
 
 def optimizer_factory(name: str) -> Callable[..., Any]:
-    """The callable behind an optimiser's name; what it makes must be a ``torch.optim.Optimizer`` (LLPFError).
+    """The callable behind an optimiser's name, checked at every call: :func:`checked_optimizer`."""
+    return checked_optimizer(load_callable(name, "optimizer"), f"optimizer {name!r}")
 
-    It must train some of the parameters that it is handed, none but those, and take dense gradients.
+
+def checked_optimizer(function: Callable[..., Any], what: str = "the optimizer") -> Callable[..., Any]:
+    """``function``, which makes a ``torch.optim.Optimizer`` of parameters or of groups of them, checked at every call.
+
+    What it makes must train some of the parameters that it is handed, none but those, and take dense gradients.
+
+    Raises:
+        LLPFError: not a function (an optimiser made already), and at a call whatever is wrong with what it makes. A
+            ``ValueError`` of the optimiser's own passes: the caller knows which groups it gave.
     """
-    function = load_callable(name, "optimizer")
+    from torch.optim import Optimizer, SparseAdam
+
+    if isinstance(function, Optimizer) or not callable(function):
+        raise LLPFError(
+            f"{what} must be a function that makes one from parameters (lambda ps: torch.optim.Adam(ps, lr=1e-3)), got "
+            f"{_a(function)}"
+        )
 
     def make(parameters: Any) -> Any:
-        from torch.optim import Optimizer, SparseAdam
-
         given = list(parameters)
         try:
             optimizer = function(given)
-        except (LLPFError, ValueError):
-            # The caller knows which groups it gave, and what to do where they are refused.
+        except ValueError:
             raise
         except (Exception, SystemExit) as error:
-            raise LLPFError(f"optimizer {name!r} failed: {said(error)}") from error
+            raise LLPFError(f"{what} failed: {said(error)}") from error
         if not isinstance(optimizer, Optimizer):
-            what = "a class; call it with the parameters" if isinstance(optimizer, type) else _a(optimizer)
-            raise LLPFError(f"optimizer {name!r} gave {what}, not a torch.optim.Optimizer")
+            kind = "a class; call it with the parameters" if isinstance(optimizer, type) else _a(optimizer)
+            raise LLPFError(f"{what} gave {kind}, not a torch.optim.Optimizer")
         if isinstance(optimizer, SparseAdam):
-            raise LLPFError(f"optimizer {name!r} gave a SparseAdam, which takes no dense gradients; use Adam")
+            raise LLPFError(f"{what} gave a SparseAdam, which takes no dense gradients; use Adam")
         # Parameters, or groups of them.
         parts = [part["params"] if isinstance(part, dict) else [part] for part in given]
         own = {id(parameter) for part in parts for parameter in part}
         trained = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
         if not own.issuperset(trained) or not trained:
             raise LLPFError(
-                f"optimizer {name!r} trains {'other parameters than' if trained else 'none of'} those that it was "
-                "given; make it anew from its argument at every call"
+                f"{what} trains {'other parameters than' if trained else 'none of'} those that it was given; make it "
+                "anew from its argument at every call"
             )
         return optimizer
 

@@ -120,9 +120,18 @@ class FixedSamples:
         """What the loss of each batch is multiplied with, so that the sum is the loss of the set.
 
         A batch with share 0 has no label; its own loss is NaN and does not count.
+
+        Raises:
+            LLPFError: no label at all; or a batch whose labels all have class weight 0, where label smoothing has them
+                count all the same (:meth:`LossReduction.part` can add that up, a mean of its own cannot).
         """
         weights = self.weights(reduction)
-        total = 1.0 if reduction.kind == "sum" else sum(weights)
+        for weight, (_, targets, _) in zip(weights, self.batches, strict=True):
+            if not weight and reduction.smooths and bool(reduction.labelled(targets).any()):
+                raise LLPFError(
+                    f"a batch has only labels of class weight 0, of which {reduction.name} has no mean: shuffle it"
+                )
+        total = reduction.total(weights)
         return [weight / total for weight in weights]
 
 
@@ -147,7 +156,7 @@ def try_network(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), float32_products("float32", device):
         mode, output = choose_forward_mode(module, inputs, channels_last=channels_last)
         if training and mode.channels_last:
-            # Where neither order can be trained on so few samples (normalization of one), the search itself will say so.
+            # Where neither order can be trained on so few samples (normalization of one), the search will say so.
             with contextlib.suppress(LLPFError):
                 mode = replace(mode, channels_last=choose_forward_mode(module.train(), inputs)[0].channels_last)
     return mode, output, targets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -167,6 +167,15 @@ class LossReduction:
         """The target that counts as no label; None where the loss knows none."""
         return self._options.get("ignore_index", -100) if self._function in _BY_CLASS else None
 
+    @property
+    def smooths(self) -> bool:
+        """Whether labels are smoothed, so that every class has a part in every sample's loss."""
+        return bool(self._options.get("label_smoothing"))
+
+    def total(self, weights: Sequence[float]) -> float:
+        """What the sum of the batches' numerators is divided by."""
+        return 1.0 if self.kind == "sum" else sum(weights)
+
     def labelled(self, targets: Tensor) -> Tensor:
         """bool, of the shape of whole-number ``targets``: which of them count."""
         ignored = self.ignore_index
@@ -206,6 +215,16 @@ class LossReduction:
             return None
         numerators = each.double().flatten(1).sum(1) if each.dim() > 1 else each.double()
         return numerators, self._denominators(targets)
+
+    def part(self, output: Any, targets: Any, weight: float, total: float) -> Tensor:
+        """What a batch of ``weight`` adds to the loss of a set of weight ``total``: the sum of all parts is the loss.
+
+        0 for a batch without a label. Labels of weight 0 count as far as label smoothing has them count.
+        """
+        pair = self.values(output, targets)
+        if pair is not None:
+            return pair[0].sum() / total
+        return batch_loss(self._loss_fn, output, targets).double().reshape(()) * (weight / total)
 
     def _fits(self, output: Tensor, targets: Tensor) -> bool:
         """Targets that torch would stretch to the outputs' shape couple the samples of a batch."""

@@ -55,7 +55,7 @@ class Search:
         self._recipe, self._data_dir, self._download = recipe, data_dir, download
         self._device = choose_device(device)
         self._loss = None if loss is None else absolute(loss, beside)
-        self._train: tuple[Tensor, Tensor] | None = None
+        self._train: Any = None
         self._load_model(threads)
 
     def _load_model(self, threads: int | None) -> None:
@@ -71,8 +71,9 @@ class Search:
         own_norm_rule(self.settings)
         set_threads(threads, self._model)
 
-    def _data(self) -> tuple[Tensor, Tensor]:
+    def _data(self) -> Any:
         """The training data, read once, after everything that is cheap to check."""
+        from ..batches import TensorData, as_data
         from ..data import load_dataset
         from ..models import check_images
 
@@ -80,8 +81,9 @@ class Search:
             return self._train
 
         data = load_dataset(self.settings.data, self._data_dir, download=self._download)
-        check_images(self.settings.model, data.train_inputs)
-        self._train = (data.train_inputs.to(self._device), data.train_targets.to(self._device))
+        self._train = as_data(data.train)
+        if isinstance(self._train, TensorData):
+            check_images(self.settings.model, self._train.inputs)
         return self._train
 
     def check_destination(self, given: bool) -> None:

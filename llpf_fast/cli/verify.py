@@ -101,17 +101,21 @@ def verify(
 
 
 def verdict(run_folder: str | os.PathLike[str], certificate: Certificate) -> str:
-    """One line with the verdict and the numbers it rests on; then one a reason, where not connected, and one a note."""
+    """A line with the verdict and the numbers it rests on; then one a reason, a difference from the search, a note."""
     from ..path import RunDirectory
 
-    said = "connected" if certificate.connected else "not connected"
     numbers = [f"highest training loss {certificate.max_loss:.4f}"]
     if certificate.min_test_accuracy is not None:
         numbers.append(f"lowest test accuracy {certificate.min_test_accuracy:.4f}")
     numbers.append(f"{certificate.points_evaluated:,} points")
-    first = f"{os.fspath(run_folder)}: {said} at threshold {certificate.threshold:g}: {', '.join(numbers)}"
-    notes = [f"note: {note}" for note in (RunDirectory.open(run_folder).status or {}).get("notes") or ()]
-    return "\n".join([first, *(f"  {line}" for line in (*certificate.reasons, *notes))])
+    first = (
+        f"{os.fspath(run_folder)}: {certificate.verdict} at threshold {certificate.threshold:g}: {', '.join(numbers)}"
+    )
+    differs = [f"unlike the search: {line}" for line in certificate.differs]
+    found = (RunDirectory.open(run_folder).status or {}).get("notes") or ()
+    notes = [f"note: {note}" for note in (*certificate.notes, *found)]
+    lines = (*certificate.reasons, *certificate.undecided, *differs, *notes)
+    return "\n".join([first, *(f"  {line}" for line in lines)])
 
 
 def _check_picture(folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..batches.forward import first_line
 from ..batches.loss import Passes
 from ..errors import LLPFError
 from ..flat import FlatParameters
@@ -50,12 +51,22 @@ class OptimizerStep:
             taken += 1
             return loss
 
-        if self.asks_again:
-            # torch annotates a closure as giving a float, and hands on what it gives.
-            self._optimizer.step(gradient)  # type: ignore[arg-type]
-        else:
+        name = type(self._optimizer).__name__
+        if not self.asks_again:
             gradient()
-            self._optimizer.step()
+        try:
+            if self.asks_again:
+                # torch annotates a closure as giving a float, and hands on what it gives.
+                self._optimizer.step(gradient)  # type: ignore[arg-type]
+            else:
+                self._optimizer.step()
+        except LLPFError:
+            raise
+        except Exception as error:  # optimisers of one's own raise anything; SAM asserts that it is given a closure
+            raise LLPFError(
+                f"{name}.step fails: {type(error).__name__}: {first_line(error)}; an optimizer must step from the "
+                "gradients there are, or take one closure (step(closure))"
+            ) from error
         if not taken:
-            raise LLPFError(f"{type(self._optimizer).__name__}.step asks for a closure but never calls it")
+            raise LLPFError(f"{name}.step asks for a closure but never calls it")
         return taken

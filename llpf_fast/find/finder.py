@@ -119,6 +119,8 @@ class PathFinder:
         module = self.flat.module
         try:
             optimizer = factory(one_group_each(module) if by_layer else module.parameters())
+        except LLPFError:
+            raise
         except ValueError as error:
             what = "one group a parameter, for correction.lr_rule (none: one group)" if by_layer else "the parameters"
             raise LLPFError(f"the optimizer refuses {what}: {one_line(error)}") from error

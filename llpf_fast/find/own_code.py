@@ -9,7 +9,7 @@ from torch import nn
 
 from ..correct.group_rates import OptimizerFactory
 from ..errors import LLPFError
-from ..user_code import norm_rule, optimizer_factory
+from ..user_code import checked_optimizer, norm_rule, optimizer_factory
 from .settings import Settings
 
 NormRule = Callable[[nn.Module], bool]
@@ -18,7 +18,8 @@ Own = TypeVar("Own")
 
 def own_optimizer(settings: Settings, given: OptimizerFactory | None = None) -> OptimizerFactory | None:
     """What makes the correction's optimiser; None for the fused SGD. LLPFError: given twice, or no such code."""
-    return _one("optimizer", settings.optimizer, given, optimizer_factory)
+    checked = None if given is None else checked_optimizer(given)
+    return _one("optimizer", settings.optimizer, checked, optimizer_factory)
 
 
 def own_norm_rule(settings: Settings, given: NormRule | None = None) -> NormRule | None:

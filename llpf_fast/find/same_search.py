@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import asdict
 from typing import Any
 
 from ..errors import LLPFError
+from .settings import LayerSettings
 
 #: How the passes are computed, and how before runs recorded it: another choice changes the last bits, not the search.
 _ARITHMETIC = {"precision": "float32", "channels_last": False, "compile": False}
@@ -17,7 +19,10 @@ _LATER = {"optimizer": "", "is_norm": "", "statistics": "stored", "evaluation_ba
 
 def all_settings(recorded: dict[str, Any] | None) -> dict[str, Any]:
     """The settings of a run, with those that did not exist when it was begun."""
-    return {**_LATER, **(recorded or {})}
+    known = {**_LATER, **(recorded or {})}
+    if isinstance(known.get("layers"), dict):
+        known["layers"] = {**asdict(LayerSettings()), **known["layers"]}
+    return known
 
 
 def check_same_search(recorded: dict[str, Any] | None, now: dict[str, Any], folder: object) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches.loss import loss_of
+from ..batches.forward import forward
 from ..batches.precision import float32_products
 from ..batches.statistics import reestimate
 from ..flat import FlatParameters
@@ -31,7 +31,7 @@ class Screen:
         twin = copied(module)
         twin.eval().requires_grad_(False)
         self._module, self._task = twin, task
-        self._shares = task.samples.shares(task.reduction)
+        self._weights = task.samples.weights(task.reduction)
         laid = FlatParameters(twin, **flat)
         owners = dict(twin.named_parameters())
         #: Each parameter with where a flat point holds it.
@@ -75,15 +75,15 @@ class Screen:
             self._look_away()
 
     def _mean(self, stop_above: float) -> float:
-        total = share_so_far = 0.0
+        whole = self._task.reduction.total(self._weights)
+        total = so_far = 0.0
         seen, wait = 0, self._task.fewest
-        for (inputs, targets, size), share in zip(self._task.samples, self._shares, strict=True):
-            if share:
-                value = loss_of(self._module, self._task.loss_fn, inputs, targets)
-                total, share_so_far = total + float(value) * share, share_so_far + share
-            seen += size
+        for (inputs, targets, size), weight in zip(self._task.samples, self._weights, strict=True):
+            output = forward(self._module, inputs)
+            total += float(self._task.reduction.part(output, targets, weight, whole))
+            so_far, seen = so_far + weight / whole, seen + size
             if seen >= wait:
                 wait = seen + self._task.fewest
-                if total > stop_above * share_so_far:
-                    return total / share_so_far
+                if total > stop_above * so_far:
+                    return total / so_far if so_far else math.inf
         return total if math.isfinite(total) else math.inf

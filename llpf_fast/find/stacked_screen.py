@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from ..batches.forward import forward
-from ..batches.loss import batch_loss
 from ..batches.precision import float32_products
 from ..flat import FlatParameters
 from ..flat.copying import copied
@@ -28,7 +27,8 @@ class StackedScreen:
 
     def __init__(self, flat: FlatParameters, task: Task) -> None:
         self._module = copied(flat.module).eval().requires_grad_(False)
-        self._task, self._shares = task, task.samples.shares(task.reduction)
+        self._task, self._weights = task, task.samples.weights(task.reduction)
+        self._whole = task.reduction.total(self._weights)
         views = flat.views(torch.empty_like(flat.data))
         self._places = {name: (view.shape, view.stride(), view.storage_offset()) for name, view in views.items()}
 
@@ -50,12 +50,12 @@ class StackedScreen:
         held = {name: torch.stack([of_point[name] for of_point in buffers]) for name in buffers[0]}
         totals, shares, judged = [0.0] * count, [0.0] * count, set[int]()
         seen, wait = 0, self._task.fewest
-        for (inputs, targets, samples), share in zip(self._task.samples, self._shares, strict=True):
+        for (inputs, targets, samples), weight in zip(self._task.samples, self._weights, strict=True):
             seen += samples
-            found = self._batch(parameters, held, inputs, targets) if share else []
-            for row in set(range(count)) - judged if share else ():
-                totals[row] += found[row] * share
-                shares[row] += share
+            found = self._batch(parameters, held, inputs, targets, weight)
+            for row in set(range(count)) - judged:
+                totals[row] += found[row]
+                shares[row] += weight / self._whole
             if seen >= wait:
                 wait = seen + self._task.fewest
                 judged |= {row for row in range(count) if totals[row] > stop_above[row] * shares[row]}
@@ -65,12 +65,14 @@ class StackedScreen:
         means = [total / share for total, share in zip(totals, shares, strict=True)]
         return [mean if math.isfinite(mean) else math.inf for mean in means]
 
-    def _batch(self, parameters: dict[str, Tensor], held: dict[str, Tensor], inputs: Any, targets: Any) -> list[float]:
+    def _batch(
+        self, parameters: dict[str, Tensor], held: dict[str, Tensor], inputs: Any, targets: Any, weight: float
+    ) -> list[float]:
         def loss(of_point: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
             def model(*values: Any, **named: Any) -> Any:
                 return functional_call(self._module, (of_point, buffers), values, named)
 
-            return batch_loss(self._task.loss_fn, forward(model, inputs), targets).reshape(())
+            return self._task.reduction.part(forward(model, inputs), targets, weight, self._whole)
 
         with float32_products("float32", self._task.device):
             found: list[float] = vmap(loss)(parameters, held).tolist()

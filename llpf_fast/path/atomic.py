@@ -129,8 +129,9 @@ def read_bytes(path: Path | str) -> bytes:
 
 def read_json(path: Path | str) -> dict[str, Any]:
     """A JSON object; LLPFError naming the file when it is missing or not one."""
+    content = read_bytes(path)
     try:
-        value = json.loads(read_bytes(path))
+        value = json.loads(content)
     except ValueError as error:
         raise LLPFError(f"{path} is damaged: not JSON ({error})") from error
     if not isinstance(value, dict):

@@ -58,8 +58,9 @@ class Checkpoint:
         return self._metadata(data)[0]
 
     def _metadata(self, data: bytes) -> tuple[Mark, dict[str, Any]]:
+        head = header(data, self.path)
         try:
-            content = json.loads(header(data, self.path)["__metadata__"]["llpf_fast"])
+            content = json.loads(head["__metadata__"]["llpf_fast"])
             return Mark(**content["mark"]), content["state"]
         except (KeyError, TypeError, ValueError) as error:
             raise LLPFError(f"{self.path} is damaged: not a checkpoint of llpf_fast") from error

@@ -138,8 +138,9 @@ class RunDirectory:
         path = folder / "run.yaml"
         if not path.exists():
             raise LLPFError(f"{folder} is not the folder of a run: it has no run.yaml")
+        content = read_bytes(path)
         try:
-            run = read_yaml(read_bytes(path))
+            run = read_yaml(content)
         except ValueError as error:
             raise LLPFError(f"{path} is damaged: not YAML ({error})") from error
         if not isinstance(run, dict):

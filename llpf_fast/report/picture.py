@@ -97,7 +97,7 @@ def _fill(figure: Figure, certificate: Mapping[str, Any]) -> None:
 def _title(axes: Axes, certificate: Mapping[str, Any]) -> None:
     data = certificate["evaluation"]
     names = [str(data[key]) for key in ("model", "data") if data.get(key)]
-    verdict = "connected" if certificate["connected"] else "not connected"
+    verdict = str(certificate["verdict"])
     head = f"{' on '.join(names)}: {verdict}" if names else verdict.capitalize()
     axes.set_title(f"{head} at training loss {certificate['threshold']:g}\n", loc="left", fontweight="bold")
     train = data["train"]

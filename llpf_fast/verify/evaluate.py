@@ -114,7 +114,7 @@ class Evaluator:
             self.loss_fn = loss_in(chosen_loss(loss_fn, output, some), self.device, self.dtype)
             self._reduction = LossReduction(self.loss_fn)
             self._samples = self._fixed(self._held)
-            self._shares = self._samples.shares(self._reduction)
+            self._weights = self._samples.weights(self._reduction)
             self._estimation: FixedSamples | None = None
             if statistics == "reestimated":
                 if statistics_inputs is None:
@@ -142,7 +142,7 @@ class Evaluator:
         Raises:
             LLPFError: the state is of another architecture; the model or the loss fails on the data.
         """
-        return self._evaluate(state, self._samples, self._shares)
+        return self._evaluate(state, self._samples, self._weights)
 
     def in_another_order(self, state: Mapping[str, Tensor]) -> float | None:
         """The loss of ``state`` with the samples put together into other batches.
@@ -158,11 +158,11 @@ class Evaluator:
         order = torch.randperm(self._held.count, generator=torch.Generator().manual_seed(_ORDER_SEED))
         samples = self._fixed(self._held.subset(order))
         try:
-            return self._evaluate(state, samples, samples.shares(self._reduction)).loss
+            return self._evaluate(state, samples, samples.weights(self._reduction)).loss
         except LLPFError:
             return None
 
-    def _evaluate(self, state: Mapping[str, Tensor], samples: FixedSamples, shares: list[float]) -> Evaluation:
+    def _evaluate(self, state: Mapping[str, Tensor], samples: FixedSamples, weights: list[float]) -> Evaluation:
         twin = self._twin()
         self._load(state)
         with (
@@ -172,45 +172,42 @@ class Evaluator:
         ):
             if self._estimation is not None:
                 reestimate(twin, self._estimation)
-            return self._measure(twin, samples, shares)
+            return self._measure(twin, samples, weights)
 
-    def _measure(self, module: nn.Module, samples: FixedSamples, shares: list[float]) -> Evaluation:
+    def _measure(self, module: nn.Module, samples: FixedSamples, weights: list[float]) -> Evaluation:
         values: list[Tensor] = []
         numerators: list[Tensor] = []
         denominators: list[Tensor] = []
         hits: list[Tensor] = []
         labels: list[Tensor] = []
-        used: list[float] = []
-        exact = self._reduction.exact
-        for (inputs, targets, _), share in zip(samples, shares, strict=True):
-            if not share:  # no label: its loss is undefined and does not count
-                continue
+        for inputs, targets, _ in samples:
             output = forward(module, inputs)
             pair = self._reduction.values(output, targets)
             if pair is None:
-                exact = False
-                value = batch_loss(self.loss_fn, output, targets).detach().double()
+                values.append(batch_loss(self.loss_fn, output, targets).detach().double().reshape(()))
             else:
                 numerators.append(pair[0].detach())
                 denominators.append(pair[1])
-                value = numerators[-1].sum() if self._reduction.kind == "sum" else numerators[-1].sum() / pair[1].sum()
-            values.append(value.reshape(()))
-            used.append(share)
+                values.append(numerators[-1].sum() / pair[1].sum())
             if self._counts_hits(output, targets):
                 labelled = self._reduction.labelled(targets)
                 hits.append(((output.argmax(1) == targets) & labelled).sum())
                 labels.append(labelled.sum())
         # Transfers at the end only: .item() inside the loop would stop a GPU at every batch.
-        each = torch.stack(values).cpu()
-        loss = float((each * torch.tensor(used, dtype=torch.float64)).sum())
+        exact = len(numerators) == len(values)
         if exact:
-            numerator, denominator = torch.cat(numerators).cpu(), torch.cat(denominators).cpu()
-            error = _standard_error(numerator, denominator, loss, total=self._reduction.kind == "sum")
-            bad = int((~numerator.isfinite()).sum())
+            above, below = torch.cat(numerators).cpu(), torch.cat(denominators).cpu()
+            adds_up = self.adds_up
+            loss = float(above.sum() if adds_up else above.sum() / below.sum())
+            error = _standard_error(above, below, loss, total=adds_up)
+            bad = int((~above.isfinite()).sum())
         else:
-            error = _batch_standard_error(each, torch.tensor(used, dtype=torch.float64))
+            each, sizes = torch.stack(values).cpu(), torch.tensor(weights, dtype=torch.float64)
+            each, sizes = each[sizes > 0], sizes[sizes > 0]
+            loss = float((each * sizes).sum() / sizes.sum())
+            error = _batch_standard_error(each, sizes)
             bad = int((~each.isfinite()).sum())
-        counted = int(torch.stack(labels).sum()) if labels and len(labels) == len(values) else 0
+        counted = int(torch.stack(labels).sum()) if len(labels) == len(samples) else 0
         accuracy = float(torch.stack(hits).sum()) / counted if counted else None
         reduction: Literal["exact", "batch means"] = "exact" if exact else "batch means"
         return Evaluation(loss, error, accuracy, samples.count, bad, self.statistics, reduction)

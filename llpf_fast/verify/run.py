@@ -53,6 +53,7 @@ def verify_run(
     refinement: Refinement | None = None,
     straight_points: int = 21,
     workers: int | None = None,
+    seed: int | None = None,
     progress: Progress | None = None,
 ) -> Certificate:
     """Certify the path in the run directory ``folder`` and write its certificate.json.
@@ -74,7 +75,7 @@ def verify_run(
             when missing, as in the search.
         batch_size: samples a forward pass; when missing, as in the search.
         max_samples: of a stream (``IterableDataset``), read only so many training and test samples.
-        interior, refinement, straight_points, workers, progress: see :func:`certify`.
+        interior, refinement, straight_points, workers, seed, progress: see :func:`certify`.
 
     Returns:
         The certificate; ``connected`` is false, with a reason, where the run has not reached its destination.
@@ -126,23 +127,6 @@ def verify_run(
     if not (device.type == "cuda" if full is None else full) and not whole.adds_up:
         part = held_subset(held, SCREEN_SIZE)
         screen = None if part is held else evaluator(part)
-    import inspect
-
-    said = {  # until certify takes them
-        k: v
-        for k, v in {
-            "differs": [
-                *_differences(run, whole, held, statistics, computing_dtype(module)),
-                *(
-                    []
-                    if threshold is None or threshold == settings.get("threshold")
-                    else [_other_threshold(run, limit)]
-                ),
-            ],
-            "notes": list(_order_note(screen or whole, first)),
-        }.items()
-        if k in inspect.signature(certify).parameters
-    }
     certificate = certify(
         waypoints,
         screen or whole,
@@ -154,9 +138,14 @@ def verify_run(
         straight_points=straight_points,
         parameter_names={name for name, _ in module.named_parameters()},
         workers=workers,
+        seed=seed,
         progress=progress,
         also_wrong=_unreached(run),
-        **said,
+        differs=[
+            *_differences(run, whole, held, statistics, computing_dtype(module)),
+            *([] if threshold is None or threshold == settings.get("threshold") else [_other_threshold(run, limit)]),
+        ],
+        notes=list(_order_note(screen or whole, first)),
         about={
             "evaluation": {
                 "data": settings.get("data") or None,

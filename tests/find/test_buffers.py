@@ -16,6 +16,8 @@ from llpf_fast.errors import LLPFError
 from llpf_fast.find import CorrectionSettings, Settings, StepSettings
 from llpf_fast.find.path_search import _CHORD
 from llpf_fast.find.screen import Screen
+from llpf_fast.verify import Evaluator
+from llpf_fast.verify.polyline import interpolate
 
 
 class Rotated(nn.Module):
@@ -149,11 +151,10 @@ def test_arrival_is_judged_with_the_buffers_that_the_certificate_takes(data, tmp
     given = settings(statistics=statistics, screen_size=0, arrival_margin=1.0)
     path = llpf_fast.find_path(normalized(), *ends, data=data, settings=given, out=tmp_path / "run")
     a, b = list(path)[-2:]
-    certificate = llpf_fast.verify_run(tmp_path / "run", model=normalized(), train=data, interior=7, straight_points=0)
-    found = {p.at.fraction: p.train_loss for p in certificate.points if p.at.waypoint == len(path) - 2}
+    evaluate = Evaluator(normalized(), None, data, statistics=statistics, statistics_inputs=data)
     # The last judgements of an arrival: the point itself, then the chord from its middle outward.
     for fraction, value in zip([0.0, *_CHORD], judged[-8:], strict=True):
-        assert value == pytest.approx(found[fraction], rel=1e-4)
+        assert value == pytest.approx(evaluate(interpolate(a, b, fraction)).loss, rel=1e-4)
         if statistics == "stored":
             assert value == pytest.approx(plain_loss(normalized(), a, b, fraction, data), rel=1e-4)
 

@@ -193,7 +193,7 @@ def test_odd_values_inside_a_certificate_are_reported_not_raised(tmp_path):
 
 def test_text_from_runs_is_only_text(tmp_path):
     run = make_run(tmp_path / "<b>run & co", note=EVIL)
-    edit_certificate(run, connected=False, reasons=[EVIL])
+    edit_certificate(run, connected=False, verdict="not connected", reasons=[EVIL])
     page = report(tmp_path, run)
     assert [tag for tag, _ in page.elements].count("script") == 3
     assert "img" not in [tag for tag, _ in page.elements]

@@ -77,7 +77,14 @@ def test_same_files_again(run, certificate, tmp_path):
 
 def test_not_finite_and_no_accuracy(certificate, tmp_path):
     odd = copy.deepcopy(certificate.as_dict())
-    odd.update(connected=False, max_loss=None, min_test_accuracy=None, min_test_accuracy_at=None, straight_line=[])
+    odd.update(
+        connected=False,
+        verdict="not connected",
+        max_loss=None,
+        min_test_accuracy=None,
+        min_test_accuracy_at=None,
+        straight_line=[],
+    )
     odd["lengths"] = {"arc": None, "straight": None}
     for number, point in enumerate(odd["points"]):
         point["test_accuracy"] = None
@@ -105,6 +112,7 @@ def test_not_finite_and_no_accuracy(certificate, tmp_path):
 )
 def test_says_what_the_line_leads_through(certificate, tmp_path, reasons, run, words):
     partial = {**certificate.as_dict(), "connected": not reasons, "reasons": reasons, "run": run}
+    partial["verdict"] = "not connected" if reasons else "connected"
     draw_path(partial, tmp_path / "partial")
     assert any(text.startswith(words + " (share") for text in texts(tmp_path / "partial.svg"))
 

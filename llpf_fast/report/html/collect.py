@@ -138,11 +138,14 @@ def _read_certificate(story: Story) -> None:
         )
         return
     story.certificate = certificate
-    story.verdict = "connected" if certificate["connected"] else "not connected"
-    story.tone = "good" if certificate["connected"] else "bad"
+    story.verdict = str(certificate["verdict"])
+    story.tone = _TONES.get(story.verdict, "bad")
     story.verdict += f" at training loss {certificate['threshold']:g}"
     if certificate["connected"] and span(certificate) != "between the endpoints":
         story.notes.append(f"The certified line leads {span(certificate)}: there is no second network to arrive at.")
+
+
+_TONES: dict[str, Literal["good", "bad", "open"]] = {"connected": "good", "undecided": "open"}
 
 
 def _complain(certificate: Mapping[str, Any]) -> None:
@@ -164,7 +167,9 @@ def _complain(certificate: Mapping[str, Any]) -> None:
         _insist(*(train.get(key) for key in ("samples", "screening_samples", "points_on_all_samples")))
         _insist(*(certificate["resolution"].get(key) for key in ("widest_gap", "gaps_that_may_exceed")))
         int(certificate["waypoints"]), int(certificate["points_evaluated"])
-        connected, reasons = bool(certificate["connected"]), list(certificate["reasons"])
+        connected, reasons = bool(certificate["connected"]), [*certificate["reasons"], *certificate["undecided"]]
+        if certificate["verdict"] not in ("connected", "not connected", "undecided"):
+            raise TypeError("an unknown verdict")
         if not all(isinstance(reason, str) for reason in reasons):
             raise TypeError("a reason is no text")
         certificate_words(certificate)
@@ -176,6 +181,8 @@ def _complain(certificate: Mapping[str, Any]) -> None:
         raise LLPFError(f"certificate.json contradicts itself: its points reach {max(known):g}, it states {stated}")
     if connected and (not complete or max(known, default=0.0) > threshold or reasons):
         raise LLPFError("certificate.json contradicts itself: it says connected, its points or its reasons say not")
+    if connected != (certificate["verdict"] == "connected"):
+        raise LLPFError("certificate.json contradicts itself: its verdict and its 'connected' differ")
 
 
 _POINT = ("train_loss", "train_samples", "test_loss", "test_accuracy")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def render(stories: Sequence[Story], found: Components | None = None, why_not: s
                 "layers": [place(figure) for figure in layers],
                 "problem": problem,
                 "words": say.certificate_words(story.certificate) if story.certificate else [],
-                "reasons": list(story.certificate["reasons"]) if story.certificate else [],
+                "reasons": _reasons(story.certificate),
                 "settings": say.facts(story.settings),
                 "environment": say.environment(story),
                 "provenance": say.provenance(story),
@@ -164,3 +164,12 @@ def _components(stories: Sequence[Story], progress: Progress | None) -> tuple[Co
         return principal_components(paths, components=2, progress=progress), ""
     except LLPFError as error:
         return None, f"The paths cannot be shown in one picture: {error}"
+
+
+def _reasons(certificate: Mapping[str, Any] | None) -> list[str]:
+    """Why it is not connected, what is open, and in what it differs from the search."""
+    if certificate is None:
+        return []
+    differs = (f"unlike the search: {line}" for line in certificate.get("differs") or ())
+    notes = (f"note: {line}" for line in certificate.get("notes") or ())
+    return [*certificate["reasons"], *certificate["undecided"], *differs, *notes]
