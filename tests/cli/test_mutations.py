@@ -83,7 +83,15 @@ VALUES = (
         "!!binary x",
         "!!set {a}",
     ),
-    *("!!python/object/apply:os.getcwd []", "*nothing", "&a [*a]", "text", "'mine.py:'", "'~/x.py:y'", "'no.py:Net'"),
+    *(
+        "!!python/object/apply:os.getcwd []",
+        "*nothing",
+        "&a [*a]",
+        "text",
+        "'tiny_net.py:'",
+        "'~/x.py:y'",
+        "'no.py:Net'",
+    ),
     *(
         "'\\0'",
         "'é'",
@@ -120,7 +128,7 @@ def world(tmp_path_factory):
     from llpf_fast.cli.main import main
 
     folder = tmp_path_factory.mktemp("world")
-    code = folder / "mine.py"
+    code = folder / "tiny_net.py"
     code.write_text(CODE)
     (folder / "tiny.yaml").write_text(yaml.safe_dump({"model": f"{code}:Net", "data": f"{code}:data", **RECIPE}))
     scope: dict[str, type] = {}

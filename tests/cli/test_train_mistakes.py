@@ -55,10 +55,10 @@ def doubled(output, target): return 2 * nn.functional.mse_loss(output, target)
 @pytest.fixture
 def train(llpf, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(CODE)
+    (tmp_path / "mistakes.py").write_text(CODE)
 
     def run(model, data, *more):
-        names = ["--model", f"mine.py:{model}", "--data", f"mine.py:{data}", "--out", "x.pt"]
+        names = ["--model", f"mistakes.py:{model}", "--data", f"mistakes.py:{data}", "--out", "x.pt"]
         return llpf("train", *names, "--epochs", 2, "--quiet", *more)
 
     return run
@@ -70,11 +70,14 @@ def train(llpf, tmp_path, monkeypatch):
         (("Norm", "classes"), "the last batch of an epoch would hold 1 of 65 samples, and the model's forward fails"),
         (("Norm", "classes"), "choose another batch size than 64"),
         (("Norm", "classes", "--batch-size", 1), "more than 1 value per channel when training"),
-        (("wide", "classes"), "model mine.py:wide on data mine.py:classes: the model's forward fails on data of shape"),
+        (
+            ("wide", "classes"),
+            "model mistakes.py:wide on data mistakes.py:classes: the model's forward fails on data of shape",
+        ),
         (("few", "classes"), "the network has 2 outputs, but the targets name classes up to 2: give it at least 3"),
-        (("fails", "classes"), "model 'mine.py:fails' cannot be built: RuntimeError: no weights found"),
-        (("leaves", "classes"), "model 'mine.py:leaves' cannot be built: SystemExit: 3"),
-        (("a_class", "classes"), "model 'mine.py:a_class' gave a class; call it, not a torch.nn.Module"),
+        (("fails", "classes"), "model 'mistakes.py:fails' cannot be built: RuntimeError: no weights found"),
+        (("leaves", "classes"), "model 'mistakes.py:leaves' cannot be built: SystemExit: 3"),
+        (("a_class", "classes"), "model 'mistakes.py:a_class' gave a class; call it, not a torch.nn.Module"),
         (("lazy", "classes"), "has a lazy parameter, 'weight': run a batch through it in its factory"),
         (("frozen", "classes"), "the network has no parameter that trains: are all frozen?"),
         (("empty", "classes"), "the network has no parameter that trains"),
@@ -82,10 +85,10 @@ def train(llpf, tmp_path, monkeypatch):
         (("good", "values"), "no loss is given, and output of shape [64, 3] with targets of shape [64, 1] is no"),
         (("one", "values"), "--loss on the command line"),
         (("one", "values", "--loss", "mse_los"), "unknown loss 'mse_los'; did you mean 'mse_loss'"),
-        (("one", "values", "--loss", "mine.py:no_tensor"), "must return a scalar tensor"),
-        (("one", "values", "--loss", "mine.py:no_scalar"), "must return a scalar tensor"),
-        (("one", "values", "--loss", "mine.py:no_gradient"), "the loss depends on no parameter that trains"),
-        (("one", "values", "--loss", "mine.py:broken"), "the loss function fails on output of shape [64, 1]"),
+        (("one", "values", "--loss", "mistakes.py:no_tensor"), "must return a scalar tensor"),
+        (("one", "values", "--loss", "mistakes.py:no_scalar"), "must return a scalar tensor"),
+        (("one", "values", "--loss", "mistakes.py:no_gradient"), "the loss depends on no parameter that trains"),
+        (("one", "values", "--loss", "mistakes.py:broken"), "the loss function fails on output of shape [64, 1]"),
         (("one", "values", "--loss", "mse_loss", "--label-smoothing", 0.1), "label smoothing belongs to cross-entropy"),
         (("good", "classes", "--seed", 2**64), "--seed must lie between -2**63 and 2**63"),
         (("good", "classes", "--threads", 10**9), "--threads must be at least 1 and at most 1,024"),
@@ -115,7 +118,7 @@ def test_regression_says_its_test_loss(train, tmp_path):
     x = torch.randn(65, 8, generator=torch.Generator().manual_seed(0))
     expected = float((model(x[:20]) - torch.arange(20.0)[:, None] / 65).square().mean())
     assert f"test loss {expected:.4f}" in done.out
-    doubled = train("one", "values", "--loss", "mine.py:doubled", "--lr", 0, "--init", "x.pt", "--overwrite")
+    doubled = train("one", "values", "--loss", "mistakes.py:doubled", "--lr", 0, "--init", "x.pt", "--overwrite")
     assert f"test loss {2 * expected:.4f}" in doubled.out
 
 
