@@ -20,6 +20,7 @@ from .common import (
 from .progress import Progress, duration
 
 if TYPE_CHECKING:
+    import torch
     from jsonargparse import ArgumentParser, Namespace
     from torch import Tensor, nn
 
@@ -151,6 +152,7 @@ def train_endpoint(
 
     import torch
 
+    from ..batches import TensorData, as_data
     from ..batches.augment import augmentation as augmentation_of
     from ..data import dataset_classes, load_dataset
     from ..models import TrainingProgress, build_model, check_images, train_model
@@ -167,7 +169,9 @@ def train_endpoint(
         model.load_state_dict(load_endpoint(init, model, "--init", model=f"model {model_name}"), strict=False)
     set_threads(threads, model)
     data = load_dataset(data_name, data_dir, download=download)
-    check_images(model_name, data.train_inputs)
+    train = as_data(data.train)
+    if isinstance(train, TensorData):
+        check_images(model_name, train.inputs)
 
     def save(file: Path) -> None:
         save_model_file(file, model.state_dict(), model_name=model_name, dataset_name=data_name)
@@ -186,8 +190,7 @@ def train_endpoint(
         try:
             train_model(
                 model.to(where),
-                data.train_inputs.to(where),
-                data.train_targets.to(where),
+                train,
                 seed=seed,
                 loss_fn=loss_fn,
                 epochs=epochs,
@@ -201,17 +204,14 @@ def train_endpoint(
     # Before the test data are looked at: a network that fails on them is trained all the same.
     save(out)
     try:
-        tested = _tested(model, data.test_inputs.to(where), data.test_targets.to(where), loss_fn)
+        tested = "no test data" if data.test is None else _tested(model, data.test, loss_fn, where)
     except LLPFError as error:
         raise LLPFError(f"{out} is written, but on the test data {error}") from error
     print(f"{out}: {model_name} on {data.label}, seed {seed}: {tested}, {duration(seconds)}")
 
 
-def _tested(model: nn.Module, inputs: Tensor, targets: Tensor, loss_fn: Callable[[Any, Any], Tensor] | None) -> str:
-    from torch.nn import functional
+def _tested(model: nn.Module, data: Any, loss_fn: Callable[[Any, Any], Tensor] | None, device: torch.device) -> str:
+    from ..verify import Evaluator
 
-    from ..models.training import accuracy, classifies, mean_loss
-
-    if classifies(model, inputs, targets):
-        return f"test accuracy {accuracy(model, inputs, targets):.4f}"
-    return f"test loss {mean_loss(model, inputs, targets, loss_fn or functional.cross_entropy):.4f}"
+    found = Evaluator(model, loss_fn, data, device=device)(model.state_dict())
+    return f"test loss {found.loss:.4f}" if found.accuracy is None else f"test accuracy {found.accuracy:.4f}"

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
+from ..batches.data import BatchedData, DatasetData, TensorData, as_data, moved_batch
 from ..batches.forward import first_line, forward
-from ..batches.loss import NO_GRADIENT, LossFunction, LossReduction, batch_loss, chosen_loss, is_classification
+from ..batches.loss import NO_GRADIENT, LossFunction, batch_loss, chosen_loss
 from ..batches.sampling import key_of
 from ..errors import LLPFError
 
@@ -34,8 +35,8 @@ class TrainingProgress:
 
 def train_model(
     model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: Any,
+    targets: Any = None,
     *,
     seed: int,
     loss_fn: LossFunction | None = None,
@@ -54,11 +55,13 @@ def train_model(
 ) -> nn.Module:
     """Train ``model`` in place; returns it in eval mode.
 
-    ``inputs [n, ...]`` and ``targets [n, ...]`` live on the model's device. The defaults are the LLPF authors' for
-    LeNet5 (20 epochs of SGD, lr 0.01, momentum 0.9, batches of 64). Each epoch is one permutation drawn from a
-    generator of its own, seeded by ``seed``; the last batch of an epoch may be smaller.
+    The defaults are the LLPF authors' for LeNet5 (20 epochs of SGD, lr 0.01, momentum 0.9, batches of 64). Of samples,
+    each epoch is one permutation drawn from a generator of its own, seeded by ``seed``; the last batch of an epoch may
+    be smaller. The batches of a loader are taken as they come, one pass an epoch.
 
     Args:
+        inputs, targets: samples; or any data that :func:`~llpf_fast.batches.data.as_data` takes and None. Floating
+            values become the dtype of the model's parameters.
         loss_fn: (model output, targets) -> mean loss. When missing, cross-entropy, where outputs and targets are those
             of classification.
         momentum: of SGD; AdamW keeps torch's betas.
@@ -77,38 +80,119 @@ def train_model(
     """
     if label_smoothing and loss_fn not in (None, F.cross_entropy):
         raise LLPFError("label smoothing belongs to cross-entropy: leave it out, or the loss")
-    generator = torch.Generator().manual_seed(seed)
+    epoch_batches = _epochs(model, inputs if targets is None else (inputs, targets), batch_size, seed)
     updates = _optimizer(model, optimizer, lr, momentum, weight_decay)
-    rates = _schedule(updates, schedule, epochs, math.ceil(len(inputs) / batch_size), lr, lr_epochs, warmup_epochs)
+    rates = _schedule(updates, schedule, epochs, epoch_batches.steps, lr, lr_epochs, warmup_epochs)
     model.train()
-    _refuse_rest(model, loss_fn, inputs, targets, batch_size)
+    epoch_batches.refuse_rest(model, loss_fn)
     step = 0
     for epoch in range(1, epochs + 1):
-        order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
-        total = torch.zeros((), device=inputs.device)
-        batches = order.split(batch_size)
-        for batch in batches:
-            images = inputs[batch]
+        total, count = torch.zeros((), device=epoch_batches.device), 0
+        for batch, wanted in epoch_batches():
             if augment is not None:
-                images = augment(images, key_of(seed, 0, step, 1))
+                batch = augment(batch, key_of(seed, 0, step, 1))
             updates.zero_grad(set_to_none=True)
-            output = forward(model, images)
+            output = forward(model, batch)
             if step == 0:
-                loss_fn = _chosen(loss_fn, output, targets, batch)
+                loss_fn = _chosen(loss_fn, output, wanted, epoch_batches.all_targets)
                 if label_smoothing:
                     loss_fn = functools.partial(F.cross_entropy, label_smoothing=label_smoothing)
             assert loss_fn is not None
-            loss = batch_loss(loss_fn, output, targets[batch])
+            loss = batch_loss(loss_fn, output, wanted)
             _step(loss, updates)
             rates.step()
-            step += 1
+            step, count = step + 1, count + 1
             total += loss.detach().reshape(())
-        mean = float(total) / len(batches)
+        mean = float(total) / count
         if not math.isfinite(mean):
             raise LLPFError(f"training diverged in epoch {epoch} (loss {mean}); lower the learning rate ({lr})")
         if progress is not None:
             progress(TrainingProgress(epoch, epochs, mean))
     return model.eval()
+
+
+class _Epochs:
+    """The batches of one epoch after the other, on the model's device and in its dtype."""
+
+    #: Optimizer steps in one epoch.
+    steps: int
+    #: Targets of all samples, where they are known.
+    all_targets: Any = None
+
+    def __init__(self, model: nn.Module) -> None:
+        parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+        self.device, self.dtype = parameter.device, parameter.dtype
+
+    def __call__(self) -> Iterator[tuple[Any, Any]]:
+        raise NotImplementedError
+
+    def refuse_rest(self, model: nn.Module, loss_fn: LossFunction | None) -> None:
+        """LLPFError where ``model`` takes whole batches, but not the smaller last one of an epoch."""
+
+
+class _Permuted(_Epochs):
+    """Of samples: a permutation an epoch, cut into batches."""
+
+    def __init__(self, model: nn.Module, data: TensorData | DatasetData, batch_size: int, seed: int) -> None:
+        super().__init__(model)
+        self._data = data.to(self.device, self.dtype) if isinstance(data, TensorData) else data
+        if isinstance(self._data, TensorData):
+            self.all_targets = self._data.targets
+        self._batch_size, self.steps = batch_size, math.ceil(data.count / batch_size)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def _take(self, index: Tensor) -> tuple[Any, Any]:
+        if isinstance(self._data, TensorData):
+            return self._data.take(index.to(self.device))
+        return moved_batch(*self._data.take(index), self.device, self.dtype)
+
+    def __call__(self) -> Iterator[tuple[Any, Any]]:
+        order = torch.randperm(self._data.count, generator=self._generator)
+        if isinstance(self._data, TensorData):
+            order = order.to(self.device)
+        yield from map(self._take, order.split(self._batch_size))
+
+    def refuse_rest(self, model: nn.Module, loss_fn: LossFunction | None) -> None:
+        count, size = self._data.count, self._batch_size
+        rest = count % size
+        if count < size or rest == 0:
+            return
+
+        def run(samples: int) -> None:
+            inputs, targets = self._take(torch.arange(samples))
+            output = forward(model, inputs)
+            batch_loss(_chosen(loss_fn, output, targets, self.all_targets), output, targets)
+
+        with _unchanged(model, self.device):
+            try:
+                run(rest)
+            except LLPFError as error:
+                run(size)
+                raise LLPFError(
+                    f"the last batch of an epoch would hold {rest:,} of {count:,} samples, and {error}; choose another "
+                    f"batch size than {size}"
+                ) from error
+
+
+class _AsTheyCome(_Epochs):
+    """Of a loader: its own batches, one pass an epoch."""
+
+    def __init__(self, model: nn.Module, data: BatchedData) -> None:
+        super().__init__(model)
+        self._data = data
+        # A stream without a length is counted once: the schedule of the learning rate needs to know.
+        self.steps = len(data.source) if data.has_length else len(data.read())  # type: ignore[arg-type]
+        if not self.steps:
+            raise LLPFError("the training data is empty")
+
+    def __call__(self) -> Iterator[tuple[Any, Any]]:
+        for batch in self._data:
+            yield moved_batch(*batch, self.device, self.dtype)
+
+
+def _epochs(model: nn.Module, data: Any, batch_size: int, seed: int) -> _Epochs:
+    found = as_data(data, batch_size=batch_size)
+    return _AsTheyCome(model, found) if isinstance(found, BatchedData) else _Permuted(model, found, batch_size, seed)
 
 
 def _step(loss: Tensor, updates: torch.optim.Optimizer) -> None:
@@ -121,36 +205,14 @@ def _step(loss: Tensor, updates: torch.optim.Optimizer) -> None:
         raise LLPFError(f"no gradient step can be taken: {first_line(error)}") from error
 
 
-def _chosen(loss_fn: LossFunction | None, output: Any, targets: Tensor, batch: Tensor) -> LossFunction:
-    """The loss for ``output``, of the samples ``batch`` of those with ``targets``."""
-    loss_fn = chosen_loss(loss_fn, output, targets[batch])
-    if loss_fn is F.cross_entropy and isinstance(output, Tensor) and not targets.is_floating_point():
-        _check_classes(output, targets)
+def _chosen(loss_fn: LossFunction | None, output: Any, targets: Any, everything: Any) -> LossFunction:
+    """The loss for ``output`` and ``targets`` of a batch; ``everything``: the targets of all samples, where known."""
+    loss_fn = chosen_loss(loss_fn, output, targets)
+    known = targets if everything is None else everything
+    if loss_fn is F.cross_entropy and isinstance(output, Tensor) and isinstance(known, Tensor):
+        if not known.is_floating_point():
+            _check_classes(output, known)
     return loss_fn
-
-
-def _refuse_rest(
-    model: nn.Module, loss_fn: LossFunction | None, inputs: Tensor, targets: Tensor, batch_size: int
-) -> None:
-    """LLPFError where ``model`` takes whole batches, but not the smaller last one of an epoch; nothing is changed."""
-    rest = len(inputs) % batch_size
-    if len(inputs) < batch_size or rest == 0:
-        return
-
-    def run(count: int) -> None:
-        batch = torch.arange(count, device=inputs.device)
-        output = forward(model, inputs[batch])
-        batch_loss(_chosen(loss_fn, output, targets, batch), output, targets[batch])
-
-    with _unchanged(model, inputs.device):
-        try:
-            run(rest)
-        except LLPFError as error:
-            run(batch_size)
-            raise LLPFError(
-                f"the last batch of an epoch would hold {rest:,} of {len(inputs):,} samples, and {error}; choose "
-                f"another batch size than {batch_size}"
-            ) from error
 
 
 def _check_classes(output: Tensor, targets: Tensor) -> None:
@@ -236,30 +298,3 @@ def accuracy(model: nn.Module, inputs: Tensor, targets: Tensor, *, batch_size: i
         for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True)
     )
     return right / len(inputs)
-
-
-@torch.no_grad()
-def mean_loss(
-    model: nn.Module, inputs: Tensor, targets: Tensor, loss_fn: LossFunction, *, batch_size: int = 1000
-) -> float:
-    """``loss_fn`` over ``inputs [n, ...]`` and ``targets [n, ...]``, ``model`` as it is.
-
-    The value of one call on all of them for torch's own losses; else the mean over batches, by their samples.
-    """
-    reduction = LossReduction(loss_fn)
-    total = weight = 0.0
-    for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
-        share = reduction.weight(y, len(x))
-        if share:
-            total += share * float(batch_loss(loss_fn, forward(model, x), y))
-            weight += share
-    if reduction.kind == "sum":
-        return total
-    return total / weight if weight else math.nan
-
-
-@torch.no_grad()
-def classifies(model: nn.Module, inputs: Tensor, targets: Tensor) -> bool:
-    """Whether ``model`` gives ``inputs [n, ...]`` one score a class, and ``targets [n]`` are classes."""
-    output: Any = forward(model, inputs[:2])
-    return is_classification(output, targets[:2]) and output.dim() == 2

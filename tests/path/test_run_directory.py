@@ -31,7 +31,8 @@ def test_a_run_round_trip(finished, make_state):
 
 
 def test_settings_come_back_as_they_were(tmp_path):
-    record = {"settings": {"lr": 1e-5, "n": 2**60, "name": "é", "patterns": ("*", "a: b"), "off": None}, "z": 0.1, "a": 1}
+    settings = {"lr": 1e-5, "n": 2**60, "name": "é", "patterns": ("*", "a: b"), "off": None}
+    record = {"settings": settings, "z": 0.1, "a": 1}
     RunDirectory.create(tmp_path / "run", record)
     back = RunDirectory.open(tmp_path / "run").run
     assert back == {**record, "settings": {**record["settings"], "patterns": ["*", "a: b"]}}
