@@ -209,9 +209,9 @@ def _chosen(loss_fn: LossFunction | None, output: Any, targets: Any, everything:
     """The loss for ``output`` and ``targets`` of a batch; ``everything``: the targets of all samples, where known."""
     loss_fn = chosen_loss(loss_fn, output, targets)
     known = targets if everything is None else everything
-    if loss_fn is F.cross_entropy and isinstance(output, Tensor) and isinstance(known, Tensor):
-        if not known.is_floating_point():
-            _check_classes(output, known)
+    tensors = isinstance(output, Tensor) and isinstance(known, Tensor)
+    if loss_fn is F.cross_entropy and tensors and not known.is_floating_point():
+        _check_classes(output, known)
     return loss_fn
 
 
