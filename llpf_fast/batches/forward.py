@@ -12,16 +12,8 @@ from torch import Tensor, nn
 from ..errors import LLPFError
 from .precision import as_channels_last
 
-#: What a model's forward or a loss function raises on data that it cannot take.
-FAILURES: tuple[type[Exception], ...] = (
-    RuntimeError,
-    ValueError,
-    IndexError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    NotImplementedError,
-)
+#: What a user's forward or loss function raises on data that it cannot take: anything.
+FAILURES = Exception
 #: LeNet5 on one core, 10,000 images: 0.44 s of processor time at 125 a batch, 0.52 at 32 (calls), 0.53 at 250 and more
 #: (glibc then gives each activation back to the system, and every page faults again).
 _BATCH_CPU, _BATCH_GPU = 125, 2000

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ..batches.data import Data, TensorData, as_data, moved_batch, pair_data
 from ..errors import LLPFError
-from ..user_code import load_callable
-from ..wording import one_line
+from ..user_code import load_callable, said
 
 _FORMS = (
     "return (train_inputs, train_targets, test_inputs, test_targets), or (train, test), each a pair, a Dataset, a "
@@ -75,8 +74,8 @@ def load_own_data(name: str, root: Path | None = None) -> OwnData:
         parts = function(root) if inspect.signature(function).parameters else function()
     except LLPFError:
         raise
-    except Exception as error:
-        raise LLPFError(f"data {name!r} failed: {type(error).__name__}: {one_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise LLPFError(f"data {name!r} failed: {said(error)}") from error
     train, test = _sides(name, parts)
     source, _, called = name.rpartition(":")
     return OwnData(name, train, test, _classes(train, test), f"{called} ({Path(source).name})")

@@ -68,7 +68,7 @@ def load_dataset(
     Nothing is downloaded unless ``download`` is set, and then only by torchvision's own data sets. Raises
     :class:`LLPFError` for an unknown name, a missing folder or file, and files that are not what they should be.
     """
-    return _reader(name)(None if root is None else Path(root).expanduser(), download)
+    return _reader(name)(None if root is None else Path(os.path.expanduser(root)), download)
 
 
 def _reader(name: str) -> Reader:

@@ -20,7 +20,7 @@ from .build import TrainingData
 from .dialect import can_arrive
 from .finder import PathFinder
 from .results import TickProgress
-from .settings import Settings
+from .settings import Settings, as_settings
 
 
 def find_path(
@@ -66,7 +66,7 @@ def find_path(
     Raises:
         LLPFError: wrong input, named in one line; or a search toward a model or sphere that ended without arriving.
     """
-    base = settings if settings is not None else Settings()
+    base = Settings() if settings is None else as_settings(settings)
     try:
         base = replace(base, **changes)
     except TypeError as error:

@@ -28,7 +28,7 @@ from .record import Record
 from .results import FindResult, TickProgress
 from .schedule import make_schedule
 from .screen import Screen
-from .settings import Settings
+from .settings import Settings, as_settings
 
 _STREAM_MODULE_RANDOMNESS = 2
 
@@ -80,6 +80,7 @@ class PathFinder:
         provenance: dict[str, Any] | None = None,
         is_norm: Callable[[nn.Module], bool] | None = None,
     ) -> None:
+        settings = as_settings(settings)
         settings.validate()
         self.settings = settings
         self._device = checked_device(device)

@@ -59,7 +59,9 @@ def check_same_task(recorded: Any, now: dict[str, Any], folder: object) -> None:
     data, ours = recorded.get("data") or {}, now.get("data") or {}
     same_part = data.get("digest_of") == ours.get("digest_of")
     # A shuffling loader gives other samples each time; only samples in memory are compared.
-    if data.get("form") == ours.get("form") == "samples" and not (same_part and data["sha256"] == ours["sha256"]):
+    if data.get("form") == ours.get("form") == "samples" and not (
+        same_part and data.get("sha256") == ours.get("sha256")
+    ):
         raise LLPFError(
             f"cannot resume {folder}: its training data differ from those given now ({data.get('digest_of')} and "
             f"{ours.get('digest_of')} samples)"

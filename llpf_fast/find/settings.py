@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
+
+from ..errors import LLPFError
+from ..wording import unknown_name
 
 Mode = Literal["m2m", "m2o", "m2o-o", "infinity", "mean", "variance-sphere", "norm-sphere"]
 NormName = Literal["move", "keep", "compensate", "compensate-twice"]
@@ -201,3 +205,15 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as written to run.yaml."""
         return asdict(self)
+
+
+def as_settings(value: Any) -> Settings:
+    """``value``, or the settings that a mapping of their names gives; LLPFError for anything else."""
+    if isinstance(value, Settings):
+        return value
+    if isinstance(value, Mapping):
+        unknown = sorted(set(map(str, value)) - {field.name for field in fields(Settings)})
+        if not unknown:
+            return Settings(**value)
+        raise LLPFError(unknown_name("setting", unknown[0], (field.name for field in fields(Settings))))
+    raise LLPFError(f"settings must be a Settings or a mapping of its fields, got {type(value).__name__}")

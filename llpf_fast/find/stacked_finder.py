@@ -30,7 +30,7 @@ from .record import Record
 from .results import FindResult, TickProgress
 from .schedule import make_schedule
 from .screen import Screen
-from .settings import Settings
+from .settings import Settings, as_settings
 from .stacked_screen import StackedScreen
 
 #: Fewer paths than this train in turn: the fixed cost of a stacked iteration then exceeds what it saves (digits
@@ -97,6 +97,7 @@ class StackedFinder:
         is_norm: Callable[[nn.Module], bool] | None = None,
         optimizer: OptimizerFactory | None = None,
     ) -> None:
+        settings = as_settings(settings)
         settings.validate()
         if together < 1:
             raise LLPFError(f"paths at a time must be at least 1, got {together}")

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from .atomic import read_json, sync_folder, write_json, writing
+from .waypoint import is_waypoint_file
 
 
 class SetAside:
@@ -55,5 +56,5 @@ class SetAside:
             return
         with writing(self._folder):
             self._list.unlink(missing_ok=True)
-            for file in self._folder.glob("[0-9]*.safetensors"):
+            for file in filter(is_waypoint_file, list(self._folder.iterdir())):
                 file.unlink(missing_ok=True)

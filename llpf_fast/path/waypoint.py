@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,11 @@ OWN_KEYS = ("index", "file", "tick", "sha256")
 
 def waypoint_name(index: int) -> str:
     return f"{index:06d}.safetensors"
+
+
+def is_waypoint_file(path: Path) -> bool:
+    """Whether a file's name is one that a run gives a waypoint, or a waypoint that is being written."""
+    return re.fullmatch(r"\d{6,}\.safetensors|\.\d{6,}\.safetensors\.\d+\.tmp", path.name) is not None
 
 
 @dataclass(frozen=True)

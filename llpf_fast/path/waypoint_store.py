@@ -17,7 +17,7 @@ from .json_lines import JsonLines
 from .plain import plain
 from .set_aside import SetAside
 from .state import differences, encode_state, shapes
-from .waypoint import OWN_KEYS, Waypoint, waypoint_name
+from .waypoint import OWN_KEYS, Waypoint, is_waypoint_file, waypoint_name
 
 
 class WaypointStore:
@@ -135,7 +135,7 @@ class WaypointStore:
         names = {waypoint_name(number) for number in range(count)}
         with writing(self.folder):
             for file in list(self.folder.iterdir()):
-                if file.name not in names and (is_temporary(file) or file.stem.isdecimal()):
+                if file.name not in names and is_waypoint_file(file):
                     file.unlink()
         self._unsynced = [path for path in self._unsynced if path.name in names]
 

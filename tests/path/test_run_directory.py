@@ -12,6 +12,7 @@ import yaml
 
 from llpf_fast.errors import LLPFError
 from llpf_fast.path import RunDirectory, state_digest
+from llpf_fast.path.waypoint import is_waypoint_file
 
 
 def test_a_run_round_trip(finished, make_state):
@@ -333,3 +334,20 @@ def test_two_processes_do_not_write_one_run(tmp_path, make_state):
     assert RunDirectory.open(run.folder).load_checkpoint() is not None
     run.finish()
     assert second() == "taken"
+
+
+@pytest.mark.parametrize(
+    "name", ["7.pt", "000009.txt", "notes.tmp", ".mine.tmp", "12 copy.safetensors", "9.safetensors"]
+)
+def test_files_of_others_among_the_waypoints_stay(tmp_path, name):
+    run = RunDirectory.create(tmp_path / "run", {"settings": {}})
+    for tick in range(3):
+        run.add_waypoint(tick, {"w": torch.tensor([float(tick)])})
+    stranger = run.folder / "waypoints" / name
+    stranger.write_text("mine")
+    with pytest.raises(LLPFError, match="is no part of the run; move it away"):
+        run.truncate(waypoints=1, metrics=0)
+    assert stranger.read_text() == "mine"
+    assert not is_waypoint_file(stranger)
+    assert is_waypoint_file(run.folder / "waypoints" / "000002.safetensors")
+    assert is_waypoint_file(run.folder / "waypoints" / ".000003.safetensors.123.tmp")

@@ -51,6 +51,9 @@ def write_run(
         method = (RunDirectory.open(folder).run.get("settings") or {}).get("method")
         if method is None:
             raise LLPFError(f"{folder} holds a run that is no curve of llpf analyze; choose another folder")
+        strangers = RunDirectory.open(folder).strangers()
+        if strangers:
+            raise LLPFError(f"{strangers[0]} is no file of a run, and {folder} would be replaced; move it away")
         shutil.rmtree(folder)
     first, last = curve.waypoints[0], curve.waypoints[-1]
     run = RunDirectory.create(
