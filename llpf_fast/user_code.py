@@ -136,22 +136,39 @@ def checked_optimizer(function: Callable[..., Any], what: str = "the optimizer")
 
 
 def norm_rule(name: str) -> Callable[[Any], bool]:
-    """Whether a module is a normalization layer: an instance of the class that ``name`` names, or by the function."""
+    """Whether a module is a normalization layer, by the code that ``name`` names: :func:`checked_norm_rule`."""
+    return checked_norm_rule(load_callable(name, "is_norm"), f"is_norm {name!r}", strict=True)
+
+
+def checked_norm_rule(found: Any, what: str = "is_norm", *, strict: bool = False) -> Callable[[Any], bool]:
+    """``found`` as a rule for modules: a class of normalization layers, or a function that says whether one is.
+
+    Args:
+        what: what messages call it.
+        strict: whether an answer other than True or False is refused, and not taken for what it is worth.
+
+    Raises:
+        LLPFError: neither class nor function; at a call, whatever goes wrong in it.
+    """
     from torch import nn
 
-    found: Any = load_callable(name, "is_norm")
     if isinstance(found, type) and issubclass(found, nn.Module):
         kind = found
         return lambda module: isinstance(module, kind)
+    if isinstance(found, nn.Module) or not callable(found):
+        raise LLPFError(
+            f"{what} must be a class of layers, or a function that says of a module whether it is one, got {_a(found)}"
+        )
 
     def is_norm(module: Any) -> bool:
         try:
             answer = found(module)
+            taken = answer if strict else bool(answer)
         except (Exception, SystemExit) as error:
-            raise LLPFError(f"is_norm {name!r} failed on {_a(module)}: {said(error)}") from error
-        if not isinstance(answer, bool):
-            raise LLPFError(f"is_norm {name!r} gave {_a(answer)}, not true or false")
-        return answer
+            raise LLPFError(f"{what} failed on {_a(module)}: {said(error)}") from error
+        if not isinstance(taken, bool):
+            raise LLPFError(f"{what} gave {_a(answer)}, not true or false")
+        return taken
 
     return is_norm
 

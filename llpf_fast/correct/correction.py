@@ -59,7 +59,8 @@ class Correction:
         compile: whether ``torch.compile`` compiles forward and loss.
 
     Raises:
-        LLPFError: a precision that the device does not have; ``capture="on"`` where nothing can be captured.
+        LLPFError: a precision that the device does not have; Nesterov without momentum; ``capture="on"`` where nothing
+            can be captured.
     """
 
     def __init__(
@@ -84,6 +85,8 @@ class Correction:
         self._flat, self._batches = flat, batches
         device = flat.data.device
         check_precision(precision, device)
+        if nesterov and not momentum and optimizer is None:
+            raise LLPFError("correction.nesterov needs a correction.momentum above 0, such as 0.9")
         self._precision: Precision = precision
         self._passes = Passes(flat.module, loss_fn, precision=precision, compile=compile)
         self._keep_momentum = keep_momentum
@@ -152,7 +155,8 @@ class Correction:
         if self.momentum_buffer is not None and not (self._keep_momentum or go_on):
             self.momentum_buffer.zero_()
         self.module.train()
-        with float32_products(self._precision, self._flat.data.device):
+        # A caller under no_grad wants no graph of its own, and a path all the same.
+        with torch.enable_grad(), float32_products(self._precision, self._flat.data.device):
             replays = self._prepared()
             self._step.state.copy_(self._fresh)
             seen = self._in_turn(first_round) if replays is None else self._replayed(replays, first_round)

@@ -62,6 +62,10 @@ class OptimizerStep:
                 self._optimizer.step()
         except LLPFError:
             raise
+        except SystemExit as error:
+            raise LLPFError(
+                f"{name}.step ends the program (exit status {error.code}); let it raise an error"
+            ) from error
         except Exception as error:  # optimisers of one's own raise anything; SAM asserts that it is given a closure
             raise LLPFError(
                 f"{name}.step fails: {type(error).__name__}: {first_line(error)}; an optimizer must step from the "

@@ -116,7 +116,7 @@ class StackedCorrection:
             LLPFError: the model or the loss fails on the data.
         """
         count, step = len(self._paths), self.step
-        with float32_products("float32", step.state.device):
+        with torch.enable_grad(), float32_products("float32", step.state.device):
             if count < self._least:
                 step.in_turn()
             else:

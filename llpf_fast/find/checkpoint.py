@@ -8,11 +8,14 @@ import torch
 
 from ..errors import LLPFError
 from ..flat import FlatParameters
+from ..flat.buffers import set_buffers
 from ..path import RunDirectory
 from . import optimizer_state
 from .legs import Legs
 from .standing import Standing
 from .trainer import Trainer
+
+_BUFFER = "buffer/"
 
 
 def save_standing(
@@ -26,7 +29,7 @@ def save_standing(
 ) -> None:
     """Replace the run's checkpoint; ``seconds`` is the time spent in the whole search."""
     tensors = {"values": flat.data, **legs.tensors()}
-    tensors |= {f"buffer/{name}": b for name, b in flat.buffers().items()}
+    tensors |= {f"{_BUFFER}{name}": b for name, b in flat.buffers().items()}
     if trainer.keeps_momentum:
         assert trainer.momentum_buffer is not None
         tensors["momentum"] = trainer.momentum_buffer
@@ -56,8 +59,9 @@ def load_standing(
         raise LLPFError(f"cannot resume {run.folder}: it was begun with {used}; give the same again")
     with torch.no_grad():
         flat.data.copy_(tensors["values"])
-        for name, buffer in flat.buffers().items():
-            buffer.copy_(tensors[f"buffer/{name}"])
+    named = {key.removeprefix(_BUFFER): value for key, value in tensors.items() if key.startswith(_BUFFER)}
+    # One that a forward pass had set to None by then is in no file.
+    set_buffers(flat.module, {**dict.fromkeys(flat.buffers()), **named})
     if "momentum" in tensors and trainer.momentum_buffer is not None:
         trainer.momentum_buffer.copy_(tensors["momentum"])
     if optimizer is not None:

@@ -16,8 +16,9 @@ from ..correct import Corrected
 from ..correct.group_rates import GroupRates, OptimizerFactory, one_group_each
 from ..errors import LLPFError
 from ..flat import FlatParameters
-from ..flat.wrappers import unwrapped
-from ..wording import one_line
+from ..flat.copying import own_memory
+from ..flat.wrappers import check_usable, unwrapped
+from ..wording import one_line, shown
 from .build import TrainingData, make_correction, make_task
 from .dialect import resolve
 from .ends import Ends
@@ -84,9 +85,13 @@ class PathFinder:
         settings.validate()
         self.settings = settings
         self._device = checked_device(device)
+        if progress is not None and not callable(progress):
+            raise LLPFError(f"progress must be a function of a TickProgress, got {shown(progress)}")
         self._progress = progress
         ends = Ends(settings, start, destination)
         module = unwrapped(module)
+        check_usable(module)
+        own_memory(module)
         rule = resolve(settings)
         layout: dict[str, Any] = {"join_bias": settings.step.join_bias, "cut_attention": rule.values_only}
         self.flat = FlatParameters(module.to(self._device), is_norm=own_norm_rule(settings, is_norm), **layout)
@@ -134,7 +139,7 @@ class PathFinder:
             request = next(steps)
             while True:
                 if isinstance(request, Judge):
-                    buffers = self.flat.buffers() if request.buffers is None else request.buffers
+                    buffers = self.flat.persistent_buffers() if request.buffers is None else request.buffers
                     loss = self._screen.loss(request.values, buffers, request.stop_above)
                     # Or the point judged would stay until the next request is there.
                     del request

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..correct.group_rates import OptimizerFactory
 from ..errors import LLPFError
-from ..user_code import checked_optimizer, norm_rule, optimizer_factory
+from ..user_code import checked_norm_rule, checked_optimizer, norm_rule, optimizer_factory
 from .settings import Settings
 
 NormRule = Callable[[nn.Module], bool]
@@ -23,8 +23,9 @@ def own_optimizer(settings: Settings, given: OptimizerFactory | None = None) -> 
 
 
 def own_norm_rule(settings: Settings, given: NormRule | None = None) -> NormRule | None:
-    """What counts more modules as normalization layers; LLPFError: given twice, or no such code."""
-    return _one("is_norm", settings.is_norm, given, norm_rule)
+    """What counts more modules as normalization layers; LLPFError: given twice, no rule, or no such code."""
+    checked = None if given is None else checked_norm_rule(given)
+    return _one("is_norm", settings.is_norm, checked, norm_rule)
 
 
 def _one(key: str, named: str, given: Own | None, load: Callable[[str], Own]) -> Own | None:

@@ -91,6 +91,7 @@ class PathSearch:
         self._moments: Tensor | None = None
         self._pace = Pace(settings.pace, settings.correction.min_rounds)
         self._rollback = Rollback(flat, trainer, optimizer)
+        self._forms = {name: list(buffer.shape) for name, buffer in flat.persistent_buffers().items()}
         self._standing = Standing(leg=legs.first)
         self._measure()
         if record.resumed and not record.complete:
@@ -214,7 +215,24 @@ class PathSearch:
         except LLPFError as error:
             raise LLPFError(f"tick {at.tick}: {error}{self._culprit()}") from error
         at.rounds += corrected.rounds
+        self._check_forms()
         return corrected
+
+    def _check_forms(self) -> None:
+        """LLPFError where training gave a buffer another shape: no waypoint after it would fit the first."""
+        now = {name: list(buffer.shape) for name, buffer in self.flat.persistent_buffers().items()}
+        for name in now.keys() ^ self._forms.keys():
+            what = "made" if name in now else "removed"
+            raise LLPFError(
+                f"training {what} the buffer {name!r}, and a path keeps the form of every tensor: register it with "
+                "persistent=False, or run one batch through the networks before"
+            )
+        for name, shape in now.items():
+            if shape != self._forms[name]:
+                raise LLPFError(
+                    f"training changed the shape of the buffer {name!r} from {self._forms[name]} to {shape}, and a "
+                    "path keeps the form of every tensor: register it with persistent=False"
+                )
 
     def _culprit(self) -> str:
         for name, view in self.flat.views(self.flat.data).items():
@@ -242,7 +260,8 @@ class PathSearch:
             return True
         assert self._waypoint is not None
         # Buffers on the chord are those that the certificate will give it: half the way too.
-        buffers = interpolate(self._rollback.buffers, self.flat.buffers(), 0.5)
+        now = self.flat.persistent_buffers()
+        buffers = interpolate({name: self._rollback.buffers[name] for name in now}, now, 0.5)
         loss: float = yield Judge(torch.lerp(self._waypoint, here, 0.5, out=here), buffers=buffers)
         return loss <= self.settings.threshold * (1 + self.settings.pace.margin) / 2
 
@@ -277,7 +296,7 @@ class PathSearch:
         there = self._legs.rest(here)
         if self._ends.end is None and (yield Judge(there, stop)) > limit:
             return False
-        between, buffers = torch.empty_like(here), dict(self.flat.buffers())
+        between, buffers = torch.empty_like(here), self.flat.persistent_buffers()
         end = self._ends.end if leads_to_model(self.settings) and self._ends.end is not None else buffers
         last = {name: end[name].to(buffer.device) for name, buffer in buffers.items() if name in end}
         for fraction in _CHORD:

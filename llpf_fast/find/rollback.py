@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..flat import FlatParameters
+from ..flat.buffers import all_buffers, set_buffers
 from .trainer import Trainer
 
 
@@ -20,13 +21,19 @@ class Rollback:
 
     def __init__(self, flat: FlatParameters, trainer: Trainer, optimizer: torch.optim.Optimizer | None) -> None:
         self._flat, self._trainer, self._optimizer = flat, trainer, optimizer
-        self.buffers: dict[str, Tensor] = {}
+        #: All buffers by name; None where one is registered but not made yet.
+        self._buffers: dict[str, Tensor | None] = {}
         self._momentum: Tensor | None = None
         self._optimizer_state: dict[str, Any] | None = None
 
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers that were kept, by name."""
+        return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+
     def keep(self) -> None:
         """Remember everything but the values as they are now."""
-        self.buffers = {name: buffer.clone() for name, buffer in self._flat.buffers().items()}
+        self._buffers = all_buffers(self._flat.module)
         if self._trainer.keeps_momentum:
             assert self._trainer.momentum_buffer is not None
             self._momentum = self._trainer.momentum_buffer.clone()
@@ -38,8 +45,7 @@ class Rollback:
         """Return to ``values [N]`` and to what was kept with them."""
         self._flat.ensure()
         self._flat.data.copy_(values)
-        for name, buffer in self._flat.buffers().items():
-            buffer.copy_(self.buffers[name])
+        set_buffers(self._flat.module, self._buffers)
         if self._momentum is not None:
             assert self._trainer.momentum_buffer is not None
             self._trainer.momentum_buffer.copy_(self._momentum)

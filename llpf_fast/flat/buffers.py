@@ -36,6 +36,63 @@ def fixed_buffers(module: nn.Module) -> list[str]:
     return [name for name, _ in module.named_buffers(remove_duplicate=False) if name in kept and name not in moving]
 
 
+def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The module's buffers by first name, without those that are in no ``state_dict`` (caches)."""
+    kept = module.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in module.named_buffers() if name in kept}
+
+
+def all_buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """Copies of all buffers by first name, None where a buffer is registered but not made yet."""
+    empty = {
+        f"{path}.{name}" if path else name: None
+        for path, owner in module.named_modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is None
+    }
+    return {**empty, **{name: buffer.detach().clone() for name, buffer in module.named_buffers()}}
+
+
+@torch.no_grad()
+def set_buffers(module: nn.Module, values: Mapping[str, Tensor | None]) -> None:
+    """Put the buffers of ``module`` back to ``values``, as :func:`all_buffers` gives them.
+
+    In place where a buffer has still that form. One that the forward pass made anew since, in another shape, is
+    replaced; one that it registered since is taken away, and one that is missing is registered.
+    """
+    present = dict(module.named_buffers())
+    for name, value in values.items():
+        old = present.get(name)
+        if old is not None and value is not None and (old.shape, old.dtype) == (value.shape, value.dtype):
+            old.copy_(value)
+        elif old is not None or value is not None:
+            new = None if value is None else value.clone() if old is None else value.to(old.device, copy=True)
+            for owner, attribute in _hosts(module, name, old):
+                if attribute in owner._buffers:
+                    owner._buffers[attribute] = new
+                else:
+                    owner.register_buffer(attribute, new, persistent=False)
+    for name in present.keys() - values.keys():
+        for owner, attribute in _hosts(module, name, present[name]):
+            delattr(owner, attribute)
+
+
+def _hosts(module: nn.Module, name: str, buffer: Tensor | None) -> list[tuple[nn.Module, str]]:
+    """Every module that holds ``buffer``, and as what; the one that ``name`` says where there is none yet."""
+    if buffer is None:
+        path, _, attribute = name.rpartition(".")
+        return [(module.get_submodule(path), attribute)]
+    return [(owner, each) for owner in module.modules() for each, held in owner._buffers.items() if held is buffer]
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Whether several elements lie in one place of memory, as ``expand`` leaves them."""
+    if tensor.layout is not torch.strided:
+        return False
+    used = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return used < tensor.numel()
+
+
 def check_buffers(start: Mapping[str, Tensor], destination: Mapping[str, Tensor] | None, module: nn.Module) -> None:
     """Whether a straight line leads from the buffers of ``start`` to those of ``destination``.
 

@@ -7,12 +7,15 @@ import types
 from collections.abc import Iterator
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..errors import LLPFError
 from ..wording import one_line
+from .buffers import overlaps_itself
+from .wrappers import check_usable
 
 
 def copied(module: nn.Module, what: str = "the model") -> nn.Module:
@@ -20,16 +23,18 @@ def copied(module: nn.Module, what: str = "the model") -> nn.Module:
 
     Refused whether or not deepcopy happens to succeed: the old ``weight_norm`` and ``spectral_norm`` and ``prune``.
     They keep a tensor that a forward pass computes as a plain attribute; after a pass in training it cannot be copied.
+    A buffer that was expanded gets memory of its own in the copy, so that values can be written into it.
 
     Args:
         module: any module; never changed.
         what: what a message calls it.
 
     Raises:
-        LLPFError: one of these three; anything else that deepcopy cannot take (locks, handles, results of a pass kept
-            in an attribute); a copy whose forward would still compute with the original's parameters. The message
-            names the submodule, the attribute and the remedy.
+        LLPFError: one of these three; a TorchScript program or tensors on the meta device; anything else that deepcopy
+            cannot take (locks, handles, results of a pass kept in an attribute); a copy whose forward would still
+            compute with the original's parameters. The message names the submodule, the attribute and the remedy.
     """
+    check_usable(module, what)
     for path, each in module.named_modules():
         _refuse_computed(path, each, what)
         _refuse_closure(path, each, module, what)
@@ -46,7 +51,18 @@ def copied(module: nn.Module, what: str = "the model") -> nn.Module:
             f"{what} cannot be copied: copy.deepcopy gives a module with the very same parameter {shared[0]!r}; let "
             "__deepcopy__ copy it"
         )
+    own_memory(twin)
     return twin
+
+
+def own_memory(module: nn.Module) -> None:
+    """Give every buffer of ``module`` that was expanded memory of its own, in place of the one it has."""
+    done: dict[int, Tensor] = {}
+    for owner in module.modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None and not is_lazy(buffer) and overlaps_itself(buffer):
+                # Tied buffers stay one tensor. The old one is held, so that its id is not used again.
+                owner._buffers[name] = done.setdefault(id(buffer), buffer.contiguous())
 
 
 def _refuse_computed(path: str, module: nn.Module, what: str) -> None:

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import LLPFError
 from ..ops import SegmentFlag
+from .buffers import overlaps_itself, persistent_buffers
 from .dtypes import cast, exact, is_rounding
 from .kinds import Role, roles
 from .layer_kind import LayerKind
@@ -435,6 +436,10 @@ class FlatParameters:
         """The module's buffers by name (running statistics and the like), its own tensors. They are never moved."""
         return dict(self.module.named_buffers())
 
+    def persistent_buffers(self) -> dict[str, Tensor]:
+        """Those of :meth:`buffers` that are in ``state_dict``: all that a waypoint can hold."""
+        return persistent_buffers(self.module)
+
     def views(self, values: Tensor) -> dict[str, Tensor]:
         """The parameters held by ``values`` ``[N]`` (any dtype and device), by first name, without a copy.
 
@@ -514,6 +519,8 @@ class FlatParameters:
                 problems.append(f"missing buffer {name!r} {list(buffer.shape)}")
             elif value.shape != buffer.shape:
                 problems.append(f"buffer {name!r} is {list(value.shape)}, not {list(buffer.shape)}")
+            elif overlaps_itself(buffer):
+                problems.append(f"buffer {name!r} is an expanded tensor; give it memory of its own with .contiguous()")
             elif not buffer.is_meta and not _takes(buffer, value):
                 problems.append(f"buffer {name!r} is {value.dtype}, with values that {buffer.dtype} cannot hold")
         if problems:

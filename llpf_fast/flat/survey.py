@@ -66,8 +66,22 @@ def check(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
 
     Raises:
         LLPFError: a lazy, integer, complex, sparse, subclassed or inference tensor; two dtypes or devices; two
-            parameters that share memory; a state-dict hook that hides a parameter. The message names them.
+            parameters that share memory; a parameter that is a buffer too; a TorchScript program inside; a state-dict
+            hook that hides a parameter. The message names them.
     """
+    for path, each in module.named_modules():
+        if isinstance(each, torch.jit.ScriptModule):
+            raise LLPFError(
+                f"{f'layer {path!r}' if path else 'the module'} is a TorchScript program: use the torch.nn.Module that "
+                "it was made from"
+            )
+    by_identity = {id(parameter): name for name, parameter in parameters.items()}
+    for name, buffer in module.named_buffers():
+        if id(buffer) in by_identity:
+            raise LLPFError(
+                f"buffer {name!r} is the parameter {by_identity[id(buffer)]!r} itself: keep one of the two, or make "
+                "the buffer a copy"
+            )
     for name, tensor in (*parameters.items(), *module.named_buffers()):
         if is_lazy(tensor):
             raise LLPFError(f"{name!r} is lazy and has no shape yet: run one batch through the module first")

@@ -6,7 +6,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from ..errors import LLPFError
@@ -36,7 +38,7 @@ def unwrapped(module: nn.Module, what: str = "the model") -> nn.Module:
         what: what a message calls it.
 
     Raises:
-        LLPFError: not a module; DistributedDataParallel, FSDP (either kind) or DTensor parameters anywhere in it.
+        LLPFError: not a module; DistributedDataParallel, FSDP (either kind), DTensor or lazy parameters anywhere in it.
     """
     if not isinstance(module, nn.Module):
         raise LLPFError(f"{what} must be a torch.nn.Module, got {type(module).__name__}")
@@ -44,7 +46,19 @@ def unwrapped(module: nn.Module, what: str = "the model") -> nn.Module:
     while (inner := inner_of(module)) is not None:
         module = inner
     _refuse_sharded(module, what)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise LLPFError(f"{name!r} of {what} is lazy and has no shape yet: run one batch through the module first")
     return module
+
+
+def check_usable(module: nn.Module, what: str = "the model") -> None:
+    """LLPFError where an architecture cannot compute as it is: a TorchScript program, tensors without values."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise LLPFError(f"{what} is a TorchScript program: pass the torch.nn.Module that it was made from")
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise LLPFError(f"{name!r} of {what} is on the meta device and has no values: build the module on the CPU")
 
 
 def outermost(path: str, by_path: Mapping[str, nn.Module]) -> str:
@@ -87,7 +101,7 @@ def _refuse_sharded(module: nn.Module, what: str) -> None:
     if distributed is None:
         return
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if isinstance(tensor.data, distributed):
+        if not is_lazy(tensor) and isinstance(tensor.data, distributed):
             raise LLPFError(f"{name!r} of {what} is a DTensor, which lies in several processes: {_REMEDY}")
 
 

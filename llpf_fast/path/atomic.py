@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LLPFError
+from ..wording import shown
 
 #: What to do about the errors of a disk that users meet; the rest only quote the system.
 _REMEDY = {
@@ -37,13 +38,19 @@ def writing(folder: Path | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: Path | str) -> Iterator[None]:
-    """Turn an OSError inside the block into an LLPFError that names ``path``."""
+    """Turn an OSError inside the block, or a name that no file can have, into an LLPFError that names ``path``."""
     try:
         yield
     except FileNotFoundError as error:
         raise LLPFError(f"{path} is missing") from error
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise LLPFError(f"cannot read {shown(str(path))}: file name too long") from error
         raise LLPFError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+    except ValueError as error:
+        if isinstance(error, LLPFError) or "\0" not in str(path):
+            raise
+        raise LLPFError(f"{shown(str(path))} is no name of a file: it holds a null character") from error
 
 
 def temporary_name(path: Path) -> Path:
@@ -132,7 +139,7 @@ def read_json(path: Path | str) -> dict[str, Any]:
     content = read_bytes(path)
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LLPFError(f"{path} is damaged: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise LLPFError(f"{path} is damaged: a JSON object was expected, it holds a {type(value).__name__}")

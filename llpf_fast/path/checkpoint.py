@@ -62,5 +62,5 @@ class Checkpoint:
         try:
             content = json.loads(head["__metadata__"]["llpf_fast"])
             return Mark(**content["mark"]), content["state"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise LLPFError(f"{self.path} is damaged: not a checkpoint of llpf_fast") from error

@@ -43,7 +43,7 @@ class JsonLines:
     def parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LLPFError(f"{self.path} is damaged: line {number} is not JSON") from error
         if not isinstance(record, dict):
             raise LLPFError(f"{self.path} is damaged: line {number} is not a JSON object")

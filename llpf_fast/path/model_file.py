@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import stat
 import warnings
 import zipfile
 from collections.abc import Collection, Mapping
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ..errors import LLPFError
+from ..wording import shown
 from .atomic import reading, write_bytes
 from .harmless import harmless_stand_ins
 from .names import fit_names, is_averaged, is_extra_state
@@ -89,10 +91,15 @@ def load_model_file(
 
 
 def _load(path: Path, key: str | None) -> ModelFile:
-    if path.is_dir():
-        raise LLPFError(f"{path} is a directory; name a model file")
-    with reading(path), open(path, "rb") as file:
-        start = file.read(4096)
+    with reading(path):
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise LLPFError(f"{path} is a directory; name a model file")
+        if not stat.S_ISREG(mode):
+            # A pipe would be waited for, and a device may never end.
+            raise LLPFError(f"{path} is a pipe or a device; copy it into a file and name that")
+        with open(path, "rb") as file:
+            start = file.read(4096)
     if not start:
         raise LLPFError(f"{path} is empty; it is no model file")
     if _is_safetensors(start):
@@ -157,7 +164,7 @@ def _from_safetensors(path: Path) -> ModelFile:
     metadata = header(data, path).get("__metadata__", {})
     try:
         names = json.loads(metadata.get("llpf_fast", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         names = {}
     if not state:
         raise LLPFError(f"{path} holds no tensors")
@@ -287,4 +294,4 @@ def _choose_state(content: Mapping[Any, Any], source: Path | str) -> Mapping[Any
 
 
 def _keys(content: Mapping[Any, Any]) -> str:
-    return ", ".join(str(key) for key in list(content)[:5]) or "nothing"
+    return ", ".join(shown(key)[1:-1] if isinstance(key, str) else shown(key) for key in list(content)[:5]) or "nothing"

@@ -161,7 +161,7 @@ def squared_distance(a: Tensor, b: Tensor) -> float:
     wide = _wide(a)
     if wide is None or same_bits(a, b):
         return 0.0
-    left, right = a.to(wide), b.to(wide)
+    left, right = a.detach().to(wide), b.detach().to(wide)
     difference = right - left
     if not bool(difference.isfinite().all()):
         difference = difference.masked_fill((left == right) | (left.isnan() & right.isnan()), 0)
@@ -174,7 +174,8 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _bits(value: Tensor) -> Tensor:
-    real = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+    value = value.resolve_conj().resolve_neg()
+    real = torch.view_as_real(value) if value.is_complex() else value
     return real.view(_SAME_SIZE[real.element_size()])
 
 
@@ -196,6 +197,8 @@ def check_alike(a: Mapping[str, Tensor], b: Mapping[str, Tensor], here: str, the
                 )
             if not isinstance(value, Tensor):
                 raise LLPFError(f"{name} of {place} is no tensor but of type {type(value).__name__}: leave it out")
+            if value.layout != torch.strided or value.is_quantized or value.is_meta:
+                raise LLPFError(f"{name} of {place} is sparse, quantized or without values: give it dense")
     for name, value in a.items():
         for what, one, two in (
             ("dtype", value.dtype, b[name].dtype),

@@ -14,8 +14,9 @@ import yaml
 from torch import Tensor
 
 from ..errors import LLPFError
+from ..wording import shown
 from . import lock
-from .atomic import read_bytes, read_json, write_bytes, write_json, writing
+from .atomic import read_bytes, read_json, reading, write_bytes, write_json, writing
 from .checkpoint import Checkpoint, Mark
 from .json_lines import JsonLines
 from .plain import check_kinds, finite_or_none, plain, read_yaml
@@ -108,10 +109,12 @@ class RunDirectory:
         LLPFError when the folder holds another run or anything else, is a file, or cannot be written; then nothing is
         left.
         """
-        folder = Path(folder)
+        folder = _as_folder(folder)
         content = plain(run)
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        if folder.exists() and not folder.is_dir():
+        with reading(folder):
+            exists = folder.exists()
+        if exists and not folder.is_dir():
             raise LLPFError(f"{folder} is a file; name a folder for the run")
         made = _make_folders(folder)
         _refuse_used(folder)
@@ -130,8 +133,10 @@ class RunDirectory:
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> RunDirectory:
         """The run in ``folder``, complete or not; LLPFError saying what is missing when it is not a run."""
-        folder = Path(folder)
-        if not folder.exists():
+        folder = _as_folder(folder)
+        with reading(folder):
+            exists = folder.exists()
+        if not exists:
             raise LLPFError(f"{folder} is missing; name the folder of a run")
         if not folder.is_dir():
             raise LLPFError(f"{folder} is a file; name the folder of a run")
@@ -337,6 +342,16 @@ class RunDirectory:
     def _refuse_complete(self) -> None:
         if self.complete:
             raise LLPFError(f"{self.folder} holds a complete run; it is not written to any more")
+
+
+def _as_folder(given: object) -> Path:
+    if not isinstance(given, (str, os.PathLike)):
+        hint = "; pass its .folder" if hasattr(given, "folder") else ""
+        raise LLPFError(f"the folder of a run must be a path, got {shown(given)}{hint}")
+    path = os.fspath(given)
+    if not isinstance(path, str) or "\0" in path:
+        raise LLPFError(f"the folder of a run must be a path, got {shown(path)}")
+    return Path(path)
 
 
 def _make_folders(folder: Path) -> list[Path]:

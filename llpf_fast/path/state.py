@@ -74,7 +74,7 @@ def header(data: bytes, path: Path | str) -> dict[str, Any]:
     length = int.from_bytes(data[:8], "little")
     try:
         value = json.loads(data[8 : 8 + length])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LLPFError(f"{path} is damaged or cut off: not a whole safetensors file") from error
     if not isinstance(value, dict):
         raise LLPFError(f"{path} is damaged: not a safetensors file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import platform
 import random
 import secrets
@@ -13,6 +14,7 @@ import torch
 
 from .. import __version__
 from ..errors import LLPFError
+from ..wording import shown
 from .measure import Crew
 from .polyline import Polyline, Position
 from .records import Certificate
@@ -80,21 +82,40 @@ def certify(
         that change (but for BatchNorm's ``num_batches_tracked``), make it undecided.
 
     Raises:
-        LLPFError: no waypoints; a threshold that is not a finite number; a tensor that changes its dtype or shape along
-            the path, appears or vanishes; whatever loading or evaluating raises.
+        LLPFError: no waypoints; a threshold that is not a finite number; another argument of the wrong kind; a
+            tensor that changes its dtype or shape along the path, appears or vanishes; whatever loading or evaluating
+            raises.
     """
-    if not math.isfinite(threshold):
-        raise LLPFError(f"the threshold must be a finite number, got {threshold}")
-    line = Polyline(waypoints)
-    rule = refinement or Refinement()
+    if not _is_number(threshold) or not math.isfinite(threshold):
+        raise LLPFError(f"the threshold must be a finite number, got {shown(threshold)}")
+    for name, value in {
+        "interior": interior,
+        "worst": worst,
+        "straight_points": straight_points,
+        "workers": workers,
+        "seed": seed,
+    }.items():
+        if value is not None and (not isinstance(value, numbers.Integral) or isinstance(value, bool)):
+            raise LLPFError(f"{name} must be a whole number, got {shown(value)}")
     if interior is not None and interior < 1:
         raise LLPFError(f"at least 1 point inside each segment must be evaluated, got {interior}")
+    if workers is not None and workers < 1:
+        raise LLPFError(f"workers must be at least 1, got {workers}")
+    if refinement is not None and not isinstance(refinement, Refinement):
+        raise LLPFError(f"refinement must be a Refinement(...), got {shown(refinement)}")
+    if progress is not None and not callable(progress):
+        raise LLPFError(f"progress must be a function, got {shown(progress)}")
+    if isinstance(parameter_names, str):
+        raise LLPFError(f"parameter_names must be several names, got the text {shown(parameter_names)}")
+    if isinstance(waypoints, Mapping) or not (hasattr(waypoints, "__getitem__") and hasattr(waypoints, "__len__")):
+        raise LLPFError(f"waypoints must be a list of state dicts, got {type(waypoints).__name__}")
+    line = Polyline(waypoints)
+    rule = refinement or Refinement()
     if workers is None:
         device = getattr(evaluate_train, "device", None)
         workers = torch.get_num_threads() if device is not None and device.type == "cpu" else 1
     ruler = Ruler(line, parameter_names)
-    if seed is None:
-        seed = secrets.randbits(48)
+    seed = secrets.randbits(48) if seed is None else int(seed)
     inside = ruler.inner(interior, random.Random(seed))
     with torch.random.fork_rng(devices=[]), Crew(workers) as crew:
         survey = Survey(line, ruler, evaluate_train, evaluate_test, full_train, threshold, crew, progress)
@@ -146,6 +167,10 @@ def certify(
         differs=list(differs),
         notes=list(notes),
     )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _nan_lowest(value: float) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import LLPFError
 from ..path.path import check_alike, interpolate, same_bits, squared_distance
@@ -72,6 +72,8 @@ class Polyline:
         if isinstance(waypoint, Mapping):
             return waypoint
         load: Callable[[], State] = getattr(waypoint, "load", waypoint)
+        if isinstance(waypoint, nn.Module) or not callable(load):
+            raise LLPFError(f"waypoint {index} is a {type(waypoint).__name__}: pass its state dict")
         return load()
 
     def state(self, position: Position) -> State:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from ..errors import LLPFError
+from ..wording import shown
 from .polyline import Position
 
 #: A parabola through three neighbouring points overshoots the higher end of a gap by at most its second divided
@@ -29,6 +32,15 @@ class Refinement:
     most_rounds: int = 12
     finest: float = 1 / 1024
     most_points: int = 256
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, share = getattr(self, field.name), field.name == "finest"
+            kind = numbers.Real if share else numbers.Integral
+            # Not "below 0": a NaN is refused too.
+            if not isinstance(value, kind) or isinstance(value, bool) or not float(value) >= 0:
+                what = "a number" if share else "a whole number"
+                raise LLPFError(f"{field.name} of a Refinement must be {what} of at least 0, got {shown(value)}")
 
 
 @dataclass(frozen=True)
