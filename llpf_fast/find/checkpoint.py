@@ -10,6 +10,7 @@ from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..flat.buffers import set_buffers
 from ..path import RunDirectory
+from ..wording import one_line
 from . import optimizer_state
 from .legs import Legs
 from .standing import Standing
@@ -37,7 +38,15 @@ def save_standing(
     if optimizer is not None:
         more, state["optimizer"] = optimizer_state.pack(optimizer)
         tensors |= more
-    run.save_checkpoint(tensors, state)
+    try:
+        run.save_checkpoint(tensors, state)
+    except TypeError as error:
+        if optimizer is None:
+            raise
+        raise LLPFError(
+            f"the state of {type(optimizer).__name__} cannot be kept in a checkpoint ({one_line(error)}): let it hold "
+            "tensors, numbers, texts, lists and dictionaries with text keys"
+        ) from error
 
 
 def load_standing(

@@ -27,7 +27,7 @@ def pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str,
                 tensors[key] = value
             else:
                 plain[str(index)][name] = _without_tensors(value, key, tensors)
-    return tensors, {"state": plain, "param_groups": saved["param_groups"]}
+    return tensors, {"state": plain, "param_groups": saved["param_groups"], "class": type(optimizer).__name__}
 
 
 def _without_tensors(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
@@ -43,7 +43,8 @@ def _without_tensors(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
 
 def unpack(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
     """The reverse of :func:`pack`; LLPFError where that was another optimiser."""
-    if _outline(optimizer.state_dict()["param_groups"]) != _outline(plain["param_groups"]):
+    name = type(optimizer).__name__
+    if plain.get("class", name) != name or not _fits(optimizer.state_dict()["param_groups"], plain["param_groups"]):
         raise LLPFError("cannot resume: the checkpoint holds the state of another optimiser; give the same again")
     left = {key: value for key, value in tensors.items() if key.startswith(_PREFIX)}
     state: dict[int, dict[str, Any]] = {int(i): _with_tensors(entries, left) for i, entries in plain["state"].items()}
@@ -62,5 +63,9 @@ def _with_tensors(value: Any, left: dict[str, Tensor]) -> Any:
     return value
 
 
-def _outline(groups: list[dict[str, Any]]) -> list[tuple[list[str], int]]:
-    return [(sorted(group), len(group["params"])) for group in groups]
+def _fits(made: list[dict[str, Any]], saved: list[dict[str, Any]]) -> bool:
+    """Whether the groups ``saved`` are those ``made``; an optimiser's steps may have added entries to them."""
+    return len(made) == len(saved) and all(
+        fresh.keys() <= old.keys() and len(fresh["params"]) == len(old["params"])
+        for fresh, old in zip(made, saved, strict=True)
+    )

@@ -34,6 +34,10 @@ def writing(folder: Path | str) -> Iterator[None]:
         reason = (error.strerror or str(error)).lower()
         remedy = _REMEDY.get(error.errno or 0)
         raise LLPFError(f"cannot write in {folder}: {reason}" + (f"; {remedy}" if remedy else "")) from error
+    except ValueError as error:
+        if isinstance(error, LLPFError) or "null" not in str(error):
+            raise
+        raise LLPFError("a file's name cannot hold a null character; choose another") from error
 
 
 @contextlib.contextmanager
@@ -115,7 +119,7 @@ def write_bytes(path: Path | str, data: bytes, *, durable: bool = True) -> None:
                 os.close(handle)
             os.replace(temporary, path)
         except BaseException:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 temporary.unlink()
             raise
         if durable:

@@ -106,6 +106,8 @@ def _load(path: Path, key: str | None) -> ModelFile:
         if key is not None:
             raise LLPFError(f"{path} is a safetensors file, which has no entry {key!r}; leave key away")
         return _from_safetensors(path)
+    if path.name.endswith(".index.json"):
+        raise LLPFError(f"{path} is the index of a model in several files; load them all and save one state dict")
     if _is_text(start):
         raise LLPFError(f"{path} is a text file, not a model file (.pt, .pth or .safetensors)")
     return _from_pickle(path, start, key)
@@ -126,9 +128,12 @@ def save_model_file(
     ``"safetensors"``; when missing, safetensors where ``path`` ends so and otherwise the authors'.
 
     Atomic and durable: ``path`` holds the old file or the new one, whole. LLPFError naming the folder when it is
-    missing or the disk refuses, and for a format that does not exist.
+    missing or the disk refuses, for a format that does not exist, and for what is no state dict.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise LLPFError(f"a model file needs a path, got {shown(path)}")
     path = Path(path)
+    _check_saved(state)
     names = {"model_name": model_name, "dataset_name": dataset_name}
     chosen = format or ("safetensors" if path.suffix == _SAFETENSORS else "authors")
     if chosen == "safetensors":
@@ -140,6 +145,19 @@ def save_model_file(
     buffer = io.BytesIO()
     torch.save({"state_dict": tensors, **names} if chosen == "authors" else tensors, buffer)
     write_bytes(path, buffer.getvalue())
+
+
+def _check_saved(state: object) -> None:
+    if not isinstance(state, Mapping):
+        hint = ": pass its state_dict()" if hasattr(state, "state_dict") else ""
+        raise LLPFError(f"a model file needs a state dict, got {type(state).__name__}{hint}")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise LLPFError(
+                f"entry {shown(name)} of the state dict is a {type(value).__name__}; a model file has named tensors "
+                "only"
+            )
+        _check_ordinary(name, value, "the state dict")
 
 
 def _is_safetensors(start: bytes) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LLPFError
+from ..wording import shown
 from .run_directory import RunDirectory
 
 #: Names that normalization layers give their statistics: floating buffers that are not parameters.
@@ -117,6 +118,10 @@ class LowLossPath:
         :func:`interpolate`, then each tensor in its own dtype. A whole number gives that waypoint bit for bit.
         LLPFError outside the path, and where a tensor changes dtype or shape, appears or vanishes.
         """
+        try:
+            position = float(position)
+        except (TypeError, ValueError, OverflowError):
+            raise LLPFError(f"a position on a path is a number, got {shown(position)}") from None
         if not 0 <= position <= len(self) - 1:
             raise LLPFError(f"position {position} is not on the path, which goes from 0 to {len(self) - 1}")
         number = math.floor(position)

@@ -37,8 +37,10 @@ def encode_state(state: Mapping[str, Tensor], metadata: str | None = None) -> by
     pairs of real ones, which ``decode_state`` puts together again.
 
     Raises:
-        LLPFError: a tensor of a dtype that the file cannot hold.
+        LLPFError: a tensor of a dtype or name that the file cannot hold.
     """
+    if "__metadata__" in state:
+        raise LLPFError("a tensor cannot be called '__metadata__' in a safetensors file; rename it")
     tensors = {}
     for name in sorted(state):
         suffix, tensor = _SUFFIXES.get(state[name].dtype, ""), detached(state[name])

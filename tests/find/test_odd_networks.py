@@ -298,3 +298,51 @@ def test_an_optimizer_that_ends_the_program_is_one_line(data: Data, tmp_path: Pa
 
     with pytest.raises(LLPFError, match=r"Ends.step ends the program \(exit status 3\)"):
         find(Net, data, tmp_path / "run", optimizer=lambda parameters: Ends(parameters, lr=0.1))
+
+
+class Decays(torch.optim.SGD):
+    """Changes its rate at every step, and counts its steps in its groups."""
+
+    def step(self, closure: Any = None) -> Any:
+        result = super().step(closure)
+        for group in self.param_groups:
+            group["lr"] *= 0.9
+            group["steps"] = group.get("steps", 0) + 1
+        return result
+
+
+def search(name: Path, data: Data, optimizer: Any, **more: Any) -> None:
+    torch.manual_seed(1)
+    start, end = Net().state_dict(), Net().state_dict()
+    slow = settings(step=StepSettings(relative=0.01), checkpoint_every=1, max_ticks=4, arrival_every=100)
+    PathFinder(Net(), start, end, settings=slow, train=data, out=name, optimizer=optimizer, **more).run()
+
+
+def stop(at: Any) -> None:
+    if at.tick == 3:
+        raise KeyboardInterrupt
+
+
+def test_an_optimizer_that_adds_to_its_groups_goes_on(data: Data, tmp_path: Path) -> None:
+    def make(parameters: Any) -> Any:
+        return Decays(parameters, lr=0.1)
+
+    search(tmp_path / "whole", data, make)
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "cut", data, make, progress=stop)
+    with pytest.raises(LLPFError, match="another optimiser"):
+        search(tmp_path / "cut", data, lambda parameters: torch.optim.SGD(parameters, lr=0.1), resume=True)
+    search(tmp_path / "cut", data, make, resume=True)
+    whole, cut = llpf_fast.open_path(tmp_path / "whole"), llpf_fast.open_path(tmp_path / "cut")
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(whole, cut, strict=True) for name in a)
+
+
+def test_state_of_an_optimizer_that_no_file_can_hold_is_one_line(data: Data, tmp_path: Path) -> None:
+    class Holds(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            for parameter in self.param_groups[0]["params"]:
+                self.state[parameter]["held"] = torch.Generator()
+            return super().step(closure)
+
+    with pytest.raises(LLPFError, match=r"state of Holds cannot be kept in a checkpoint \(Generator"):
+        search(tmp_path / "run", data, lambda parameters: Holds(parameters, lr=0.1))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 import llpf_fast
 from llpf_fast.errors import LLPFError
-from llpf_fast.path import RunDirectory, load_model_file
+from llpf_fast.path import RunDirectory, load_model_file, save_model_file
 from llpf_fast.path.path import same_bits, squared_distance
 
 DEEP = "[" * 100_000
@@ -91,3 +93,46 @@ def test_views_that_negate_are_compared_by_value() -> None:
     assert same_bits(value, negated)
     assert squared_distance(value, negated) == 0.0
     assert not same_bits(value, torch._neg_view(value))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (nn.Linear(1, 1), r"needs a state dict, got Linear: pass its state_dict\(\)"),
+        ([1], "needs a state dict, got list"),
+        ({"x": 5}, "entry 'x' of the state dict is a int"),
+        ({5: torch.ones(1)}, "entry 5 of the state dict"),
+        ({"x": torch.eye(2).to_sparse()}, "'x' is sparse"),
+        ({"x": torch.empty(2, device="meta")}, "'x' is sparse, quantized or without values"),
+    ],
+)
+def test_what_is_no_state_is_not_saved(state: Any, said: str, suffix: str, tmp_path: Path) -> None:
+    with pytest.raises(LLPFError, match=said):
+        save_model_file(tmp_path / f"model{suffix}", state)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_nothing_can_be_saved_under(tmp_path: Path) -> None:
+    state = {"x": torch.ones(1)}
+    for path, said in ((str(tmp_path / "a\0b.pt"), "null character"), (5, "needs a path, got 5")):
+        with pytest.raises(LLPFError, match=said):
+            save_model_file(path, state)  # type: ignore[arg-type]
+    with pytest.raises(LLPFError, match="cannot be called '__metadata__'"):
+        save_model_file(tmp_path / "x.safetensors", {"__metadata__": torch.ones(1)})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("position", ["x", None, 1j, 10**400])
+def test_positions_that_are_no_numbers(position: Any, tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", {})
+    run.add_waypoint(0, {"x": torch.zeros(1)})
+    with pytest.raises(LLPFError, match="position on a path is a number"):
+        llpf_fast.open_path(tmp_path / "run").interpolate(position)
+
+
+def test_index_of_several_files_is_told_from_other_text(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"x": "model-00001-of-00002.safetensors"}}))
+    with pytest.raises(LLPFError, match="index of a model in several files"):
+        load_model_file(index)
