@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.utils import _pytree as pytree
 from ..batches.fixed_samples import first_tensor
 from ..batches.loss import NO_GRADIENT, LossFunction, loss_of
 from ..errors import LLPFError
-from ..flat import FlatParameters
+from ..flat import FlatParameters, copied
 
 
 class Stack:
@@ -33,7 +32,7 @@ class Stack:
     """
 
     def __init__(self, flat: FlatParameters, loss_fn: LossFunction, capacity: int) -> None:
-        self._module = copy.deepcopy(flat.module).train()
+        self._module = copied(flat.module).train()
         self._loss_fn, self.capacity, self.table = loss_fn, capacity, flat.table
         self.data = flat.data.new_zeros(capacity, flat.table.numel)
         self.grad = torch.zeros_like(self.data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -15,6 +16,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from ..errors import LLPFError
 from ..wording import one_line
 from .buffers import overlaps_itself
+from .rebinding import rebind
 from .wrappers import check_usable
 
 
@@ -23,6 +25,7 @@ def copied(module: nn.Module, what: str = "the model") -> nn.Module:
 
     Refused whether or not deepcopy happens to succeed: the old ``weight_norm`` and ``spectral_norm`` and ``prune``.
     They keep a tensor that a forward pass computes as a plain attribute; after a pass in training it cannot be copied.
+    Functions in attributes and hooks that hold on to the module hold on to the copy (``rebinding``).
     A buffer that was expanded gets memory of its own in the copy, so that values can be written into it.
 
     Args:
@@ -38,8 +41,9 @@ def copied(module: nn.Module, what: str = "the model") -> nn.Module:
     for path, each in module.named_modules():
         _refuse_computed(path, each, what)
         _refuse_closure(path, each, module, what)
+    memo: dict[int, Any] = {}
     try:
-        twin = copy.deepcopy(module)
+        twin = copy.deepcopy(module, memo)
     except Exception as error:  # a user's class may raise anything
         raise LLPFError(_culprit(module, what) or _unknown(what, error)) from error
     if not isinstance(twin, nn.Module):
@@ -51,6 +55,7 @@ def copied(module: nn.Module, what: str = "the model") -> nn.Module:
             f"{what} cannot be copied: copy.deepcopy gives a module with the very same parameter {shared[0]!r}; let "
             "__deepcopy__ copy it"
         )
+    rebind(module, memo)
     own_memory(twin)
     return twin
 
