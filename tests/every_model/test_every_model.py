@@ -182,7 +182,7 @@ def test_five_ticks_and_a_certificate(name: str, mode: str, watch: Watch, folder
     )
     written = json.loads((folder / "certificate.json").read_text())
     assert written["max_loss"] == certificate.max_loss < THRESHOLD
-    assert (written["waypoints"], written["points_evaluated"]) == (TICKS + 1, 2 * TICKS + 1)
+    assert (written["waypoints"], written["points_evaluated"]) == (TICKS + 1, 4 * TICKS + 1)
     assert written["straight_line"] == []
     # The origin is no network to arrive at; another network is.
     assert written["connected"] == (mode != "m2m")
