@@ -13,11 +13,19 @@ from .loss import LossFunction
 
 
 def module_in(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """``module`` itself, on ``device``: floating tensors as ``dtype``, complex ones as complex of the same width.
+    """``module`` itself, on ``device``, computing in ``dtype``: tensors of its parameters' dtype are cast.
 
-    ``module.to(dtype)`` would drop the imaginary part of complex buffers. Whole numbers and bools keep their dtype.
+    Complex ones of the same width too, to complex numbers. A tensor of another dtype stays what it is: a network with a
+    half-precision or a float64 buffer beside float32 parameters expects just that. ``module.to(dtype)`` would cast all
+    of them, and drop the imaginary part of complex buffers.
     """
-    return module._apply(lambda value: _moved(value, device, dtype))
+    own = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    own |= {kind.to_complex() for kind in own if kind in (torch.float16, torch.float32, torch.float64)}
+
+    def cast(value: Tensor) -> Tensor:
+        return _moved(value, device, dtype) if value.dtype in own else value.to(device)
+
+    return module._apply(cast)
 
 
 def loss_in(loss_fn: LossFunction, device: torch.device, dtype: torch.dtype) -> LossFunction:

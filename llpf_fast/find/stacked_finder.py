@@ -228,4 +228,4 @@ class StackedFinder:
 
 
 def _buffers(lane: _Lane, request: Judge) -> Mapping[str, Tensor]:
-    return lane.flat.buffers() if request.buffers is None else request.buffers
+    return lane.flat.persistent_buffers() if request.buffers is None else request.buffers

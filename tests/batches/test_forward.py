@@ -113,3 +113,22 @@ def test_inputs_by_position_and_by_name(inputs: Any) -> None:
         return p if q is None else p + q
 
     assert float(forward(module, inputs).sum()) == (2 if isinstance(inputs, Tensor) else 4)
+
+
+class Mixed(nn.Module):
+    """Buffers of other dtypes than the parameters', which it computes with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 5)
+        self.register_buffer("mixing", torch.eye(5, dtype=torch.float16))
+        self.register_buffer("large", torch.tensor(1e300, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.body(x).half() @ self.mixing).float() * float(self.large * 1e-300)
+
+
+def test_buffers_of_another_dtype_stay_what_they_are() -> None:
+    net = Mixed().eval()
+    got = Evaluator(net, F.mse_loss, POINTS[0], torch.zeros(40, 5))(net.state_dict())
+    assert got.loss == pytest.approx(float(F.mse_loss(net(POINTS[0]), torch.zeros(40, 5))), rel=1e-5)
