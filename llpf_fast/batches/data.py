@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import functools
 import hashlib
 import json
@@ -13,10 +15,12 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from ..errors import LLPFError
+from ..user_code import said
 from .forward import first_line, shape_of
 
 #: Under which names a batch that is a mapping holds its targets (``labels``: transformers).
@@ -25,6 +29,9 @@ TARGET_NAMES = ("labels", "label", "targets", "target")
 STREAM_LIMIT = 100_000
 #: Items of a Dataset read at a time when it is held in memory.
 _CHUNK = 1000
+
+#: Whole-number targets that torch's losses do not take as they are.
+_NARROW = (torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64)
 
 #: Called while data are read, with the number of samples so far.
 Reading = Callable[[int], None]
@@ -118,6 +125,12 @@ class DatasetData:
             index = torch.randperm(self.count, generator=torch.Generator().manual_seed(0))[:samples].sort().values
         _check_memory(one * len(index), self.what)
         parts = [self.take(part) for part in index.split(_CHUNK)]
+        for leaf in pytree.tree_leaves(parts[0]):
+            if not isinstance(leaf, Tensor):
+                raise LLPFError(
+                    f"the {self.what}: items of the {type(self.dataset).__name__} hold a {type(leaf).__name__} among "
+                    "inputs or targets; leave it out, or pass a DataLoader, whose batches may hold anything"
+                )
         try:
             inputs, targets = (pytree.tree_map(lambda *leaves: torch.cat(leaves), *side) for side in zip(*parts))  # noqa: B905
         except (RuntimeError, ValueError) as error:
@@ -141,10 +154,36 @@ class BatchedData:
         self._warned = False
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        """(inputs, targets) of each batch, one pass over the source."""
-        for batch in self.source:
-            yield split_batch(batch, self.what, warn=not self._warned)
+        """(inputs, targets) of each batch, one pass over the source; batches without a sample are passed over.
+
+        Raises:
+            LLPFError: the source fails, or gives what is no batch.
+        """
+        try:
+            batches = iter(self.source)
+        except Exception as error:  # the user's own code
+            raise self._failed(error) from error
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except LLPFError:
+                raise
+            except Exception as error:
+                raise self._failed(error) from error
+            found = split_batch(batch, self.what, warn=not self._warned)
             self._warned = True
+            if batch_length(*found):
+                yield found
+
+    def _failed(self, error: Exception) -> LLPFError:
+        # A loader's worker hands its error on as the text of its traceback, which ends with the error.
+        text = str(error)
+        kind = f"{type(error).__name__}: "
+        at_end = text.startswith("Caught ") and text.rfind(f"\n{kind}")
+        what = " ".join(text[at_end:].split()) if at_end and at_end > 0 else said(error)
+        return LLPFError(f"the {self.what}: reading a batch fails: {what}")
 
     @property
     def has_length(self) -> bool:
@@ -153,6 +192,17 @@ class BatchedData:
         except (TypeError, NotImplementedError):
             return False
         return True
+
+    @property
+    def behind(self) -> int | None:
+        """Samples in the data set of a loader; None where nothing says so."""
+        dataset = getattr(self.source, "dataset", None)
+        if dataset is None or isinstance(dataset, IterableDataset):
+            return None
+        try:
+            return len(dataset)
+        except (TypeError, NotImplementedError):
+            return None
 
     def read(self, samples: int | None = None, reading: Reading | None = None) -> list[tuple[Any, Any]]:
         """The batches of one pass, held in memory: all of them, or the first with ``samples`` samples or more.
@@ -165,8 +215,6 @@ class BatchedData:
         wanted = min((n for n in (samples, self.limit) if n), default=None)
         for batch in self:
             length = batch_length(*batch)
-            if not length:
-                continue
             held.append(batch)
             count, size = count + length, size + _bytes(batch)
             if reading is not None:
@@ -185,6 +233,22 @@ class BatchedData:
 
 
 Data = TensorData | DatasetData | BatchedData
+
+
+def repeats(data: Data, seeds: tuple[int, int]) -> bool:
+    """Whether two passes over ``data``, with torch's generator seeded so, begin with the same samples."""
+
+    if isinstance(data, TensorData):
+        return True
+
+    def beginning(seed: int) -> str:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            if isinstance(data, DatasetData):
+                return data_digest([data.take(torch.arange(min(data.count, _CHUNK // 10)))])
+            return data_digest([next(iter(data))])
+
+    return len({beginning(seed) for seed in seeds}) == 1
 
 
 def as_data(data: Any, what: str = "training data", *, batch_size: int = 64, limit: int | None = None) -> Data:
@@ -214,6 +278,8 @@ def as_data(data: Any, what: str = "training data", *, batch_size: int = 64, lim
         return DatasetData(data, what)
     if isinstance(data, DataLoader):
         return BatchedData(data, what, limit)
+    if isinstance(data, tuple) or not isinstance(data, Iterable):
+        data = _by_name(data)
     if _is_array(data):
         raise LLPFError(f"the {what} is one {type(data).__name__}; pass a pair (inputs, targets)")
     if isinstance(data, Mapping):
@@ -222,6 +288,8 @@ def as_data(data: Any, what: str = "training data", *, batch_size: int = 64, lim
     if isinstance(data, (tuple, list)):
         if not data:
             raise LLPFError(f"the {what} is empty")
+        if len(data) == 2 and data[1] is None:
+            raise LLPFError(f"the {what} has no targets (None); a loss that needs none may be given the inputs as such")
         return _pair(data, what) if _is_pair(data) else BatchedData(data, what, limit)
     if isinstance(data, Iterator):
         raise LLPFError(
@@ -244,11 +312,13 @@ def split_batch(batch: Any, what: str = "data", *, warn: bool = True) -> tuple[A
     """(inputs, targets) of one batch.
 
     A pair; a triple, whose third part is not used; or a mapping, of which ``labels`` (``label``, ``targets``,
-    ``target``) are the targets and the rest the inputs by name. Arrays become tensors.
+    ``target``) are the targets and the rest the inputs by name. Arrays become tensors. A named tuple or a dataclass is
+    such a mapping where one of its fields has one of those names; a named tuple of inputs and targets stays a pair.
 
     Raises:
         LLPFError: another form.
     """
+    batch = _by_name(batch)
     if isinstance(batch, Mapping):
         names = [name for name in TARGET_NAMES if name in batch]
         rest = {str(name): value for name, value in batch.items() if name not in names}
@@ -273,37 +343,70 @@ def split_batch(batch: Any, what: str = "data", *, warn: bool = True) -> tuple[A
     )
 
 
+def _by_name(batch: Any) -> Any:
+    """A named tuple or dataclass that names its targets as a mapping; everything else as it is."""
+    if isinstance(batch, tuple):
+        names = getattr(batch, "_fields", ())
+        named = [name for name in names if name in TARGET_NAMES]
+        # Where the targets come second of two, position and name say the same.
+        return dict(zip(names, batch, strict=True)) if named and names[1:] != tuple(named) else batch
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, (type, Mapping)):
+        values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        return values if any(name in TARGET_NAMES for name in values) else batch
+    return batch
+
+
 def _parts(inputs: Any, targets: Any, what: str) -> tuple[Any, Any]:
     found = _tensors(inputs, what), _tensors(targets, what)
     for side, values in zip(("inputs", "targets"), found, strict=True):
         if not _leaves(values):
-            raise LLPFError(f"the {side} of a batch of the {what} hold no tensor or array: {shape_of(values)}")
+            raise LLPFError(
+                f"the {side} of a batch of the {what} hold no tensor or array: {shape_of(values)}; give tensors, or a "
+                "tuple or mapping of them"
+            )
     return found
 
 
 def batch_length(inputs: Any, targets: Any) -> int:
-    """Number of samples in a batch: the length of its first target, or else input; 1 where all are single numbers."""
-    for leaf in (*_leaves(targets), *_leaves(inputs)):
-        if leaf.dim():
-            return len(leaf)
-    return 1
+    """Number of samples in a batch: the length that most of its tensors have, of the first target where none has more.
+
+    Labels of different length laid end to end (CTC), or a list of boxes for each image, are longer or shorter than
+    their batch. 0 where all tensors are empty; 1 where all are single numbers.
+    """
+    if isinstance(inputs, Tensor) and isinstance(targets, Tensor) and targets.dim():
+        return len(targets)
+    lengths = [len(leaf) for leaf in (*_leaves(targets), *_leaves(inputs)) if leaf.dim()]
+    counted = collections.Counter(length for length in lengths if length)
+    return counted.most_common(1)[0][0] if counted else 0 if lengths else 1
 
 
 def moved_batch(inputs: Any, targets: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """On ``device``, floating values as ``dtype``, small whole-number targets as int64, as torch's losses take them."""
+    """On ``device``, floating values as ``dtype``, whole-number targets as int64 (or uint8), as losses take them.
+
+    Complex values become complex of the same width. The batch sizes of packed sequences stay on the CPU.
+    """
 
     def cast(leaf: Any) -> Any:
+        if isinstance(leaf, PackedSequence):
+            packed: Any = leaf
+            return packed.to(device, dtype if packed.data.is_floating_point() else packed.data.dtype)
         if not isinstance(leaf, Tensor):
             return leaf
+        if leaf.is_complex():
+            return leaf.to(device, dtype.to_complex())
         return leaf.to(device, dtype if leaf.is_floating_point() else None)
 
     def label(leaf: Any) -> Any:
-        narrow = isinstance(leaf, Tensor) and leaf.dtype in (torch.int8, torch.int16, torch.int32)
+        narrow = isinstance(leaf, Tensor) and leaf.dtype in _NARROW
         return leaf.to(device, torch.int64) if narrow else cast(leaf)
 
     if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
         return cast(inputs), label(targets)
-    return pytree.tree_map(cast, inputs), pytree.tree_map(label, targets)
+    return pytree.tree_map(cast, inputs, is_leaf=_is_packed), pytree.tree_map(label, targets, is_leaf=_is_packed)
+
+
+def _is_packed(value: Any) -> bool:
+    return isinstance(value, PackedSequence)
 
 
 def data_digest(batches: Iterable[tuple[Any, Any]]) -> str:
@@ -339,11 +442,20 @@ def _pair(parts: Sequence[Any], what: str) -> TensorData:
 
 
 def _is_pair(data: Sequence[Any]) -> bool:
-    """Whether a tuple or list is (inputs, targets), not a list of batches: not all of its items look like batches."""
-    if len(data) not in (2, 3) or all(_looks_like_batch(item) for item in data):
+    """Whether a tuple or list is (inputs, targets), not a list of batches: not all of its items look like batches.
+
+    ``((p, q), (y, weight))`` could be both: a tuple of two with as many samples everywhere is a pair, a list is two
+    batches.
+    """
+    if len(data) not in (2, 3):
         return False
-    leaves = pytree.tree_leaves([_plain_mapping(part) for part in data[:2]])
-    return bool(leaves) and all(_is_array(leaf) for leaf in leaves)
+    leaves = pytree.tree_leaves([_plain(part) for part in data[:2]])
+    if not leaves or not all(_is_array(leaf) or leaf is None for leaf in leaves):
+        return False
+    if not all(_looks_like_batch(item) for item in data):
+        return any(leaf is not None for leaf in leaves)
+    alike = isinstance(data, tuple) and len(data) == 2 and not any(isinstance(item, Mapping) for item in data)
+    return alike and len({len(leaf) if numpy.ndim(leaf) else 0 for leaf in leaves if leaf is not None}) == 1
 
 
 def _looks_like_batch(item: Any) -> bool:
@@ -357,15 +469,28 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, Tensor) or (hasattr(value, "__array__") and not isinstance(value, type))
 
 
-def _plain_mapping(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
+def _plain(value: Any) -> Any:
+    """Mappings as dicts, however deep: a pytree looks into no other (``UserDict``, classes derived from dict)."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return pytree.tree_map(lambda leaf: _plain(leaf) if isinstance(leaf, Mapping) else leaf, value)
 
 
 def _tensors(value: Any, what: str) -> Any:
     """``value`` with its arrays as tensors; what is neither stays (a network may take a flag)."""
     if isinstance(value, Tensor):
         return _tensor(value, what)
-    return pytree.tree_map(lambda leaf: _tensor(leaf, what) if _is_array(leaf) else leaf, _plain_mapping(value))
+
+    def taken(leaf: Any) -> Any:
+        if _is_array(leaf):
+            return _tensor(leaf, what)
+        if dataclasses.is_dataclass(leaf) and any(_is_array(getattr(leaf, f.name)) for f in dataclasses.fields(leaf)):
+            raise LLPFError(
+                f"the {what} holds a {type(leaf).__name__}, a dataclass of arrays; make it a tuple or a mapping"
+            )
+        return leaf
+
+    return pytree.tree_map(taken, _plain(value))
 
 
 def _arrays(value: Any, what: str) -> Any:
@@ -373,7 +498,10 @@ def _arrays(value: Any, what: str) -> Any:
     value = _tensors(value, what)
     for leaf in pytree.tree_leaves(value):
         if not isinstance(leaf, Tensor):
-            raise LLPFError(f"the {what} holds a {type(leaf).__name__}; pass tensors or NumPy arrays")
+            raise LLPFError(
+                f"the {what} holds a {type(leaf).__name__}; pass tensors or NumPy arrays (a list of batches, or a "
+                "DataLoader, may hold anything beside them)"
+            )
         if leaf.dim() == 0:
             raise LLPFError(f"the {what} holds one number, not samples: tensors need a first dimension of samples")
     return value
@@ -381,11 +509,24 @@ def _arrays(value: Any, what: str) -> Any:
 
 def _tensor(value: Any, what: str) -> Tensor:
     if isinstance(value, Tensor):
+        if value.is_nested:
+            raise LLPFError(f"the {what} holds a nested tensor; pad it (.to_padded_tensor(0.0)), and pass the lengths")
         if value.layout is not torch.strided:
             raise LLPFError(f"the {what} holds a sparse tensor; pass it dense (.to_dense())")
+        if value.is_meta:
+            raise LLPFError(f"the {what} holds a tensor on the device meta, which has no values")
         return value.detach()
+    if numpy.ma.isMaskedArray(value) and numpy.ma.is_masked(value):
+        raise LLPFError(
+            f"the {what} holds a masked array, and tensors have no mask: pass .filled(VALUE) (ignore_index), or the "
+            "mask as a second array"
+        )
     try:
         array = numpy.asarray(value)
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
+        if any(stride < 0 for stride in array.strides):
+            array = array.copy()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an array that may not be written to: nothing here writes
             return torch.as_tensor(array)

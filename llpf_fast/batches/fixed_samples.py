@@ -13,12 +13,10 @@ from torch.utils import _pytree as pytree
 
 from ..errors import LLPFError
 from .data import BatchedData, Data, DatasetData, Reading, TensorData, batch_length, data_digest, moved_batch
-from .forward import ForwardMode, choose_forward_mode
+from .forward import ForwardMode, choose_forward_mode, forward
 from .loss import LossReduction
 from .precision import as_channels_last, float32_products
 
-#: Samples on which it is tried how a network must be run.
-_TRIED = 8
 #: Samples in memory, or batches that stay as they came.
 Held = TensorData | list[tuple[Any, Any]]
 
@@ -142,23 +140,37 @@ def try_network(
     device: torch.device,
     dtype: torch.dtype,
     channels_last: bool,
-    training: bool = False,
+    batch_size: int = 8,
+    training: int = 0,
 ) -> tuple[ForwardMode, Any, Any]:
-    """How ``module``, in eval mode on ``device``, must be run; its output on a few samples, and their targets.
+    """How ``module``, in eval mode on ``device``, must be run; its output on the first batch, and the batch's targets.
 
-    With ``training`` it must run in that way in training mode too; ``module`` is then a copy whose buffers may change.
+    With ``training``, a number of samples, it must run in that way on so many in training mode too, with gradients;
+    ``module`` is then a copy whose buffers may change. A network may do other things with batches of other sizes.
 
     Raises:
         LLPFError: it cannot be run on the data.
     """
-    held = held.subset(torch.arange(min(held.count, _TRIED))) if isinstance(held, TensorData) else held[:1]
-    ((inputs, targets, _),) = FixedSamples(held, batch_size=_TRIED, device=device, dtype=dtype)
+
+    def first(size: int) -> tuple[Any, Any]:
+        few = held.subset(torch.arange(min(held.count, size))) if isinstance(held, TensorData) else held[:1]
+        ((inputs, targets, _),) = FixedSamples(few, batch_size=size, device=device, dtype=dtype)
+        return inputs, targets
+
+    inputs, targets = first(batch_size)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), float32_products("float32", device):
         mode, output = choose_forward_mode(module, inputs, channels_last=channels_last)
         if training and mode.channels_last:
-            # Where neither order can be trained on so few samples (normalization of one), the search will say so.
-            with contextlib.suppress(LLPFError):
-                mode = replace(mode, channels_last=choose_forward_mode(module.train(), inputs)[0].channels_last)
+            some, _ = first(training)
+            images = any(isinstance(leaf, Tensor) and leaf.dim() == 4 for leaf in pytree.tree_leaves(some))
+            # Where neither order can be trained on (normalization of one sample), the search will say so.
+            with contextlib.suppress(LLPFError), torch.enable_grad():
+                try:
+                    if images:
+                        forward(module.train(), as_channels_last(some))
+                except LLPFError:
+                    forward(module, some)
+                    mode = replace(mode, channels_last=False)
     return mode, output, targets
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from ..errors import LLPFError
+from ..wording import shown
 from .forward import FAILURES, first_line, forward, shape_of
 from .precision import Precision
 
@@ -65,6 +66,10 @@ _DEFAULTS = {"weight": None, "ignore_index": -100, "reduction": "mean", "label_s
 _DEFAULTS |= {"margin": 1.0, "delta": 1.0, "log_target": False, "log_input": True, "full": False, "eps": 1e-8}
 _DEFAULTS |= {"beta": 1.0, "p": 1}
 
+#: Labels that are looked at together.
+_AT_ONCE = 1 << 22
+#: torch's old words for the reduction, which win over ``reduction``.
+_OLD_WORDS = ("size_average", "reduce")
 #: Class weights spelled out in a loss's name.
 _SPELLED = 10
 _CHOICES = (
@@ -93,8 +98,14 @@ def batch_loss(loss_fn: LossFunction, output: Any, targets: Any) -> Tensor:
             f"the loss function fails on output of {shape_of(output)} and targets of {shape_of(targets)}: "
             f"{first_line(error)}"
         ) from error
+    return _scalar(loss)
+
+
+def _scalar(loss: Any) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise LLPFError(f"the loss function must return a scalar tensor, the mean over the batch; got {shape_of(loss)}")
+    if loss.is_complex():
+        raise LLPFError("the loss function returns a complex number, which no threshold bounds; return its .abs()")
     return loss
 
 
@@ -105,6 +116,13 @@ def chosen_loss(loss_fn: LossFunction | None, output: Any, targets: Any) -> Loss
         LLPFError: none is given, and they are not: a loss that nobody chose would say nothing (cross-entropy of one
             class is 0 whatever the network does).
     """
+    if isinstance(loss_fn, type):
+        raise LLPFError(f"loss_fn is the class {loss_fn.__name__}; call it: loss_fn={loss_fn.__name__}()")
+    if loss_fn is not None and not callable(loss_fn):
+        raise LLPFError(
+            "loss_fn must be a function of output and targets (F.mse_loss, nn.CrossEntropyLoss()), got "
+            f"{shown(loss_fn)}"
+        )
     if loss_fn is not None:
         return loss_fn
     if not is_classification(output, targets):
@@ -179,7 +197,7 @@ class LossReduction:
     def labelled(self, targets: Tensor) -> Tensor:
         """bool, of the shape of whole-number ``targets``: which of them count."""
         ignored = self.ignore_index
-        return torch.ones_like(targets, dtype=torch.bool) if ignored is None else targets.ne(ignored)
+        return torch.ones_like(targets, dtype=torch.bool) if ignored is None else targets.long().ne(ignored)
 
     def weight(self, targets: Any, samples: int) -> float:
         """Denominator of a batch: its share of the set's mean in units of labels, elements or samples. 1 for sums.
@@ -191,6 +209,21 @@ class LossReduction:
         if self.kind == "batch means" or not isinstance(targets, Tensor):
             return float(samples)
         return float(self._denominators(targets).sum())
+
+    def may_lack_labels(self, targets: Any) -> bool:
+        """Whether a batch of samples with these ``targets`` could have a mean over nothing.
+
+        True where they are not known (None), and the loss knows labels that do not count.
+        """
+        if self._function not in _BY_CLASS or self.kind != "mean":
+            return False
+        if not isinstance(targets, Tensor):
+            return targets is None
+        if targets.is_floating_point() or not targets.numel():
+            return False
+        # In parts: a float64 for each pixel of a whole set of labelled images would not fit into memory.
+        parts = targets.split(max(1, _AT_ONCE * len(targets) // targets.numel())) if targets.dim() else [targets]
+        return any(bool((self._denominators(part) == 0).any()) for part in parts)
 
     def values(self, output: Any, targets: Any) -> tuple[Tensor, Tensor] | None:
         """Numerators and denominators of each sample, float64 ``[B]``; None where the loss gives none.
@@ -238,10 +271,14 @@ class LossReduction:
             separate: LossFunction = alone
             return separate
         plain: Callable[..., Tensor] = self._loss_fn
-        return functools.partial(plain, reduction="none")
+        # partial(partial(f)) is one partial, which holds the words of both.
+        old = [word for word in _OLD_WORDS if word in getattr(plain, "keywords", {})]
+        return functools.partial(plain, reduction="none", **dict.fromkeys(old))
 
     def _denominators(self, targets: Tensor) -> Tensor:
-        """float64 ``[B]``."""
+        """float64 ``[B]``; ``[1]`` where targets are those of one sample without a dimension for the batch."""
+        if not targets.dim():
+            targets = targets[None]
         count = len(targets)
         if self._function in _BY_CLASS and not targets.is_floating_point():
             labelled = self.labelled(targets)
@@ -254,6 +291,8 @@ class LossReduction:
             return shares.flatten(1).sum(1) if shares.dim() > 1 else shares
         if self._function in _BY_SAMPLE or self._options.get("reduction") == "batchmean":
             each = 1
+        elif self._function in _BY_CLASS and targets.dim() == 1:  # probabilities [C] of one sample
+            return torch.ones(1, dtype=torch.float64, device=targets.device)
         elif self._function in _BY_CLASS:  # probabilities [B, C, ...]
             each = targets[0].numel() // targets.shape[1] if count else 0
         else:
@@ -296,7 +335,7 @@ class Passes:
         if self._compiled is None:
             return loss_of(self._module, self._loss_fn, inputs, targets)
         try:
-            loss: Tensor = self._compiled(inputs, targets)
+            loss = _scalar(self._compiled(inputs, targets))
         except LLPFError:
             raise
         except FAILURES as error:
@@ -315,9 +354,13 @@ def _torch_loss(loss_fn: Any) -> tuple[str, dict[str, Any]] | None:
         return name, {attribute: getattr(loss_fn, attribute) for attribute in attributes}
     if isinstance(loss_fn, functools.partial):
         inner = None if loss_fn.args else _torch_loss(loss_fn.func)
-        if inner is None or isinstance(loss_fn.func, nn.Module) or not loss_fn.keywords.keys() <= _DEFAULTS.keys():
+        if inner is None or isinstance(loss_fn.func, nn.Module):
             return None
-        return inner[0], {**inner[1], **loss_fn.keywords}
+        options = dict(loss_fn.keywords)
+        average, reduce = (options.pop(word, None) for word in _OLD_WORDS)
+        if average is not None or reduce is not None:
+            options["reduction"] = "none" if reduce is False else "sum" if average is False else "mean"
+        return (inner[0], {**inner[1], **options}) if options.keys() <= _DEFAULTS.keys() else None
     try:
         function = _FUNCTIONS.get(loss_fn)
     except TypeError:  # a callable that cannot be hashed

@@ -74,8 +74,8 @@ class Augmentation(Protocol):
 class IndexedBatches:
     """Batches of ``batch_size`` samples drawn with replacement, by counter, from samples that can be chosen one by one.
 
-    A batch without a single label, where the loss knows labels that do not count (``ignore_index``), is drawn anew: its
-    mean is undefined, and it has no part in the loss of the set.
+    A batch without a single label, where the loss knows labels that do not count (``ignore_index``, class weights of
+    0), is drawn anew: its mean is undefined, and it has no part in the loss of the set.
 
     Args:
         count: samples to draw from.
@@ -111,7 +111,7 @@ class IndexedBatches:
         self._apply: Callable[[Tensor, Tensor], Tensor] | None = None
         if isinstance(augment, Augmentation):
             bounds, self._apply = augment.bounds, augment.apply
-        self._reduction = reduction if _may_lack_labels(reduction, targets) else None
+        self._reduction = reduction if reduction is not None and reduction.may_lack_labels(targets) else None
         self.counted = self._augment is None and self._reduction is None
         self._bounds = [count, *bounds]
         self._draws = torch.empty(len(self._bounds), batch_size, dtype=torch.int64, device=device)
@@ -245,7 +245,7 @@ class LoaderBatches:
         data = as_data(loader)
         assert isinstance(data, BatchedData)
         self._data, self._device, self._dtype, self._channels_last = data, device, dtype, channels_last
-        self._reduction = reduction if reduction is not None and reduction.ignore_index is not None else None
+        self._reduction = reduction if reduction is not None and reduction.may_lack_labels(None) else None
         self._iterator: Iterator[tuple[Any, Any]] | None = None
 
     def draw(self, round_: int) -> tuple[Any, Any]:
@@ -296,12 +296,3 @@ def training_batches(
     if augment is not None and not (isinstance(placed.inputs, Tensor) and placed.inputs.dim() == 4):
         raise LLPFError("augmentation is for images [n, C, H, W]; set augmentation to none")
     return TensorBatches(placed.inputs, placed.targets, batch_size, **options)
-
-
-def _may_lack_labels(reduction: LossReduction | None, targets: Any) -> bool:
-    """Whether a batch could be without a label; True where the targets are not known."""
-    if reduction is None or reduction.ignore_index is None:
-        return False
-    if not isinstance(targets, Tensor):
-        return targets is None
-    return not targets.is_floating_point() and bool((targets == reduction.ignore_index).any())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..batches import Data, FixedSamples, IndexedBatches, LoaderBatches, LossFunction, LossReduction, as_data
@@ -15,8 +15,8 @@ from ..batches.augment import augmentation
 from ..batches.casting import loss_in
 from ..batches.data import BatchedData, TensorData
 from ..batches.fixed_samples import Held, held_count, held_digest, held_subset, hold, try_network
-from ..batches.forward import ForwardMode, default_batch_size, forward
-from ..batches.loss import chosen_loss
+from ..batches.forward import ForwardMode, default_batch_size, fixed_random_numbers, forward
+from ..batches.loss import batch_loss, chosen_loss
 from ..batches.statistics import STATISTICS_SIZE
 from ..correct import Correction
 from ..errors import LLPFError
@@ -28,6 +28,8 @@ from .settings import Settings
 #: Samples, a Dataset, a DataLoader, a list of batches: see :func:`llpf_fast.batches.as_data`.
 TrainingData = Any
 _FEWEST = 500
+#: Beside negative numbers, what stands for no label in images of labels.
+_NO_LABEL = 255
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,15 @@ def make_task(
         torch.default_generator.manual_seed(settings.seed)
         held = hold(data, settings.screen_size or None)
     few = held_subset(held, settings.screen_size)
+    batch_size = settings.evaluation_batch_size or default_batch_size(device)
     mode, output, targets = try_network(
         copied(module).to(device).eval(),
         few,
         device=device,
         dtype=dtype,
         channels_last=channels_last(settings, device),
-        training=True,
+        batch_size=batch_size,
+        training=settings.correction.batch_size,
     )
     if settings.correction.channels_last and not mode.channels_last:
         raise LLPFError(
@@ -112,7 +116,6 @@ def make_task(
             f"the loss {reduction.name} adds up over a batch, so a batch cannot be held against the threshold of the "
             "set: take the mean"
         )
-    batch_size = settings.evaluation_batch_size or default_batch_size(device)
     placed: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
     placed["channels_last"] = mode.channels_last
     estimation = None
@@ -125,6 +128,7 @@ def make_task(
     }
     samples = FixedSamples(few, **placed)
     samples.weights(reduction)  # refuses data without labels before anything is searched
+    _refuse_nan(module, samples, loss_fn, reduction, mode)
     if isinstance(data, TensorData):
         data = data.to(device, dtype)
     return Task(settings, data, device, dtype, loss_fn, reduction, mode, samples, estimation, about)
@@ -172,6 +176,52 @@ def training(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _refuse_nan(
+    module: nn.Module, samples: FixedSamples, loss_fn: LossFunction, reduction: LossReduction, mode: ForwardMode
+) -> None:
+    """LLPFError where the data make the loss NaN: training further or a higher threshold would not help.
+
+    Looked for where the data have such values, and where a loss of the caller's own could have a mean over nothing:
+    where whole-number targets hold what usually stands for no label.
+    """
+    broken = [
+        side
+        for side, place in (("inputs", 0), ("targets", 1))
+        if any(_has_nan(leaf) for batch in samples.batches for leaf in pytree.tree_leaves(batch[place]))
+    ]
+    unlabelled = any(_may_lack(leaf) for batch in samples.batches for leaf in pytree.tree_leaves(batch[1]))
+    if not broken and (reduction.exact or not unlabelled):
+        return
+    device = next(module.parameters()).device
+    twin = copied(module).eval()
+    with fixed_random_numbers(device), torch.set_grad_enabled(mode.gradients):
+        for number, (inputs, targets, size) in enumerate(samples.batches, 1):
+            output = forward(twin, inputs)
+            if not bool(batch_loss(loss_fn, output, targets).isnan()):
+                continue
+            if broken:
+                raise LLPFError(
+                    f"the loss {reduction.name} is NaN, and {' and '.join(broken)} of the training data have NaN: "
+                    "leave those samples out, or pass a loss that leaves them out"
+                )
+            if not any(_has_nan(leaf) for leaf in pytree.tree_leaves(output)):
+                raise LLPFError(
+                    f"the loss {reduction.name} is NaN on batch {number} of {len(samples)} ({size} samples), where the "
+                    "network's output is not: is that the mean over no label? Return 0 there, or pass one of torch's "
+                    "own losses (nn.CrossEntropyLoss(ignore_index=...)), of which such batches are left out"
+                )
+
+
+def _may_lack(leaf: Any) -> bool:
+    whole = isinstance(leaf, Tensor) and not (leaf.is_floating_point() or leaf.is_complex())
+    return whole and bool(((leaf.long() < 0) | (leaf == _NO_LABEL)).any())
+
+
+def _has_nan(leaf: Any) -> bool:
+    floating = isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+    return floating and bool(leaf.isnan().any())
+
+
 def _parameter_dtype(module: nn.Module) -> torch.dtype:
     dtypes = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
     narrow = dtypes & {torch.bfloat16, torch.float16}
@@ -184,13 +234,17 @@ def _parameter_dtype(module: nn.Module) -> torch.dtype:
 
 
 def _about_data(data: Data, held: Held, dtype: torch.dtype) -> dict[str, Any]:
-    """What run.yaml says of the data: how many samples, and the digest of those that were read."""
+    """What run.yaml says of the data: how many samples, and the digest of those that were read.
+
+    ``dataset``: of batches, the samples behind them, where the source says so; part of them only may have been read.
+    """
     form = "batches" if isinstance(data, BatchedData) else "samples"
     read = held_count(held)
     everything = not isinstance(data, BatchedData) and read == data.count
     return {
         "form": form,
         "samples": read if everything else None,
+        **({"dataset": data.behind} if isinstance(data, BatchedData) else {}),
         "digest_of": read,
         "sha256": held_digest(held, dtype),
     }

@@ -16,15 +16,15 @@ from ..wording import shown, unknown_name
 if TYPE_CHECKING:
     from .settings import Settings
 
+#: Losses may be negative, and so may what bounds them.
+_FINITE = ("threshold", "correction.threshold")
 _POSITIVE = (
-    "threshold",
     "max_ticks",
     "arrival_margin",
     "arrival_every",
     "record_every",
     "checkpoint_every",
     "shrink_ticks",
-    "correction.threshold",
     "correction.min_rounds",
     "correction.batch_size",
     "correction.lr",
@@ -53,6 +53,10 @@ _AT_LEAST_ZERO = (
 def check_settings(settings: Settings) -> None:
     """Raise :class:`LLPFError` naming the first key whose value cannot work; see also ``take_types``."""
     take_types(settings)
+    for key in _FINITE:
+        value = _value(settings, key)
+        if value is not None and (not math.isfinite(value) or not value):
+            raise LLPFError(f"{key} must be a finite number other than 0 (below 0 for losses that are), got {value}")
     for key in _POSITIVE:
         value = _value(settings, key)
         if value is not None and (not value > 0 or not math.isfinite(value)):
@@ -82,6 +86,11 @@ def check_settings(settings: Settings) -> None:
 
 def _check_pace(settings: Settings) -> None:
     pace = settings.pace
+    if settings.pacing == "adaptive" and not settings.threshold > 0:
+        raise LLPFError(
+            "threshold must be positive with pacing: adaptive, which holds points below a share of it, got "
+            f"{settings.threshold}: add a constant to the loss, or set pacing: none"
+        )
     if pace.grow < 1 or pace.shrink > 1 or pace.back >= 1:
         raise LLPFError(
             f"pace.grow must be at least 1, pace.shrink at most 1 and pace.back below 1; "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches.forward import forward
+from ..batches.forward import fixed_random_numbers, forward
 from ..batches.precision import float32_products
 from ..batches.statistics import reestimate
 from ..flat import FlatParameters
@@ -67,7 +67,11 @@ class Screen:
         self._look_at(values)
         try:
             # Judged in float32 whatever the correction trains in.
-            with float32_products("float32", task.device), torch.set_grad_enabled(task.mode.gradients):
+            with (
+                fixed_random_numbers(task.device),  # as the certificate has it
+                float32_products("float32", task.device),
+                torch.set_grad_enabled(task.mode.gradients),
+            ):
                 if task.estimation is not None:
                     reestimate(self._module, task.estimation)
                 return self._mean(stop_above)

@@ -62,7 +62,7 @@ class StackedScreen:
             # A point that is given up is left out of the pass only when all are: another width is dearer.
             if len(judged) == count:
                 break
-        means = [total / share for total, share in zip(totals, shares, strict=True)]
+        means = [total / share if share else math.inf for total, share in zip(totals, shares, strict=True)]
         return [mean if math.isfinite(mean) else math.inf for mean in means]
 
     def _batch(

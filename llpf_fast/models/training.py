@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -16,7 +17,7 @@ from torch.optim import lr_scheduler
 
 from ..batches.data import BatchedData, DatasetData, TensorData, as_data, moved_batch
 from ..batches.forward import first_line, forward
-from ..batches.loss import NO_GRADIENT, LossFunction, batch_loss, chosen_loss
+from ..batches.loss import NO_GRADIENT, LossFunction, LossReduction, batch_loss, chosen_loss
 from ..batches.sampling import key_of
 from ..errors import LLPFError
 
@@ -76,8 +77,10 @@ def train_model(
     Raises:
         LLPFError: before the first step, options that do not fit each other, a network or a loss that fails on a
             batch, or on the last one of an epoch (BatchNorm takes no batch of one sample); later, a loss that is not
-            finite.
+            finite, or an epoch without a batch to train on. Batches without a label that counts are passed over.
     """
+    if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+        raise LLPFError(f"batch_size must be a whole number above 0, got {batch_size}")
     if label_smoothing and loss_fn not in (None, F.cross_entropy):
         raise LLPFError("label smoothing belongs to cross-entropy: leave it out, or the loss")
     epoch_batches = _epochs(model, inputs if targets is None else (inputs, targets), batch_size, seed)
@@ -85,27 +88,36 @@ def train_model(
     rates = _schedule(updates, schedule, epochs, epoch_batches.steps, lr, lr_epochs, warmup_epochs)
     model.train()
     epoch_batches.refuse_rest(model, loss_fn)
-    step = 0
+    step, reduction, lacking = 0, None, False
     for epoch in range(1, epochs + 1):
-        total, count = torch.zeros((), device=epoch_batches.device), 0
-        for batch, wanted in epoch_batches():
+        total, count, seen = torch.zeros((), device=epoch_batches.device), 0, 0
+        for seen, (batch, wanted) in enumerate(epoch_batches(), 1):  # noqa: B007
             if augment is not None:
                 batch = augment(batch, key_of(seed, 0, step, 1))
             updates.zero_grad(set_to_none=True)
             output = forward(model, batch)
-            if step == 0:
+            if reduction is None:
                 loss_fn = _chosen(loss_fn, output, wanted, epoch_batches.all_targets)
                 if label_smoothing:
                     loss_fn = functools.partial(F.cross_entropy, label_smoothing=label_smoothing)
+                reduction = LossReduction(loss_fn)
+                lacking = reduction.may_lack_labels(epoch_batches.all_targets)
             assert loss_fn is not None
+            if lacking and not reduction.weight(wanted, 1):
+                continue  # a mean over no label
             loss = batch_loss(loss_fn, output, wanted)
             _step(loss, updates)
-            rates.step()
+            if step < epochs * epoch_batches.steps:  # a stream may have more than it had at first
+                rates.step()
             step, count = step + 1, count + 1
             total += loss.detach().reshape(())
+        if not count:
+            what = "with a label that counts for the loss" if seen else "(can they be read only once?)"
+            raise LLPFError(f"the training data gave no batch {what} in epoch {epoch}")
         mean = float(total) / count
         if not math.isfinite(mean):
-            raise LLPFError(f"training diverged in epoch {epoch} (loss {mean}); lower the learning rate ({lr})")
+            data = "look for NaN in the data and for batches of which the loss has no mean, or " if mean != mean else ""
+            raise LLPFError(f"training diverged in epoch {epoch} (loss {mean}); {data}lower the learning rate ({lr})")
         if progress is not None:
             progress(TrainingProgress(epoch, epochs, mean))
     return model.eval()

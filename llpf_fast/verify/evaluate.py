@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from ..batches.casting import loss_in, module_in
 from ..batches.data import TensorData, as_data
 from ..batches.fixed_samples import FixedSamples, Held, hold, try_network
-from ..batches.forward import computing_dtype, default_batch_size, forward
+from ..batches.forward import computing_dtype, default_batch_size, fixed_random_numbers, forward
 from ..batches.loss import LossFunction, LossReduction, batch_loss, chosen_loss, is_classification
 from ..batches.precision import checked_device, float32_products
 from ..batches.statistics import reestimate
@@ -26,8 +25,6 @@ from ..path.state import compare_architectures
 
 Statistics = Literal["stored", "reestimated"]
 
-#: Of the global generators during an evaluation, so that a model that draws numbers even in eval mode repeats.
-_SEED = 0
 #: Of the order in which samples are put together anew, to see whether the loss depends on it.
 _ORDER_SEED = 1
 
@@ -105,11 +102,16 @@ class Evaluator:
             raise LLPFError(f"batch_size must be at least 1, got {self.batch_size}")
         self._classification = classification
         self._local = threading.local()
-        with self._random_state():
+        with fixed_random_numbers(self.device):
             self._held = _held(inputs, targets)
             # oneDNN's convolutions and torch's pooling are 1.4 times faster so (LeNet5, one core).
             self.mode, output, some = try_network(
-                self._copy(), self._held, device=self.device, dtype=self.dtype, channels_last=self.device.type == "cpu"
+                self._copy(),
+                self._held,
+                device=self.device,
+                dtype=self.dtype,
+                channels_last=self.device.type == "cpu",
+                batch_size=self.batch_size,
             )
             self.loss_fn = loss_in(chosen_loss(loss_fn, output, some), self.device, self.dtype)
             self._reduction = LossReduction(self.loss_fn)
@@ -166,7 +168,7 @@ class Evaluator:
         twin = self._twin()
         self._load(state)
         with (
-            self._random_state(),
+            fixed_random_numbers(self.device),
             float32_products("float32", self.device),
             torch.set_grad_enabled(self.mode.gradients),
         ):
@@ -251,17 +253,6 @@ class Evaluator:
             if state[name].is_complex() and not value.is_complex():
                 raise LLPFError(f"tensor {name!r} is complex in the waypoint and real in the model")
             value.copy_(state[name])
-
-    @contextlib.contextmanager
-    def _random_state(self) -> Iterator[None]:
-        """A fixed state of the global generators inside, the old one afterwards (20 µs)."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.default_generator.manual_seed(_SEED)
-            if devices:
-                with torch.cuda.device(self.device):
-                    torch.cuda.manual_seed(_SEED)
-            yield
 
 
 def differs_beyond_rounding(one: float, other: float, dtype: torch.dtype) -> bool:

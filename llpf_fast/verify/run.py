@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import LossReduction, TensorData, as_data
+from ..batches import Data, LossReduction, TensorData, as_data
+from ..batches.data import BatchedData, batch_length, repeats
 from ..batches.fixed_samples import Held, held_count, held_digest, held_subset, hold
 from ..batches.forward import computing_dtype
 from ..batches.precision import checked_device
@@ -101,7 +102,8 @@ def verify_run(
     compare_architectures(first, own, f"the run {run.folder}", "the model")
     loss = recorded_loss(run) if loss_fn is None else loss_fn
     batch = (settings.get("correction") or {}).get("batch_size") or 64
-    held = _read(train, "training data", max_samples, batch, progress)
+    given = as_data(train, "training data", batch_size=batch, limit=max_samples)
+    held = _read(given, max_samples, progress, _recorded_seed(run))
     if model is None and isinstance(held, TensorData) and isinstance(held.inputs, Tensor):
         check_images(settings["model"], held.inputs)
     if statistics is None:
@@ -130,7 +132,9 @@ def verify_run(
     certificate = certify(
         waypoints,
         screen or whole,
-        None if test is None else evaluator(_read(test, "test data", max_samples, batch, progress)),
+        None
+        if test is None
+        else evaluator(_read(as_data(test, "test data", batch_size=batch, limit=max_samples), max_samples, progress)),
         threshold=float(limit),
         full_train=screen and whole,
         interior=interior,
@@ -142,7 +146,7 @@ def verify_run(
         progress=progress,
         also_wrong=_unreached(run),
         differs=[
-            *_differences(run, whole, held, statistics, computing_dtype(module)),
+            *_differences(run, whole, given, held, statistics, computing_dtype(module)),
             *([] if threshold is None or threshold == settings.get("threshold") else [_other_threshold(run, limit)]),
         ],
         notes=list(_order_note(screen or whole, first)),
@@ -168,15 +172,17 @@ def verify_run(
     return certificate
 
 
-def _read(data: Samples, what: str, limit: int | None, batch_size: int, progress: Progress | None) -> Held:
-    reading = None if progress is None else lambda count: progress(count, max(limit or count, count), f"reading {what}")
+def _read(data: Data, limit: int | None, progress: Progress | None, seed: int = 0) -> Held:
+    """``data`` in memory, in the order that the search read them in where ``seed`` is its seed."""
+    text = f"reading {data.what}"
+    reading = None if progress is None else lambda count: progress(count, max(limit or count, count), text)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        return hold(as_data(data, what, batch_size=batch_size, limit=limit), reading=reading)
+        torch.default_generator.manual_seed(seed)
+        return hold(data, reading=reading)
 
 
 def _differences(
-    run: RunDirectory, evaluator: Evaluator, held: Held, statistics: Statistics, dtype: torch.dtype
+    run: RunDirectory, evaluator: Evaluator, given: Data, held: Held, statistics: Statistics, dtype: torch.dtype
 ) -> Iterator[str]:
     """In what this evaluation is not the search's, as far as run.yaml says what the search was made with."""
     settings, task = recorded_settings(run), recorded_task(run)
@@ -185,20 +191,60 @@ def _differences(
     now = loss_identity(evaluator.loss_fn, reduction.name, named=reduction.exact)
     if was and was.get("name") != now["name"]:
         yield f"the loss is {now['name']}, the search's was {was.get('name')}"
+    elif was and ("sha256" in was) != ("sha256" in now):
+        ours, theirs = ("code of that name", "torch's own") if "sha256" in now else ("torch's own", "code of that name")
+        yield f"the loss {now['name']} is {ours}, the search's was {theirs}"
     elif was and None not in (was.get("sha256"), now.get("sha256")) and was["sha256"] != now["sha256"]:
         yield f"the loss {now['name']} may compute something else than in the search: its code has changed"
-    data = task.get("data") or {}
-    if data.get("form") == "samples" and isinstance(held, TensorData):
-        if data.get("digest_of") != held.count:
-            yield f"the training data are {held.count} samples, the search's were {data.get('digest_of')}"
-        elif data.get("sha256") != held_digest(held, dtype):
-            yield "the training data are other samples than the search's, or in another order"
-    elif isinstance(data.get("samples"), int) and data["samples"] != held_count(held):
-        yield f"the training data are {held_count(held)} samples, the search's were {data['samples']}"
+    yield from _other_data(task.get("data") or {}, given, held, dtype, _recorded_seed(run))
     if settings.get("statistics", "stored") != statistics:
         yield f"BatchNorm statistics are {statistics}, the search's were {settings.get('statistics', 'stored')}"
     if task.get("settings_sha256") not in (None, digest(settings)):
         yield "the settings in run.yaml were edited after the search"
+
+
+def _other_data(recorded: dict[str, Any], given: Data, held: Held, dtype: torch.dtype, seed: int) -> Iterator[str]:
+    """In what the training data differ from the search's, of which it may have read a part only.
+
+    Where the samples are not the same from one pass to the next (a shuffling loader with a generator of its own,
+    augmentation by NumPy), their numbers are compared, and nothing else can be.
+    """
+    count, read, behind = held_count(held), recorded.get("digest_of"), recorded.get("dataset")
+    whole = recorded.get("samples")
+    if whole is None and recorded.get("form") == "samples":
+        whole = read
+    now_behind = given.behind if isinstance(given, BatchedData) else count
+    if isinstance(whole, int) and whole != count:
+        yield f"the training data are {count} samples, the search's were {whole}"
+    elif isinstance(behind, int) and now_behind is not None and behind != now_behind:
+        yield f"the training data are {now_behind} samples, the search's were {behind}"
+    elif isinstance(read, int) and count < read:
+        yield f"the training data are {count} samples, the search read {read}"
+    elif isinstance(read, int) and (part := _first(held, read)) is not None:
+        if recorded.get("sha256") == held_digest(part, dtype):
+            return
+        batches, now_batches = recorded.get("form") == "batches", isinstance(given, BatchedData)
+        if batches and not now_batches:
+            return  # the search's may have been shuffled
+        if repeats(given, (seed, seed if batches == now_batches else seed + 1)):
+            yield "the training data are other samples than the search's, or in another order"
+
+
+def _first(held: Held, count: int) -> Held | None:
+    """The first ``count`` samples; None where no batch ends there."""
+    if isinstance(held, TensorData):
+        return held if count == held.count else held.subset(torch.arange(count))
+    seen = 0
+    for place, batch in enumerate(held, 1):
+        seen += batch_length(*batch)
+        if seen >= count:
+            return held[:place] if seen == count else None
+    return None
+
+
+def _recorded_seed(run: RunDirectory) -> int:
+    seed = recorded_settings(run).get("seed")
+    return seed if isinstance(seed, int) else 0
 
 
 def _other_threshold(run: RunDirectory, limit: float) -> str:
