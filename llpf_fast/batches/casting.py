@@ -41,7 +41,8 @@ def loss_in(loss_fn: LossFunction, device: torch.device, dtype: torch.dtype) -> 
         held = [*loss_fn.parameters(), *loss_fn.buffers()]
         if all(_moved(value, device, dtype) is value for value in held):
             return loss_fn
-        return module_in(copied(loss_fn, "the loss"), device, dtype)
+        # All of them, unlike a network's: most losses have no parameter that would say what they compute in.
+        return copied(loss_fn, "the loss")._apply(lambda value: _moved(value, device, dtype))
     if isinstance(loss_fn, functools.partial):
         options: dict[str, Any] = {key: _value(value, device, dtype) for key, value in loss_fn.keywords.items()}
         arguments = [_value(value, device, dtype) for value in loss_fn.args]

@@ -189,6 +189,17 @@ def test_loaders_of_samples_without_a_batch_dimension(xy, loss) -> None:
         assert loss_of_set(module, loss, loader) == pytest.approx(want, rel=1e-6)
 
 
+@pytest.mark.parametrize("network", [torch.float32, torch.float64])
+@pytest.mark.parametrize("weights", [torch.float32, torch.float64])
+@pytest.mark.parametrize("as_partial", [True, False])
+def test_class_weights_of_another_dtype_than_the_networks(xy, network, weights, as_partial) -> None:
+    weight = torch.tensor([0.25, 1.0, 2.0], dtype=weights)
+    loss = functools.partial(F.cross_entropy, weight=weight) if as_partial else nn.CrossEntropyLoss(weight=weight)
+    want = in_float64(net(), nn.CrossEntropyLoss(weight=weight.double()), *xy)
+    assert loss_of_set(net().to(network), loss, *xy) == pytest.approx(want, rel=1e-6)
+    assert weight.dtype == weights
+
+
 # Forms of batches
 
 
