@@ -31,7 +31,7 @@ STREAM_LIMIT = 100_000
 _CHUNK = 1000
 
 #: Whole-number targets that torch's losses do not take as they are.
-_NARROW = (torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64)
+_NARROW = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64)
 
 #: Called while data are read, with the number of samples so far.
 Reading = Callable[[int], None]
@@ -70,7 +70,7 @@ class TensorData:
         return TensorData(*self.take(index.to(_leaves(self.targets)[0].device)), self.what)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TensorData:
-        """On ``device``, floating values as ``dtype``, whole-number targets as int64 (or uint8)."""
+        """On ``device``, floating values as ``dtype``, whole-number targets as int64."""
         return TensorData(*moved_batch(self.inputs, self.targets, device, dtype), self.what)
 
     @functools.cached_property
@@ -303,6 +303,24 @@ def as_data(data: Any, what: str = "training data", *, batch_size: int = 64, lim
     )
 
 
+def sample_set_digest(batches: Iterable[tuple[Any, Any]]) -> str:
+    """sha256 sums of the single samples, added up: the same in whatever order they come. 60,000 images take 0.2 s."""
+    total = 0
+    for inputs, targets in batches:
+        count = batch_length(inputs, targets)
+        rows = [
+            leaf.detach().resolve_conj().resolve_neg().cpu().contiguous().view(count, -1).view(torch.uint8).numpy()
+            for leaf in _leaves((inputs, targets))
+            if leaf.dim() and len(leaf) == count and leaf.numel()
+        ]
+        for parts in zip(*rows, strict=True):
+            found = hashlib.sha256()
+            for part in parts:
+                found.update(part.data)
+            total += int.from_bytes(found.digest(), "little")
+    return f"{total % 2**256:064x}"
+
+
 def pair_data(inputs: Any, targets: Any, what: str = "training data") -> TensorData:
     """Samples from ``inputs`` and ``targets``, pytrees of tensors or arrays; LLPFError for anything else."""
     return _pair((inputs, targets), what)
@@ -381,7 +399,7 @@ def batch_length(inputs: Any, targets: Any) -> int:
 
 
 def moved_batch(inputs: Any, targets: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """On ``device``, floating values as ``dtype``, whole-number targets as int64 (or uint8), as losses take them.
+    """On ``device``, floating values as ``dtype``, whole-number targets as int64, as losses take them.
 
     Complex values become complex of the same width. The batch sizes of packed sequences stay on the CPU.
     """

@@ -12,7 +12,17 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import LLPFError
-from .data import BatchedData, Data, DatasetData, Reading, TensorData, batch_length, data_digest, moved_batch
+from .data import (
+    BatchedData,
+    Data,
+    DatasetData,
+    Reading,
+    TensorData,
+    batch_length,
+    data_digest,
+    moved_batch,
+    sample_set_digest,
+)
 from .forward import ForwardMode, choose_forward_mode, forward
 from .loss import LossReduction
 from .precision import as_channels_last, float32_products
@@ -57,6 +67,12 @@ def held_digest(held: Held, dtype: torch.dtype) -> str:
     if isinstance(held, TensorData):
         return held.to(cpu, dtype).sha256
     return data_digest([moved_batch(*batch, cpu, dtype) for batch in held])
+
+
+def held_set_digest(held: Held, dtype: torch.dtype) -> str:
+    """Of the samples as :func:`held_digest` sees them, in whatever order."""
+    batches = [(held.inputs, held.targets)] if isinstance(held, TensorData) else held
+    return sample_set_digest(moved_batch(*batch, torch.device("cpu"), dtype) for batch in batches)
 
 
 class FixedSamples:

@@ -14,7 +14,7 @@ from ..batches import training_batches as make_batches
 from ..batches.augment import augmentation
 from ..batches.casting import loss_in
 from ..batches.data import BatchedData, TensorData
-from ..batches.fixed_samples import Held, held_count, held_digest, held_subset, hold, try_network
+from ..batches.fixed_samples import Held, held_count, held_digest, held_set_digest, held_subset, hold, try_network
 from ..batches.forward import ForwardMode, default_batch_size, fixed_random_numbers, forward
 from ..batches.loss import batch_loss, chosen_loss
 from ..batches.statistics import STATISTICS_SIZE
@@ -247,4 +247,5 @@ def _about_data(data: Data, held: Held, dtype: torch.dtype) -> dict[str, Any]:
         **({"dataset": data.behind} if isinstance(data, BatchedData) else {}),
         "digest_of": read,
         "sha256": held_digest(held, dtype),
+        "set_sha256": held_set_digest(held, dtype),
     }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..batches import Data, LossReduction, TensorData, as_data
 from ..batches.data import BatchedData, batch_length, repeats
-from ..batches.fixed_samples import Held, held_count, held_digest, held_subset, hold
+from ..batches.fixed_samples import Held, held_count, held_digest, held_set_digest, held_subset, hold
 from ..batches.forward import computing_dtype
 from ..batches.precision import checked_device
 from ..batches.statistics import STATISTICS_SIZE
@@ -224,6 +224,13 @@ def _other_data(recorded: dict[str, Any], given: Data, held: Held, dtype: torch.
         if recorded.get("sha256") == held_digest(part, dtype):
             return
         batches, now_batches = recorded.get("form") == "batches", isinstance(given, BatchedData)
+        if recorded.get("set_sha256") == held_set_digest(part, dtype):
+            if batches == now_batches and repeats(given, (seed, seed)):
+                yield "the training data are the search's in another order"
+            return
+        if read == count and not now_batches and repeats(given, (seed, seed)):
+            yield "the training data are other samples than the search's"
+            return
         if batches and not now_batches:
             return  # the search's may have been shuffled
         if repeats(given, (seed, seed if batches == now_batches else seed + 1)):

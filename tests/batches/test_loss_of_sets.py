@@ -270,3 +270,14 @@ def test_targets_that_torch_stretches_are_no_exact_mean() -> None:
     with pytest.warns(UserWarning, match="target size"):
         got = Evaluator(module, F.mse_loss, _values(g, (10, 3)), _values(g, (10,)))(module.state_dict())
     assert got.reduction == "batch means"
+
+
+def test_masks_of_bytes_are_targets() -> None:
+    """torch takes uint8 targets for flat classes only; segmentation masks are stored so."""
+    g = torch.Generator().manual_seed(0)
+    module = Dense().double()
+    inputs, targets = _values(g, (20, 6)), _targets("dense", 20, g)
+    loss = nn.CrossEntropyLoss(ignore_index=255)
+    for form in ((inputs, targets.to(torch.uint8)), [(inputs, targets.to(torch.uint8))]):
+        got = Evaluator(module, loss, form)(module.state_dict())
+        assert got.loss == pytest.approx(float(loss(module(inputs).detach(), targets)), rel=1e-12)

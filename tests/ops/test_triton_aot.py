@@ -207,8 +207,8 @@ else:
             # Each element stays with one thread, which reads it before it writes it: d may be p itself.
             assert "convert_layout" not in kernel.asm["ttgir"]
         if variant.float32_only:
-            # Coefficients are compared with the identity and converted in float64. Nothing is computed in it but maps that
-            # float32 cannot hold, by a loop of their own: three products an element of its narrow tile, and no more.
+            # Coefficients are compared with the identity and converted in float64. Nothing is computed in it but maps
+            # that float32 cannot hold, by a loop of their own: three products an element of its narrow tile, no more.
             computed = {name for name in re.findall(r"\b[a-z]+(?:\.\w+)*\.f64\b", ptx) if not name.startswith("setp.")}
             assert computed <= {"cvt.rn.f32.f64", "abs.f64", "cvt.f64", "fma.rn.f64"}
             narrow = max(1, variant.constants["RAGGED"] // (32 * variant.warps))

@@ -77,7 +77,7 @@ def test_batches_are_compared_as_samples_are(tmp_path, form, seed) -> None:
             (form(X, Y), 2000, ""),
             (form(X, Y), 32, ""),
             (form(X, Y, 30), 2000, ""),
-            (form(X[ORDER], Y[ORDER]), 2000, "other samples than the search's, or in another order"),
+            (form(X[ORDER], Y[ORDER]), 2000, "the search's in another order"),
             (form(X, OTHER), 2000, "other samples than the search's, or in another order"),
             (form(X[:48], Y[:48]), 2000, "are 48 samples, the search"),
             *([] if form is batches else [(form(X[:48], Y[:48]), 32, "are 48 samples, the search's were 90")]),
@@ -98,6 +98,14 @@ def test_samples_and_batches_of_the_same_data_do_not_differ(tmp_path) -> None:
             folder.mkdir()
             assert differs(folder, find, verify) == []
     assert differs(tmp_path, (X, Y), loader(X, OTHER)) != []
+
+
+@pytest.mark.parametrize("find", [(X, Y), batches(X, Y), loader(X, Y), shuffled(X, Y)], ids=["tensors", "batches", "loader", "shuffled"])
+def test_other_samples_in_another_form_are_told(tmp_path, find) -> None:
+    for place, (x, y) in enumerate([(X + 0.05, Y), (X, OTHER)]):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        assert differs(folder, find, (x, y)) == ["the training data are other samples than the search's"]
 
 
 class Noisy(Dataset):  # type: ignore[type-arg]
