@@ -100,7 +100,9 @@ def test_samples_and_batches_of_the_same_data_do_not_differ(tmp_path) -> None:
     assert differs(tmp_path, (X, Y), loader(X, OTHER)) != []
 
 
-@pytest.mark.parametrize("find", [(X, Y), batches(X, Y), loader(X, Y), shuffled(X, Y)], ids=["tensors", "batches", "loader", "shuffled"])
+@pytest.mark.parametrize(
+    "find", [(X, Y), batches(X, Y), loader(X, Y), shuffled(X, Y)], ids=["tensors", "batches", "loader", "shuffled"]
+)
 def test_other_samples_in_another_form_are_told(tmp_path, find) -> None:
     for place, (x, y) in enumerate([(X + 0.05, Y), (X, OTHER)]):
         folder = tmp_path / str(place)
