@@ -243,6 +243,7 @@ def _about_data(data: Data, held: Held, dtype: torch.dtype) -> dict[str, Any]:
     everything = not isinstance(data, BatchedData) and read == data.count
     return {
         "form": form,
+        "in_memory": isinstance(data, TensorData),
         "samples": read if everything else None,
         **({"dataset": data.behind} if isinstance(data, BatchedData) else {}),
         "digest_of": read,

@@ -51,18 +51,44 @@ def check_same_search(recorded: dict[str, Any] | None, now: dict[str, Any], fold
 
 
 def check_same_task(recorded: Any, now: dict[str, Any], folder: object) -> None:
-    """LLPFError where loss or data are not those that the run was begun with; what was not recorded is not compared."""
+    """Hold loss and data against those that the run was begun with; what was not recorded is not compared.
+
+    Warns where they may differ: code that was changed, or data that need not be the same from one pass to the next.
+
+    Raises:
+        LLPFError: another loss; tensors with other values; another number of samples.
+    """
     recorded = recorded if isinstance(recorded, dict) else {}
     loss, own = recorded.get("loss") or {}, now.get("loss") or {}
-    if loss and own and loss.get("name") != own.get("name"):
-        raise LLPFError(f"cannot resume {folder}: its loss is {loss.get('name')}, not {own.get('name')}")
+    if loss and own:
+        if loss.get("name") != own.get("name") or ("sha256" in loss) != ("sha256" in own):
+            raise LLPFError(f"cannot resume {folder}: its loss is {_loss(loss)}, not {_loss(own)}")
+        if None not in (loss.get("sha256"), own.get("sha256")) and loss["sha256"] != own["sha256"]:
+            warnings.warn(
+                f"the loss {own['name']} may compute something else than when {folder} was begun: its code has changed",
+                stacklevel=3,
+            )
     data, ours = recorded.get("data") or {}, now.get("data") or {}
-    same_part = data.get("digest_of") == ours.get("digest_of")
-    # A shuffling loader gives other samples each time; only samples in memory are compared.
-    if data.get("form") == ours.get("form") == "samples" and not (
-        same_part and data.get("sha256") == ours.get("sha256")
-    ):
+    if not data or not ours:
+        return
+    counts = [(each.get("samples") or each.get("dataset"), each.get("digest_of")) for each in (data, ours)]
+    same = any(data.get(key) == ours.get(key) for key in ("sha256", "set_sha256"))
+    if data.get("in_memory") and ours.get("in_memory"):
+        # The order counts: batches are drawn by index.
+        same = data.get("sha256") == ours.get("sha256")
+    elif counts[0] == counts[1]:
+        if not same:
+            warnings.warn(
+                f"the training data are not those that {folder} was begun with, or change from one pass to the next",
+                stacklevel=3,
+            )
+        return
+    if not same:
         raise LLPFError(
             f"cannot resume {folder}: its training data differ from those given now ({data.get('digest_of')} and "
             f"{ours.get('digest_of')} samples)"
         )
+
+
+def _loss(identity: dict[str, Any]) -> str:
+    return f"{identity.get('name')}{' (code of your own)' if 'sha256' in identity else ''}"
