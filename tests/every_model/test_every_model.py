@@ -135,7 +135,7 @@ def test_every_network_is_here() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", MODELS)
-def test_five_ticks_and_a_certificate(name: str, mode: str, watch: Watch, folder: Path) -> None:
+def test_five_ticks_and_a_certificate(name: str, mode: str, watch: Watch, folder: Path, monkeypatch) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         data = torch.randn(3, *MODELS[name]), torch.tensor([1, 8, 0])
@@ -172,6 +172,8 @@ def test_five_ticks_and_a_certificate(name: str, mode: str, watch: Watch, folder
     counters = [key for key in statistics if key.endswith("num_batches_tracked")]
     assert {int(path[TICKS][key] - start[key]) for key in counters} <= {TICKS}
 
+    # A point less a segment: evaluating these networks is what takes the time here.
+    monkeypatch.setattr("llpf_fast.verify.ruler._FEWEST", 2)
     certificate = verify_run(
         folder,
         model=module,
@@ -182,7 +184,7 @@ def test_five_ticks_and_a_certificate(name: str, mode: str, watch: Watch, folder
     )
     written = json.loads((folder / "certificate.json").read_text())
     assert written["max_loss"] == certificate.max_loss < THRESHOLD
-    assert (written["waypoints"], written["points_evaluated"]) == (TICKS + 1, 4 * TICKS + 1)
+    assert (written["waypoints"], written["points_evaluated"]) == (TICKS + 1, 3 * TICKS + 1)
     assert written["straight_line"] == []
     # The origin is no network to arrive at; another network is.
     assert written["connected"] == (mode != "m2m")
