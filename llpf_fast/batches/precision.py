@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..errors import LLPFError
+from ..wording import one_line
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
@@ -19,10 +20,10 @@ def checked_device(device: torch.device | str) -> torch.device:
     """``device``, "cpu", "cuda" or "cuda:1"; LLPFError where there is no such device, or torch does not see it."""
     try:
         device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise LLPFError(f"device {device!r}: no such device; use cpu, cuda or cuda:N") from error
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise LLPFError(f"device {one_line(device)}: no such device; use cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
-        raise LLPFError(f"device {device}: only cpu and cuda are supported")
+        raise LLPFError(f"device {device}: only cpu and cuda are supported; use cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise LLPFError(f"device {device}: torch {torch.__version__} sees no NVIDIA GPU here; use cpu")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LLPFError
-from ..wording import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -53,20 +52,12 @@ def add_quiet(parser: ArgumentParser) -> None:
 
 def choose_device(name: str) -> torch.device:
     """The torch device ``name``; :class:`LLPFError` where there is none."""
-    import torch
+    from ..batches.precision import checked_device
 
     try:
-        device = torch.device(name)
-    except (RuntimeError, ValueError, TypeError):
-        raise LLPFError(f"--device {one_line(name)}: no such device; use cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise LLPFError(f"--device {name}: only cpu and cuda are supported; use cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise LLPFError(f"--device {name}: torch {torch.__version__} sees no NVIDIA GPU here; use --device cpu")
-        if device.index is not None and device.index >= torch.cuda.device_count():
-            raise LLPFError(f"--device {name}: this machine has {torch.cuda.device_count()} GPU(s), counted from 0")
-    return device
+        return checked_device(name)
+    except LLPFError as error:
+        raise LLPFError(f"--{error}") from None
 
 
 def set_threads(threads: int | None, model: nn.Module) -> None:
