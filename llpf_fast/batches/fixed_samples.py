@@ -71,8 +71,10 @@ def held_digest(held: Held, dtype: torch.dtype) -> str:
 
 def held_set_digest(held: Held, dtype: torch.dtype) -> str:
     """Of the samples as :func:`held_digest` sees them, in whatever order."""
-    batches = [(held.inputs, held.targets)] if isinstance(held, TensorData) else held
-    return sample_set_digest(moved_batch(*batch, torch.device("cpu"), dtype) for batch in batches)
+    cpu = torch.device("cpu")
+    if isinstance(held, TensorData):
+        return held.to(cpu, dtype).set_sha256
+    return sample_set_digest(moved_batch(*batch, cpu, dtype) for batch in held)
 
 
 class FixedSamples:

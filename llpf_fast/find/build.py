@@ -27,6 +27,7 @@ from .settings import Settings
 
 #: Samples, a Dataset, a DataLoader, a list of batches: see :func:`llpf_fast.batches.as_data`.
 TrainingData = Any
+#: Samples of which the mean must be known before a point is given up.
 _FEWEST = 500
 #: Beside negative numbers, what stands for no label in images of labels.
 _NO_LABEL = 255
