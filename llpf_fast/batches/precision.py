@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -32,10 +32,12 @@ def checked_device(device: torch.device | str) -> torch.device:
     return device
 
 
-def check_precision(precision: Precision, device: torch.device) -> None:
-    """LLPFError where the device has no such arithmetic."""
+def check_precision(precision: Precision, device: torch.device, option: str = "correction.precision") -> None:
+    """LLPFError that names the ``option`` where there is no such arithmetic, or the device has none."""
+    if precision not in get_args(Precision):
+        raise LLPFError(f"{option} must be one of {', '.join(get_args(Precision))}; got {precision!r}")
     if precision == "tf32" and device.type != "cuda":
-        raise LLPFError(f"correction.precision tf32 belongs to NVIDIA GPUs, not to {device.type}: use float32")
+        raise LLPFError(f"{option} tf32 belongs to NVIDIA GPUs, not to {device.type}: use float32")
 
 
 @contextlib.contextmanager

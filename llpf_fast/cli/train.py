@@ -65,6 +65,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--weight-decay", type=float, default=0.0)
     parser.add_argument("--label-smoothing", type=float, default=0.0)
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
+    parser.add_argument(
+        "--precision",
+        type=Literal["float32", "tf32", "bfloat16"],
+        default="float32",
+        help="of forward and backward; tf32 is for GPUs, bfloat16 is autocast; weights stay float32",
+    )
+    parser.add_argument(
+        "--channels-last", action="store_true", help="convolutions with their channels last in memory: for GPUs"
+    )
     parser.add_argument("--download", action="store_true", help="let torchvision fetch data that is not there")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     add_loss(parser)
@@ -113,6 +122,8 @@ def run(args: Namespace) -> int:
         weight_decay=args.weight_decay,
         label_smoothing=args.label_smoothing,
         batch_size=args.batch_size,
+        precision=args.precision,
+        channels_last=args.channels_last,
     )
     return 0
 
@@ -146,7 +157,7 @@ def train_endpoint(
     ``init`` is a checkpoint whose weights replace the initial ones; the optimizer begins anew. ``loss`` is a name, as
     ``user_code.loss_function`` takes it; without it cross-entropy, for classes only. Where the data are no classes the
     test loss is printed. After each of ``checkpoint_epochs`` the model is also written to ``checkpoint_file(out,
-    epoch)``.
+    epoch)``. The checkpoint says in its entry ``training`` how it was trained.
     """
     import time
 
@@ -173,8 +184,10 @@ def train_endpoint(
     if isinstance(train, TensorData):
         check_images(model_name, train.inputs)
 
+    said = {"seed": seed, "epochs": epochs, "augmentation": augmentation, "init": init, "loss": loss, **training}
+
     def save(file: Path) -> None:
-        save_model_file(file, model.state_dict(), model_name=model_name, dataset_name=data_name)
+        save_model_file(file, model.state_dict(), model_name=model_name, dataset_name=data_name, training=said)
 
     began = time.monotonic()
     if 0 in checkpoint_epochs:

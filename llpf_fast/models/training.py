@@ -18,6 +18,7 @@ from torch.optim import lr_scheduler
 from ..batches.data import BatchedData, DatasetData, TensorData, as_data, moved_batch
 from ..batches.forward import first_line, forward
 from ..batches.loss import NO_GRADIENT, LossFunction, LossReduction, batch_loss, chosen_loss
+from ..batches.precision import Precision, check_precision, float32_products
 from ..batches.sampling import key_of
 from ..errors import LLPFError
 
@@ -52,6 +53,8 @@ def train_model(
     warmup_epochs: int = 0,
     label_smoothing: float = 0.0,
     augment: Callable[[Tensor, int], Tensor] | None = None,
+    precision: Precision = "float32",
+    channels_last: bool = False,
     progress: Callable[[TrainingProgress], None] | None = None,
 ) -> nn.Module:
     """Train ``model`` in place; returns it in eval mode.
@@ -59,6 +62,8 @@ def train_model(
     The defaults are the LLPF authors' for LeNet5 (20 epochs of SGD, lr 0.01, momentum 0.9, batches of 64). Of samples,
     each epoch is one permutation drawn from a generator of its own, seeded by ``seed``; the last batch of an epoch may
     be smaller. The batches of a loader are taken as they come, one pass an epoch.
+
+    On a GPU the host waits once an epoch, for its mean loss; once a step only where batches may lack labels.
 
     Args:
         inputs, targets: samples; or any data that :func:`~llpf_fast.batches.data.as_data` takes and None. Floating
@@ -72,6 +77,10 @@ def train_model(
             which has a rise of its own.
         label_smoothing: of cross-entropy.
         augment: (images of a batch, 32-bit key) -> images, as :func:`llpf_fast.batches.augment.augmentation` gives it.
+        precision: of forward and backward passes, as ``correction.precision``: "bfloat16" is autocast, "tf32" is for
+            GPUs. Parameters, gradients and updates stay what they are.
+        channels_last: the weights of convolutions lie so in memory while the network trains, and activations follow:
+            what tensor cores are fast with.
         progress: called after each epoch; the model may be read then (checkpoints), in train mode.
 
     Raises:
@@ -84,42 +93,49 @@ def train_model(
     if label_smoothing and loss_fn not in (None, F.cross_entropy):
         raise LLPFError("label smoothing belongs to cross-entropy: leave it out, or the loss")
     epoch_batches = _epochs(model, inputs if targets is None else (inputs, targets), batch_size, seed)
+    device = epoch_batches.device
+    check_precision(precision, device, "precision")
     updates = _optimizer(model, optimizer, lr, momentum, weight_decay)
     rates = _schedule(updates, schedule, epochs, epoch_batches.steps, lr, lr_epochs, warmup_epochs)
     model.train()
     epoch_batches.refuse_rest(model, loss_fn)
+    narrow: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    if precision == "bfloat16":
+        # Its cache of converted weights saves nothing: a pass uses each weight once.
+        narrow = functools.partial(torch.autocast, device.type, torch.bfloat16, cache_enabled=False)
     step, reduction, lacking = 0, None, False
-    for epoch in range(1, epochs + 1):
-        total, count, seen = torch.zeros((), device=epoch_batches.device), 0, 0
-        for seen, (batch, wanted) in enumerate(epoch_batches(), 1):  # noqa: B007
-            if augment is not None:
-                batch = augment(batch, key_of(seed, 0, step, 1))
-            updates.zero_grad(set_to_none=True)
-            output = forward(model, batch)
-            if reduction is None:
-                loss_fn = _chosen(loss_fn, output, wanted, epoch_batches.all_targets)
-                if label_smoothing:
-                    loss_fn = functools.partial(F.cross_entropy, label_smoothing=label_smoothing)
-                reduction = LossReduction(loss_fn)
-                lacking = reduction.may_lack_labels(epoch_batches.all_targets)
-            assert loss_fn is not None
-            if lacking and not reduction.weight(wanted, 1):
-                continue  # a mean over no label
-            loss = batch_loss(loss_fn, output, wanted)
-            _step(loss, updates)
-            if step < epochs * epoch_batches.steps:  # a stream may have more than it had at first
-                rates.step()
-            step, count = step + 1, count + 1
-            total += loss.detach().reshape(())
-        if not count:
-            what = "with a label that counts for the loss" if seen else "(can they be read only once?)"
-            raise LLPFError(f"the training data gave no batch {what} in epoch {epoch}")
-        mean = float(total) / count
-        if not math.isfinite(mean):
-            data = "look for NaN in the data and for batches of which the loss has no mean, or " if mean != mean else ""
-            raise LLPFError(f"training diverged in epoch {epoch} (loss {mean}); {data}lower the learning rate ({lr})")
-        if progress is not None:
-            progress(TrainingProgress(epoch, epochs, mean))
+    with _memory_order(model, channels_last), float32_products(precision, device):
+        for epoch in range(1, epochs + 1):
+            total, count, seen = torch.zeros((), device=device), 0, 0
+            for seen, (batch, wanted) in enumerate(epoch_batches(), 1):  # noqa: B007
+                if augment is not None:
+                    batch = augment(batch, key_of(seed, 0, step, 1))
+                updates.zero_grad(set_to_none=True)
+                with narrow():
+                    output = _output(model, batch, channels_last)
+                    if reduction is None:
+                        loss_fn = _chosen(loss_fn, output, wanted, epoch_batches.all_targets)
+                        if label_smoothing:
+                            loss_fn = functools.partial(F.cross_entropy, label_smoothing=label_smoothing)
+                        reduction = LossReduction(loss_fn)
+                        lacking = reduction.may_lack_labels(epoch_batches.all_targets)
+                    assert loss_fn is not None
+                    if lacking and not reduction.weight(wanted, 1):
+                        continue  # a mean over no label
+                    loss = batch_loss(loss_fn, output, wanted)
+                _step(loss, updates)
+                if step < epochs * epoch_batches.steps:  # a stream may have more than it had at first
+                    rates.step()
+                step, count = step + 1, count + 1
+                total += loss.detach().reshape(())
+            if not count:
+                what = "with a label that counts for the loss" if seen else "(can they be read only once?)"
+                raise LLPFError(f"the training data gave no batch {what} in epoch {epoch}")
+            mean = float(total) / count
+            if not math.isfinite(mean):
+                raise LLPFError(_diverged(epoch, mean, lr))
+            if progress is not None:
+                progress(TrainingProgress(epoch, epochs, mean))
     return model.eval()
 
 
@@ -205,6 +221,33 @@ class _AsTheyCome(_Epochs):
 def _epochs(model: nn.Module, data: Any, batch_size: int, seed: int) -> _Epochs:
     found = as_data(data, batch_size=batch_size)
     return _AsTheyCome(model, found) if isinstance(found, BatchedData) else _Permuted(model, found, batch_size, seed)
+
+
+@contextlib.contextmanager
+def _memory_order(model: nn.Module, channels_last: bool) -> Iterator[None]:
+    """The weights of convolutions with their channels last inside, where asked for; in the usual order afterwards."""
+    weights = [parameter for parameter in model.parameters() if channels_last and parameter.dim() == 4]
+    for weight in weights:
+        weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.data = weight.data.contiguous()
+
+
+def _output(model: nn.Module, batch: Any, channels_last: bool) -> Any:
+    try:
+        return forward(model, batch)
+    except LLPFError as error:
+        if channels_last:
+            raise LLPFError(f"{error}; does it run without channels last? (.view() after a convolution)") from error
+        raise
+
+
+def _diverged(epoch: int, loss: float, lr: float) -> str:
+    data = "look for NaN in the data and for batches of which the loss has no mean, or " if loss != loss else ""
+    return f"training diverged in epoch {epoch} (loss {loss}); {data}lower the learning rate ({lr})"
 
 
 def _step(loss: Tensor, updates: torch.optim.Optimizer) -> None:

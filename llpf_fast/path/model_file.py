@@ -120,12 +120,14 @@ def save_model_file(
     dataset_name: str | None = None,
     *,
     format: ModelFormat | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``state`` (any device; views are copied) so that ``load_model_file`` reads it back bit for bit.
 
     ``format`` is ``"authors"`` (the LLPF authors' dictionary of ``state_dict``, ``model_name`` and ``dataset_name``,
     which their programs read as ``*.model.pt``), ``"state_dict"`` (a bare one, which has no room for the names) or
-    ``"safetensors"``; when missing, safetensors where ``path`` ends so and otherwise the authors'.
+    ``"safetensors"``; when missing, safetensors where ``path`` ends so and otherwise the authors'. ``training``,
+    plain values that tell people how it was trained, becomes an entry of that name.
 
     Atomic and durable: ``path`` holds the old file or the new one, whole. LLPFError naming the folder when it is
     missing or the disk refuses, for a format that does not exist, and for what is no state dict.
@@ -134,7 +136,9 @@ def save_model_file(
         raise LLPFError(f"a model file needs a path, got {shown(path)}")
     path = Path(path)
     _check_saved(state)
-    names = {"model_name": model_name, "dataset_name": dataset_name}
+    names: dict[str, Any] = {"model_name": model_name, "dataset_name": dataset_name}
+    if training is not None:
+        names["training"] = dict(training)
     chosen = format or ("safetensors" if path.suffix == _SAFETENSORS else "authors")
     if chosen == "safetensors":
         write_bytes(path, encode_state(state, json.dumps(names)))

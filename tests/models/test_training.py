@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 
+from llpf_fast.batches.augment import augmentation
 from llpf_fast.cli.main import main
 from llpf_fast.errors import LLPFError
 from llpf_fast.models import train_model
 from llpf_fast.path import load_model_file
+from tests.host_waits import host_waits
 
 EPOCHS, STEPS = 8, 4
 
@@ -171,3 +175,74 @@ def test_a_checkpoint_that_exists_is_not_replaced(tmp_path, capsys):
     (tmp_path / "end-epoch1.pt").write_text("mine")
     assert llpf_train("--out", tmp_path / "end.pt", "--epochs", 1, "--checkpoint-epochs", 1) == 2
     assert "end-epoch1.pt exists already" in capsys.readouterr().err
+
+
+class Seen(nn.Module):
+    """A convolution and a linear layer; notes in what the passes ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear, self.seen = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 2), []
+
+    def forward(self, images):
+        hidden = self.conv(images)
+        last = hidden.is_contiguous(memory_format=torch.channels_last)
+        weights = self.conv.weight.is_contiguous(memory_format=torch.channels_last)
+        self.seen.append((hidden.dtype, last, weights))
+        return self.linear(hidden.mean((2, 3)))
+
+
+def seen_in_training(**options):
+    torch.manual_seed(0)
+    model, images, targets = Seen(), torch.randn(16, 3, 6, 6), torch.randint(0, 2, (16,))
+    with host_waits() as waits:
+        train_model(model, images, targets, seed=1, epochs=2, batch_size=4, lr=0.1, schedule="one-cycle", **options)
+    return model, waits
+
+
+def test_precision_and_memory_order_reach_the_passes_and_nothing_else():
+    plain, _ = seen_in_training()
+    fast, _ = seen_in_training(precision="bfloat16", channels_last=True, augment=augmentation("cifar"))
+    assert set(plain.seen) == {(torch.float32, False, False)}
+    assert set(fast.seen) == {(torch.bfloat16, True, True)}
+    same, _ = seen_in_training(precision="bfloat16")
+    for ours, theirs in zip(same.parameters(), plain.parameters(), strict=True):
+        assert not torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.01)
+    assert all(p.dtype == torch.float32 and p.is_contiguous() for p in fast.parameters())
+
+
+def test_the_host_waits_once_an_epoch():
+    """Eight steps: the loss of each of two epochs is read; before the first step the highest class."""
+    _, waits = seen_in_training(precision="bfloat16", channels_last=True, augment=augmentation("cifar"))
+    assert len([wait for wait in waits if "training.py" in wait]) == 2 + 1, waits
+
+
+def test_a_network_that_needs_the_usual_order_is_told_so():
+    class Views(Seen):
+        def forward(self, images):
+            return self.linear(self.conv(images).view(-1, 4))
+
+    with pytest.raises(LLPFError, match=r"does it run without channels last\?"):
+        train_model(Views(), torch.randn(4, 3, 6, 6), torch.zeros(4, dtype=torch.int64), seed=0, channels_last=True)
+
+
+def test_precision_of_no_device():
+    with pytest.raises(LLPFError, match=r"^precision tf32 belongs to NVIDIA GPUs, not to cpu"):
+        train(precision="tf32")
+    with pytest.raises(LLPFError, match=r"^precision must be one of float32, tf32, bfloat16; got 'half'"):
+        train(precision="half")
+
+
+@pytest.mark.parametrize("name", ["end.pt", "end.safetensors"])
+def test_the_checkpoint_says_how_it_was_trained(name, tmp_path):
+    out = tmp_path / name
+    assert llpf_train("--out", out, "--epochs", 1, "--precision", "bfloat16", "--channels-last", "--seed", 3) == 0
+    assert load_model_file(out).model_name == "mlp"
+    if name.endswith(".pt"):
+        said = torch.load(out)["training"]
+    else:
+        with safe_open(out, "pt") as file:
+            said = json.loads(file.metadata()["llpf_fast"])["training"]
+    expected = {"seed": 3, "epochs": 1, "precision": "bfloat16", "channels_last": True, "batch_size": 64, "lr": 0.01}
+    assert {key: said[key] for key in expected} == expected
