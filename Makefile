@@ -38,7 +38,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format test-slow bench gpu-check clean distclean
+.PHONY: help install demo test lint format test-slow bench clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -65,10 +65,6 @@ test-slow: $(BUILT)  ## the tests that take minutes (real MNIST, kill -9, ...)
 
 bench: $(BUILT)  ## time the kernels, ten minutes on an idle machine; results into benchmarks/results/cpu
 	$(BIN)/llpf bench --out benchmarks/results/cpu
-
-# On purpose the machine's own python3 and torch: a machine with a GPU often has no network to install from.
-gpu-check:  ## tests, timings and sanitizers on an NVIDIA GPU, with the system's python3
-	python3 benchmarks/gpu_check.py
 
 clean:  ## remove what was built, not the environment
 	rm -rf build dist *.egg-info $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks $(BUILT)

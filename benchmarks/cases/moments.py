@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -23,20 +24,23 @@ def prepare(size: str, device: torch.device, pool: int) -> Prepared:
     return Prepared({OURS: Contender(calls, error, ALLOWED_OF_MOMENTS)}, problem.streams())
 
 
+def case(size: str, **given: Any) -> Case:
+    n = parameters(size)
+    return Case(
+        op="moments",
+        size=size,
+        parameters=n,
+        dtype="float32",
+        variant="",
+        cost=Cost(touched=8 * n, read=8 * n, triad=0, flops=FLOPS_OF_MOMENTS * n),
+        prepare=partial(prepare, size),
+        member_bytes=8 * n,
+        memory=3 * 8 * n,
+        **given,
+    )
+
+
 def cases() -> Iterator[Case]:
-    for size in ("LeNet5", "ResNet18", "100M"):
-        n = parameters(size)
-        yield Case(
-            op="moments",
-            size=size,
-            parameters=n,
-            dtype="float32",
-            variant="",
-            cost=Cost(touched=8 * n, read=8 * n, triad=0, flops=FLOPS_OF_MOMENTS * n),
-            prepare=partial(prepare, size),
-            caches=("warm", "cold") if size == "LeNet5" else ("cold",),
-            threads=(1,) if size == "LeNet5" else (1, 2),
-            member_bytes=8 * n,
-            memory=3 * 8 * n,
-            tier="quick" if size == "ResNet18" else "usual",
-        )
+    yield case("LeNet5", caches=("warm", "cold"), threads=(1,))
+    yield case("ResNet18", tier="quick")
+    yield case("100M")

@@ -1,50 +1,22 @@
-"""Where a run happens: the repository made importable without installing it, the CUDA library, and what was used."""
+"""Where a run happens: hardware, versions, and which sources were measured."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
-import importlib.util
-import os
+import importlib
 import platform
 import re
-import shutil
 import subprocess
 import sys
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from .rows import writer
+
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def make_importable() -> None:
-    """``llpf_fast`` from this checkout, ``llpf_fast.kernels`` from its folder ``kernels`` (as the wheel has it)."""
-    for place in (ROOT, ROOT / "tests/gpu"):
-        if str(place) not in sys.path:
-            sys.path.insert(0, str(place))
-    if "llpf_fast.kernels" in sys.modules:
-        return
-    folder = ROOT / "kernels"
-    spec = importlib.util.spec_from_file_location(
-        "llpf_fast.kernels", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["llpf_fast.kernels"] = module
-    try:
-        spec.loader.exec_module(module)
-    except ImportError:  # no triton: `why_not` says so where it matters
-        del sys.modules["llpf_fast.kernels"]
-
-
-def driver_present() -> bool:
-    """Whether there is any sign of an NVIDIA driver; asked where there is no torch to ask."""
-    return (
-        Path("/proc/driver/nvidia").exists()
-        or Path("/dev/nvidiactl").exists()
-        or shutil.which("nvidia-smi") is not None
-    )
 
 
 def output(*command: str | Path) -> str | None:
@@ -65,6 +37,18 @@ def sources() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in kept)).hexdigest()[:12]
 
 
+def commit() -> dict[str, Any]:
+    """The commit and whether the tree differed from it: of git, else as pack.sh left it; None where it is not known."""
+    head = output("git", "rev-parse", "HEAD")
+    if head is not None:
+        return {"commit": head, "changed": bool(output("git", "status", "--porcelain", "--untracked-files=no"))}
+    carried = ROOT / "build/carry/commit"
+    if not carried.exists():
+        return {"commit": "unknown", "changed": None}
+    head, state = carried.read_text().split()
+    return {"commit": head, "changed": {"changed": True, "unchanged": False}[state]}
+
+
 def record(device: str) -> dict[str, Any]:
     """Hardware, versions and commit."""
     import torch
@@ -78,10 +62,8 @@ def record(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": version_of("triton"),
         "python": platform.python_version(),
-        "commit": os.environ.get("LLPF_COMMIT") or output("git", "rev-parse", "HEAD") or "unknown",
-        "changed": bool(output("git", "status", "--porcelain", "--untracked-files=no")),
         "sources": sources(),
-    }
+    } | commit()
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         found["multiprocessors"] = properties.multi_processor_count
@@ -106,3 +88,19 @@ def version_of(package: str) -> str | None:
 def slug(name: str) -> str:
     """``NVIDIA H200`` -> ``nvidia-h200``."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", required=True, choices=("cuda", "cpu"))
+    parser.add_argument("--to", required=True, type=Path, help="file that the row is appended to")
+    given = parser.parse_args()
+    started = time.monotonic()
+    found = record(given.device)
+    emit = writer(given.to, "environment", lambda row: f"environment: {row}")
+    emit(found | {"seconds": round(time.monotonic() - started, 1)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

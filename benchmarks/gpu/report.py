@@ -1,75 +1,227 @@
-"""The Markdown table of a run."""
+"""What a call brought back, as committed results and tables.
+
+    python -m benchmarks.gpu.report first FOLDER    rows of a call -> benchmarks/results/<card>/first.jsonl and first.md
+    python -m benchmarks.gpu.report                 the column "measured" of docs/gpu.md, from the committed results
+
+The first does the second too. FOLDER holds the *.jsonl that run.sh wrote.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from . import rows as lines
+from .environment import ROOT, slug
+from .rows import Row
 
-def markdown(run: dict[str, Any]) -> str:
-    """What ran where, checks, times, sanitizers; times in microseconds, median with the 20th and 80th percentile."""
-    environment, lines = run["environment"], []
-    changed = ", with uncommitted changes" if environment.get("changed") else ""
-    lines += [
-        f"# {environment['device']}",
+RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs/gpu.md"
+CALLS = ("first", "second")
+BEGIN, END = "<!-- expectations -->", "<!-- end of expectations -->"
+NOT_MEASURED = "not measured"
+
+
+# ---- expectations
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """One line of the table in docs/gpu.md.
+
+    Attributes:
+        expected: computed for an H100 before any GPU ran it.
+        goal: what it has to reach.
+        measured: from all rows of a card; ``None`` where they do not tell.
+    """
+
+    what: str
+    expected: str
+    goal: str
+    measured: Callable[[list[Row]], str | None]
+
+
+def _timed(op: str, size: str, cache: str, of_copy: bool = False) -> Callable[[list[Row]], str | None]:
+    where = {"op": op, "size": size, "cache": cache, "dtype": "float32", "variant": "", "backend": "cuda"}
+
+    def measured(rows: list[Row]) -> str | None:
+        row = first(rows, stage="times", result="timed", tick="auto", **where)
+        if row is None:
+            return None
+        share = f", {row['share_of_copy']['median']:.2f} of the copy" if of_copy else ""
+        return duration(row["time_us"]["median"]) + share
+
+    return measured
+
+
+def _iteration(rows: list[Row]) -> str | None:
+    row = first(rows, stage="times", result="timed", op="correction", size="LeNet5", variant="", backend="cuda")
+    return None if row is None else duration(row["time_us"]["median"])
+
+
+EXPECTATIONS = (
+    Expectation("`tick_`, own moments, LeNet5, warm", "12–16 µs", "", _timed("tick_", "LeNet5", "warm")),
+    Expectation("`tick_`, own moments, ResNet18, cold", "75–90 µs", "", _timed("tick_", "ResNet18", "cold")),
+    Expectation("`tick_`, own moments, 100 M", "0.72 ms", "≥ 0.9 of the copy", _timed("tick_", "100M", "cold", True)),
+    Expectation("`tick_`, own moments, 1 B", "", "≥ 0.9 of the copy", _timed("tick_", "1B", "cold", True)),
+    Expectation("`sgd_`, LeNet5, warm", "4–5 µs", "", _timed("sgd_", "LeNet5", "warm")),
+    Expectation("`sgd_`, ResNet18, cold", "80–85 µs", "", _timed("sgd_", "ResNet18", "cold")),
+    Expectation("`sgd_`, 100 M", "0.72 ms", "≥ 0.9 of the copy", _timed("sgd_", "100M", "cold", True)),
+    Expectation("`sgd_`, 1 B", "", "≥ 0.9 of the copy", _timed("sgd_", "1B", "cold", True)),
+    Expectation("a correction iteration of LeNet5", "", "≤ 0.15 ms", _iteration),
+)
+
+
+def expectations(results: Path = RESULTS) -> str:
+    """The table, with a column for each card that has results."""
+    cards = {folder.name: committed(folder) for folder in sorted(results.iterdir()) if list(_files(folder))}
+    head = ["", "expected on an H100 (computed)", "goal", *([f"measured: {card}" for card in cards] or ["measured"])]
+    table = [row(head), row(["---"] * len(head))]
+    for line in EXPECTATIONS:
+        measured = [line.measured(found) or NOT_MEASURED for found in cards.values()] or [NOT_MEASURED]
+        table.append(row([line.what, line.expected, line.goal, *measured]))
+    return "\n".join(table)
+
+
+def fill(text: str, table: str) -> str:
+    """docs/gpu.md with the table between its two marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return (folder / f"{call}.jsonl" for call in CALLS if (folder / f"{call}.jsonl").is_file())
+
+
+def committed(folder: Path) -> list[Row]:
+    return [found for file in _files(folder) for found in lines.read(file)]
+
+
+# ---- one call
+
+
+def markdown(call: str, rows: list[Row]) -> str:
+    """Where it ran, how the stages ended, and a table of each kind of row."""
+    where = next(found for found in rows if found["stage"] == "environment")
+    changed = {True: " with changes", False: "", None: " (with changes or without is not known)"}[where["changed"]]
+    text = [
+        f"# {where['device']}: {call} call",
         "",
-        f"Driver {environment['driver']}, torch {environment['torch']}, triton {environment['triton']}, commit "
-        f"{environment['commit']}{changed} (sources {environment['sources']}), {environment['date']}.",
+        f"Driver {where['driver']}, torch {where['torch']}, triton {where['triton']}, Python {where['python']}; commit "
+        f"{where['commit']}{changed}, sources {where['sources']}; {where['date']}.",
     ]
-    if run.get("notes"):
-        lines += ["", *(f"- {note}" for note in run["notes"])]
-    checks = [row for row in run.get("checks", []) if "check" in row]
-    if checks:
-        lines += ["", "## Checks", "", "| check | backend | result | seconds |", "|---|---|---|---|"]
-        lines += [f"| {r['check']} | {r['backend']} | {verdict(r)} | {r['seconds']} |" for r in checks]
-    for row in run.get("checks", []):
-        if "launches" in row:
-            counts = ", ".join(f"{name} {count}" for name, count in row["launches"].items())
-            lines += ["", f"Launches a call, {row['backend']}: {counts}."]
-    lines += times(run.get("timing", []))
-    sanitizer = run.get("sanitizer", [])
-    if sanitizer:
-        lines += ["", "## Sanitizers", "", "| tool | result | seconds |", "|---|---|---|"]
-        lines += [f"| {r['tool']} | {verdict(r)} | {r.get('seconds', '')} |" for r in sanitizer]
-    return "\n".join(lines) + "\n"
+    text += section("Stages", [found for found in rows if found["stage"] == "run"], "name", "result", "seconds")
+    text += section("Test program", of(rows, "program"), "tool", "cases", "result", "said", "why", "seconds")
+    text += times(of(rows, "times"))
+    text += checks(of(rows, "checks"))
+    text += section("Kernels, by ncu", of(rows, "counters"))
+    for stage in ("searches", "networks"):
+        text += section(stage.capitalize(), of(rows, stage))
+    return "\n".join(text) + "\n"
 
 
-def verdict(row: dict[str, Any]) -> str:
-    why = f": {row['why']}" if row.get("why") else ""
-    return (row["result"] + why).replace("|", "/").replace("\n", " ")
-
-
-def times(rows: list[dict[str, Any]]) -> list[str]:
+def times(rows: list[Row]) -> list[str]:
     if not rows:
         return []
-    lines = ["", "## Times", ""]
-    copies = [row["copy_gb_per_s"] for row in rows if "copy_gb_per_s" in row]
-    if copies:
-        lines += [
-            f"Copy bandwidth in the same runs, bytes read plus written: {', '.join(f'{c:g}' for c in copies)} GB/s.",
-            "",
-        ]
-    lines += [
-        "Bytes are those an op cannot avoid (each input once, each output once). Cold: level-2 cache flushed before "
-        "each call, one graph replay between two events. Warm: a graph of 20 calls, a call's share. Last column: a "
-        "copy of the same bytes, timed cold in the same way, over the op's cold time.",
+    head = ["op", "size", "storage", "variant", "plan", "backend", "cache", "µs (quartiles)", "GB/s"]
+    table = [row([*head, "of copy", "read, triad, copy GB/s"]), row(["---"] * (len(head) + 2))]
+    for found in rows:
+        cells = [found.get(key, "") for key in ("op", "size", "dtype", "variant", "tick", "backend", "cache")]
+        if "time_us" in found:
+            kinds = ("read", "triad", "copy") if "share_of_copy" in found else ()
+            ceilings = ", ".join(f"{found[f'{kind}_gb_per_s']:g}" for kind in kinds)
+            share = f"{found['share_of_copy']['median']:.2f}" if kinds else ""
+            cells += [quartiles(found["time_us"]), found.get("gb_per_s", ""), share, ceilings]
+        elif "warm_us" in found:
+            cells += [f"warm {quartiles(found['warm_us'])}, cold {quartiles(found['cold_us'])}", "", "", ""]
+        else:
+            cells += [verdict(found), "", "", ""]
+        table.append(row(cells))
+    return [
         "",
-        "| op | table | p, d | paths | backend | cold µs (20–80 %) | warm µs | GB/s | of copy |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "## Times",
+        "",
+        "Cold: each call after the level-2 cache was flushed, one graph replay between two events. Warm: a graph of 20 "
+        "calls, a call's share. GB/s: bytes that a call cannot avoid, each input and output once. Of copy: time of a "
+        "copy that moves as many bytes as the call (a tick of own moments reads p and d twice where they do not fit on "
+        "the chip: five words; where they do, the share may pass 1).",
+        "",
+        *table,
     ]
-    for row in rows:
-        if row.get("result") == "timed":
-            cold, warm = row["cold_us"], row["warm_us"]
-            lines.append(
-                f"| {row['op']} | {row['table']} | {row['p']}, {row['d']} | {row['paths']} | {row['backend']} "
-                f"| {cold['median']:.1f} ({cold['p20']:.1f}–{cold['p80']:.1f}) | {warm['median']:.1f} "
-                f"| {row.get('gb_per_s', '')} | {percent(row.get('share_of_copy'))} |"
-            )
-        elif "result" in row:
-            lines.append(
-                f"| {row.get('op', '')} | {row.get('table', '')} | | | {row['backend']} | {verdict(row)} | | | |"
-            )
-    return lines
 
 
-def percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.0f} %"
+def checks(rows: list[Row]) -> list[str]:
+    """How many passed of each backend, and every other one by name."""
+    if not rows:
+        return []
+    counts = Counter((found.get("backend", ""), found.get("result", "")) for found in rows if "result" in found)
+    text = section("Checks", [{"backend": b, "result": r, "checks": n} for (b, r), n in sorted(counts.items())])
+    return text + section("Checks that did not pass", [r for r in rows if r.get("result") not in ("passed", None)])
+
+
+def section(title: str, rows: list[Row], *keys: str) -> list[str]:
+    """A table of the rows' fields, all of them where none is named, in the order in which they come."""
+    if not rows:
+        return []
+    keys = keys or tuple(dict.fromkeys(key for found in rows for key in found if key != "stage"))
+    table = [row(keys), row(["---"] * len(keys)), *(row(found.get(key, "") for key in keys) for found in rows)]
+    return ["", f"## {title}", "", *table]
+
+
+# ---- small things
+
+
+def of(rows: list[Row], stage: str) -> list[Row]:
+    return [found for found in rows if found["stage"] == stage]
+
+
+def first(rows: list[Row], **where: Any) -> Row | None:
+    return next((found for found in rows if all(found.get(key) == value for key, value in where.items())), None)
+
+
+def row(cells: Iterable[Any]) -> str:
+    texts = (f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells)
+    return "| " + " | ".join(text.replace("|", "/").replace("\n", " ") for text in texts) + " |"
+
+
+def verdict(found: Row) -> str:
+    return found["result"] + (f": {found['why']}" if found.get("why") else "")
+
+
+def quartiles(found: dict[str, float]) -> str:
+    return f"{found['median']:.4g} ({found['q1']:.3g}–{found['q3']:.3g})"
+
+
+def duration(microseconds: float) -> str:
+    return f"{microseconds:.3g} µs" if microseconds < 100 else f"{microseconds / 1e3:.3g} ms"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("call", nargs="?", choices=CALLS)
+    parser.add_argument("folder", nargs="?", type=Path)
+    given = parser.parse_args()
+    if given.call and not given.folder:
+        parser.error("which folder?")
+    if given.call:
+        rows = [found for file in sorted(given.folder.glob("*.jsonl")) for found in lines.read(file)]
+        where = first(rows, stage="environment")
+        if where is None or where["device"].startswith("CPU"):
+            print("report: no row of a GPU's environment: nothing written", file=sys.stderr)
+            return 1
+        to = RESULTS / slug(where["device"])
+        to.mkdir(exist_ok=True)
+        lines.write(to / f"{given.call}.jsonl", rows)
+        (to / f"{given.call}.md").write_text(markdown(given.call, rows), encoding="utf-8")
+        print(f"written: {to.relative_to(ROOT)}/{given.call}.jsonl, {given.call}.md")
+    DOCS.write_text(fill(DOCS.read_text(encoding="utf-8"), expectations()), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

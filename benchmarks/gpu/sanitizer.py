@@ -1,87 +1,73 @@
-"""Stage three: the torch-free test program, alone and under compute-sanitizer."""
+"""The torch-free test program (csrc/test/gpu_test.cpp, carried), alone or under a tool of compute-sanitizer."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from .environment import ROOT
+from .rows import Row, writer
 
-BUILD = ROOT / "build/gpu_test"
-FLAGS = (
-    "-std=c++20",
-    "-O2",
-    "-lineinfo",
-    "-arch=native",
-    "--fmad=false",
-    "-Xcompiler",
-    "-ffp-contract=off",
-)
-#: Arguments after the tool's own. Racecheck is slow and looks at shared memory, of which one case sees every use.
-#: Graphs run without a tool: whether these follow conditional nodes is not known, and "" leaves them out.
-TOOLS = {"none": [], "memcheck": [""], "racecheck": ["padded"], "synccheck": ["padded"]}
+#: What each tool is given: the program's argument chooses cases ("" all, without graphs; "while" graphs alone). Alone,
+#: graphs come last: one that never ended would take the rest with it. Racecheck is slow and looks at shared memory, of
+#: which one case sees every use. Whether the tools follow conditional nodes is not known, so they get no graphs.
+ARGUMENTS = {"none": ["", "while"], "memcheck": [""], "racecheck": ["padded"], "synccheck": ["padded"]}
+NO_GPU = 3
 
 
-def tool(name: str) -> str | None:
-    """A program of the CUDA toolkit: CUDA_HOME, PATH, the usual place."""
+def cuda_tool(name: str) -> str | None:
+    """A program of the CUDA toolkit: CUDA_HOME, the usual place, PATH."""
     homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
     places = [Path(home) / folder / name for home in homes if home for folder in ("bin", "compute-sanitizer")]
     return next((str(place) for place in places if place.exists()), shutil.which(name))
 
 
-def program(deadline: float) -> tuple[Path | None, str]:
-    """The program, built here with nvcc or carried in ``build/``; else why there is none."""
-    nvcc, target = tool("nvcc"), BUILD / "gpu_test"
-    if nvcc is None:
-        return (target, "carried") if target.exists() else (None, "no nvcc here and no build/gpu_test/gpu_test carried")
-    BUILD.mkdir(parents=True, exist_ok=True)
-    sources = [*(ROOT / "csrc/core/cuda").glob("*.cu"), ROOT / "csrc/test/gpu_test.cpp"]
-    objects = [BUILD / f"{source.stem}.o" for source in sources]
-
-    def compiled(source: Path, to: Path) -> subprocess.CompletedProcess[str]:
-        return _run([nvcc, *FLAGS, "-c", str(source), "-o", str(to)], deadline)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done in pool.map(compiled, sources, objects):
-            if done.returncode != 0:
-                return None, f"nvcc failed: {done.stderr.strip()[-300:]}"
-    linked = _run([nvcc, *FLAGS, *map(str, objects), "-o", str(target)], deadline)
-    return (
-        (target, "built here") if linked.returncode == 0 else (None, f"linking failed: {linked.stderr.strip()[-300:]}")
-    )
+def one(program: Path, tool: str, argument: str) -> Row:
+    """One run of the program: passed, failed with the end of what it said, or skipped and why."""
+    checker = [] if tool == "none" else [cuda_tool("compute-sanitizer"), "--tool", tool, "--error-exitcode", "9"]
+    if checker and checker[0] is None:
+        return {"result": "skipped", "why": "no compute-sanitizer here"}
+    command = [*map(str, checker), str(program.resolve()), argument]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    lines = done.stdout.strip().splitlines() or [f"status {done.returncode}, without a word"]
+    said: Row = {"said": lines[-1][:300]}
+    if done.returncode == NO_GPU and tool == "none":
+        return {"result": "skipped", "why": lines[-1][:300]}
+    # What compute-sanitizer says where the machine's runtime keeps it from the GPU (gVisor).
+    if any("Device not supported" in line for line in lines):
+        return said | {"result": "skipped", "why": "compute-sanitizer: device not supported here"}
+    print(done.stdout)
+    if done.returncode == 0:
+        return said | {"result": "passed"}
+    return said | {"result": "failed", "why": " | ".join(lines[-4:])[:800]}
 
 
-def _run(command: list[str], deadline: float) -> subprocess.CompletedProcess[str]:
-    left = max(1.0, deadline - time.monotonic())
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=left, check=False)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, "", "the stage's time was up")
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--program", required=True, type=Path)
+    parser.add_argument("--tool", required=True, choices=ARGUMENTS)
+    parser.add_argument("--device", required=True, choices=("cuda", "cpu"))
+    parser.add_argument("--to", required=True, type=Path, help="file that rows are appended to")
+    given = parser.parse_args()
+    emit = writer(given.to, "program", line)
+    results = []
+    for argument in ARGUMENTS[given.tool] if given.device == "cuda" else ["draw"]:
+        started = time.monotonic()
+        row = {"tool": given.tool, "cases": argument or "all"} | one(given.program, given.tool, argument)
+        emit(row | {"seconds": round(time.monotonic() - started, 1)})
+        results.append(row["result"])
+    # Without a GPU, or where the tool is kept from it, there is nothing that failed; alone on a GPU it must have run.
+    allowed = ("passed",) if given.device == "cuda" and given.tool == "none" else ("passed", "skipped")
+    return 0 if all(result in allowed for result in results) else 1
 
 
-def run(deadline: float, emit: Callable[[dict[str, Any]], None]) -> None:
-    """Emit one row a tool: passed, failed with the end of what it said, or skipped and why."""
-    binary, origin = program(deadline)
-    sanitizer = tool("compute-sanitizer")
-    for name, arguments in TOOLS.items():
-        row: dict[str, Any] = {"tool": "the program alone" if name == "none" else f"compute-sanitizer {name}"}
-        if binary is None:
-            emit(row | {"result": "skipped", "why": origin})
-        elif name != "none" and sanitizer is None:
-            emit(row | {"result": "skipped", "why": "no compute-sanitizer here"})
-        else:
-            checker = [] if name == "none" else [str(sanitizer), "--tool", name, "--error-exitcode", "9"]
-            started = time.monotonic()
-            done = _run([*checker, str(binary), *arguments], deadline)
-            said = (done.stdout + done.stderr).strip().splitlines() or [""]
-            # What compute-sanitizer says where the machine's runtime keeps it from the GPU (gVisor).
-            refused = any("Device not supported" in line for line in said)
-            result = "skipped" if refused else {0: "passed", 124: "skipped"}.get(done.returncode, "failed")
-            row |= {"result": result, "program": origin, "seconds": round(time.monotonic() - started, 1)}
-            emit(row | {"said": said[-1][:300]} | ({} if result == "passed" else {"why": " | ".join(said[-4:])[:800]}))
+def line(row: Row) -> str:
+    return f"program, {row['tool']}, {row['cases']}: {row['result']}: {row.get('why') or row.get('said')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

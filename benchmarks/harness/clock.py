@@ -105,13 +105,13 @@ def measure(
 def measure_on_gpu(
     contenders: Mapping[str, Calls], device: torch.device, seconds: float, *, cold: bool
 ) -> dict[str, Times]:
-    """The same on a GPU, by gpu/timing.py: graph replays between events, level-2 cache flushed where ``cold``.
+    """The same on a GPU, by gpu/clock.py: graph replays between events, level-2 cache flushed where ``cold``.
 
     What waits for the device cannot be captured and is timed call by call between events.
     """
-    from ..gpu.timing import WARM_CALLS, Clock
+    from ..gpu.clock import WARM_CALLS, Clock
 
-    clock = Clock(device, repeats=MAX_ROUNDS)
+    clock = Clock(device)
     ways: dict[str, tuple[Callable[[], object], int]] = {}
     seconds_a_round = 0.0
     for name, calls in contenders.items():

@@ -58,25 +58,39 @@ def rows(
                         for cache in case.caches:
                             pool = pool_members(case.member_bytes) if cache == "cold" and device.type == "cpu" else 1
                             try:
-                                row = _row(case, device, pool, seconds, quick, said)
+                                found = row(case, device, cache == "cold", pool, seconds, quick, said)
                             except WrongResultError as error:
                                 if wrong is None:
                                     raise
                                 wrong.append(error)
                                 said(str(error))
                                 continue
-                            yield row | {"backend": backend, "cache": cache, "threads": number}
+                            yield found | {"backend": backend, "cache": cache, "threads": number}
     finally:
         torch.set_num_threads(before)
 
 
-def _row(case: Case, device: torch.device, pool: int, seconds: float, quick: bool, said: Callable[[str], None]) -> Row:
+def row(
+    case: Case,
+    device: torch.device,
+    cold: bool,
+    pool: int,
+    seconds: float,
+    quick: bool,
+    said: Callable[[str], None] = lambda text: None,
+) -> Row:
+    """One case gated and timed with the backend in use.
+
+    Raises:
+        WrongResultError: a result is wrong.
+    """
     prepared = case.prepare(device, pool)
     if quick:
         prepared.contenders = {name: it for name, it in prepared.contenders.items() if name not in SLOW}
     checked = check(prepared, case.name, said)
     gc.collect()
-    times = _times(prepared, device, pool > 1 or "warm" not in case.caches, seconds)
+    copied = case.cost.read + case.cost.triad if device.type == "cuda" else None
+    times = _times(prepared, device, cold, seconds, copied)
     return {
         "op": case.op,
         "size": case.size,
@@ -87,24 +101,29 @@ def _row(case: Case, device: torch.device, pool: int, seconds: float, quick: boo
         "flops": case.cost.flops,
         "pool": pool,
         "gate": checked,
-    } | figures(case, prepared, times)
+    } | figures(case, prepared, times, copied)
 
 
-def _times(prepared: Prepared, device: torch.device, cold: bool, seconds: float) -> dict[str, Times]:
+def _times(
+    prepared: Prepared, device: torch.device, cold: bool, seconds: float, copied: int | None = None
+) -> dict[str, Times]:
     calls: dict[str, Sequence[Callable[[], object]]] = {
         name: contender.calls for name, contender in prepared.contenders.items()
     }
     if prepared.streams:
         of_members = [stream.streams(p, d) for p, d in prepared.streams]
         calls |= {name: [found[name] for found in of_members] for name in of_members[0]}
-        calls["copy"] = [stream.copies(p) for p, _ in prepared.streams]
+        calls["copy"] = [stream.copies(p, copied) for p, _ in prepared.streams]
     if device.type == "cuda":
         return measure_on_gpu(calls, device, seconds, cold=cold)
     return measure(calls, seconds, warm=not cold)
 
 
-def figures(case: Case, prepared: Prepared, times: dict[str, Times]) -> Row:
-    """Times in microseconds, bandwidths, the share of the floor, and how many times slower each baseline is."""
+def figures(case: Case, prepared: Prepared, times: dict[str, Times], copied: int | None = None) -> Row:
+    """Times in microseconds, bandwidths, the share of the floor, and how many times slower each baseline is.
+
+    ``copied``: bytes that the copy read and wrote, where not as many as p holds.
+    """
     own = [
         sum(sign * times[name].samples[i] for name, sign in prepared.time_of.items()) / prepared.units
         for i in range(len(times[OURS].samples))
@@ -125,12 +144,13 @@ def figures(case: Case, prepared: Prepared, times: dict[str, Times]) -> Row:
     if case.cost.touched:
         row["gb_per_s"] = float(f"{case.cost.touched / row['time_us']['median'] / 1e3:.4g}")
     if prepared.streams:
-        row |= _bandwidths(case, prepared, times, own)
+        row |= _bandwidths(case, prepared, times, own, copied)
     return row
 
 
-def _bandwidths(case: Case, prepared: Prepared, times: dict[str, Times], own: list[float]) -> Row:
+def _bandwidths(case: Case, prepared: Prepared, times: dict[str, Times], own: list[float], copied: int | None) -> Row:
     words = prepared.streams[0][0].numel()
+    copied = copied or 4 * words
     best = {
         kind: min((name for name in times if name.startswith(kind)), key=lambda name: times[name].median)
         for kind in ("read", "triad")
@@ -143,9 +163,10 @@ def _bandwidths(case: Case, prepared: Prepared, times: dict[str, Times], own: li
     return {
         "read_gb_per_s": float(f"{moved['read'] / times[best['read']].median / 1e9:.4g}"),
         "triad_gb_per_s": float(f"{moved['triad'] / times[best['triad']].median / 1e9:.4g}"),
-        "copy_gb_per_s": float(f"{4 * words / times['copy'].median / 1e9:.4g}"),
+        "copy_gb_per_s": float(f"{copied / times['copy'].median / 1e9:.4g}"),
         "measured_by": best,
         "floor_bytes": case.cost.read + case.cost.triad,
         "floor_us": quartiles([1e6 * t for t in floor]),
         "share_of_floor": ratio(floor, own),
+        "share_of_copy": ratio([(case.cost.read + case.cost.triad) / copied * t for t in times["copy"].samples], own),
     }

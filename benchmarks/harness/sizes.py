@@ -4,10 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..gpu.tables import lenet5, resnet18
-
 #: Largest segment of a plain table, 16 MiB of float32: as in a large network, no segment fits a core's cache.
 PIECE = 1 << 22
+
+
+def lenet5() -> list[int]:
+    """61,706 parameters: launches and calls are all there is."""
+    return [150, 6, 2400, 16, 48000, 120, 10080, 84, 840, 10]
+
+
+def resnet18() -> list[int]:
+    """11,173,962 parameters, the CIFAR stem: 62 tensors, from 64 to 2,359,296 elements."""
+    return list(_resnet18())
+
+
+def _resnet18() -> Iterator[int]:
+    def convolution(wide: int, deep: int, kernel: int) -> Iterator[int]:
+        yield wide * deep * kernel * kernel
+        yield from (deep, deep)  # its batch normalization
+
+    yield from convolution(3, 64, 3)
+    wide = 64
+    for deep in (64, 128, 256, 512):
+        for block in range(2):
+            yield from convolution(wide, deep, 3)
+            yield from convolution(deep, deep, 3)
+            if block == 0 and wide != deep:
+                yield from convolution(wide, deep, 1)
+            wide = deep
+    yield from (512 * 10, 10)
 
 
 def resnet50() -> list[int]:
@@ -44,6 +69,7 @@ TABLES: dict[str, Callable[[], list[int]]] = {
     "LeNet5": lenet5,
     "256Ki": lambda: plain(1 << 18),
     "1Mi": lambda: plain(1 << 20),
+    "3Mi": lambda: plain(3 << 20),
     "4Mi": lambda: plain(1 << 22),
     "ResNet18": resnet18,
     "ResNet50": resnet50,

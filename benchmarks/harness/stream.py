@@ -49,8 +49,11 @@ def streams(p: Tensor, d: Tensor) -> dict[str, Callable[[], object]]:
     return found
 
 
-def copies(p: Tensor) -> Callable[[], object]:
-    """A copy of p's first half onto a buffer of its own: reads and writes as many bytes as p holds."""
-    source = p[: p.numel() // 2]
+def copies(p: Tensor, moved: int | None = None) -> Callable[[], object]:
+    """A copy that reads and writes ``moved`` bytes together (as many as p holds when missing), from p where it is long
+    enough onto a buffer of its own.
+    """
+    words = p.numel() // 2 if moved is None else moved // 8
+    source = p[:words] if words <= p.numel() else torch.randn(words, device=p.device)
     to = torch.empty_like(source)
     return lambda: to.copy_(source)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.gpu import timing
+from benchmarks.gpu import clock as gpu_clock
 from benchmarks.harness import clock
 from benchmarks.harness.clock import MAX_ROUNDS, MIN_ROUNDS, measure_on_gpu
 
@@ -16,11 +16,11 @@ _mode = ["default"]
 
 
 class Books:
-    """In place of gpu/timing.py's clock: every event lasts what its call says, in microseconds."""
+    """In place of gpu/clock.py's clock: every event lasts what its call says, in microseconds."""
 
     captured: list[str] = []  # noqa: RUF012
 
-    def __init__(self, device: torch.device, repeats: int) -> None:
+    def __init__(self, device: torch.device) -> None:
         Books.captured.clear()
 
     def replay(self, run: Callable[[], object], calls: int) -> Callable[[], object]:
@@ -46,7 +46,7 @@ def call(name: str, microseconds: float) -> Callable[[], object]:
 @pytest.mark.parametrize("cold", [True, False])
 def test_what_waits_is_timed_call_by_call(monkeypatch: pytest.MonkeyPatch, cold: bool) -> None:
     cuda = SimpleNamespace(synchronize=lambda: None, set_sync_debug_mode=lambda mode: _mode.__setitem__(0, mode))
-    monkeypatch.setattr(timing, "Clock", Books)
+    monkeypatch.setattr(gpu_clock, "Clock", Books)
     monkeypatch.setattr(clock.torch, "cuda", cuda)
     calls = {name: [call(name, us)] for name, us in (("op", 5.0), ("waits", 400.0), ("never captured", 70.0))}
     times = measure_on_gpu(calls, torch.device("cpu"), 10.0, cold=cold)

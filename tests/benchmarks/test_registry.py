@@ -11,7 +11,6 @@ from torch import Tensor
 
 from benchmarks import goals
 from benchmarks.cases import TIERS, chosen, registry, sgd, tick
-from benchmarks.gpu import tables
 from benchmarks.harness.problem import Problem
 from benchmarks.harness.sizes import TABLES, parameters
 from llpf_fast.models import build_model
@@ -47,7 +46,6 @@ def test_sizes_are_those_of_the_networks() -> None:
     assert parameters("ResNet50") == 25_557_032
     assert len(TABLES["ResNet50"]()) == 161
     assert parameters("1B") >= 1_000_000_000
-    assert TABLES["LeNet5"] is tables.lenet5
 
 
 def test_every_goal_is_about_a_case_that_is_timed() -> None:

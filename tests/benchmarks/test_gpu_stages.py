@@ -1,0 +1,151 @@
+"""The stages of a call on a GPU, their rows and the tables made of them, without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu import counters, environment, report, rows, sanitizer, times
+from benchmarks.harness import run
+from benchmarks.harness.case import WrongResultError
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        ("echo 5 checks, 0 failed", "passed"),
+        ("echo FAILED tick, p; echo 5 checks, 1 failed; exit 1", "failed"),
+        ("kill -SEGV $$", "failed"),
+        ("echo no NVIDIA GPU; exit 3", "skipped"),
+    ],
+)
+def test_the_program_alone(tmp_path: Path, text: str, result: str) -> None:
+    row = sanitizer.one(script(tmp_path / "program", text), "none", "")
+    assert row["result"] == result
+    assert result != "failed" or "FAILED tick" in row["why"] or "status -11" in row["why"]
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        ("echo ========= ERROR SUMMARY: 0 errors", "passed"),
+        ("echo ========= Invalid __global__ write of size 4; exit 9", "failed"),
+        ("echo ========= Error: Device not supported; exit 1", "skipped"),
+        ("exit 3", "failed"),
+    ],
+)
+def test_the_program_under_a_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, result: str) -> None:
+    checker = script(tmp_path / "compute-sanitizer", text)
+    monkeypatch.setattr(sanitizer, "cuda_tool", lambda name: str(checker))
+    assert sanitizer.one(tmp_path / "program", "racecheck", "padded")["result"] == result
+
+
+def test_counters_are_one_row_a_kernel_and_a_refusal_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = """==PROF== Connected to process 7
+"ID","Process ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
+"0","7","chunk_moments(Streams)","gpu__time_duration.sum","us","12.5"
+"0","7","chunk_moments(Streams)","launch__registers_per_thread","register/thread","64"
+"1","7","write_chunks(Streams)","gpu__time_duration.sum","us","20.1"
+"""
+    assert counters.table(said) == [
+        {"result": "profiled", "kernel": "chunk_moments", "duration": "12.5 us", "registers": "64 register/thread"},
+        {"result": "profiled", "kernel": "write_chunks", "duration": "20.1 us"},
+    ]
+    ncu = script(tmp_path / "ncu", "echo '==ERROR== Failed to initialize the profiler: LibraryNotLoaded'; exit 1")
+    monkeypatch.setattr(counters, "cuda_tool", lambda name: str(ncu))
+    (row,) = counters.profiled()
+    assert row["result"] == "skipped"
+    assert "LibraryNotLoaded" in row["why"]
+
+
+def test_a_wrong_or_failing_case_is_a_row_and_the_others_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised = [WrongResultError("wrong"), RuntimeError("CUDA error: an illegal access\nmore")]
+
+    def timed(*case: Any, **given: Any) -> dict[str, Any]:
+        if raised:
+            raise raised.pop(0)
+        return {"time_us": {"median": 1.0, "q1": 1.0, "q3": 1.0}}
+
+    monkeypatch.setattr(run, "row", timed)
+    monkeypatch.setattr(times, "SMALL_SIZES", ("LeNet5",))
+    to = tmp_path / "times.jsonl"
+    given = argparse.Namespace(backend="eager", device="cpu", to=to, tick="auto", ops=["tick_", "sgd_"], limit=0.1)
+    assert not times.run(given)
+    found = [(row["op"], row["cache"], row["result"]) for row in rows.read(to)]
+    assert found[:3] == [("tick_", "warm", "wrong"), ("tick_", "cold", "failed"), ("tick_", "warm", "timed")]
+    assert len(found) == 6
+    to.unlink()
+    assert times.run(given)
+    given.backend = "cuda"
+    assert not times.run(given)
+
+
+def test_the_commit_is_not_made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    here = environment.commit()
+    assert len(here["commit"]) == 40
+    assert here["changed"] in (True, False)
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    assert environment.commit() == {"commit": "unknown", "changed": None}
+    (tmp_path / "build/carry").mkdir(parents=True)
+    for state, changed in (("changed", True), ("unchanged", False)):
+        (tmp_path / "build/carry/commit").write_text(f"abc {state}\n")
+        assert environment.commit() == {"commit": "abc", "changed": changed}
+
+
+def test_a_torn_last_row_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"stage": "times", "op": "tick_"}\n{"stage": "times", "o')
+    assert rows.read(file) == [{"stage": "times", "op": "tick_"}]
+
+
+TIMED = {"stage": "times", "result": "timed", "tick": "auto", "dtype": "float32", "variant": "", "backend": "cuda"}
+ROWS: list[dict[str, Any]] = [
+    {"stage": "environment", "device": "NVIDIA Example", "driver": "1", "torch": "2", "triton": "3", "python": "3.12"}
+    | {"commit": "abc", "changed": None, "sources": "f00", "date": "today"},
+    {"stage": "run", "name": "times", "seconds": 9.5, "status": 137, "result": "killed after its 9 s"},
+    {"stage": "program", "tool": "none", "cases": "all", "result": "failed", "why": "FAILED a | b", "seconds": 1.0},
+    TIMED
+    | {"op": "tick_", "size": "100M", "cache": "cold", "time_us": {"median": 1234.0, "q1": 1.0, "q3": 2.0}}
+    | {"share_of_copy": {"median": 0.5}, "gb_per_s": 7.0, "read_gb_per_s": 1.0, "triad_gb_per_s": 2.0}
+    | {"copy_gb_per_s": 3.0},
+    {"stage": "checks", "check": "graph", "backend": "cuda", "result": "passed"},
+    {"stage": "checks", "check": "streams", "backend": "cuda", "result": "failed", "why": "bits"},
+]
+
+
+def test_a_call_becomes_tables() -> None:
+    text = report.markdown("first", ROWS)
+    assert text.startswith("# NVIDIA Example: first call\n\nDriver 1, torch 2, triton 3, Python 3.12; commit abc (with")
+    assert "| times | killed after its 9 s | 9.5 |" in text
+    assert "| none | all | failed |  | FAILED a / b | 1 |" in text
+    assert "| tick_ | 100M | float32 |  | auto | cuda | cold | 1234 (1–2) | 7 | 0.50 | 1, 2, 3 |" in text
+    assert "| cuda | failed | 1 |" in text
+    assert "| streams | cuda | failed | bits |" in text
+
+
+def test_expectations_are_measured_only_where_results_are_committed(tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    assert report.expectations(tmp_path).count(f"| {report.NOT_MEASURED} |") == len(report.EXPECTATIONS)
+    (tmp_path / "nvidia-example").mkdir()
+    rows.write(tmp_path / "nvidia-example/first.jsonl", ROWS)
+    table = report.expectations(tmp_path)
+    assert "measured: nvidia-example |" in table
+    assert "| 0.72 ms | ≥ 0.9 of the copy | 1.23 ms, 0.50 of the copy |" in table
+    assert table.count(report.NOT_MEASURED) == len(report.EXPECTATIONS) - 1
+
+
+def test_the_page_has_the_table_of_what_is_committed() -> None:
+    text = report.DOCS.read_text(encoding="utf-8")
+    assert report.fill(text, report.expectations()) == text, "python -m benchmarks.gpu.report"
+    assert report.fill(text, "other") != text
