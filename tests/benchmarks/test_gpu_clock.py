@@ -1,4 +1,4 @@
-"""Which contenders of a GPU are captured and how often each is timed, on a torch.cuda that only keeps the books."""
+"""Which contenders of a GPU are captured, flushed and how often each is timed, on a torch.cuda that keeps the books."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks.cases import moments
 from benchmarks.gpu import clock as gpu_clock
-from benchmarks.harness import clock
+from benchmarks.harness import clock, run
+from benchmarks.harness.case import Case
 from benchmarks.harness.clock import MAX_ROUNDS, MIN_ROUNDS, measure_on_gpu
 
 _mode = ["default"]
@@ -62,3 +64,29 @@ def test_what_waits_is_timed_call_by_call(monkeypatch: pytest.MonkeyPatch, cold:
     calls["hours"] = [call("waits", 3.6e9)]
     times = measure_on_gpu(calls, torch.device("cpu"), 10.0, cold=cold)
     assert {len(found.samples) for found in times.values()} == {MIN_ROUNDS}
+
+
+def test_a_flush_reads_more_than_the_level_2_cache_and_writes_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(L2_cache_size=1 << 12)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    flusher = gpu_clock.Clock(torch.device("cpu"))
+    buffer = flusher._flusher
+    before = buffer._version
+    flusher.flush()
+    assert buffer._version == before
+    assert buffer.nbytes >= 2 * properties.L2_cache_size
+    assert flusher._sum == buffer.numel()
+
+
+def test_a_case_with_both_caches_is_timed_warm_and_cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def row(case: Case, device: torch.device, cold: bool, pool: int, *others: object) -> dict[str, str]:
+        asked.append((cold, pool > 1))
+        return {}
+
+    monkeypatch.setattr(run, "row", row)
+    case = moments.case("LeNet5", caches=("warm", "cold"), threads=(1,))
+    found = list(run.rows([case], torch.device("cpu"), seconds=0.1, threads=(1,), quick=True))
+    assert [one["cache"] for one in found] == ["warm", "cold"]
+    assert asked == [(False, False), (True, True)]
