@@ -38,15 +38,15 @@ def test_a_wrong_affine_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         p.reshape(-1)[-1] += 1e-3
 
     monkeypatch.setattr(ops, "affine_", wrong)
-    with pytest.raises(AssertionError, match="affine_ of padded"):
-        gpu_checks.check_affine(CPU)
+    with pytest.raises(AssertionError, match="affine_ of unaligned"):
+        gpu_checks.run_check("affine", "auto", CPU)
 
 
 def test_wrong_moments_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = ops.moments
     monkeypatch.setattr(ops, "moments", lambda *given: right(*given) * (1 + 1e-9))
     with pytest.raises(AssertionError, match="moments of padded"):
-        gpu_checks.check_moments(CPU)
+        gpu_checks.run_check("moments", "auto", CPU)
 
 
 @pytest.fixture
@@ -68,5 +68,5 @@ def test_the_checks_of_captured_corrections_themselves(monkeypatch: pytest.Monke
     captured_checks.check_captured_values(CPU)
     captured_checks.check_closed_gate(CPU)
     monkeypatch.setattr("llpf_fast.correct.kept_buffers.KeptBuffers.put_back", lambda *_: None)
-    with pytest.raises(AssertionError, match="changed after the gate closed"):
+    with pytest.raises(AssertionError, match="replays after the gate closed"):
         captured_checks.check_closed_gate(CPU)
