@@ -24,6 +24,8 @@ RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs/gpu.md"
 CALLS = ("first", "second")
 BEGIN, END = "<!-- expectations -->", "<!-- end of expectations -->"
 NOT_MEASURED = "not measured"
+#: Rows of a table that is shown whole: of more (epochs, ticks) the first and last, all of them are in the JSONL file.
+LONGEST = 40
 
 
 # ---- expectations
@@ -121,7 +123,10 @@ def markdown(call: str, rows: list[Row]) -> str:
     text += checks(of(rows, "checks"))
     text += section("Kernels, by ncu", of(rows, "counters"))
     for stage in ("searches", "networks"):
-        text += section(stage.capitalize(), of(rows, stage))
+        for what in dict.fromkeys(found["what"] for found in of(rows, stage)):
+            text += section(
+                f"{stage.capitalize()}: {what}", [found for found in of(rows, stage) if found["what"] == what]
+            )
     return "\n".join(text) + "\n"
 
 
@@ -165,12 +170,14 @@ def checks(rows: list[Row]) -> list[str]:
 
 
 def section(title: str, rows: list[Row], *keys: str) -> list[str]:
-    """A table of the rows' fields, all of them where none is named, in the order in which they come."""
+    """A table of the rows' fields, all where none is named, in the order in which they come; of many rows the ends."""
     if not rows:
         return []
-    keys = keys or tuple(dict.fromkeys(key for found in rows for key in found if key != "stage"))
-    table = [row(keys), row(["---"] * len(keys)), *(row(found.get(key, "") for key in keys) for found in rows)]
-    return ["", f"## {title}", "", *table]
+    keys = keys or tuple(dict.fromkeys(key for found in rows for key in found if key not in ("stage", "what")))
+    cells = [row(found.get(key, "") for key in keys) for found in rows]
+    if len(rows) > LONGEST:
+        cells[LONGEST // 2 : -LONGEST // 2] = [row(["…"] * len(keys))]
+    return ["", f"## {title}", "", row(keys), row(["---"] * len(keys)), *cells]
 
 
 # ---- small things

@@ -49,6 +49,17 @@ def test_the_program_under_a_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert sanitizer.one(tmp_path / "program", "racecheck", "padded")["result"] == result
 
 
+@pytest.mark.parametrize(("device", "status", "argument"), [("cuda", 1, ["all", "while"]), ("cpu", 0, ["draw"])])
+def test_a_program_that_finds_no_gpu_is_a_failure_on_one_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, status: int, argument: list[str]
+) -> None:
+    program, to = script(tmp_path / "program", "echo no NVIDIA GPU; exit 3"), tmp_path / "rows.jsonl"
+    given = ["--program", str(program), "--tool", "none", "--device", device, "--to", str(to)]
+    monkeypatch.setattr("sys.argv", ["sanitizer", *given])
+    assert sanitizer.main() == status
+    assert [row["cases"] for row in rows.read(to)] == argument
+
+
 def test_counters_are_one_row_a_kernel_and_a_refusal_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = """==PROF== Connected to process 7
 "ID","Process ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
@@ -132,6 +143,14 @@ def test_a_call_becomes_tables() -> None:
     assert "| tick_ | 100M | float32 |  | auto | cuda | cold | 1234 (1–2) | 7 | 0.50 | 1, 2, 3 |" in text
     assert "| cuda | failed | 1 |" in text
     assert "| streams | cuda | failed | bits |" in text
+
+
+def test_of_many_rows_the_ends_are_shown() -> None:
+    ticks = [{"stage": "networks", "what": "tick", "tick": i} for i in range(100)]
+    text = report.markdown("second", [*ROWS[:1], *ticks, {"stage": "networks", "what": "search", "ended": "arrived"}])
+    assert "## Networks: tick\n\n| tick |\n| --- |\n| 0 |" in text
+    assert "| 19 |\n| … |\n| 80 |" in text
+    assert "## Networks: search\n\n| ended |\n| --- |\n| arrived |" in text
 
 
 def test_expectations_are_measured_only_where_results_are_committed(tmp_path: Path) -> None:
