@@ -65,7 +65,7 @@ class Legs:
         counted = self.main.may_move() if on_sphere else [True] * len(flat.table)
         self._counted = torch.tensor(counted, device=flat.data.device)
         self.initial_distance = self.distances(flat.data)
-        self.initial_total = self.main.total(self.initial_distance)
+        self.initial_total = float(self.main.total(self.initial_distance))
         if not self.initial_total > 0:
             raise LLPFError(f"the start lies at the destination of mode {settings.mode} already: nothing would move")
 
@@ -101,6 +101,8 @@ class Legs:
         Layers of other stages go too: a sphere is reached when all have reached it.
         """
         mover = self.main.mover
+        if mover.destination is not None:
+            return mover.destination
         now = [row.flags for row in mover.table.rows]
         mover.set_flags([SegmentFlag.MASKED if f & SegmentFlag.COMPENSATE else f for f in self._all_moving])
         there = self.main.rest(p)

@@ -92,6 +92,7 @@ class PathSearch:
         self._pace = Pace(settings.pace, settings.correction.min_rounds)
         self._rollback = Rollback(flat, trainer, optimizer)
         self._forms = {name: list(buffer.shape) for name, buffer in flat.persistent_buffers().items()}
+        self._end_buffers: dict[str, Tensor] | None = None
         self._standing = Standing(leg=legs.first)
         self._measure()
         if record.resumed and not record.complete:
@@ -297,13 +298,21 @@ class PathSearch:
         if self._ends.end is None and (yield Judge(there, stop)) > limit:
             return False
         between, buffers = torch.empty_like(here), self.flat.persistent_buffers()
-        end = self._ends.end if leads_to_model(self.settings) and self._ends.end is not None else buffers
-        last = {name: end[name].to(buffer.device) for name, buffer in buffers.items() if name in end}
+        last = self._last_buffers(buffers)
         for fraction in _CHORD:
             torch.lerp(here, there, fraction, out=between)
             if (yield Judge(between, stop, interpolate({n: buffers[n] for n in last}, last, fraction))) > limit:
                 return False
         return True
+
+    def _last_buffers(self, now: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The destination's buffers, beside the module's ``now``; these, where no network is the destination."""
+        end = self._ends.end if leads_to_model(self.settings) else None
+        if end is None:
+            return now
+        if self._end_buffers is None:  # moved to a GPU once
+            self._end_buffers = {name: end[name].to(buffer.device) for name, buffer in now.items() if name in end}
+        return self._end_buffers
 
     def _close(self, ended: str) -> None:
         """Record the last point, and the destination where the rest of the way is low."""
@@ -333,8 +342,11 @@ class PathSearch:
         distances, variances = self._legs.distances(self.flat.data, moments), route.spread.variance(moments)
         shares = self._shares(distances)
         self._legs.follow(at, shares)
-        at.distance = route.total(distances)
-        at.distances, at.shares, at.variances = distances.tolist(), shares.tolist(), variances.tolist()
+        # One read of the host.
+        read = torch.cat([distances, shares, variances, route.total(distances).reshape(1)]).tolist()
+        count = len(distances)
+        at.distances, at.shares, at.variances = read[:count], read[count : 2 * count], read[2 * count : -1]
+        at.distance = read[-1]
 
     def _shares(self, distances: Tensor) -> Tensor:
         initial = self._legs.initial_distance
@@ -345,7 +357,7 @@ class PathSearch:
         self._record.tick(
             at,
             corrected,
-            step=self._legs.current(at).mover.step,
+            step=self._legs.current(at).mover.lengths,
             stage=self._schedule.phase,
             share_left=at.distance / self._legs.initial_total,
             rolled_back=rolled_back,

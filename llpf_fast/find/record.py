@@ -110,7 +110,7 @@ class Record:
         at.recorded = at.point
 
     def tick(
-        self, at: Standing, corrected: Corrected, *, step: Tensor, stage: int, share_left: float, rolled_back: bool
+        self, at: Standing, corrected: Corrected, *, step: list[float], stage: int, share_left: float, rolled_back: bool
     ) -> None:
         """One line of metrics, and a call of ``progress``."""
         record = {
@@ -122,7 +122,7 @@ class Record:
             "distance": at.distance,
             "distances": [round(v, 9) for v in at.distances],
             "variances": [float(f"{v:.9g}") for v in at.variances],
-            "step": step.tolist(),
+            "step": step,
             "stage": stage,
             "lr": self._settings.correction.lr,
         }

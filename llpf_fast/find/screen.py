@@ -54,7 +54,7 @@ class Screen:
         """Loss at the flat point ``values [N]`` with the given buffers; NaN counts as infinite.
 
         As soon as the mean so far (over at least 500 samples, or one batch of a loader) is above ``stop_above``, that
-        is the answer.
+        is the answer. The host reads one number at the end, and one more at each of these looks.
 
         Raises:
             LLPFError: the model's forward or the loss fails on the data.
@@ -80,14 +80,17 @@ class Screen:
 
     def _mean(self, stop_above: float) -> float:
         whole = self._task.reduction.total(self._weights)
-        total = so_far = 0.0
-        seen, wait = 0, self._task.fewest
+        total: Tensor | float = 0.0
+        found: float | None = None
+        so_far, seen, wait = 0.0, 0, self._task.fewest
         for (inputs, targets, size), weight in zip(self._task.samples, self._weights, strict=True):
             output = forward(self._module, inputs)
-            total += float(self._task.reduction.part(output, targets, weight, whole))
-            so_far, seen = so_far + weight / whole, seen + size
-            if seen >= wait:
-                wait = seen + self._task.fewest
-                if total > stop_above * so_far:
-                    return total / so_far if so_far else math.inf
-        return total if math.isfinite(total) else math.inf
+            # Added up where it lies, in float64: a read a batch would leave a GPU idle.
+            total = self._task.reduction.part(output, targets, weight, whole).detach() + total
+            so_far, seen, found = so_far + weight / whole, seen + size, None
+            if seen >= wait and stop_above < math.inf:
+                wait, found = seen + self._task.fewest, float(total)
+                if found > stop_above * so_far:
+                    return found / so_far if so_far else math.inf
+        found = float(total) if found is None else found
+        return found if math.isfinite(found) else math.inf

@@ -47,27 +47,32 @@ class StackedScreen:
             name: rows.as_strided((count, *shape), (size, *stride), offset)
             for name, (shape, stride, offset) in self._places.items()
         }
-        held = {name: torch.stack([of_point[name] for of_point in buffers]) for name in buffers[0]}
-        totals, shares, judged = [0.0] * count, [0.0] * count, set[int]()
-        seen, wait = 0, self._task.fewest
+        # Between two points buffers are wider.
+        own = dict(self._module.named_buffers())
+        held = {name: torch.stack([of_point[name].to(own[name].dtype) for of_point in buffers]) for name in buffers[0]}
+        total: Tensor | float = 0.0
+        means: list[float | None] = [None] * count
+        share, seen, wait = 0.0, 0, self._task.fewest
         for (inputs, targets, samples), weight in zip(self._task.samples, self._weights, strict=True):
-            seen += samples
-            found = self._batch(parameters, held, inputs, targets, weight)
-            for row in set(range(count)) - judged:
-                totals[row] += found[row]
-                shares[row] += weight / self._whole
-            if seen >= wait:
-                wait = seen + self._task.fewest
-                judged |= {row for row in range(count) if totals[row] > stop_above[row] * shares[row]}
+            total = self._batch(parameters, held, inputs, targets, weight) + total
+            share, seen = share + weight / self._whole, seen + samples
+            last = seen == self._task.samples.count
+            if not last and (seen < wait or min(stop_above) == math.inf):
+                continue
+            # Where the host waits: once, or at every look.
+            wait = seen + self._task.fewest
+            assert isinstance(total, Tensor)
+            for row, (found, stop) in enumerate(zip(total.tolist(), stop_above, strict=True)):
+                if means[row] is None and (last or found > stop * share):
+                    means[row] = found / share if share else math.inf
             # A point that is given up is left out of the pass only when all are: another width is dearer.
-            if len(judged) == count:
+            if None not in means:
                 break
-        means = [total / share if share else math.inf for total, share in zip(totals, shares, strict=True)]
-        return [mean if math.isfinite(mean) else math.inf for mean in means]
+        return [mean if mean is not None and math.isfinite(mean) else math.inf for mean in means]
 
     def _batch(
         self, parameters: dict[str, Tensor], held: dict[str, Tensor], inputs: Any, targets: Any, weight: float
-    ) -> list[float]:
+    ) -> Tensor:
         def loss(of_point: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
             def model(*values: Any, **named: Any) -> Any:
                 return functional_call(self._module, (of_point, buffers), values, named)
@@ -75,5 +80,5 @@ class StackedScreen:
             return self._task.reduction.part(forward(model, inputs), targets, weight, self._whole)
 
         with float32_products("float32", self._task.device):
-            found: list[float] = vmap(loss)(parameters, held).tolist()
+            found: Tensor = vmap(loss)(parameters, held)
         return found

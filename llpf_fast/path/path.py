@@ -151,6 +151,8 @@ def interpolate(
 
 
 def _between(a: Tensor, b: Tensor, t: float) -> Tensor:
+    if a.device.type != "cpu":
+        return _between_unseen(a, b, t)
     wide = _wide(a)
     if wide is None or same_bits(a, b):
         return a
@@ -159,6 +161,15 @@ def _between(a: Tensor, b: Tensor, t: float) -> Tensor:
     between = (right - left).mul_(t).add_(left)
     # Infinity minus infinity is no number, but an entry that does not change needs no arithmetic.
     return between if bool(between.isfinite().all()) else torch.where(left == right, left, between)
+
+
+def _between_unseen(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """The same values (a zero may have another sign) without a look at any of them, for which a host waits."""
+    wide = _wide(a)
+    if wide is None:
+        return a
+    left, right = a.to(wide), b.to(wide)
+    return torch.where(left == right, left, (right - left).mul_(t).add_(left))
 
 
 def squared_distance(a: Tensor, b: Tensor) -> float:

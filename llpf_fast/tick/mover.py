@@ -52,6 +52,8 @@ class Mover:
             "clamp": clamp,
         }
         self._lengths = fixed, relative
+        #: What ``step`` holds, for the host.
+        self.lengths = [fixed, relative]
         self._stay = torch.zeros(2, dtype=torch.float64, device=table.device)
         self._whole = torch.tensor([0.0, 1.0], dtype=torch.float64, device=table.device)
         self._scratch = table.scratch()
@@ -65,7 +67,9 @@ class Mover:
     def set_pace(self, scale: float) -> None:
         """Both lengths of the step times ``scale``; a share of more than the whole distance makes no sense."""
         fixed, relative = self._lengths
-        self.step.copy_(torch.tensor([fixed * scale, min(relative * scale, 1.0)], dtype=torch.float64))
+        self.lengths = [fixed * scale, min(relative * scale, 1.0)]
+        for place, length in zip(self.step, self.lengths, strict=True):
+            place.fill_(length)  # a copy from the host's memory would wait for a GPU
 
     def tick(
         self, p: Tensor, *, project_first: bool, waypoint: Tensor | None = None, moments: Tensor | None = None

@@ -60,6 +60,9 @@ class Route:
         self._tensor_variance = self._tensors.variance(moments)
         self._treatment = treatments(rule, flat)
         still = frozen(rule, flat)
+        _, size = torch.unique_consecutive(flat.table.segments[:, 2], return_counts=True)
+        #: float64 ``[S]``: members of each segment's distance group. Kept: asking for it would wait for the device.
+        self._members = size.double().repeat_interleave(size)
         self._frozen = torch.tensor(still, dtype=torch.bool, device=flat.data.device)
         self._stays = [False] * len(table) if radius is None else radius.isnan().tolist()
         if radius is not None:
@@ -207,10 +210,9 @@ class Route:
         moments = moments.masked_fill(self._frozen[:, None], 0.0)
         return self.spread.distance(moments, self.rule.destination, self.mover.radius)
 
-    def total(self, distances: Tensor) -> float:
-        """One distance for the whole network from those ``[S]`` of its groups."""
-        _, size = torch.unique_consecutive(self.flat.table.segments[:, 2], return_counts=True)
-        return float((distances.square() / size.double().repeat_interleave(size)).sum().sqrt())
+    def total(self, distances: Tensor) -> Tensor:
+        """One distance for the whole network from those ``[S]`` of its groups: float64 ``[]`` on the device."""
+        return (distances.square() / self._members).sum().sqrt()
 
     def lr_scale(self, p: Tensor) -> Tensor | None:
         """float64 ``[S]``: factor of each segment's learning rate now, on the device; None where the rule is "none".

@@ -1,0 +1,117 @@
+"""How often a search waits for a GPU, counted on a CPU: for the gate, for a judgement, once a tick, and for no more."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llpf_fast.find import CorrectionSettings, PaceSettings, PathFinder, StepSettings
+from llpf_fast.find.build import make_task
+from llpf_fast.find.screen import Screen
+from llpf_fast.find.stacked_screen import StackedScreen
+from llpf_fast.flat import FlatParameters
+from llpf_fast.path import path
+from tests.host_waits import host_waits
+
+from .conftest import State, network, quick
+
+ADAPTIVE: dict[str, Any] = {
+    "pacing": "adaptive",
+    "step": StepSettings(relative=0.25),
+    "correction": CorrectionSettings(threshold=0.05, min_rounds=5, max_rounds=20, lr=0.1, momentum=0.5),
+    "pace": PaceSettings(margin=0.3, chord=True, average=2, glance=1.5),
+    "arrival_every": 2,
+    "variance": "blend",
+}
+
+
+@pytest.mark.parametrize("changes", [ADAPTIVE, {"mode": "m2o"}], ids=["adaptive", "m2o"])
+def test_a_replayed_search_reads_what_it_decides_by_and_nothing_else(
+    tmp_path: Path,
+    digits: tuple[Tensor, Tensor],
+    endpoints: tuple[State, State],
+    changes: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(path, "_between", path._between_unseen)  # as on a GPU
+    ends = endpoints[:1] if "mode" in changes else endpoints
+    settings = quick(max_ticks=6, evaluation_batch_size=2000, **changes)
+    finder = PathFinder(network(), *ends, settings=settings, train=digits, out=tmp_path / "run")
+    finder._correction.replay(lambda step: step)
+    calls = Counter[str]()
+    loss, run = finder._screen.loss, finder._correction.run
+
+    def counted_loss(*given: Any) -> float:
+        calls["find/screen.py"] += 1
+        return loss(*given)
+
+    def counted_run(*given: Any, **named: Any) -> Any:
+        calls["correct/captured.py"] += 1
+        return run(*given, **named)
+
+    monkeypatch.setattr(finder._screen, "loss", counted_loss)
+    monkeypatch.setattr(finder._correction, "run", counted_run)
+    with host_waits() as waits:
+        finder.run()
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    # What is taken back is not measured.
+    calls["find/path_search.py"] = sum("rolled_back" not in json.loads(line) for line in lines)
+    places = Counter(wait.partition(":")[0] for wait in waits)
+    assert places.pop("correct/random_states.py") == 1  # before the capture
+    if "mode" in changes:
+        # The clock decides how often the host looks at a gate.
+        assert places.pop("correct/captured.py") >= calls.pop("correct/captured.py")
+    assert places == +calls, waits
+
+
+def in_batches(digits: tuple[Tensor, Tensor], size: int) -> tuple[Screen, StackedScreen, FlatParameters, Tensor]:
+    """Screens of 1,000 samples, and the losses of their batches alone, float64, as shares of the mean."""
+    x, y = digits[0][:1000], digits[1][:1000]
+    module = network()
+    task = make_task(quick(screen_size=1000, evaluation_batch_size=size), module, (x, y), None, torch.device("cpu"))
+    flat = FlatParameters(module)
+    with torch.no_grad():
+        losses = nn.functional.cross_entropy(module.eval()(x), y, reduction="none").double()
+    return (
+        Screen(module, task),
+        StackedScreen(flat, task),
+        flat,
+        torch.stack([p.sum() / 1000 for p in losses.split(size)]),
+    )
+
+
+@pytest.mark.parametrize("size", [125, 1000])
+def test_screening_reads_once_and_once_a_look(digits: tuple[Tensor, Tensor], size: int) -> None:
+    screen, stacked, flat, parts = in_batches(digits, size)
+    whole = float(parts.sum())
+    for stop, looks, expected in ((math.inf, 1, whole), (2 * whole, 1000 // max(size, 500), whole)):
+        with host_waits() as waits:
+            found = screen.loss(flat.data, {}, stop)
+        assert len(waits) == looks, waits
+        assert found == pytest.approx(expected, rel=1e-6)
+        with host_waits() as waits:
+            two = stacked.losses([flat.data, flat.data], [{}, {}], [stop, stop])
+        assert len(waits) == looks, waits
+        assert two == pytest.approx([expected] * 2, rel=1e-6)
+    # Given up at the first look, with the mean of what was seen; a row that is not goes on.
+    first = float(parts[: 500 // size or 1].sum() / (500 / 1000 if size < 500 else 1))
+    assert screen.loss(flat.data, {}, whole / 2) == pytest.approx(first, rel=1e-6)
+    two = stacked.losses([flat.data, flat.data], [{}, {}], [whole / 2, math.inf])
+    assert two == pytest.approx([first, whole], rel=1e-6)
+
+
+def test_between_two_points_without_a_look_is_the_same() -> None:
+    nan, inf = math.nan, math.inf
+    a = torch.tensor([0.1, -3.0, nan, inf, inf, -inf, 2.0, 1e38])
+    b = torch.tensor([0.7, -3.0, nan, inf, -inf, 1.0, nan, -1e38])
+    for left, right in ((a, b), (a[:2], b[:2]), (a, a), (a.to(torch.int64), b.to(torch.int64)), (a + 1j, b + 2j)):
+        expected = path._between(left, right, 0.3)
+        found = path._between_unseen(left, right, 0.3)
+        torch.testing.assert_close(found.to(expected.dtype), expected, rtol=0, atol=0, equal_nan=True)
