@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from llpf_fast.batches import TensorBatches
 from llpf_fast.batches.augment import augmentation
+from llpf_fast.batches.precision import Precision, float32_products
 from llpf_fast.correct import Correction
+from llpf_fast.correct.cuda_graph import capture
+from llpf_fast.correct.stacked import StackedCorrection
 from llpf_fast.correct.step import Step
 from llpf_fast.correct.while_graph import UntilClosed
 from llpf_fast.flat import FlatParameters
@@ -21,6 +24,8 @@ from llpf_fast.ops.loss_gate import LAST, OPEN, WINDOW
 from llpf_fast.ops.loss_gate import ROUNDS as COUNTED
 
 ROUNDS = 12
+#: Arithmetic of both sides of every comparison; torch's own default would run convolutions in TF32 on one of them.
+PRECISION: Precision = "float32"
 #: Nodes of the graph that are the engine's: draw_, two gathers, loss_gate_, sgd_ and a copy for the gradient of each
 #: parameter; a copy, a comparison and a where for the buffers of each dtype.
 NODES, NODES_OF_BUFFERS = 5, 5
@@ -37,7 +42,8 @@ def correction(make: Callable[[], nn.Module], device: torch.device, **given: Any
     data: tuple[Tensor, Tensor] = (torch.randn(500, 1, 28, 28), torch.randint(10, (500,)))
     augment = augmentation(given.pop("augment", "none"))
     batches = TensorBatches(*(part.to(device) for part in data), 64, seed=3, augment=augment)
-    rule = {"threshold": 0.0, "min_rounds": 5, "max_rounds": ROUNDS, "lr": 0.01, "momentum": 0.9, **given}
+    rule = {"threshold": 0.0, "min_rounds": 5, "max_rounds": ROUNDS, "lr": 0.01, "momentum": 0.9}
+    rule |= {"precision": PRECISION, **given}
     return Correction(FlatParameters(module), nn.functional.cross_entropy, batches, **rule)
 
 
@@ -60,21 +66,42 @@ def check_captured_values(device: torch.device) -> None:
                 torch.testing.assert_close(theirs[name], buffer, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def check_captured_bits(device: torch.device) -> None:
+    """Where torch's kernels have a fixed order, replays have the values of calls, to a zero's sign."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        for hyper in ({"momentum": 0.0}, {"nesterov": True, "weight_decay": 1e-3}):
+            runs = [correction(normalized, device, capture=how, **hyper) for how in ("off", "on")]
+            ends = [[one.run(first) for first in (0, 50)] for one in runs]
+            assert [one.captured for one in runs] == [False, True]
+            assert ends[0] == ends[1], f"{hyper}: {ends}"
+            torch.testing.assert_close(runs[1]._flat.data, runs[0]._flat.data, rtol=0, atol=0, msg=str(hyper))
+            for ours, theirs in zip(*(one.module.buffers() for one in runs), strict=True):
+                assert torch.equal(ours, theirs), f"{hyper}: buffers"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def check_closed_gate(device: torch.device) -> None:
-    """Replays after the gate closed keep every bit: parameters, momentum, buffers, counters."""
-    one = correction(normalized, device, capture="on")
-    one.run(0)
-    replays, state = one._replays, one._step.state
-    assert replays is not None
-    assert replays._replay is not None
-    held = [one._flat.data, one.momentum_buffer, state, *one.module.buffers()]
-    replays._replay()
-    before = [value.clone() for value in held if value is not None]
-    for _ in range(5):
+    """Replays after the gate closed keep every bit, however gradients reach the buffer; an open gate changes all."""
+    for gather in (True, False):
+        one = correction(normalized, device, capture="on", augment="mnist")
+        one.run(0)
+        replays, state = one._replays, one._step.state
+        assert replays is not None
+        one._step.draws(one._batches, gather=gather)  # type: ignore[arg-type]
+        replays._replay = None  # captured anew
+        one.run(0)
+        assert replays._replay is not None
+        before = lasting(one)
+        for extra in range(5):
+            replays._replay()
+            assert state[[OPEN, LAST]].tolist() == [0.0, 0.0]
+            changed = differing(before, lasting(one))
+            assert not changed, f"{changed} changed {extra + 1} replays after the gate closed, gather {gather}"
+        state[OPEN] = 1.0
         replays._replay()
-    for i, (value, old) in enumerate(zip([v for v in held if v is not None], before, strict=True)):
-        same = torch.equal(value.reshape(-1).view(torch.uint8), old.reshape(-1).view(torch.uint8))
-        assert same, f"tensor {i} changed after the gate closed"
+        assert set(before) - set(differing(before, lasting(one))) <= {"cursor"}, "an open gate changed nothing"
 
 
 def check_steady_replays(device: torch.device) -> None:
@@ -98,8 +125,9 @@ def check_steady_replays(device: torch.device) -> None:
     assert made == 0, f"{made} allocations in twenty replays"
 
 
-def check_nodes(device: torch.device, nodes: Callable[[Callable[[], object]], int]) -> None:
-    """Kernels of an iteration beside those of forward and backward alone."""
+def check_nodes(device: torch.device, nodes: Callable[[Callable[[], object]], int]) -> dict[str, list[int]]:
+    """Kernels of an iteration beside those of forward and backward alone: both captured, both in ``PRECISION``."""
+    found = {}
     for make in (lenet5, normalized):
         one = correction(make, device, capture="on")
         one.run(0)
@@ -111,12 +139,27 @@ def check_nodes(device: torch.device, nodes: Callable[[Callable[[], object]], in
             nn.functional.cross_entropy(one.module(inputs), targets).backward()
 
         most = NODES + len(list(one.module.parameters())) + NODES_OF_BUFFERS * any(True for _ in one.module.buffers())
-        more = nodes(one._step) - nodes(passes)
-        assert more <= most, f"{make.__name__}: the engine adds {more} nodes, {most} allowed"
+        with float32_products(PRECISION, device):
+            whole, alone = nodes(one._step), nodes(passes)
+        found[make.__name__] = [whole, alone]
+        assert whole - alone <= most, f"{make.__name__}: the engine adds {whole - alone} nodes, {most} allowed"
+    return found
 
 
 def check_a_failing_capture_goes_on(device: torch.device) -> None:
     """What cannot be captured costs one warning, and the device works on."""
+    stream, x = torch.cuda.current_stream(device), torch.ones(3, device=device)
+    for _ in range(2):
+        try:
+            capture(lambda: x * float(x.sum()), device)
+        except RuntimeError:
+            pass
+        else:
+            raise AssertionError("a wait for the device was captured")
+        assert torch.cuda.current_stream(device) == stream, "the stream was not put back"
+        assert bool(torch.rand(4, device=device).isfinite().all())
+    capture(lambda: x.mul_(2.0), device).replay()
+    assert x.tolist() == [2.0, 2.0, 2.0]
 
     class Asks(nn.Module):
         def __init__(self) -> None:
@@ -126,7 +169,7 @@ def check_a_failing_capture_goes_on(device: torch.device) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x) if float(x.sum()) > -1e30 else x
 
-    one, stream = correction(Asks, device), torch.cuda.current_stream(device)
+    one = correction(Asks, device)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         assert one.run(0).rounds == ROUNDS
@@ -136,6 +179,60 @@ def check_a_failing_capture_goes_on(device: torch.device) -> None:
     assert sum("not captured as a CUDA graph" in str(warning.message) for warning in told) == 1
     other = correction(lenet5, device, capture="on")
     assert other.run(0).rounds == ROUNDS
+
+
+# ---- many paths at once
+
+PATHS = 6
+STACKED: dict[str, Any] = {"threshold": 0.0, "min_rounds": 5, "max_rounds": 13, "lr": 0.02, "momentum": 0.5}
+
+
+def _small() -> nn.Module:
+    first = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*first, nn.Linear(4 * 36, 10))
+
+
+def _small_batches(device: torch.device) -> TensorBatches:
+    inputs = torch.randn(300, 1, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
+    return TensorBatches(inputs, torch.arange(300, device=device) % 10, 64, seed=1)
+
+
+def stacked(device: torch.device, how: Any, block: int) -> list[dict[str, Tensor]]:
+    """What six corrections in a stack of eight end with; ``block`` iterations between two looks at their gates."""
+    torch.manual_seed(0)
+    flats = [FlatParameters(_small().to(device)) for _ in range(PATHS)]
+    given: dict[str, Any] = {"paths": 8, "block": block, "capture": how, **STACKED}
+    stack = StackedCorrection(flats[0], nn.functional.cross_entropy, _small_batches(device), **given)
+    for i, path in enumerate([stack.take(flat) for flat in flats]):
+        path.begin(3 * i)
+    ended = 0
+    while ended < PATHS:
+        ended += len(stack.iterate())
+    return [{name: value.cpu() for name, value in flat.state_dict().items()} for flat in flats]
+
+
+def check_stacked_replays(device: torch.device) -> None:
+    """Replays of a stack's iteration have the bits of calls, wherever the host looks."""
+    called = stacked(device, "off", 1)
+    for block in (1, 4):
+        for k, (one, other) in enumerate(zip(called, stacked(device, "on", block), strict=True)):
+            wrong = [name for name in one if not torch.equal(one[name], other[name])]
+            assert not wrong, f"path {k}, a look every {block} iterations: {wrong} differ"
+
+
+def check_stacked_rows(device: torch.device, how: str = "on") -> None:
+    """Each row of a stack is its path alone."""
+    rows = stacked(device, how, 4)
+    torch.manual_seed(0)
+    flats = [FlatParameters(_small().to(device)) for _ in range(PATHS)]
+    for i, (row, flat) in enumerate(zip(rows, flats, strict=True)):
+        given = STACKED | {"precision": PRECISION}
+        Correction(flat, nn.functional.cross_entropy, _small_batches(device), **given).run(3 * i)
+        for name, value in flat.state_dict().items():
+            torch.testing.assert_close(row[name], value.cpu(), rtol=1e-3, atol=1e-4, msg=f"path {i}, {name}")
+
+
+# ---- one launch a correction
 
 
 class OnTheHost(UntilClosed):
@@ -166,6 +263,15 @@ def lasting(one: Correction) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in found.items() if value is not None}
 
 
+def differing(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
+    """Names of those with other bits."""
+
+    def bits(value: Tensor) -> Tensor:
+        return value.reshape(-1).view(torch.uint8)
+
+    return [name for name in before if not torch.equal(bits(before[name]), bits(after[name]))]
+
+
 def check_while_graph(device: torch.device) -> None:
     """One launch a correction leaves the bits that replays leave which the host queues; both ends of the gate."""
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -194,6 +300,5 @@ def _one_launch(make: Callable[[], nn.Module], device: torch.device, augment: st
     for first, second, what in ((0, 1, "plain replays do not repeat"), (0, 2, "one launch differs")):
         label = f"{make.__name__}, {augment}, threshold {threshold}: {what}"
         assert ends[first] == ends[second], f"{label}: {ends[first]}, {ends[second]}"
-        for name, value in left[first].items():
-            bits, others = (tensor.reshape(-1).view(torch.uint8) for tensor in (value, left[second][name]))
-            assert torch.equal(bits, others), f"{label} in {name}"
+        changed = differing(left[first], left[second])
+        assert not changed, f"{label} in {changed}"

@@ -43,6 +43,8 @@ class Case:
     paths: int | None = None
     dtype: torch.dtype = torch.float32
     d_dtype: torch.dtype = torch.float32
+    #: What it is about (the tree of chunks, the groups' maps) is float64 whatever is stored.
+    float64_only: bool = False
 
     def shape(self) -> tuple[int, ...]:
         return (self.table.numel,) if self.paths is None else (self.paths, self.table.numel)
@@ -54,8 +56,17 @@ class Case:
         return replace(self, table=self.table.to(device))
 
     def __str__(self) -> str:
-        p, d = (str(t).removeprefix("torch.") for t in (self.dtype, self.d_dtype))
+        p, d = (short(t) for t in (self.dtype, self.d_dtype))
         return f"{self.name}, p {p}, d {d}, {'one path' if self.paths is None else f'{self.paths} paths'}"
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def named(pair: tuple[torch.dtype, torch.dtype]) -> str:
+    """What p and d are stored in, in one word where it is the same."""
+    return "/".join(dict.fromkeys(short(dtype) for dtype in pair))
 
 
 def cases() -> list[Case]:
@@ -77,8 +88,8 @@ def cases() -> list[Case]:
         Case("padded", aligned, paths=3),
         Case("unaligned", unaligned),
         Case("unaligned", unaligned, paths=2),
-        Case("deep tree", deep),
-        Case("one group", together, paths=2),
+        Case("deep tree", deep, float64_only=True),
+        Case("one group", together, paths=2, float64_only=True),
     ]
 
 
@@ -120,6 +131,15 @@ def per_variance_group(case: Case, salt: int, paths: int | None) -> Tensor:
     shape = (int(labels.max()) + 1,) if paths is None else (paths, int(labels.max()) + 1)
     drawn = 0.01 + torch.rand(shape, generator=generator(case, salt), dtype=torch.float64)
     return drawn[..., labels].contiguous().to(case.table.device)
+
+
+def per_element(case: Case, values: Tensor) -> Tensor:
+    """``[..., N]`` of one value a segment, ``[..., S]``; 0 for what never changes: padding and FROZEN segments."""
+    out = torch.zeros((*values.shape[:-1], case.table.numel), dtype=values.dtype)
+    for i, row in enumerate(case.table.rows):
+        if not row.flags & SegmentFlag.FROZEN:
+            out[..., row.offset : row.offset + row.length] = values[..., i : i + 1]
+    return out
 
 
 def poisoned_scratch(case: Case) -> Tensor:
