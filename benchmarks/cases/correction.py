@@ -1,18 +1,28 @@
-"""A whole correction iteration of LeNet5 beside its forward and backward passes alone: what the engine adds."""
+"""A whole correction iteration of LeNet5 beside its forward and backward passes alone: what the engine adds.
+
+Both run in ``PRECISION`` and in the same way: on a CPU call by call, on a GPU as replays of one captured iteration,
+with one wait for all of them. The gate asks both how they ran, and times neither where they differ.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llpf_fast.batches import TensorBatches
 from llpf_fast.batches.augment import augmentation
+from llpf_fast.batches.precision import Precision, float32_products
 from llpf_fast.correct import Correction
 from llpf_fast.correct.correction import Capture
+from llpf_fast.correct.cuda_graph import capture
+from llpf_fast.correct.while_graph import UntilClosed
+from llpf_fast.errors import LLPFError
 from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model
 
@@ -21,13 +31,52 @@ from ..harness.sizes import parameters
 
 IMAGES, BATCH, ROUNDS, LR = 10_000, 64, 20, 1e-3
 PASSES = "forward and backward"
+#: Of everything that is timed here. Torch's own default on a GPU is another one: convolutions in TF32.
+PRECISION: Precision = "float32"
 #: On a GPU: the device repeats the iteration by itself, instead of replays that the host queues.
 ONE_LAUNCH = "one launch"
 #: Multiplications and additions of one LeNet5 image forward (convolutions and linear layers); backward is twice that.
 FLOPS_OF_FORWARD = 2 * (150 * 28 * 28 + 2400 * 10 * 10 + 48_000 + 10_080 + 840)
 
 
-class Iterations:
+@contextmanager
+def arithmetic(seen: set[str]) -> Iterator[None]:
+    """In which arithmetic the networks run that are called inside; replays of a call show nothing any more."""
+
+    def record(*_: Any) -> None:
+        conv = getattr(torch.backends.cudnn, "conv").fp32_precision  # noqa: B009  (unknown to its stubs)
+        seen.add(f"convolutions {conv}, products {torch.backends.cuda.matmul.fp32_precision}")
+
+    handle = nn.modules.module.register_module_forward_pre_hook(record)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class Way:
+    """One way to run iterations, which can say how it did."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def __call__(self) -> None:
+        raise NotImplementedError
+
+    def captured(self) -> bool:
+        """Whether the last call was replays of a graph."""
+        raise NotImplementedError
+
+    def watched(self) -> None:
+        """A call, and the arithmetic of it."""
+        with arithmetic(self.seen):
+            self()
+
+    def how(self) -> dict[str, str]:
+        return {"arithmetic": "; ".join(sorted(self.seen)), "runs": "captured" if self.captured() else "called"}
+
+
+class Iterations(Way):
     """``ROUNDS`` iterations of one correction that never meets its threshold."""
 
     def __init__(
@@ -39,6 +88,7 @@ class Iterations:
         momentum: float,
         capture: Capture = "auto",
     ) -> None:
+        super().__init__()
         # As a search has it by default: the passes take less time so, and the engine's share is larger.
         last = inputs.device.type == "cpu"
         self.batches = TensorBatches(inputs, targets, BATCH, seed=1, augment=augmentation(augment), channels_last=last)
@@ -53,12 +103,76 @@ class Iterations:
             lr=LR,
             momentum=momentum,
             capture=capture,
+            precision=PRECISION,
         )
+        self.launched = capture == "while"
         self.round = 0
 
     def __call__(self) -> None:
         self.correction.run(self.round)
         self.round += ROUNDS
+
+    def watched(self) -> None:
+        super().watched()
+        replays = self.correction._replays
+        if self.launched and not (replays and isinstance(replays._replay, UntilClosed)):
+            raise LLPFError("one launch a correction fell back to what the host queues")
+
+    def captured(self) -> bool:
+        return self.correction.captured
+
+
+class Passes(Way):
+    """``ROUNDS`` times forward and backward on one batch, run as a correction runs its iterations."""
+
+    def __init__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+        super().__init__()
+        self._model, self._batch, self._device = model, batch, batch[0].device
+        self._replay: Callable[[], object] | None = None
+        self._loss = torch.zeros((), device=self._device)
+        self._seen = torch.empty((), pin_memory=True) if self._on_gpu else self._loss
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._device.type == "cuda"
+
+    def _once(self) -> None:
+        if self._on_gpu:  # as the engine's: gradients made anew take no kernel to be added
+            for parameter in self._model.parameters():
+                parameter.grad = None
+        inputs, targets = self._batch
+        loss = nn.functional.cross_entropy(self._model(inputs), targets)
+        if self._on_gpu:
+            self._loss.copy_(loss.detach())
+        loss.backward()
+
+    def _recorded(self) -> Callable[[], object]:
+        current, side = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self._once()
+        current.wait_stream(side)
+        return capture(self._once, self._device).replay
+
+    def __call__(self) -> None:
+        with float32_products(PRECISION, self._device):
+            if self._on_gpu and self._replay is None:
+                self._replay = self._recorded()
+            once = self._replay or self._once
+            for _ in range(ROUNDS):
+                once()
+            if self._on_gpu:  # one look, as at the gate
+                self._seen.copy_(self._loss, non_blocking=True)
+                torch.cuda.current_stream(self._device).synchronize()
+
+    def captured(self) -> bool:
+        return self._replay is not None
+
+    def error(self) -> float:
+        """There is nothing to get wrong in the passes, which are the model's own, but not to have run."""
+        self.watched()
+        return 0.0 if bool(self._loss.isfinite()) and self.seen else float("nan")
 
 
 def in_float64(model: nn.Module, batches: TensorBatches, rounds: int, lr: float, momentum: float) -> list[Tensor]:
@@ -94,21 +208,16 @@ def prepare(augment: str, momentum: float, device: torch.device, pool: int) -> P
         want = in_float64(fresh, run.batches, ROUNDS, LR, momentum)
         run.flat.data.copy_(run.flat.flatten(fresh.state_dict()))
         run.round = 0
-        run()
+        run.watched()
         got = run.flat.state_dict().values()
         return off_by(list(got), want, start)
 
-    def passes() -> None:
-        for _ in range(ROUNDS):
-            loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
-            loss.backward()
-
-    contenders = {OURS: Contender([run], partial(error, run), 1e-3)}
+    contenders = {OURS: Contender([run], partial(error, run), 1e-3, run.how)}
     if device.type == "cuda":
         launch = Iterations(copy.deepcopy(fresh), inputs, targets, augment, momentum, "while")
-        contenders[ONE_LAUNCH] = Contender([launch], partial(error, launch), 1e-3)
-    # There is nothing to get wrong in the passes: they are the model's own.
-    contenders[PASSES] = Contender([passes], lambda: 0.0, 0.0)
+        contenders[ONE_LAUNCH] = Contender([launch], partial(error, launch), 1e-3, launch.how)
+    passes = Passes(model, batch)
+    contenders[PASSES] = Contender([passes], passes.error, 0.0, passes.how)
     return Prepared(contenders, units=ROUNDS)
 
 

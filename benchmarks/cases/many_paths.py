@@ -1,4 +1,8 @@
-"""Correction iterations of K paths as one stack, beside the same K corrections one after the other."""
+"""Correction iterations of K paths as one stack, beside the same corrections one after the other.
+
+One after the other at most ``MOST_IN_TURN`` run, and their time an iteration counts for K: on a GPU each captures a
+graph of its own. Both sides run in float32 and in the same way: captured on a GPU, called on a CPU.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from llpf_fast.models import build_model
 
 from ..harness.case import OURS, Case, Contender, Cost, Prepared
 from ..harness.throughput import IN_TURN, variant
-from .correction import FLOPS_OF_FORWARD, in_float64, off_by
+from .correction import FLOPS_OF_FORWARD, PRECISION, Way, in_float64, off_by
 
 IMAGES, BATCH, LR = 2_000, 64, 1e-3
 
@@ -38,14 +42,16 @@ NETWORKS = {
     "MLP": Network("mlp", (64,), 8_970, 2 * 8_832, 12),
     "LeNet5": Network("lenet5", (1, 28, 28), 61_706, FLOPS_OF_FORWARD, 4),
 }
-#: Paths in the usual run; those of the large one are for a GPU.
-FEW, MANY = (1, 2, 4, 8, 16), (64, 256)
+#: Paths, and where.
+ON_A_CPU, ON_A_GPU = (1, 2, 4, 8, 16), (1, 8, 64)
+MOST_IN_TURN = 8
 
 
-class Stacked:
+class Stacked(Way):
     """``rounds`` iterations of a stack whose gates stay open."""
 
     def __init__(self, modules: list[nn.Module], batches: TensorBatches, rounds: int) -> None:
+        super().__init__()
         self.flats = [FlatParameters(module) for module in modules]
         self.rounds, self.round = rounds, 0
         self.stack = StackedCorrection(
@@ -71,14 +77,19 @@ class Stacked:
             training -= {path for path, _ in self.stack.iterate()}
         self.round += self.rounds
 
+    def captured(self) -> bool:
+        graphs = [getattr(replay, "__self__", None) for replay in self.stack._graphs.values()]
+        return bool(graphs) and all(isinstance(graph, torch.cuda.CUDAGraph) for graph in graphs)
 
-class InTurn:
+
+class InTurn(Way):
     """The same corrections, one whole path after the other."""
 
     def __init__(self, modules: list[nn.Module], batches: TensorBatches, rounds: int) -> None:
+        super().__init__()
         self.flats = [FlatParameters(module) for module in modules]
         self.rounds, self.round = rounds, 0
-        rule = {"threshold": 0.0, "min_rounds": rounds, "max_rounds": rounds, "lr": LR}
+        rule = {"threshold": 0.0, "min_rounds": rounds, "max_rounds": rounds, "lr": LR, "precision": PRECISION}
         self.corrections = [
             Correction(flat, nn.functional.cross_entropy, batches, **rule)  # type: ignore[arg-type]
             for flat in self.flats
@@ -88,6 +99,9 @@ class InTurn:
         for correction in self.corrections:
             correction.run(self.round)
         self.round += self.rounds
+
+    def captured(self) -> bool:
+        return all(correction.captured for correction in self.corrections)
 
 
 def judged(errors: list[float]) -> float:
@@ -109,29 +123,33 @@ def prepare(network: Network, paths: int, device: torch.device, pool: int) -> Pr
     batches = TensorBatches(inputs, targets, BATCH, seed=1, channels_last=device.type == "cpu")
     ways: dict[str, Stacked | InTurn] = {
         OURS: Stacked([copy.deepcopy(module) for module in fresh], batches, network.rounds),
-        IN_TURN: InTurn([copy.deepcopy(module) for module in fresh], batches, network.rounds),
+        IN_TURN: InTurn([copy.deepcopy(module) for module in fresh[:MOST_IN_TURN]], batches, network.rounds),
     }
 
     def error(way: Stacked | InTurn) -> float:
         way.round = 0
-        for flat, module in zip(way.flats, fresh, strict=True):
+        held = list(zip(way.flats, fresh, strict=False))
+        for flat, module in held:
             flat.load(module.state_dict())
-        way()
+        way.watched()
         errors = []
-        for flat, module in zip(way.flats, fresh, strict=True):
+        for flat, module in held:
             start = [parameter.detach().double() for parameter in module.parameters()]
             want = in_float64(module, batches, network.rounds, LR, 0.0)
             errors.append(off_by(list(flat.state_dict().values()), want, start))
         return judged(errors)
 
-    contenders = {name: Contender([way], partial(error, way), 1e-3) for name, way in ways.items()}
+    contenders = {
+        name: Contender([way], partial(error, way), 1e-3, way.how, network.rounds * len(way.flats))
+        for name, way in ways.items()
+    }
     return Prepared(contenders, units=network.rounds * paths)
 
 
 def cases() -> Iterator[Case]:
     for size, network in NETWORKS.items():
         n = network.parameters
-        for paths in (*FEW, *MANY):
+        for paths in sorted({*ON_A_CPU, *ON_A_GPU}):
             yield Case(
                 op="many_paths",
                 size=size,
@@ -145,5 +163,5 @@ def cases() -> Iterator[Case]:
                 threads=(1,),
                 member_bytes=1,
                 memory=1 << 27,
-                tier="large" if paths in MANY else "usual",
+                devices=tuple(name for name, some in (("cpu", ON_A_CPU), ("cuda", ON_A_GPU)) if paths in some),
             )

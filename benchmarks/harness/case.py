@@ -44,11 +44,16 @@ class Contender:
     Attributes:
         calls: one call on each member of the pool of inputs; cold times go through them in turn.
         error: makes one call from fresh values and returns its error, relative to what ``allowed`` is.
+        how: asked after that: in which arithmetic the call ran, and whether captured or call by call. Contenders that
+            differ in it are not timed beside each other.
+        units: work units in one call, where not as many as in the case's own.
     """
 
     calls: Sequence[Callable[[], object]]
     error: Callable[[], float]
     allowed: float
+    how: Callable[[], dict[str, str]] | None = None
+    units: int | None = None
 
 
 @dataclass
@@ -77,6 +82,7 @@ class Case:
         backends: implementations it is timed with, where they are available.
         caches: "warm" (one set of inputs again and again), "cold" (a pool of inputs in turn).
         threads: numbers of CPU threads.
+        devices: kinds that it is timed on.
         tiers: "quick" (in ``--quick`` too), "usual", "large" (only with ``--large``).
         prepare: (device, members of the pool) -> tensors and contenders.
     """
@@ -91,6 +97,7 @@ class Case:
     backends: tuple[str, ...] = ("cpp", "cuda", "triton")
     caches: tuple[str, ...] = ("cold",)
     threads: tuple[int, ...] = (1, 2)
+    devices: tuple[str, ...] = ("cpu", "cuda")
     tier: str = "usual"
     #: Bytes that one member of the pool holds.
     member_bytes: int = 0
@@ -102,15 +109,15 @@ class Case:
         return " ".join(part for part in (self.op, self.size, self.dtype, self.variant) if part)
 
 
-def check(prepared: Prepared, name: str, said: Callable[[str], None] | None = None) -> dict[str, dict[str, float]]:
-    """Every contender's error and what is allowed of it.
+def check(prepared: Prepared, name: str, said: Callable[[str], None] | None = None) -> dict[str, dict[str, Any]]:
+    """Every contender's error and what is allowed of it; how it ran, where it says so.
 
     With ``said`` a baseline that cannot run at all (a compiler's bug) is taken out, and said to be.
 
     Raises:
-        WrongResultError: one is wrong (or not a number).
+        WrongResultError: one is wrong (or not a number), or ran in another way than the others.
     """
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for who, contender in list(prepared.contenders.items()):
         try:
             error = contender.error()
@@ -125,6 +132,11 @@ def check(prepared: Prepared, name: str, said: Callable[[str], None] | None = No
                 f"{name}: {who} is wrong: error {error:.3g}, allowed {contender.allowed:.3g}; nothing is timed"
             )
         found[who] = {"error": error, "allowed": contender.allowed}
+        if contender.how is not None:
+            found[who]["how"] = contender.how()
+    ways = {who: one["how"] for who, one in found.items() if "how" in one}
+    if any(way != next(iter(ways.values())) for way in ways.values()):
+        raise WrongResultError(f"{name}: contenders differ in more than what is compared: {ways}; nothing is timed")
     return found
 
 

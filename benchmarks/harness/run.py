@@ -48,6 +48,8 @@ def rows(
     before = torch.get_num_threads()
     try:
         for case in cases:
+            if device.type not in case.devices:
+                continue
             if case.memory > available_bytes(device):
                 said(f"{case.name}: skipped, needs {case.memory / 1e9:.0f} GB of memory")
                 continue
@@ -129,18 +131,21 @@ def figures(case: Case, prepared: Prepared, times: dict[str, Times], copied: int
         for i in range(len(times[OURS].samples))
     ]
     processor = [share for found in times.values() for share in found.processor]
+    units = {name: contender.units or prepared.units for name, contender in prepared.contenders.items()}
     row: Row = {
         "time_us": quartiles([1e6 * t for t in own]),
         # Of one processor: below the number of threads where others had a part of the machine.
         "processors_had": round(sum(processor) / len(processor), 2) if processor else None,
         "rounds": len(own),
-        "times_us": {name: found.spread(1e6 / prepared.units) for name, found in times.items()},
+        "times_us": {name: found.spread(1e6 / units.get(name, prepared.units)) for name, found in times.items()},
         "slower": {
-            name: ratio([t / prepared.units for t in times[name].samples], own)
+            name: ratio([t / units[name] for t in times[name].samples], own)
             for name in prepared.contenders
             if name not in prepared.time_of
         },
     }
+    if len(set(units.values())) > 1:
+        row["units"] = units
     if case.cost.touched:
         row["gb_per_s"] = float(f"{case.cost.touched / row['time_us']['median'] / 1e3:.4g}")
     if prepared.streams:

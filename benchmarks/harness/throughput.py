@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from .case import Row
+from .case import OURS, Row
 
 #: The baseline, in the same run: K of these for one call of the stack.
 IN_TURN = "single paths in turn"
@@ -33,6 +33,11 @@ def _per_second(row: Row, name: str | None = None) -> float:
     return float(1e6 / (row["time_us"] if name is None else row["times_us"][name])["median"])
 
 
+def _share(row: Row) -> float:
+    """Paths that ran in turn."""
+    return float(paths_of(row["variant"]) * row["units"][IN_TURN] / row["units"][OURS])
+
+
 def table(rows: list[Row]) -> list[str]:
     """Markdown; nothing where the case was not timed."""
     lines = []
@@ -49,6 +54,10 @@ def table(rows: list[Row]) -> list[str]:
             quartiles = f"{gain['median']:.3g} ({gain['q1']:.3g}–{gain['q3']:.3g})"
             speeds = f"{_per_second(row):,.0f} | {_per_second(row, IN_TURN):,.0f}"
             lines.append(f"| {paths_of(row['variant'])} | {speeds} | {quartiles} |")
+        fewer = [row for row in of_size if "units" in row]
+        if fewer:
+            shares = ", ".join(f"{_share(row):.3g} of the {paths_of(row['variant'])} paths" for row in fewer)
+            lines += ["", f"In turn, as many as these ran, and their time an iteration counts for all: {shares}."]
     return lines
 
 
