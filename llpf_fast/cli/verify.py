@@ -137,8 +137,11 @@ def _is_picture(file: Path) -> bool:
         return False
 
 
-def draw(run_folder: str | os.PathLike[str]) -> Path:
-    """Draw the certified path; returns the picture's file."""
+def draw(run_folder: str | os.PathLike[str]) -> str:
+    """Draw the certified path; the picture's file, or why there is none: the certificate stands without matplotlib."""
     from ..report.picture import draw_path
 
-    return Path(draw_path(run_folder))
+    try:
+        return str(draw_path(run_folder))
+    except ImportError as error:
+        return f"none: {error}; pip install matplotlib"

@@ -93,14 +93,3 @@ def test_a_library_that_is_missing_is_named(name, module, monkeypatch):
     package = module.partition(".")[0].replace("_", "-")
     with pytest.raises(LLPFError, match=rf"model '{name}' is {package}'s, .*: pip install llpf_fast\[models\]$"):
         build_model(name)
-
-
-def test_nothing_is_imported_before_it_is_used(tmp_path):
-    import subprocess
-    import sys
-
-    program = (
-        "import sys, llpf_fast.models; print([m for m in ('timm', 'vit_pytorch', 'torchvision') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert done.stdout.strip() == "[]"
