@@ -1,16 +1,52 @@
 #!/bin/bash
-# Puts into build/carry what a lent GPU machine needs beside the checkout: wheels that its image lacks, and MNIST where
-# DATA has it. bash benchmarks/gpu/pack.sh [DATA]; docs/gpu.md says how it is used.
+# Fills build/carry with what a lent GPU machine needs beside the checkout, checks it, and says what travels:
+# bash benchmarks/gpu/pack.sh DATA
+#
+# DATA holds MNIST/raw and CIFAR10/cifar10-jpeg.npz. It needs `make install` and nvcc, and a network the first time.
+# What takes minutes is kept in build/ for the next time. Status 1 if something is wrong or too much would travel.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-rm -rf build/carry
-mkdir -p build/carry/wheels
-# The image has the other dependencies (docs/gpu.md). All four are pure Python.
-python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 -d build/carry/wheels \
-  jsonargparse docstring-parser typeshed-client plotly
-if [ -n "${1:-}" ]; then
-  tar czf build/carry/mnist.tar.gz -C "$1" MNIST
+if [[ ! -d ${1:-}/MNIST/raw || ! -e ${1:-}/CIFAR10/cifar10-jpeg.npz ]]; then
+  echo "pack.sh DATA, a folder that holds MNIST/raw and CIFAR10/cifar10-jpeg.npz" >&2
+  exit 2
 fi
-du -sh build/carry llpf_fast/_C.so llpf_fast/_C_cuda.so
-# 64 MiB may travel: what git tracks or does not ignore, and what is carried.
-git ls-files -co --exclude-standard -z | du -ch --files0-from=- | tail -1
+data=$(realpath "$1")
+cd "$(dirname "$0")/../.."
+python=.venv/bin/python carry=build/carry
+rm -rf $carry
+mkdir -p $carry/{wheels,endpoints} build/{wheels,endpoints}
+
+# The libraries; ninja builds what is not of the present sources.
+LLPF_CPP=1 LLPF_CUDA=1 $python setup.py -q build_ext --inplace
+
+# The test program for H100 and H200, the CUDA runtime inside it (nvcc's default).
+nvcc=${CUDA_HOME:+$CUDA_HOME/bin/}nvcc
+flags="-std=c++20 -O2 -lineinfo -gencode=arch=compute_90,code=sm_90 --fmad=false -Xcompiler -ffp-contract=off"
+program=build/gpu_test
+of=$({ $nvcc --version && echo "$flags" && find csrc -type f -print0 | sort -z | xargs -0 sha256sum; } | sha256sum)
+if [[ $(cat $program/of 2>/dev/null) != "$of" ]]; then
+  rm -rf $program
+  mkdir -p $program
+  # shellcheck disable=SC2086 # the flags are words
+  printf '%s\n' csrc/core/cuda/*.cu csrc/test/gpu_test.cpp |
+    xargs -P "$(nproc)" -I {} sh -c "$nvcc $flags -c {} -o $program/\$(basename {}).o"
+  $nvcc $flags $program/*.o -o $program/gpu_test
+  echo "$of" >$program/of
+fi
+cp $program/gpu_test $carry
+
+# The one package that the image lacks and a search, a certificate and training need; pure Python.
+wheel=jsonargparse-$($python -c 'from importlib.metadata import version; print(version("jsonargparse"))')
+[[ -e $(echo build/wheels/"$wheel"-*.whl) ]] ||
+  $python -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
+    -d build/wheels "${wheel/-/==}"
+cp build/wheels/"$wheel"-*.whl $carry/wheels
+
+tar czf $carry/mnist.tar.gz -C "$data" MNIST/raw
+for end in a:1 b:2; do
+  file=build/endpoints/${end%:*}.pt
+  [[ -e $file ]] || $python -m llpf_fast.cli.main train --model lenet5 --data mnist --data-dir "$data" --seed "${end#*:}" \
+    --epochs 10 --out "$file" --quiet
+  cp "$file" $carry/endpoints
+done
+
+$python -m benchmarks.gpu.pack "$data" --carry $carry llpf_fast/_C.so llpf_fast/_C_cuda.so
