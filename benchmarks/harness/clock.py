@@ -24,10 +24,14 @@ MIN_ROUNDS, MAX_ROUNDS = 5, 40
 
 @dataclass
 class Times:
-    """Seconds a call, one sample a round; ``processor``: of all threads, spent computing, over wall time."""
+    """Seconds a call, one sample a round; ``processor``: of all threads, spent computing, over wall time.
+
+    ``way``: on a GPU, whether a sample is a graph of so many calls, or one that the host queues.
+    """
 
     samples: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
+    way: str = ""
 
     @property
     def median(self) -> float:
@@ -107,24 +111,27 @@ def measure_on_gpu(
 ) -> dict[str, Times]:
     """The same on a GPU, by gpu/clock.py: graph replays between events, level-2 cache flushed where ``cold``.
 
-    What waits for the device cannot be captured and is timed call by call between events.
+    What waits for the device cannot be captured and is timed call by call between events; each says which.
     """
     from ..gpu.clock import WARM_CALLS, Clock
 
     clock = Clock(device)
     ways: dict[str, tuple[Callable[[], object], int]] = {}
+    said: dict[str, str] = {}
     seconds_a_round = 0.0
     for name, calls in contenders.items():
         number = 1 if cold else WARM_CALLS
         try:
-            ways[name] = (calls[0], 1) if waits(calls[0]) else (clock.replay(calls[0], number), number)
+            alone = waits(calls[0])
+            ways[name] = (calls[0], 1) if alone else (clock.replay(calls[0], number), number)
         except RuntimeError:
             torch.cuda.synchronize()
-            ways[name] = (calls[0], 1)
+            alone, ways[name] = True, (calls[0], 1)
+        said[name] = "call by call" if alone else f"graph of {number}"
         seconds_a_round += 1e-6 * clock.events(ways[name][0], flush=cold, repeats=2)[-1]
     rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / seconds_a_round)))
     return {
-        name: Times([1e-6 * t / number for t in clock.events(way, flush=cold, repeats=rounds)])
+        name: Times([1e-6 * t / number for t in clock.events(way, flush=cold, repeats=rounds)], way=said[name])
         for name, (way, number) in ways.items()
     }
 

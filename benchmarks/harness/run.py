@@ -93,6 +93,9 @@ def row(
     gc.collect()
     copied = case.cost.read + case.cost.triad if device.type == "cuda" else None
     times = _times(prepared, device, cold, seconds, copied)
+    ways = {name: times[name].way for name, contender in prepared.contenders.items() if contender.how is not None}
+    if len(set(ways.values())) > 1:
+        raise WrongResultError(f"{case.name}: contenders are not timed alike: {ways}")
     return {
         "op": case.op,
         "size": case.size,
@@ -144,6 +147,8 @@ def figures(case: Case, prepared: Prepared, times: dict[str, Times], copied: int
             if name not in prepared.time_of
         },
     }
+    if times[OURS].way:
+        row["timed_as"] = {name: found.way for name, found in times.items()}
     if len(set(units.values())) > 1:
         row["units"] = units
     if case.cost.touched:

@@ -59,6 +59,8 @@ def test_what_waits_is_timed_call_by_call(monkeypatch: pytest.MonkeyPatch, cold:
         "never captured": 70.0,
     }
     assert {len(found.samples) for found in times.values()} == {MAX_ROUNDS}
+    graph = f"graph of {1 if cold else gpu_clock.WARM_CALLS}"
+    assert [found.way for found in times.values()] == [graph, "call by call", "call by call"]
     assert _mode == ["default"]
     # Equally many samples of all, however slow one is: ratios are taken round by round.
     calls["hours"] = [call("waits", 3.6e9)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks.cases import correction, many_paths
+from benchmarks.harness import run as runner
 from benchmarks.harness import throughput
 from benchmarks.harness.case import OURS, Contender, Prepared, WrongResultError, check
 from benchmarks.harness.clock import Times
@@ -68,6 +71,20 @@ def test_both_sides_of_many_paths_run_alike_and_a_part_is_scaled() -> None:
 def test_contenders_that_say_nothing_are_compared_with_none() -> None:
     ways = [None, lambda: {"runs": "called"}, None, lambda: {"runs": "called"}]
     check(Prepared({str(i): Contender([], lambda: 0.0, 0.0, way) for i, way in enumerate(ways)}), "case")
+
+
+def test_a_graph_is_not_timed_beside_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where both must run alike; of other contenders the row says how each was timed."""
+    case = next(many_paths.cases())
+    for said, unlike in ((dict, True), (None, False)):
+        names = (OURS, throughput.IN_TURN)
+        prepared = Prepared({name: Contender([], lambda: 0.0, 0.0, said) for name in names})
+        case = replace(case, prepare=lambda *_, prepared=prepared: prepared)
+        times = {name: Times([1.0], way=way) for name, way in zip(names, ("graph of 20", "call by call"), strict=True)}
+        monkeypatch.setattr(runner, "_times", lambda *_, times=times: times)
+        with pytest.raises(WrongResultError, match="not timed alike") if unlike else nullcontext():
+            row = runner.row(case, CPU, False, 1, 0.0, quick=True)
+            assert row["timed_as"][throughput.IN_TURN] == "call by call"
 
 
 def test_a_gpu_has_three_numbers_of_paths() -> None:
