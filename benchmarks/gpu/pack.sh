@@ -3,7 +3,7 @@
 # bash benchmarks/gpu/pack.sh DATA
 #
 # DATA holds MNIST/raw and CIFAR10/cifar10-jpeg.npz. It needs `make install` and nvcc, and a network the first time.
-# What takes minutes is kept in build/ for the next time. Status 1 if something is wrong or too much would travel.
+# What takes minutes is kept in build/ for the next time. Status 0 only if all is well and little enough travels.
 set -euo pipefail
 if [[ ! -d ${1:-}/MNIST/raw || ! -e ${1:-}/CIFAR10/cifar10-jpeg.npz ]]; then
   echo "pack.sh DATA, a folder that holds MNIST/raw and CIFAR10/cifar10-jpeg.npz" >&2
