@@ -129,8 +129,8 @@ ROWS: list[dict[str, Any]] = [
     TIMED
     | {"op": "tick_", "size": "100M", "cache": "cold", "time_us": {"median": 1234.0, "q1": 1.0, "q3": 2.0}}
     | {"share_of_copy": {"median": 0.5}, "gb_per_s": 7.0, "read_gb_per_s": 1.0, "triad_gb_per_s": 2.0}
-    | {"copy_gb_per_s": 3.0},
-    {"stage": "checks", "check": "graph", "backend": "cuda", "result": "passed"},
+    | {"copy_gb_per_s": 3.0, "slower": {"other": {"median": 1.5}}},
+    {"stage": "checks", "check": "launches", "backend": "cuda", "result": "passed", "found": {"tick_": 1}},
     {"stage": "checks", "check": "streams", "backend": "cuda", "result": "failed", "why": "bits"},
 ]
 
@@ -140,9 +140,10 @@ def test_a_call_becomes_tables() -> None:
     assert text.startswith("# NVIDIA Example: first call\n\nDriver 1, torch 2, triton 3, Python 3.12; commit abc (with")
     assert "| times | killed after its 9 s | 9.5 |" in text
     assert "| none | all | failed |  | FAILED a / b | 1 |" in text
-    assert "| tick_ | 100M | float32 |  | auto | cuda | cold | 1234 (1–2) | 7 | 0.50 | 1, 2, 3 |" in text
+    assert "| tick_ | 100M | float32 |  | auto | cuda | cold | 1234 (1–2) | 7 | 0.50 | 1, 2, 3 | other 1.5 |" in text
     assert "| cuda | failed | 1 |" in text
-    assert "| streams | cuda | failed | bits |" in text
+    assert "| streams |  | cuda | failed | bits |" in text
+    assert "| launches |  | cuda | {'tick_': 1} |" in text
 
 
 def test_of_many_rows_the_ends_are_shown() -> None:
@@ -162,6 +163,19 @@ def test_expectations_are_measured_only_where_results_are_committed(tmp_path: Pa
     assert "measured: nvidia-example |" in table
     assert "| 0.72 ms | ≥ 0.9 of the copy | 1.23 ms, 0.50 of the copy |" in table
     assert table.count(report.NOT_MEASURED) == len(report.EXPECTATIONS) - 1
+    said: list[dict[str, Any]] = [
+        {"stage": "searches", "what": "iteration", "capture": "auto", "milliseconds": 3.0},
+        {"stage": "searches", "what": "iteration", "capture": "while", "milliseconds": 2.0},
+        {"stage": "searches", "what": "search", "capture": "while", "result": "failed"},
+        {"stage": "searches", "what": "search", "capture": "auto", "ended": "arrived", "prepare_seconds": 7.0}
+        | {"find_seconds": 1.5, "seconds": 9.9},
+        {"stage": "searches", "what": "certificate", "capture": "auto", "verdict": "connected"},
+        {"stage": "networks", "what": "search", "ended": "time was up", "seconds": 90.0},
+    ]
+    rows.write(tmp_path / "nvidia-example/second.jsonl", said)
+    table = report.expectations(tmp_path)
+    for cell in ("3 ms", "1.5", "arrived in 8.5 s, connected", "time was up in 90 s, no certificate"):
+        assert f"| {cell} |" in table
 
 
 def test_the_page_has_the_table_of_what_is_committed() -> None:

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 HEAD = """
-needed=() total=30 least=1
+needed=() total=30 least=1 wider=1
 row() { echo "{\\"result\\": \\"$1\\"}" >>"$out/rows.jsonl"; }
 export -f row; export out
 """
