@@ -1,1 +1,1 @@
-"""The stages of gpu_check.py. They need torch and this repository, nothing that has to be installed."""
+"""The stages of run.sh. They need torch and this repository, nothing that has to be installed."""

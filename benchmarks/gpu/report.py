@@ -105,9 +105,11 @@ EXPECTATIONS = (
 )
 
 
-def expectations(results: Path = RESULTS) -> str:
+def expectations(results: Path | None = None) -> str:
     """The table, with a column for each card that has results."""
-    cards = {folder.name: committed(folder) for folder in sorted(results.iterdir()) if list(_files(folder))}
+    cards = {
+        folder.name: committed(folder) for folder in sorted((results or RESULTS).iterdir()) if list(_files(folder))
+    }
     head = ["", "expected on an H100 (computed)", "goal", *([f"measured: {card}" for card in cards] or ["measured"])]
     table = [row(head), row(["---"] * len(head))]
     for line in EXPECTATIONS:
@@ -248,7 +250,9 @@ def main() -> int:
     if given.call and not given.folder:
         parser.error("which folder?")
     if given.call:
-        rows = [found for file in sorted(given.folder.glob("*.jsonl")) for found in lines.read(file)]
+        files = sorted(given.folder.glob("*.jsonl"))
+        # A search's own metrics may lie there too.
+        rows = [found for file in files for found in lines.read(file) if "stage" in found]
         where = first(rows, stage="environment")
         if where is None or where["device"].startswith("CPU"):
             print("report: no row of a GPU's environment: nothing written", file=sys.stderr)

@@ -42,7 +42,7 @@ done
 [[ -e llpf_fast/kernels ]] || { link=llpf_fast/kernels && ln -s ../kernels $link; }
 export PYTHONUNBUFFERED=1 PYTHONPATH=$site:$PWD
 mkdir -p "$out"
-rm -f "$out"/*.jsonl "$out/log.txt"
+rm -f "$out"/{*.jsonl,log.txt,resnet18-*}
 
 # record NAME SECONDS STATUS HOW: the row of a stage, status null if it was not begun.
 record() {

@@ -178,6 +178,29 @@ def test_expectations_are_measured_only_where_results_are_committed(tmp_path: Pa
         assert f"| {cell} |" in table
 
 
+def test_the_files_of_a_call_become_committed_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, results, page = tmp_path / "call", tmp_path / "results", tmp_path / "gpu.md"
+    folder.mkdir()
+    results.mkdir()
+    page.write_text(f"before\n{report.BEGIN}\n{report.END}\nafter\n")
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "RESULTS", results)
+    monkeypatch.setattr(report, "DOCS", page)
+    monkeypatch.setattr("sys.argv", ["report", "first", str(folder)])
+    rows.write(folder / "stages.jsonl", [ROWS[0] | {"device": "CPU: Example"}])
+    assert report.main() == 1
+    assert list(results.iterdir()) == []
+    rows.write(folder / "stages.jsonl", ROWS)
+    rows.write(folder / "resnet18-metrics.jsonl", [{"tick": 1}])
+    assert report.main() == 0
+    assert rows.read(results / "nvidia-example/first.jsonl") == ROWS
+    assert (results / "nvidia-example/first.md").read_text() == report.markdown("first", ROWS)
+    text = page.read_text()
+    assert text.startswith(f"before\n{report.BEGIN}\n|")
+    assert text.endswith(f"|\n{report.END}\nafter\n")
+    assert "1.23 ms, 0.50 of the copy" in text
+
+
 def test_the_page_has_the_table_of_what_is_committed() -> None:
     text = report.DOCS.read_text(encoding="utf-8")
     assert report.fill(text, report.expectations()) == text, "python -m benchmarks.gpu.report"
