@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import LossFunction
+from ..batches.forward import fixed_random_numbers
 from ..batches.precision import checked_device
 from ..batches.sampling import key_of
 from ..correct import Corrected
@@ -157,7 +158,5 @@ class PathFinder:
 
     def _correct(self, request: Train) -> Corrected:
         key = key_of(self.settings.seed, 0, request.first_round, _STREAM_MODULE_RANDOMNESS)
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(key)
+        with fixed_random_numbers(self._device, key):
             return self._correction.run(request.first_round, go_on=request.go_on, stop_at_nan=request.stop_at_nan)
