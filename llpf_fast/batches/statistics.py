@@ -33,15 +33,25 @@ def reestimate(module: nn.Module, samples: FixedSamples) -> None:
     if not layers:
         return
     modes = [(layer, layer.training, layer.momentum) for layer in layers]
+    calls = dict.fromkeys(layers, 0)
+
+    def newest_share(layer: _BatchNorm, _: object) -> None:
+        # What momentum None means, but for that a layer then reads the number of its calls from the device.
+        calls[layer] += 1
+        layer.momentum = 1.0 / calls[layer]
+
+    hooks = []
     try:
         for layer in layers:
             layer.reset_running_stats()
             layer.train()
-            layer.momentum = None
+            hooks.append(layer.register_forward_pre_hook(newest_share))
         for inputs, _, size in samples:
             if size >= samples.batches[0][2]:
                 forward(module, inputs)
     finally:
+        for hook in hooks:
+            hook.remove()
         for layer, training, momentum in modes:
             layer.train(training)
             layer.momentum = momentum

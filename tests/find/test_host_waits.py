@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections import Counter
@@ -12,6 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from llpf_fast.batches.data import TensorData
+from llpf_fast.batches.fixed_samples import FixedSamples
+from llpf_fast.batches.statistics import reestimate
 from llpf_fast.find import CorrectionSettings, PaceSettings, PathFinder, StepSettings
 from llpf_fast.find.build import make_task
 from llpf_fast.find.screen import Screen
@@ -105,6 +109,29 @@ def test_screening_reads_once_and_once_a_look(digits: tuple[Tensor, Tensor], siz
     assert screen.loss(flat.data, {}, whole / 2) == pytest.approx(first, rel=1e-6)
     two = stacked.losses([flat.data, flat.data], [{}, {}], [whole / 2, math.inf])
     assert two == pytest.approx([first, whole], rel=1e-6)
+
+
+def test_statistics_are_reestimated_without_a_read() -> None:
+    """A layer that is called twice a batch too: the share of the newest values is that of momentum None."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(4)
+    module = nn.Sequential(nn.Linear(3, 4), norm, nn.ReLU(), norm, nn.BatchNorm1d(4, momentum=0.3)).eval()
+    other, x = copy.deepcopy(module), torch.randn(30, 3)
+    samples = FixedSamples(TensorData(x, torch.zeros(30)), batch_size=10, device=torch.device("cpu"))
+    with torch.no_grad(), host_waits() as waits:
+        reestimate(module, samples)
+    assert waits == []
+    for layer in (other[1], other[4]):
+        layer.reset_running_stats()
+        layer.train()
+        layer.momentum = None
+    with torch.no_grad(), host_waits() as waits:
+        for part in x.split(10):
+            other(part)
+    assert len(waits) == 9, "what this test counts"
+    assert not any(m.training or m._forward_pre_hooks for m in module.modules())
+    assert [m.momentum for m in module if isinstance(m, nn.BatchNorm1d)] == [0.1, 0.1, 0.3]
+    assert all(torch.equal(a, b) for a, b in zip(module.buffers(), other.buffers(), strict=True))
 
 
 def test_between_two_points_without_a_look_is_the_same() -> None:
