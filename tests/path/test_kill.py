@@ -115,12 +115,6 @@ def _killed_at(call: int, work: Callable[[], None]) -> bool:
     return False
 
 
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch):
-    """fsync guards against power failures; what a killed process had written, the system still has."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> tuple[str, bytes]:
     folder = tmp_path_factory.mktemp("whole") / "run"
