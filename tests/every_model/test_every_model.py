@@ -1,4 +1,4 @@
-"""Every network of the papers through five ticks of M2M, M2O and M2O-O with three images, and its certificate.
+"""Every network of the papers through two ticks of M2M, M2O and M2O-O with three images, and its certificate.
 
 What must stay is compared bit for bit around each move: training between the moves goes on as usual. The certificate's
 verdict says nothing here, the networks are hardly trained.
@@ -6,11 +6,12 @@ verdict says nothing here, the networks are hardly trained.
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,11 @@ MODELS = {
     "vit-tiny": (3, 32, 32),
 }
 MODES = ("m2m", "m2o", "m2o-o")
-TICKS = 5
+#: The first from the endpoint, the second from trained parameters; data flow has a layer, then one more.
+TICKS = 2
+#: Certified in every mode, the others in one: the certificate sees waypoints, however they were found, and takes as
+#: long as the search.
+SMALL = ("lenet5", "mlp")
 RELATIVE = 0.02
 #: Far above any loss of an untrained network, whose BatchNorm statistics do not fit its data (DLA: 500).
 THRESHOLD = 1e4
@@ -48,8 +53,12 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 State = dict[str, Tensor]
 
 
+@lru_cache(maxsize=2)
 def initialised(name: str, seed: int) -> nn.Module:
-    """An initialisation without zeros, in which a move toward the origin would not show, and with other statistics."""
+    """An initialisation without zeros, in which a move toward the origin would not show, and with other statistics.
+
+    A second to make; kept for the other modes, so a copy of it is searched.
+    """
     torch.manual_seed(seed)
     model = build_model(name)
     with torch.no_grad():
@@ -135,11 +144,11 @@ def test_every_network_is_here() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", MODELS)
-def test_five_ticks_and_a_certificate(name: str, mode: str, watch: Watch, folder: Path, monkeypatch) -> None:
+def test_two_ticks_and_a_certificate(name: str, mode: str, watch: Watch, folder: Path, monkeypatch) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         data = torch.randn(3, *MODELS[name]), torch.tensor([1, 8, 0])
-        module, other = (initialised(name, seed) for seed in (1, 2))
+        module, other = (copy.deepcopy(initialised(name, seed)) for seed in (1, 2))
     start = {key: value.clone() for key, value in module.state_dict().items()}
     destination = other.state_dict() if mode == "m2m" else None
     parameters = dict(module.named_parameters())
@@ -172,6 +181,8 @@ def test_five_ticks_and_a_certificate(name: str, mode: str, watch: Watch, folder
     counters = [key for key in statistics if key.endswith("num_batches_tracked")]
     assert {int(path[TICKS][key] - start[key]) for key in counters} <= {TICKS}
 
+    if mode != "m2m" and name not in SMALL:
+        return
     # A point less a segment: evaluating these networks is what takes the time here.
     monkeypatch.setattr("llpf_fast.verify.ruler._FEWEST", 2)
     certificate = verify_run(
