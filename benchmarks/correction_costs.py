@@ -1,4 +1,4 @@
-"""What an iteration of the correction costs: LeNet5's passes in every setting, the engine's part, moments left behind.
+"""What an iteration of the correction costs: LeNet5's passes in every setting, and the engine's part.
 
     python -m benchmarks.correction_costs [--rounds 15] [--out FILE]
 
@@ -23,8 +23,6 @@ from torch import Tensor, nn
 
 from benchmarks.harness.clock import quartiles
 from benchmarks.harness.environment import load, record
-from benchmarks.harness.problem import Problem
-from llpf_fast import ops
 from llpf_fast.batches import TensorBatches
 from llpf_fast.correct import Correction
 from llpf_fast.flat import FlatParameters
@@ -145,30 +143,6 @@ def engine(rounds: int) -> dict[str, dict[str, float]]:
     return in_turn(calls, rounds, 1e3 / ITERATIONS)
 
 
-def leaving_moments(size: str, rounds: int) -> dict[str, dict[str, float]]:
-    """Microseconds of an update with momentum, alone and with moments left, and of the reduction that they spare."""
-    problem = Problem(size, torch.float32, torch.float32, torch.device("cpu"), 1)
-    gradient, buffer = (torch.full_like(problem.p, 1e-30) for _ in range(2))
-    lr = torch.tensor(1e-3, dtype=torch.float64)
-    table = problem.table
-    out = torch.empty(len(table), 5, dtype=torch.float64)
-
-    def update(last: float | None) -> Call:
-        gate = torch.tensor([[1.0, 0.0 if last is None else last]], dtype=torch.float64)
-        given: dict[str, Any] = {"gate": gate}
-        if last is not None:
-            given |= {"d": problem.d, "moments_out": out, "scratch": problem.scratch}
-        return lambda: ops.sgd_(problem.p, gradient, buffer, lr, table.segments, table.chunks, momentum=0.9, **given)
-
-    calls = {
-        "moments": lambda: ops.moments(problem.p, problem.d, table.segments, table.chunks, problem.scratch),
-        "update": update(None),
-        "update, not the last": update(0.0),
-        "update that leaves moments": update(1.0),
-    }
-    return in_turn(calls, rounds, 1e6)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
@@ -178,7 +152,6 @@ def main() -> None:
     result: dict[str, Any] = {"environment": record(torch.device("cpu")), "rounds": args.rounds}
     result["passes_ms"] = passes(args.rounds)
     result["iteration_ms"] = engine(args.rounds)
-    result["moments_us"] = {size: leaving_moments(size, args.rounds) for size in ("LeNet5", "ResNet18")}
     result["environment"]["load_after"] = load()
     text = json.dumps(result, indent=1)
     print(text)

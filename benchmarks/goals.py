@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from .cases.correction import PASSES
-from .cases.sgd import THEN_TICK
 from .cases.tick import PLAIN
 from .harness.case import Row
 
@@ -66,8 +65,6 @@ def goals() -> list[Goal]:
             at = f"{size}, {threads} thread{'s' if threads > 1 else ''}"
             cold: dict[str, Any] = {"cache": "cold", "threads": threads}
             found.append(Goal(f"tick_, {at}: share of the 5-word floor", _tick(size, **cold), _share, 0.93))
-            left = _tick(size, THEN_TICK, **cold) | {"op": "sgd_"}
-            found.append(Goal(f"tick_ after moments left behind, {at}: share of the 4-word floor", left, _share, 0.88))
     warm: dict[str, Any] = {"cache": "warm", "threads": 1}
     found.append(Goal("tick_, LeNet5, warm, whole call", _tick("LeNet5", **warm), _time, 35, at_most=True, unit=" µs"))
     # The same goal whatever the machine's speed at the moment: 35 us beside the 20 us of a plain loop.

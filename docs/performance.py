@@ -117,8 +117,8 @@ def together(result: dict[str, Any]) -> list[str]:
 
 
 def corrections(result: dict[str, Any]) -> list[str]:
-    """An iteration's passes in each setting, the engine's part of it, and moments left behind."""
-    lines = [
+    """An iteration's passes in each setting, and the engine's part of it."""
+    return [
         "Processor time of a correction's parts, one thread, batches of 64, medians (quartiles), from "
         f"`correction.json` (`python -m benchmarks.correction_costs`), {_where(result)}:",
         "",
@@ -129,13 +129,7 @@ def corrections(result: dict[str, Any]) -> list[str]:
         "| LeNet5, whole iteration | ms |",
         "|---|---|",
         *(f"| {name} | {_spread(found)} |" for name, found in result["iteration_ms"].items()),
-        "",
-        "| µs | `moments` | update with momentum | able to leave moments, not the last | the last, which leaves them |",
-        "|---|---|---|---|---|",
     ]
-    for size, found in result["moments_us"].items():
-        lines.append(f"| {size} | {' | '.join(_spread(times) for times in found.values())} |")
-    return lines
 
 
 def _spread(found: dict[str, float]) -> str:

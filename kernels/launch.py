@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llpf_fast.errors import LLPFError
-from llpf_fast.ops.library import rows
+from llpf_fast.ops.library import check, rows
 
 #: Elements of a whole tile. 128 threads hold 16 elements of each stream, four 16-byte loads in flight. A reduction then
 #: needs about 140 registers a thread, three programs a multiprocessor: 48 KiB of float32 p and d on their way at once,
@@ -20,6 +20,9 @@ BLOCK = 2048
 #: setting the number of registers of the kernel.
 RAGGED = 512
 WARPS = 4
+
+#: Blocks along each axis of a grid that a GPU launches.
+MOST_BLOCKS = (2**31 - 1, 65_535, 65_535)
 
 _INTERPRETED = bool(triton.knobs.runtime.interpret)
 
@@ -35,6 +38,7 @@ def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, wa
     """
     if 0 in grid:
         return
+    check_grid(kernel, grid)
     if like.is_cuda and like.device.index != torch.cuda.current_device():
         with torch.cuda.device(like.device):
             kernel[grid](*arguments, num_warps=warps, enable_fp_fusion=False, **constants)
@@ -45,6 +49,18 @@ def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, wa
             "or set TRITON_INTERPRET=1 before the start to interpret the kernels (slow, for tests)"
         )
     kernel[grid](*arguments, num_warps=warps, enable_fp_fusion=False, **constants)
+
+
+def check_grid(kernel: Any, grid: tuple[int, ...]) -> None:
+    """Refuse what the driver would refuse with "invalid argument"."""
+    for axis, (blocks, most) in enumerate(zip(grid, MOST_BLOCKS, strict=False)):
+        check(
+            blocks <= most,
+            lambda blocks=blocks, most=most, axis=axis: (  # type: ignore[misc]
+                f"llpf_fast.kernels: {kernel.fn.__name__} needs {blocks:,} blocks along axis {'xyz'[axis]} of its "
+                f"grid, and a GPU launches {most:,}; pass less at once, or use the backend cuda"
+            ),
+        )
 
 
 def row_stride(value: Tensor | None, width: int) -> int:

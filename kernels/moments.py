@@ -12,7 +12,7 @@ from llpf_fast.ops.library import MOMENT_COLUMNS, rows
 from llpf_fast.ops.moments import check_moments, inspect_moments
 
 from .flags import MASKED
-from .launch import WARPS, gate_columns, launch, paths_and_length, row_stride, walk_constants
+from .launch import WARPS, launch, paths_and_length, row_stride, walk_constants
 from .reduction import chan, tile_moments
 from .walk import chunk_of_program, is_whole, load_tile, tile_at
 
@@ -47,26 +47,21 @@ def launch_moments(p: Tensor, d: Tensor | None, segments: Tensor, chunks: Tensor
         warps=WARPS,
         **walk_constants(p),
     )
-    launch_combine(p, segments, chunks, scratch, out, None)
+    launch_combine(p, segments, chunks, scratch, out)
 
 
-def launch_combine(
-    p: Tensor, segments: Tensor, chunks: Tensor, partial: Tensor, out: Tensor, gate: Tensor | None
-) -> None:
-    """Chunk partials to segment moments; a path whose gate is not open and last keeps its old moments."""
-    paths = rows(p)
+def launch_combine(p: Tensor, segments: Tensor, chunks: Tensor, partial: Tensor, out: Tensor) -> None:
+    """Chunk partials to segment moments."""
     launch(
         combine_kernel,
-        (segments.shape[0], paths),
+        (segments.shape[0], rows(p)),
         p,
         segments,
         chunks,
         partial,
         out,
-        gate,
         segments.shape[0],
         chunks.shape[0],
-        GATE=gate_columns(gate, paths),
         LANES=_LANES,
         warps=8,
     )
@@ -150,18 +145,14 @@ def first_chunk(chunks, count, segment, LANES: tl.constexpr):
     return low
 
 
-@triton.jit(
-    do_not_specialize=["segment_count", "chunk_count"], do_not_specialize_on_alignment=["partial", "out", "gate"]
-)
+@triton.jit(do_not_specialize=["segment_count", "chunk_count"], do_not_specialize_on_alignment=["partial", "out"])
 def combine_kernel(
     segments,
     chunks,
     partial,
     out,
-    gate,
     segment_count,
     chunk_count,
-    GATE: tl.constexpr,
     LANES: tl.constexpr,
 ):
     """Moments of one segment of one path from those of its chunks, in an order fixed by the table alone.
@@ -170,51 +161,45 @@ def combine_kernel(
     then joined at once about their common mean.
     """
     segment, row = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    wanted = segment >= 0
-    if GATE > 0:
-        wanted = tl.load(gate + row * GATE) != 0
-        if GATE > 1:
-            wanted = wanted & (tl.load(gate + row * GATE + 1) != 0)
-    if wanted:
-        nothing = tl.zeros([LANES], tl.float64)
-        n, mean_p, mean_d, m2_p, c, m2_d = nothing, nothing, nothing, nothing, nothing, nothing
-        if tl.load(segments + 5 * segment + 4) & MASKED == 0:
-            first = first_chunk(chunks, chunk_count, segment, LANES)
-            end = first_chunk(chunks, chunk_count, segment + 1, LANES)
-            count = chunk_count.to(tl.int64)
-            column = partial + 5 * row * count
-            at = first
-            while at < end:
-                lane = at + tl.arange(0, LANES)
-                valid = lane < end
-                n, mean_p, mean_d, m2_p, c, m2_d = chan(
-                    n,
-                    mean_p,
-                    mean_d,
-                    m2_p,
-                    c,
-                    m2_d,
-                    tl.load(chunks + 3 * lane + 2, mask=valid, other=0).to(tl.float64),
-                    tl.load(column + lane, mask=valid, other=0.0),
-                    tl.load(column + count + lane, mask=valid, other=0.0),
-                    tl.load(column + 2 * count + lane, mask=valid, other=0.0),
-                    tl.load(column + 3 * count + lane, mask=valid, other=0.0),
-                    tl.load(column + 4 * count + lane, mask=valid, other=0.0),
-                )
-                at += LANES
-        total = tl.sum(n, 0)
-        share = tl.where(n > 0, n / total, 0.0)
-        # Shifted by lane 0, which is never empty: equal means stay equal to the last bit.
-        origin = tl.arange(0, LANES) == 0
-        shift_p = tl.sum(tl.where(origin, mean_p, 0.0), 0)
-        shift_d = tl.sum(tl.where(origin, mean_d, 0.0), 0)
-        all_p = shift_p + tl.sum(tl.where(n > 0, share * (mean_p - shift_p), 0.0), 0)
-        all_d = shift_d + tl.sum(tl.where(n > 0, share * (mean_d - shift_d), 0.0), 0)
-        off_p = tl.where(n > 0, mean_p - all_p, 0.0)
-        off_d = tl.where(n > 0, mean_d - all_d, 0.0)
-        to = out + 5 * (row * segment_count + segment)
-        tl.store(to, all_p)
-        tl.store(to + 1, all_d)
-        tl.store(to + 2, tl.sum(m2_p + n * off_p * off_p, 0))
-        tl.store(to + 3, tl.sum(c + n * off_p * off_d, 0))
-        tl.store(to + 4, tl.sum(m2_d + n * off_d * off_d, 0))
+    nothing = tl.zeros([LANES], tl.float64)
+    n, mean_p, mean_d, m2_p, c, m2_d = nothing, nothing, nothing, nothing, nothing, nothing
+    if tl.load(segments + 5 * segment + 4) & MASKED == 0:
+        first = first_chunk(chunks, chunk_count, segment, LANES)
+        end = first_chunk(chunks, chunk_count, segment + 1, LANES)
+        count = chunk_count.to(tl.int64)
+        column = partial + 5 * row * count
+        at = first
+        while at < end:
+            lane = at + tl.arange(0, LANES)
+            valid = lane < end
+            n, mean_p, mean_d, m2_p, c, m2_d = chan(
+                n,
+                mean_p,
+                mean_d,
+                m2_p,
+                c,
+                m2_d,
+                tl.load(chunks + 3 * lane + 2, mask=valid, other=0).to(tl.float64),
+                tl.load(column + lane, mask=valid, other=0.0),
+                tl.load(column + count + lane, mask=valid, other=0.0),
+                tl.load(column + 2 * count + lane, mask=valid, other=0.0),
+                tl.load(column + 3 * count + lane, mask=valid, other=0.0),
+                tl.load(column + 4 * count + lane, mask=valid, other=0.0),
+            )
+            at += LANES
+    total = tl.sum(n, 0)
+    share = tl.where(n > 0, n / total, 0.0)
+    # Shifted by lane 0, which is never empty: equal means stay equal to the last bit.
+    origin = tl.arange(0, LANES) == 0
+    shift_p = tl.sum(tl.where(origin, mean_p, 0.0), 0)
+    shift_d = tl.sum(tl.where(origin, mean_d, 0.0), 0)
+    all_p = shift_p + tl.sum(tl.where(n > 0, share * (mean_p - shift_p), 0.0), 0)
+    all_d = shift_d + tl.sum(tl.where(n > 0, share * (mean_d - shift_d), 0.0), 0)
+    off_p = tl.where(n > 0, mean_p - all_p, 0.0)
+    off_d = tl.where(n > 0, mean_d - all_d, 0.0)
+    to = out + 5 * (row * segment_count + segment)
+    tl.store(to, all_p)
+    tl.store(to + 1, all_d)
+    tl.store(to + 2, tl.sum(m2_p + n * off_p * off_p, 0))
+    tl.store(to + 3, tl.sum(c + n * off_p * off_d, 0))
+    tl.store(to + 4, tl.sum(m2_d + n * off_d * off_d, 0))

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs
-"""Moments of a tile, and Chan's formula: the arithmetic that ``moments`` and ``sgd_`` share. All float64."""
+"""Moments of a tile, and Chan's formula. All float64."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs
-"""``sgd_`` in Triton: the update, and in the same registers the moments that the next tick starts from."""
+"""``sgd_`` in Triton: one program a chunk of one path."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from torch import Tensor
 
 from llpf_fast.ops.sgd import check_sgd, inspect_sgd
 
-from .flags import FROZEN, MASKED
+from .flags import FROZEN
 from .launch import WARPS, gate_columns, launch, paths_and_length, row_stride, walk_constants
-from .moments import launch_combine, store_partial
-from .reduction import chan, tile_moments
-from .walk import chunk_of_program, is_whole, load_tile, tile_at, tile_mask
+from .walk import chunk_of_program, is_whole, load_tile, store_tile, tile_at
 
 
 def sgd_triton(
@@ -24,25 +22,14 @@ def sgd_triton(
     segments: Tensor,
     chunks: Tensor,
     gate: Tensor | None,
-    d: Tensor | None,
-    moments_out: Tensor | None,
-    scratch: Tensor | None,
     *,
     momentum: float,
-    dampening: float,
     weight_decay: float,
     nesterov: bool,
 ) -> None:
-    """The op :func:`llpf_fast.ops.sgd_`, same arguments and errors.
-
-    With ``moments_out`` a second tiny launch combines the chunks. Both ask the gate whether this update is the last:
-    the rounds before it neither read ``d`` nor reduce anything.
-    """
-    check_sgd(
-        p, g, momentum_buffer, lr, segments, chunks, gate, d, moments_out, scratch, momentum, dampening, weight_decay,
-        nesterov,
-    )  # fmt: skip
-    inspect_sgd(p, g, momentum_buffer, lr, segments, chunks, gate, d, moments_out, scratch)
+    """The op :func:`llpf_fast.ops.sgd_`, same arguments and errors."""
+    check_sgd(p, g, momentum_buffer, lr, segments, chunks, gate, momentum, weight_decay, nesterov)
+    inspect_sgd(p, g, momentum_buffer, lr, segments, chunks, gate)
     paths, length = paths_and_length(p)
     launch(
         sgd_kernel,
@@ -55,14 +42,10 @@ def sgd_triton(
         segments,
         chunks,
         gate,
-        d if moments_out is not None else None,
-        scratch if moments_out is not None else None,
         length,
-        row_stride(d, length),
         row_stride(lr, lr.shape[-1] if lr.dim() else 1),
         int(lr.dim() > 0 and lr.shape[-1] > 1),
         momentum,
-        1.0 - dampening,
         weight_decay,
         DECAY=weight_decay != 0.0,
         NESTEROV=nesterov,
@@ -70,13 +53,10 @@ def sgd_triton(
         warps=WARPS,
         **walk_constants(p),
     )
-    if moments_out is not None:
-        assert scratch is not None
-        launch_combine(p, segments, chunks, scratch, moments_out, gate)
 
 
 @triton.jit
-def updated_tile(
+def update_tile(
     p,
     g,
     buffer,
@@ -84,81 +64,28 @@ def updated_tile(
     left,
     rate,
     momentum,
-    share,
     decay,
-    trains,
     DECAY: tl.constexpr,
     NESTEROV: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The tile after the update, as stored. A segment that does not train is only read, and its gradient is not."""
-    lane = tl.arange(0, BLOCK)
     tile = tile_at(p, at, VECTOR)
     stored = load_tile(tile, left, VECTOR, BLOCK)
     old = stored.to(rate.dtype)
-    wanted = tile_mask(trains, left, VECTOR, BLOCK)
-    direction = tl.load(tile_at(g, at, VECTOR) + lane, mask=wanted, other=0.0).to(rate.dtype)
+    direction = load_tile(tile_at(g, at, VECTOR), left, VECTOR, BLOCK).to(rate.dtype)
     if DECAY:
         direction = tl.fma(decay, old, direction)
     if buffer is not None:
-        memory = tile_at(buffer, at, VECTOR) + lane
-        before = tl.load(memory, mask=wanted, other=0.0)
-        moving = tl.fma(momentum, before.to(rate.dtype), share * direction)
-        tl.store(memory, moving.to(before.dtype), mask=wanted)
+        memory = tile_at(buffer, at, VECTOR)
+        before = load_tile(memory, left, VECTOR, BLOCK)
+        moving = tl.fma(momentum, before.to(rate.dtype), direction)
+        store_tile(memory, moving.to(before.dtype), left, VECTOR, BLOCK)
         direction = tl.fma(momentum, moving, direction) if NESTEROV else moving
-    new = tl.fma(-rate, direction, old).to(stored.dtype)
-    tl.store(tile + lane, new, mask=wanted)
-    return tl.where(trains, new, stored)
+    store_tile(tile, tl.fma(-rate, direction, old).to(stored.dtype), left, VECTOR, BLOCK)
 
 
-@triton.jit
-def first_of(values, BLOCK: tl.constexpr):
-    """The first element of a tile in registers: a sum of one term, since another thread may hold it."""
-    return tl.sum(tl.where(tl.arange(0, BLOCK) == 0, values, 0.0), 0)
-
-
-@triton.jit
-def train_and_measure(
-    p,
-    g,
-    buffer,
-    d,
-    at,
-    at_d,
-    left,
-    rate,
-    momentum,
-    share,
-    decay,
-    trains,
-    measures,
-    MEASURE: tl.constexpr,
-    DECAY: tl.constexpr,
-    NESTEROV: tl.constexpr,
-    VECTOR: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Update one tile; its moments where they are wanted, else zeros."""
-    x = updated_tile(p, g, buffer, at, left, rate, momentum, share, decay, trains, DECAY, NESTEROV, VECTOR, BLOCK)
-    zero = tl.full([], 0.0, tl.float64)
-    mean_p, mean_d, m2_p, c, m2_d = zero, zero, zero, zero, zero
-    if MEASURE:  # noqa: SIM102, known when compiling: without it there is no d to read
-        if measures:
-            first_x = first_of(x.to(rate.dtype), BLOCK)
-            if d is None:
-                mean_p, mean_d, m2_p, c, m2_d = tile_moments(x, None, first_x, None, left, VECTOR, BLOCK)
-            else:
-                y = load_tile(tile_at(d, at_d, VECTOR), left, VECTOR, BLOCK)
-                first_y = first_of(y.to(rate.dtype), BLOCK)
-                mean_p, mean_d, m2_p, c, m2_d = tile_moments(x, y, first_x, first_y, left, VECTOR, BLOCK)
-    return mean_p, mean_d, m2_p, c, m2_d
-
-
-@triton.jit(
-    do_not_specialize=["length", "d_stride", "lr_row", "lr_column"],
-    do_not_specialize_on_alignment=["lr", "gate", "partial"],
-)
+@triton.jit(do_not_specialize=["length", "lr_row", "lr_column"], do_not_specialize_on_alignment=["lr", "gate"])
 def sgd_kernel(
     p,
     g,
@@ -167,14 +94,10 @@ def sgd_kernel(
     segments,
     chunks,
     gate,
-    d,
-    partial,
     length,
-    d_stride,
     lr_row,
     lr_column,
     momentum: tl.float64,
-    share: tl.float64,
     weight_decay: tl.float64,
     DECAY: tl.constexpr,
     NESTEROV: tl.constexpr,
@@ -185,45 +108,23 @@ def sgd_kernel(
     BLOCK: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    """One chunk. ``share`` is 1 - dampening; scalars are rounded once to the arithmetic's type."""
+    """One chunk; scalars are rounded once to the arithmetic's type."""
     row, segment, start, size, flags = chunk_of_program(segments, chunks)
-    is_open = size > 0
-    is_last = is_open
+    trains = flags & FROZEN == 0
     if GATE > 0:
-        is_open = tl.load(gate + row * GATE) != 0
-        is_last = is_open
-        if GATE > 1:
-            is_last = is_open & (tl.load(gate + row * GATE + 1) != 0)
-    MEASURE: tl.constexpr = partial is not None
-    trains = is_open & (flags & FROZEN == 0)
-    measures = is_last & (flags & MASKED == 0) & MEASURE
-    if trains | measures:
+        trains = trains & (tl.load(gate + row * GATE) != 0)
+    if trains:
         rate = tl.load(lr + row * lr_row + segment * lr_column).to(COMPUTE)
         beta = tl.full([], momentum, COMPUTE)
-        fresh = tl.full([], share, COMPUTE)
         decay = tl.full([], weight_decay, COMPUTE)
-        zero = tl.full([], 0.0, tl.float64)
-        n, mean_p, mean_d, m2_p, c, m2_d = zero, zero, zero, zero, zero, zero
         done = tl.full([], 0, tl.int64)
         while done < size:
             left = size - done
-            at, at_d = row * length + start + done, row * d_stride + start + done
+            at = row * length + start + done
             tile = tl.full([], RAGGED, tl.int64)
             if is_whole(start + done, left, ALIGNED, BLOCK):
                 tile = tl.full([], BLOCK, tl.int64)
-                a, b, e, f, h = train_and_measure(
-                    p, g, buffer, d, at, at_d, left, rate, beta, fresh, decay, trains, measures,
-                    MEASURE, DECAY, NESTEROV, VECTOR, BLOCK,
-                )  # fmt: skip
+                update_tile(p, g, buffer, at, left, rate, beta, decay, DECAY, NESTEROV, VECTOR, BLOCK)
             else:
-                a, b, e, f, h = train_and_measure(
-                    p, g, buffer, d, at, at_d, left, rate, beta, fresh, decay, trains, measures,
-                    MEASURE, DECAY, NESTEROV, 1, RAGGED,
-                )  # fmt: skip
-            if MEASURE:
-                count = tl.minimum(left, tile).to(tl.float64)
-                n, mean_p, mean_d, m2_p, c, m2_d = chan(n, mean_p, mean_d, m2_p, c, m2_d, count, a, b, e, f, h)
+                update_tile(p, g, buffer, at, left, rate, beta, decay, DECAY, NESTEROV, 1, RAGGED)
             done += tile
-        if MEASURE:  # noqa: SIM102, likewise
-            if measures:
-                store_partial(partial, row, mean_p, mean_d, m2_p, c, m2_d)

@@ -1,4 +1,4 @@
-"""``sgd_``: the correction's update, with and without the moments that it can leave behind."""
+"""``sgd_``: the correction's update."""
 
 from __future__ import annotations
 
@@ -13,50 +13,32 @@ from llpf_fast import ops
 
 from ..baselines import optim
 from ..harness.case import OURS, Case, Contender, Cost, Prepared
-from ..harness.problem import ALLOWED, ALLOWED_OF_MOMENTS, Problem, Values
+from ..harness.problem import ALLOWED, Problem, Values
 from ..harness.sizes import parameters
-from .tick import FLOPS_OF_MOMENTS, segments, storage
-from .tick import ours as tick
+from .tick import segments, storage
 
 LR, MOMENTUM = 1e-4, 0.9
 #: buffer = momentum buffer + g; p = p - lr buffer.
 FLOPS = 4
-LEFT = "moments left"
-THEN_TICK = "moments left, then tick_"
-WITHOUT = "sgd_ without moments"
-TICK = "tick_ with moments_in"
 
 
 class Update:
-    """p, gradient and momentum of every member; the pool's d is the destination of the moments."""
+    """p, gradient and momentum of every member."""
 
     def __init__(self, problem: Problem, variant: str) -> None:
         self.problem = problem
         self.momentum = 0.0 if variant == "no momentum" else MOMENTUM
-        self.leave = variant in (LEFT, THEN_TICK)
         self.lr = torch.tensor(LR, dtype=torch.float64, device=problem.device)
         self.g = [torch.randn_like(values.p) for values in problem.pool]
         self.buffers = [torch.zeros_like(values.p) if self.momentum else None for values in problem.pool]
-        self.moments = torch.zeros((len(problem.table), 5), dtype=torch.float64, device=problem.device)
 
-    def call(self, values: Values, g: Tensor, buffer: Tensor | None, leave: bool) -> None:
-        ops.sgd_(
-            values.p,
-            g,
-            buffer,
-            self.lr,
-            self.problem.table.segments,
-            self.problem.table.chunks,
-            None,
-            values.d if leave else None,
-            self.moments if leave else None,
-            self.problem.scratch if leave else None,
-            momentum=self.momentum,
-        )
+    def call(self, values: Values, g: Tensor, buffer: Tensor | None) -> None:
+        table = self.problem.table
+        ops.sgd_(values.p, g, buffer, self.lr, table.segments, table.chunks, momentum=self.momentum)
 
-    def calls(self, leave: bool) -> list[Callable[[], None]]:
+    def calls(self) -> list[Callable[[], None]]:
         members = zip(self.problem.pool, self.g, self.buffers, strict=True)
-        return [partial(self.call, values, g, buffer, leave) for values, g, buffer in members]
+        return [partial(self.call, values, g, buffer) for values, g, buffer in members]
 
     def error(self, run: Callable[[], object], got: Callable[[], list[Tensor]]) -> float:
         """Of the first update, whose buffer is the gradient: p - lr g."""
@@ -65,15 +47,10 @@ class Update:
         maps = torch.tensor([1.0, -LR, 0.0], dtype=torch.float64, device=problem.device).repeat(len(problem.table), 1)
         return problem.error(got(), before, self.g[0], maps, (0, 1, 2))
 
-    def own_error(self, run: Callable[[], object], leave: bool) -> float:
-        problem = self.problem
+    def own_error(self, run: Callable[[], object]) -> float:
         if self.buffers[0] is not None:
             self.buffers[0].zero_()
-        error = self.error(run, partial(segments, problem, problem.p))
-        if leave:
-            off = problem.moments_error(self.moments)
-            error = max(error, off * ALLOWED[problem.p.dtype] / ALLOWED_OF_MOMENTS)
-        return error
+        return self.error(run, partial(segments, self.problem, self.problem.p))
 
 
 def prepare(
@@ -86,18 +63,12 @@ def prepare(
     for how in baselines:
         if how == "float32 storage":
             wide = Update(Problem(size, torch.float32, torch.float32, device, pool), variant)
-            run = wide.calls(update.leave)
-            contenders[how] = Contender(run, partial(wide.own_error, run[0], update.leave), ALLOWED[torch.float32])
+            run = wide.calls()
+            contenders[how] = Contender(run, partial(wide.own_error, run[0]), ALLOWED[torch.float32])
         else:
             contenders[f"torch.optim.SGD({how})"] = _optimizer(update, how, allowed)
-    calls = update.calls(update.leave)
-    contenders[OURS] = Contender(calls, partial(update.own_error, calls[0], update.leave), allowed)
-    if variant == THEN_TICK:
-        # The moments that it is given are those of the values before any update: it is checked first.
-        contenders = {TICK: tick(problem, "moments_in"), **contenders}
-        bare = update.calls(False)
-        contenders[WITHOUT] = Contender(bare, partial(update.own_error, bare[0], False), allowed)
-        return Prepared(contenders, problem.streams(), time_of={OURS: 1, WITHOUT: -1, TICK: 1})
+    calls = update.calls()
+    contenders[OURS] = Contender(calls, partial(update.own_error, calls[0]), allowed)
     return Prepared(contenders, problem.streams())
 
 
@@ -112,15 +83,9 @@ def _optimizer(update: Update, how: str, allowed: float) -> Contender:
 
 
 def cost(size: str, dtype: str, variant: str) -> Cost:
-    n, (wide, narrow) = parameters(size), (kind.itemsize for kind in storage(dtype))
     words = 3 if variant == "no momentum" else 5
-    if variant == THEN_TICK:
-        # What the moments cost a tick: d read once more beside the update, and the tick's own p and d in, p out.
-        return Cost(touched=n * (2 * wide + 2 * narrow), read=n * narrow, triad=n * (2 * wide + narrow), flops=0)
-    leave = variant == LEFT
-    moved = n * (words * wide + (narrow if leave else 0))
-    flops = n * ((2 if words == 3 else FLOPS) + (FLOPS_OF_MOMENTS if leave else 0))
-    return Cost(touched=moved, read=0, triad=moved, flops=flops)
+    moved = parameters(size) * words * storage(dtype)[0].itemsize
+    return Cost(touched=moved, read=0, triad=moved, flops=parameters(size) * (2 if words == 3 else FLOPS))
 
 
 def case(size: str, dtype: str = "float32", variant: str = "", baselines: tuple[str, ...] = (), **given: Any) -> Case:
@@ -145,7 +110,4 @@ def cases() -> Iterator[Case]:
     yield case("LeNet5", baselines=fused, caches=("warm", "cold"), threads=(1,), tier="quick")
     yield case("ResNet18", baselines=fused, tier="quick")
     yield case("ResNet18", variant="no momentum", baselines=("fused",))
-    yield case("ResNet18", variant=LEFT)
-    yield case("ResNet18", variant=THEN_TICK)
-    yield case("100M", variant=THEN_TICK)
     yield case("ResNet18", "bfloat16", baselines=("float32 storage",))

@@ -61,7 +61,7 @@ int main(int, char** arguments) {
   const int rounds = std::atoi(arguments[2]), calls = std::atoi(arguments[3]);
   std::mt19937 random(0);
   float *p = buffer(n, random), *d = buffer(n, random), *g = buffer(n, random), *moving = buffer(n, random);
-  const cpu::SgdSettings momentum{0.9, 0.0, 0.0, false};
+  const cpu::SgdSettings momentum{0.9, 0.0, false};
   const double map[3] = {0.999, 0.001, 0.0}, rate = 1e-9;
   double row[kMomentColumns];
 
@@ -74,15 +74,6 @@ int main(int, char** arguments) {
       {"moments: as shipped", [&](int64_t i) { reduce<float, float>(p + i, d + i, chunk, row); }},
       {"map", [&](int64_t i) { apply<float, float>(p + i, d + i, p + i, chunk, map); }},
       {"update", [&](int64_t i) { sgd<float>(p + i, g + i, moving + i, chunk, rate, momentum); }},
-      {"update, then moments of the chunk",
-       [&](int64_t i) {
-         sgd<float>(p + i, g + i, moving + i, chunk, rate, momentum);
-         reduce<float, float>(p + i, d + i, chunk, row);
-       }},
-      {"update with moments: as shipped",
-       [&](int64_t i) {
-         sgd_moments<float, float>(p + i, g + i, moving + i, d + i, chunk, rate, momentum, row);
-       }},
   };
   for (int round = 0; round < rounds; ++round)
     for (const auto& [name, step] : steps) {

@@ -283,8 +283,7 @@ class Memory {
 
 template <class A>
 void sgd(const A& p, const A& g, const std::optional<A>& momentum_buffer, const A& lr, const A& segments,
-         const A& chunks, const std::optional<A>& gate_, const std::optional<A>& d, const std::optional<A>& moments_out,
-         const std::optional<A>& scratch_, double momentum, double dampening, double weight_decay, bool nesterov) {
+         const A& chunks, const std::optional<A>& gate_, double momentum, double weight_decay, bool nesterov) {
   constexpr auto op = "sgd_";
   parameters(op, p);
   like(op, p, "g", g);
@@ -293,23 +292,20 @@ void sgd(const A& p, const A& g, const std::optional<A>& momentum_buffer, const 
   float64(op, p, "lr", lr, {{}, {1}, {s}, {k, 1}, {k, s}});
   not_negative(op, "momentum", momentum);
   not_negative(op, "weight_decay", weight_decay);
-  LLPF_CHECK(dampening == dampening, op, ": dampening must be a number, got ", dampening);
   LLPF_CHECK(momentum_buffer.has_value() == (momentum != 0.0), op,
              ": momentum_buffer belongs to momentum != 0 and to it only, got momentum ", momentum, " with buffer ",
              momentum_buffer ? "given" : "missing");
   LLPF_CHECK(!nesterov || momentum != 0.0, op, ": nesterov needs momentum, got momentum ", momentum);
   if (momentum_buffer) like(op, p, "momentum_buffer", *momentum_buffer);
   gate(op, p, k, gate_);
-  destination(op, p, d);
-  if (moments_out) {
-    per_segment(op, p, "moments_out", *moments_out, s, kMomentColumns);
-    LLPF_CHECK(scratch_.has_value(), op, ": moments_out needs scratch, got none");
-    scratch(op, p, segments, chunks, *scratch_);
-  }
-  Memory<A> memory(op);
-  memory.writes("p", p).writes("momentum_buffer", momentum_buffer).reads_or_is("p", "g", g).reads("d", d);
-  if (moments_out) memory.writes("moments_out", moments_out).writes("scratch", scratch_);
-  memory.reads("lr", lr).reads("segments", segments).reads("chunks", chunks).reads("gate", gate_);
+  Memory<A>(op)
+      .writes("p", p)
+      .writes("momentum_buffer", momentum_buffer)
+      .reads_or_is("p", "g", g)
+      .reads("lr", lr)
+      .reads("segments", segments)
+      .reads("chunks", chunks)
+      .reads("gate", gate_);
 }
 
 template <class A>

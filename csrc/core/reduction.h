@@ -42,14 +42,26 @@ LLPF_HD ShiftedSums lane_sums(const P* p, const D* d, int64_t length, const Shif
   return sums;
 }
 
-/// One lane's share of a segment's chunks: `partials` is float64 [C, 5].
-template <int LANES>
+/// One lane's share of a segment's chunks: `partials` is float64 [C, 5]. With AHEAD the next chunk is requested before this
+/// one is joined, so that a lane waits for memory or for the division, not for one after the other: 95 times where 100
+/// million elements are one segment.
+template <int LANES, bool AHEAD = false>
 LLPF_HD Moments lane_moments(const Table& table, Range chunks, const double* partials, int lane) {
-  Moments total;
+  Moments total, requested;
+  int64_t length = 0;  // made a double where it is used: that waits for the load
+  const auto request = [&](int64_t c) {
+    if (c >= chunks.end) return;
+    length = table.chunks[c].length;
+    requested = Moments::load(0, partials + c * kMomentColumns);
+  };
+  if (AHEAD) request(chunks.begin + lane);
   LLPF_ROLLED
   for (int64_t c = chunks.begin + lane; c < chunks.end; c += LANES) {
-    const double n = static_cast<double>(table.chunks[c].length);
-    total = merge(total, Moments::load(n, partials + c * kMomentColumns));
+    if (!AHEAD) request(c);
+    Moments next = requested;
+    next.n = static_cast<double>(length);
+    if (AHEAD) request(c + LANES);
+    total = merge(total, next);
   }
   return total;
 }
@@ -86,18 +98,34 @@ __device__ __forceinline__ T shuffle_down(const T& value, int offset) {
   return out;
 }
 
-/// The same tree by a block of LANES threads; the result is valid in thread 0. `shared` holds LANES / 32 values and may
-/// be used again after the next __syncthreads().
+/// The tree over the lanes of a warp; the result is valid in its first lane. Lanes from `filled` on hold nothing, and the
+/// levels that would only join nothing are left out: with Moments that changes no bit.
+template <class T>
+__device__ __forceinline__ T warp_tree(T value, int filled) {
+  LLPF_ROLLED
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    if (offset < filled) value = join(value, shuffle_down(value, offset));
+  return value;
+}
+
+/// The same tree as `tree` by a block of LANES threads, of which those from `filled` on hold nothing; the result is valid
+/// in thread 0. `shared` holds LANES / 32 values and may be used again after the next __syncthreads().
 template <int LANES, class T>
-__device__ __forceinline__ T block_tree(T value, T* shared) {
+__device__ __forceinline__ T block_tree(T value, T* shared, int64_t filled = LANES) {
   static_assert(LANES % kWarp == 0 && LANES <= kWarp * kWarp && (LANES & (LANES - 1)) == 0);
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) value = join(value, shuffle_down(value, offset));
-  if (LANES == kWarp) return value;
-  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = value;
+  constexpr int kWarps = LANES / kWarp;
+  const int warp = threadIdx.x / kWarp;
+  const bool full = filled >= LANES;
+  value = warp_tree(value, full ? kWarp : static_cast<int>(filled) - warp * kWarp);
+  if (kWarps == 1) return value;
+  if (threadIdx.x % kWarp == 0) shared[warp] = value;
   __syncthreads();
   if (threadIdx.x < kWarp) {
-    value = threadIdx.x < LANES / kWarp ? shared[threadIdx.x] : T{};
-    for (int offset = LANES / kWarp / 2; offset > 0; offset /= 2) value = join(value, shuffle_down(value, offset));
+    value = threadIdx.x < kWarps ? shared[threadIdx.x] : T{};
+    const int warps = full ? kWarps : (static_cast<int>(filled) + kWarp - 1) / kWarp;
+    LLPF_ROLLED
+    for (int offset = kWarps / 2; offset > 0; offset /= 2)
+      if (offset < warps) value = join(value, shuffle_down(value, offset));
   }
   return value;
 }

@@ -8,11 +8,11 @@ namespace llpf {
 
 template <class T>
 struct SgdRule {
-  T momentum = 0, fresh = 1, weight_decay = 0;  // fresh = 1 - dampening
+  T momentum = 0, weight_decay = 0;
   bool nesterov = false;
 
-  LLPF_HD static SgdRule of(double momentum, double dampening, double weight_decay, bool nesterov) {
-    return {static_cast<T>(momentum), static_cast<T>(1.0 - dampening), static_cast<T>(weight_decay), nesterov};
+  LLPF_HD static SgdRule of(double momentum, double weight_decay, bool nesterov) {
+    return {static_cast<T>(momentum), static_cast<T>(weight_decay), nesterov};
   }
 
   // V is T or a vector of T.
@@ -31,7 +31,7 @@ struct SgdRule {
   template <class V>
   LLPF_HD V operator()(V value, V gradient, T rate, V& buffer) const {
     const V direction = decayed(value, gradient);
-    buffer = momentum * buffer + fresh * direction;
+    buffer = momentum * buffer + direction;
     return value - rate * (nesterov ? direction + momentum * buffer : buffer);
   }
 };

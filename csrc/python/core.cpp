@@ -70,13 +70,11 @@ void tick_(Object p_, Object d, Object segments_, Object chunks_, Object target_
                 new_scratch(p, segments, chunks), rule, cpu::Threads{});
 }
 
-void sgd_(Object p_, Object g, Object momentum_buffer, Object lr, Object segments_, Object chunks_, Object gate,
-          Object d, Object moments_out, double momentum, double dampening, double weight_decay, bool nesterov) {
-  const Array p = output(p_, "p"), segments = input(segments_, "segments"), chunks = input(chunks_, "chunks");
-  checked::sgd(p, input(g, "g"), optional_output(momentum_buffer, "momentum_buffer"), input(lr, "lr"), segments, chunks,
-               optional_input(gate, "gate"), optional_input(d, "d"), optional_output(moments_out, "moments_out"),
-               std::optional(new_scratch(p, segments, chunks)), {momentum, dampening, weight_decay, nesterov},
-               cpu::Threads{});
+void sgd_(Object p, Object g, Object momentum_buffer, Object lr, Object segments, Object chunks, Object gate,
+          double momentum, double weight_decay, bool nesterov) {
+  checked::sgd(output(p, "p"), input(g, "g"), optional_output(momentum_buffer, "momentum_buffer"), input(lr, "lr"),
+               input(segments, "segments"), input(chunks, "chunks"), optional_input(gate, "gate"),
+               {momentum, weight_decay, nesterov}, cpu::Threads{});
 }
 
 /// llpf_fast.errors.LLPFError; ValueError where this module was taken out of the package.
@@ -128,8 +126,7 @@ PYBIND11_MODULE(_core, m) {
         "epsilon"_a = 0.0, "combine_sum"_a = true, "clamp"_a = true, "project_first"_a = false,
         "One LLPF tick on p, in place: moments, coefficients and affine_ together.");
   m.def("sgd_", &sgd_, "p"_a, "g"_a, "momentum_buffer"_a, "lr"_a, "segments"_a, "chunks"_a, "gate"_a = none,
-        "d"_a = none, "moments_out"_a = none, py::kw_only(), "momentum"_a = 0.0, "dampening"_a = 0.0,
-        "weight_decay"_a = 0.0, "nesterov"_a = false,
+        py::kw_only(), "momentum"_a = 0.0, "weight_decay"_a = 0.0, "nesterov"_a = false,
         "torch.optim.SGD's update of every segment that is not frozen, in place; lr float64 [], [1], [S], [K, 1], [K, "
         "S].");
   m.def("loss_gate_", &loss_gate_, "state"_a, "loss"_a, py::kw_only(), "threshold"_a, "min_rounds"_a, "max_rounds"_a,

@@ -74,9 +74,15 @@ class Checks {
     moments();
     for (int64_t kind = 0; kind <= 5; ++kind)
       for (const HostGate& gate : gates(c_.paths)) tick(static_cast<Destination>(kind), gate);
-    for (const HostGate& gate : gates(c_.paths))
-      for (const double momentum : {0.0, 0.9})
-        for (const bool leaves_moments : {false, true}) sgd(gate, momentum, leaves_moments);
+    if constexpr (std::is_same_v<P, D>)  // the update has no d
+      for (const HostGate& gate : gates(c_.paths))
+        for (const double momentum : {0.0, 0.9}) sgd(gate, momentum);
+  }
+
+  /// What joins chunks, once.
+  void run_joins() {
+    moments();
+    tick(Destination::kPoint, HostGate{});
   }
 
  private:
@@ -176,30 +182,25 @@ class Checks {
     }
   }
 
-  void sgd(const HostGate& gate, double momentum, bool leaves_moments) {
-    const std::string label = label_ + ", sgd" + (momentum == 0 ? "" : " with momentum") +
-                              (leaves_moments ? ", moments left" : "") + (gate.rows.empty() ? "" : ", gated");
-    const double dampening = momentum == 0 ? 0 : 0.1, decay = 1e-3;
+  void sgd(const HostGate& gate, double momentum) {
+    const std::string label =
+        label_ + ", sgd" + (momentum == 0 ? "" : " with momentum") + (gate.rows.empty() ? "" : ", gated");
+    const double decay = 1e-3;
     const bool nesterov = momentum != 0;
     const auto g = random_values<P>(c_, c_.paths, 8);
     const auto rates = random_by_group(c_, c_.paths, 9);
     std::vector<P> p = p_, buffer = random_values<P>(c_, c_.paths, 10);
     const std::vector<P> before = buffer;
-    const auto old = nans(rows() * kMomentColumns);
-    std::vector<double> left = old;
-    const auto rule = SgdRule<Compute<P>>::of(momentum, dampening, decay, nesterov);
+    const auto rule = SgdRule<Compute<P>>::of(momentum, decay, nesterov);
     for (int64_t k = 0; k < c_.paths; ++k) {
       if (!gate.open(k)) continue;
       const int64_t row = k * c_.numel;
       test::sgd(host_, rule, rates.data() + k * host_.segment_count, p.data() + row, g.data() + row,
                 momentum == 0 ? nullptr : buffer.data() + row);
-      if (leaves_moments && gate.last(k))
-        test::moments(host_, p.data() + row, d_row(k, true), left.data() + k * host_.segment_count * kMomentColumns);
     }
 
     const OnDevice<P> p_device(p_), g_device(g), buffer_device(before);
-    const OnDevice<double> rates_device(rates), left_device(old), scratch = this->scratch(),
-                           gate_device(gate.rows.empty() ? std::vector<double>{0.0} : gate.rows);
+    const OnDevice<double> rates_device(rates), gate_device(gate.rows.empty() ? std::vector<double>{0.0} : gate.rows);
     const cuda::SgdArguments arguments{
         .g = g_device.data(),
         .momentum_buffer = momentum == 0 ? nullptr : buffer_device.data(),
@@ -207,16 +208,13 @@ class Checks {
         .path_stride = host_.segment_count,
         .segment_stride = 1,
         .momentum = momentum,
-        .dampening = dampening,
         .weight_decay = decay,
         .nesterov = nesterov,
         .gate = gate.rows.empty() ? cuda::Gate{} : cuda::Gate{gate_device.data(), gate.columns},
-        .moments_out = leaves_moments ? left_device.data() : nullptr,
     };
-    must(cuda::sgd(values(p_device.data(), true), table_, arguments, scratch.data(), nullptr), "sgd");
+    must(cuda::sgd(values(p_device.data(), false), table_, arguments, nullptr), "sgd");
     report_.same_bits(p_device.host(), p, label + ", p");
     report_.same_bits(buffer_device.host(), buffer, label + ", momentum buffer");
-    report_.same_bits(left_device.host(), left, label + ", moments");
   }
 
   Report& report_;
@@ -341,7 +339,8 @@ void check_while(Report& report) {
 }  // namespace
 }  // namespace llpf::test
 
-/// With an argument: only the cases whose name contains it, and no graphs ("": all cases); "while": graphs alone.
+/// With an argument: only the cases whose name contains it, and no graphs ("": all cases); "while": graphs alone; "rows":
+/// rows of many chunks alone.
 int main(int argc, char** argv) {
   using namespace llpf::test;
   int devices = 0;
@@ -353,6 +352,10 @@ int main(int argc, char** argv) {
   check_loss_gate(report);
   check_draw(report);
   if (argc < 2 || std::string(argv[1]) == "while") check_while(report);
+  if (argc < 2 || std::string(argv[1]) == "rows") {
+    const Case c = long_rows();
+    Checks<float, float>(report, c, "float32").run_joins();
+  }
   for (const Case& c : all_cases())
     if (argc < 2 || c.name.find(argv[1]) != std::string::npos)
       for_each_pair([&]<class P, class D>(P, D, const char* types) { Checks<P, D>(report, c, types).run(); });

@@ -17,7 +17,6 @@ struct HostGate {
   std::vector<double> rows;
   int64_t columns = 1;
   bool open(int64_t k) const { return rows.empty() || rows[k * columns] != 0; }
-  bool last(int64_t k) const { return open(k) && (rows.empty() || columns == 1 || rows[k * columns + 1] != 0); }
 };
 
 template <class P, class D>

@@ -61,11 +61,9 @@ void tick_(const Tensor& p, const OptionalTensor& d, const Tensor& segments, con
 }
 
 void sgd_(const Tensor& p, const Tensor& g, const OptionalTensor& momentum_buffer, const Tensor& lr,
-          const Tensor& segments, const Tensor& chunks, const OptionalTensor& gate, const OptionalTensor& d,
-          const OptionalTensor& moments_out, const OptionalTensor& scratch, double momentum, double dampening,
-          double weight_decay, bool nesterov) {
-  checked::sgd(p, g, momentum_buffer, lr, segments, chunks, gate, d, moments_out, scratch,
-               {momentum, dampening, weight_decay, nesterov}, threads());
+          const Tensor& segments, const Tensor& chunks, const OptionalTensor& gate, double momentum, double weight_decay,
+          bool nesterov) {
+  checked::sgd(p, g, momentum_buffer, lr, segments, chunks, gate, {momentum, weight_decay, nesterov}, threads());
 }
 
 void loss_gate_(const Tensor& state, const Tensor& loss, double threshold, int64_t min_rounds, int64_t max_rounds) {

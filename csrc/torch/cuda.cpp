@@ -147,11 +147,9 @@ void tick_(const Tensor& p, const OptionalTensor& d, const Tensor& segments, con
 }
 
 void sgd_(const Tensor& p, const Tensor& g, const OptionalTensor& momentum_buffer, const Tensor& lr,
-          const Tensor& segments, const Tensor& chunks, const OptionalTensor& gate, const OptionalTensor& d,
-          const OptionalTensor& moments_out, const OptionalTensor& scratch, double momentum, double dampening,
-          double weight_decay, bool nesterov) {
-  check::sgd(p, g, momentum_buffer, lr, segments, chunks, gate, d, moments_out, scratch, momentum, dampening, weight_decay,
-             nesterov);
+          const Tensor& segments, const Tensor& chunks, const OptionalTensor& gate, double momentum, double weight_decay,
+          bool nesterov) {
+  check::sgd(p, g, momentum_buffer, lr, segments, chunks, gate, momentum, weight_decay, nesterov);
   const OnDeviceOf device(p);
   const int64_t columns = lr.dim() == 0 ? 1 : lr.size(lr.dim() - 1);
   const cuda::SgdArguments arguments{
@@ -161,13 +159,11 @@ void sgd_(const Tensor& p, const Tensor& g, const OptionalTensor& momentum_buffe
       .path_stride = row_stride(lr),
       .segment_stride = columns == 1 ? 0 : 1,
       .momentum = momentum,
-      .dampening = dampening,
       .weight_decay = weight_decay,
       .nesterov = nesterov,
       .gate = gate_of(gate, check::paths(p)),
-      .moments_out = pointer(moments_out),
   };
-  STD_CUDA_CHECK(cuda::sgd(values_of(p, d), table_of(segments, &chunks), arguments, pointer(scratch), device.stream()));
+  STD_CUDA_CHECK(cuda::sgd(values_of(p, {}), table_of(segments, &chunks), arguments, device.stream()));
 }
 
 void loss_gate_(const Tensor& state, const Tensor& loss, double threshold, int64_t min_rounds, int64_t max_rounds) {

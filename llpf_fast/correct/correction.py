@@ -99,7 +99,7 @@ class Correction:
             state=self._fresh.clone(),
             rule=self._rule,
             lr=torch.tensor(lr, dtype=torch.float64, device=device),
-            hyper={"momentum": momentum, "dampening": 0.0, "weight_decay": weight_decay, "nesterov": nesterov},
+            hyper={"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov},
             momentum_buffer=self.momentum_buffer,
         )
         self._optimizer = None if optimizer is None else OptimizerStep(optimizer, flat, self._passes, self._step)

@@ -52,7 +52,7 @@ class StackedStep:
         self.stack = Stack(flat, loss_fn, rows)
         self._batches = batches
         self.rule = {"threshold": threshold, "min_rounds": min_rounds, "max_rounds": max_rounds}
-        self._hyper = {"momentum": momentum, "dampening": 0.0, "weight_decay": weight_decay, "nesterov": nesterov}
+        self._hyper = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
         device = flat.data.device
         self.first = torch.zeros(rows, dtype=torch.int64, device=device)
         self.state = torch.zeros_like(ops.gate_state(min_rounds, rows, device=device))
@@ -86,8 +86,5 @@ class StackedStep:
             stack.table.segments,
             stack.table.chunks,
             state,
-            None,
-            None,
-            None,
             **self._hyper,
         )

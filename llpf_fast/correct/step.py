@@ -107,9 +107,6 @@ class Step:
             flat.table.segments,
             flat.table.chunks,
             self.state,
-            None,
-            None,
-            None,
             **self._hyper,
         )
 

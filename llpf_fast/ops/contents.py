@@ -100,18 +100,17 @@ def check_rule_contents(
             _check_values(op, "radius", radius, k, moved)
 
 
-def open_paths(op: str, gate: Tensor | None, paths: int, columns: int = 1) -> list[int]:
-    """The paths that a gate opens; its first ``columns`` (where it has them) must be numbers."""
+def open_paths(op: str, gate: Tensor | None, paths: int) -> list[int]:
+    """The paths that a gate opens; what it says of each must be a number."""
     if gate is None or paths == 0:
         return list(range(paths))
-    state = gate.reshape(paths, gate.numel() // paths)[:, :columns].tolist()
-    for k, row in enumerate(state):
-        for column, value in enumerate(row):
-            check(
-                not math.isnan(value),
-                lambda k=k, c=column, v=value: f"{op}: gate[{k}, {c}] must be a number, got {v:g}",  # type: ignore[misc]
-            )
-    return [k for k, row in enumerate(state) if row[0] != 0]
+    opened = gate.reshape(paths, gate.numel() // paths)[:, 0].tolist()
+    for k, value in enumerate(opened):
+        check(
+            not math.isnan(value),
+            lambda k=k, v=value: f"{op}: gate[{k}, 0] must be a number, got {v:g}",  # type: ignore[misc]
+        )
+    return [k for k, value in enumerate(opened) if value != 0]
 
 
 def _check_values(
@@ -130,7 +129,7 @@ def check_rates(op: str, p: Tensor, lr: Tensor, gate: Tensor | None) -> None:
     if p.device.type != "cpu":
         return
     table = lr.reshape(-1, max(lr.shape[-1], 1)) if lr.dim() else lr.reshape(1, 1)
-    for k in open_paths(op, gate, rows(p), 2):
+    for k in open_paths(op, gate, rows(p)):
         own = table[k if table.shape[0] > 1 else 0].tolist() if table.numel() else []
         at = f"{k}, " if lr.dim() == 2 else ""
         for s, rate in enumerate(own):

@@ -1,37 +1,31 @@
-"""``sgd_``: the correction's update over the flat buffers, able to leave the moments of the next tick behind."""
+"""``sgd_``: the correction's update over the flat buffers."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..errors import LLPFError
 from .contents import check_rates, check_table_contents
 from .flags import SegmentFlag
 from .library import (
-    MOMENT_COLUMNS,
     accumulation_dtype,
     check,
     check_apart,
-    check_destination,
     check_float64,
     check_gate,
     check_like,
     check_not_negative,
     check_parameters,
-    check_scratch,
     check_table,
     define,
     gate_rows,
     refusal,
     rows,
 )
-from .moments import reduce_rows
 
 SCHEMA = (
     "sgd_(Tensor(a!) p, Tensor g, Tensor(b!)? momentum_buffer, Tensor lr, Tensor segments, Tensor chunks, "
-    "Tensor? gate, Tensor? d, Tensor(c!)? moments_out, Tensor(d!)? scratch, *, float momentum, float dampening, "
-    "float weight_decay, bool nesterov) -> ()"
+    "Tensor? gate, *, float momentum, float weight_decay, bool nesterov) -> ()"
 )
 
 
@@ -43,20 +37,16 @@ def sgd_(
     segments: Tensor,
     chunks: Tensor,
     gate: Tensor | None = None,
-    d: Tensor | None = None,
-    moments_out: Tensor | None = None,
-    scratch: Tensor | None = None,
     *,
     momentum: float = 0.0,
-    dampening: float = 0.0,
     weight_decay: float = 0.0,
     nesterov: bool = False,
 ) -> None:
     """Stochastic gradient descent with momentum on every segment that is not FROZEN.
 
-    The update is that of ``torch.optim.SGD`` (its documentation): g += weight_decay p;
-    buffer = momentum buffer + (1 - dampening) g; step along buffer, or along g + momentum buffer with ``nesterov``.
-    ``momentum_buffer`` starts at zero, which equals torch's first step as long as dampening is 0.
+    The update is that of ``torch.optim.SGD`` without dampening (its documentation): g += weight_decay p;
+    buffer = momentum buffer + g; step along buffer, or along g + momentum buffer with ``nesterov``. ``momentum_buffer``
+    starts at zero, which equals torch's first step.
 
     Args:
         p: ``[N]`` or ``[K, N]``, overwritten. Padding and FROZEN segments keep every bit.
@@ -64,12 +54,8 @@ def sgd_(
         momentum_buffer: p's shape and dtype; required exactly when ``momentum`` is not 0.
         lr: float64 ``[]``, ``[1]``, ``[S]``, ``[K, 1]`` or ``[K, S]``.
         segments, chunks: the table, see :func:`llpf_fast.ops.moments`.
-        gate: float64, one row a path: column 0 is ``open`` (0: this path changes nothing), column 1, where there
-            is one, is ``last`` (0: moments_out is not written). The ``state`` of ``loss_gate_`` serves as it is.
-        d: the destination that the moments are about, see :func:`llpf_fast.ops.moments`.
-        moments_out: float64 ``[S, 5]`` or ``[K, S, 5]``: receives the moments of the updated p and d, so that the
-            coming ``tick_`` needs no reduction pass.
-        scratch: required with moments_out, see :func:`llpf_fast.ops.moments`.
+        gate: float64, one row a path, of which column 0 counts: ``open`` (0: this path changes nothing). The ``state``
+            of ``loss_gate_`` serves as it is.
 
     Raises:
         LLPFError: a shape, dtype, device or layout that differs from the above, tensors that overlap (only g may be p
@@ -84,11 +70,7 @@ def sgd_(
             segments,
             chunks,
             gate,
-            d,
-            moments_out,
-            scratch,
             momentum=momentum,
-            dampening=dampening,
             weight_decay=weight_decay,
             nesterov=nesterov,
         )
@@ -104,11 +86,7 @@ def check_sgd(
     segments: Tensor,
     chunks: Tensor,
     gate: Tensor | None,
-    d: Tensor | None,
-    moments_out: Tensor | None,
-    scratch: Tensor | None,
     momentum: float,
-    dampening: float,
     weight_decay: float,
     nesterov: bool,
 ) -> None:
@@ -119,7 +97,6 @@ def check_sgd(
     check_float64("sgd_", p, "lr", lr, ((), (1,), (s,), (k, 1), (k, s)))
     check_not_negative("sgd_", "momentum", momentum)
     check_not_negative("sgd_", "weight_decay", weight_decay)
-    check(dampening == dampening, lambda: f"sgd_: dampening must be a number, got {dampening:g}")
     check(
         (momentum_buffer is not None) == (momentum != 0.0),
         lambda: (
@@ -134,12 +111,6 @@ def check_sgd(
     if momentum_buffer is not None:
         check_like("sgd_", p, "momentum_buffer", momentum_buffer)
     check_gate("sgd_", p, k, gate)
-    check_destination("sgd_", p, d)
-    if moments_out is not None:
-        check_float64("sgd_", p, "moments_out", moments_out, ((*p.shape[:-1], s, MOMENT_COLUMNS),))
-        if scratch is None:
-            raise LLPFError("sgd_: moments_out needs scratch, got none")
-        check_scratch("sgd_", p, segments, chunks, scratch)
 
 
 def inspect_sgd(
@@ -150,16 +121,10 @@ def inspect_sgd(
     segments: Tensor,
     chunks: Tensor,
     gate: Tensor | None,
-    d: Tensor | None,
-    moments_out: Tensor | None,
-    scratch: Tensor | None,
 ) -> None:
     """What only tensors with memory can be asked."""
-    written = {"p": p, "momentum_buffer": momentum_buffer}
-    if moments_out is not None:
-        written |= {"moments_out": moments_out, "scratch": scratch}
-    read = {"g": g, "d": d, "lr": lr, "segments": segments, "chunks": chunks, "gate": gate}
-    check_apart("sgd_", written, read, (("p", "g"),))
+    read = {"g": g, "lr": lr, "segments": segments, "chunks": chunks, "gate": gate}
+    check_apart("sgd_", {"p": p, "momentum_buffer": momentum_buffer}, read, (("p", "g"),))
     check_table_contents("sgd_", p, segments, chunks)
     check_rates("sgd_", p, lr, gate)
 
@@ -173,12 +138,8 @@ def sgd_eager(
     segments: Tensor,
     chunks: Tensor,
     gate: Tensor | None,
-    d: Tensor | None,
-    moments_out: Tensor | None,
-    scratch: Tensor | None,
     *,
     momentum: float,
-    dampening: float,
     weight_decay: float,
     nesterov: bool,
 ) -> None:
@@ -190,15 +151,11 @@ def sgd_eager(
         segments,
         chunks,
         gate,
-        d,
-        moments_out,
-        scratch,
         momentum,
-        dampening,
         weight_decay,
         nesterov,
     )
-    inspect_sgd(p, g, momentum_buffer, lr, segments, chunks, gate, d, moments_out, scratch)
+    inspect_sgd(p, g, momentum_buffer, lr, segments, chunks, gate)
     k, s = rows(p), segments.shape[0]
     compute = accumulation_dtype(p.dtype)
     opening = gate_rows(gate, k)
@@ -215,19 +172,11 @@ def sgd_eager(
         if weight_decay != 0.0:
             direction = direction + weight_decay * old
         if buffer is not None:
-            moving = momentum * buffer[:, part].to(compute) + (1.0 - dampening) * direction
+            moving = momentum * buffer[:, part].to(compute) + direction
             direction = direction + momentum * moving if nesterov else moving
             buffer[:, part] = torch.where(is_open, moving.to(p.dtype), buffer[:, part])
         new = (old - rate[:, segment, None] * direction).to(p.dtype)
         values[:, part] = torch.where(is_open, new, values[:, part])
-    if moments_out is not None:
-        assert scratch is not None
-        leave = is_open
-        if opening is not None and opening.shape[1] > 1:
-            leave = leave & (opening[:, 1:2] != 0)
-        fresh = reduce_rows(p, d, segments, chunks)
-        leave = leave[..., None] if p.dim() == 2 else leave
-        moments_out.copy_(torch.where(leave, fresh, moments_out))
 
 
 def sgd_fake(
@@ -238,12 +187,8 @@ def sgd_fake(
     segments: Tensor,
     chunks: Tensor,
     gate: Tensor | None,
-    d: Tensor | None,
-    moments_out: Tensor | None,
-    scratch: Tensor | None,
     *,
     momentum: float,
-    dampening: float,
     weight_decay: float,
     nesterov: bool,
 ) -> None:
@@ -255,11 +200,7 @@ def sgd_fake(
         segments,
         chunks,
         gate,
-        d,
-        moments_out,
-        scratch,
         momentum,
-        dampening,
         weight_decay,
         nesterov,
     )

@@ -62,7 +62,7 @@ def tick_(
         segments, chunks: the table, see :func:`llpf_fast.ops.moments`.
         target_variance, step, gate, radius, destination, epsilon, combine_sum, clamp, project_first:
             see :func:`llpf_fast.ops.coefficients`. A closed path keeps every bit.
-        moments_in: the moments of (p, d) where ``sgd_`` left them behind; spares the reduction pass.
+        moments_in: the moments of (p, d) where they are at hand; spares the reduction pass.
         waypoint: of p's shape and dtype; receives P, the projected values before the move. MASKED segments are
             copied from p, padding and closed paths are not written.
         scratch: see :func:`llpf_fast.ops.moments`; allocated here when missing.

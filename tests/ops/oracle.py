@@ -249,8 +249,8 @@ def tick(
 
 
 def sgd(
-    p: Array, g: Array, buffer: Array | None, rate: Array, layers: list[Layer], momentum: float, dampening: float,
-    weight_decay: float, nesterov: bool,
+    p: Array, g: Array, buffer: Array | None, rate: Array, layers: list[Layer], momentum: float, weight_decay: float,
+    nesterov: bool,
 ) -> tuple[Array, Array | None]:  # fmt: skip
     """One update of torch.optim.SGD's documentation, with the buffer starting at zero; FROZEN layers are kept."""
     p, buffer = p.copy(), None if buffer is None else buffer.copy()
@@ -259,7 +259,7 @@ def sgd(
             continue
         direction = layer.of(g) + Real(weight_decay) * layer.of(p)
         if buffer is not None:
-            layer.of(buffer)[:] = Real(momentum) * layer.of(buffer) + (1 - Real(dampening)) * direction
+            layer.of(buffer)[:] = Real(momentum) * layer.of(buffer) + direction
             direction = direction + Real(momentum) * layer.of(buffer) if nesterov else layer.of(buffer)
         layer.of(p)[:] -= rate[i] * direction
     return p, buffer

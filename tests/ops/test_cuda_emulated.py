@@ -67,11 +67,20 @@ def emulated() -> Path:
     return build(
         place / "emulated",
         [TESTS / "gpu_test.cpp", *translated],
-        *("-D__CUDACC__", "-I", TESTS / "emulator", "-iquote", ROOT / "csrc/core/cuda", "-include", "cuda_runtime.h"),
+        *(
+            "-D__CUDACC__",
+            "-DLLPF_GRID_Y=1",
+            "-I",
+            TESTS / "emulator",
+            "-iquote",
+            ROOT / "csrc/core/cuda",
+            "-include",
+            "cuda_runtime.h",
+        ),
     )
 
 
-@pytest.mark.parametrize(("lanes", "case"), [("up", "padded"), ("down", "long chunks")])
+@pytest.mark.parametrize(("lanes", "case"), [("up", "padded"), ("down", "long chunks"), ("down", "rows")])
 def test_kernels_on_the_emulator(emulated: Path, lanes: str, case: str) -> None:
     """Bit for bit what the host computes, whichever lane of a block runs first between two barriers."""
     assert " 0 failed" in run([emulated, case], LLPF_LANES=lanes)

@@ -19,7 +19,7 @@ def variants(op: str) -> list[dict[str, Any]]:
     if op == "tick_":
         bare |= {"d": None, "destination": 1, "gate": None, "waypoint": None}
     elif op == "sgd_":
-        bare |= dict.fromkeys(("momentum_buffer", "gate", "d", "moments_out", "scratch")) | {"momentum": 0.0}
+        bare |= dict.fromkeys(("momentum_buffer", "gate")) | {"momentum": 0.0}
     elif op in ("moments", "affine_"):
         bare |= {"d": None}
     elif op == "coefficients":
@@ -28,7 +28,7 @@ def variants(op: str) -> list[dict[str, Any]]:
     for name, value in many.items():
         if name in ("p", "g", "momentum_buffer", "waypoint", "d"):
             many[name] = torch.randn(3, N).bfloat16()
-        elif name in ("moments", "coefficients", "moments_out", "gate"):
+        elif name in ("moments", "coefficients", "gate"):
             many[name] = value.expand(3, *value.shape[-2:]).contiguous() if value.dim() > 1 else value.repeat(3)
         elif name == "scratch":
             many[name] = value.repeat(3)

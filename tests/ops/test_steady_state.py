@@ -32,7 +32,7 @@ def compiled() -> None:
 
 def calls() -> dict[str, Callable[[], object]]:
     p, d, g, buffer, waypoint = P.clone(), D.clone(), 0.01 * D, torch.zeros_like(P), torch.zeros_like(P)
-    scratch, left = TABLE.scratch(), torch.zeros(len(TABLE), 5, dtype=torch.float64)
+    scratch = TABLE.scratch()
     lr, ones = torch.tensor(0.1, dtype=torch.float64), torch.ones(len(TABLE), dtype=torch.float64)
     step = torch.tensor([0.0, 0.1], dtype=torch.float64)
     rule = {"epsilon": 0.0, "combine_sum": True, "clamp": True, "project_first": True}
@@ -45,7 +45,7 @@ def calls() -> dict[str, Callable[[], object]]:
         "coefficients": lambda: ops.coefficients(measured, TABLE.segments, ones, step),
         "affine_": lambda: ops.affine_(p, d, maps, *WHERE),
         "tick_": lambda: ops.tick_(p, d, *WHERE, ones, step, None, None, None, waypoint, scratch, **rule),
-        "sgd_": lambda: ops.sgd_(p, g, buffer, lr, *WHERE, None, d, left, scratch, momentum=0.9),
+        "sgd_": lambda: ops.sgd_(p, g, buffer, lr, *WHERE, momentum=0.9),
         "loss_gate_": lambda: ops.loss_gate_(state, loss, threshold=0.1, min_rounds=2, max_rounds=9),
         "draw_": lambda: ops.draw_(drawn, key, first, state, bounds=[1000, 2, 9, 9]),
     }

@@ -44,7 +44,7 @@ else:
     from llpf_fast.errors import LLPFError
     from llpf_fast.flat import SegmentTable
     from llpf_fast.kernels import KERNELS, affine, coefficients, draw, loss_gate, moments, sgd
-    from llpf_fast.kernels.launch import BLOCK, RAGGED, WARPS
+    from llpf_fast.kernels.launch import BLOCK, RAGGED, WARPS, check_grid
     from llpf_fast.ops import Destination
 
     CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -82,7 +82,6 @@ else:
         "segment_count": "i32",
         "chunk_count": "i32",
         "momentum": "fp64",
-        "share": "fp64",
         "weight_decay": "fp64",
     }
 
@@ -129,24 +128,21 @@ else:
                 )
         for p in ("*fp32", "*bf16", "*fp64"):
             for buffer in (None, p):
-                for d in (None, p):
-                    types = COMMON | {"p": p, "g": p, "buffer": p, "d": p}
-                    measured = {} if d else {"partial": None}
-                    switches = {"DECAY": True, "NESTEROV": buffer is not None, "GATE": 5}
-                    out.append(
-                        Variant(
-                            f"sgd {p} buffer {buffer} moments {d}",
-                            sgd.sgd_kernel,
-                            types,
-                            walk(p) | switches | measured | missing(buffer=buffer, d=d),
-                            reducing(p) if d else elementwise(p),
-                            loads=pieces(p, p, buffer, d),
-                            stores=pieces(p, buffer),
-                            float32_only=p != "*fp64" and d is None,
-                        )
+                switches = {"DECAY": True, "NESTEROV": buffer is not None, "GATE": 5}
+                out.append(
+                    Variant(
+                        f"sgd {p} buffer {buffer}",
+                        sgd.sgd_kernel,
+                        COMMON | {"p": p, "g": p, "buffer": p},
+                        walk(p) | switches | missing(buffer=buffer),
+                        elementwise(p),
+                        loads=pieces(p, p, buffer),
+                        stores=pieces(p, buffer),
+                        float32_only=p != "*fp64",
                     )
+                )
         types = COMMON | {"out": "*fp64"}
-        out.append(Variant("combine", moments.combine_kernel, types, {"GATE": 2, "LANES": moments._LANES}, 96, warps=8))
+        out.append(Variant("combine", moments.combine_kernel, types, {"LANES": moments._LANES}, 96, warps=8))
         types = COMMON | dict.fromkeys(["moments", "target_variance", "step", "radius", "work", "out"], "*fp64")
         types |= {"count": "i32", "target_stride": "i32", "step_stride": "i32", "epsilon": "fp64"}
         # The other destinations compile to parts of these, at three seconds each.
@@ -264,7 +260,7 @@ else:
         two, gate = torch.ones(2, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
         known, scratch = torch.zeros(2, 5, dtype=torch.float64), table.scratch()
         rule = {"destination": 0, "epsilon": 1e-4, "combine_sum": True, "clamp": True, "project_first": True}
-        update = {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False}
+        update = {"momentum": 0.0, "weight_decay": 0.0, "nesterov": False}
         segments, chunks = table.segments, table.chunks
         # Not set_active: its undoing needs a real driver.
         monkeypatch.setattr(driver, "_active", Hopper())
@@ -276,11 +272,9 @@ else:
         assert names() == ["chunk_kernel", "combine_kernel", "coefficient_kernel", "map_kernel"]
         KERNELS["tick_"](p, d, segments, chunks, two, two, None, None, known, None, scratch, **rule)
         assert names() == ["coefficient_kernel", "map_kernel"]
-        KERNELS["sgd_"](p, d, None, two[0], segments, chunks, gate, None, None, None, **update)
+        KERNELS["sgd_"](p, d, None, two[0], segments, chunks, gate, **update)
         assert launched[0][1]["momentum"] == "fp64"
         assert names() == ["sgd_kernel"]
-        KERNELS["sgd_"](p, d, None, two[0], segments, chunks, gate, d, known, scratch, **update)
-        assert names() == ["sgd_kernel", "combine_kernel"]
         KERNELS["loss_gate_"](gate, torch.tensor(1.0), threshold=0.1, min_rounds=2, max_rounds=4)
         assert launched[0][1]["threshold"] == "fp64"
 
@@ -289,6 +283,22 @@ else:
         p = torch.zeros(table.numel)
         with pytest.raises(LLPFError, match="Triton runs on CUDA tensors, got cpu"):
             KERNELS["moments"](p, p, table.segments, table.chunks, table.scratch())
+
+    def test_a_grid_that_no_gpu_launches_is_refused_by_name() -> None:
+        table = SegmentTable.from_lengths([16])
+        p, maps = torch.zeros(65_536, 16), torch.zeros(65_536, 1, 5, dtype=torch.float64)
+        with pytest.raises(LLPFError, match=r"map_kernel needs 65,536 blocks along axis y .* launches 65,535"):
+            KERNELS["affine_"](p, None, maps, table.segments, table.chunks)
+        with pytest.raises(LLPFError, match="Triton runs on CUDA tensors"):  # past the grid: paths lie along x
+            KERNELS["loss_gate_"](
+                torch.ones(65_536, 5, dtype=torch.float64),
+                torch.ones(65_536),
+                threshold=0.1,
+                min_rounds=1,
+                max_rounds=2,
+            )
+        with pytest.raises(LLPFError, match="draw_kernel needs 2,147,483,648 blocks along axis x"):
+            check_grid(draw.draw_kernel, (2**31, 1))
 
     def test_without_triton_the_import_says_so() -> None:
         code = "import sys; sys.modules['triton'] = None; import llpf_fast, llpf_fast.ops; import llpf_fast.kernels"

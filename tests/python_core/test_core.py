@@ -54,20 +54,16 @@ def test_has_the_bits_of_the_torch_ops(dtype: Any, paths: int | None) -> None:
         core.affine_(p, d, c, SEGMENTS, CHUNKS)
         ops.affine_(tp, td, tc, *table)
         assert np.array_equal(p, tp.numpy())
-        buffer, left = np.zeros_like(p), np.zeros_like(m)
-        tbuffer, tleft = torch_of(buffer), torch_of(left)
-        lr = np.array(0.1)
-        core.sgd_(p, g, buffer, lr, SEGMENTS, CHUNKS, d=d, moments_out=left, momentum=0.9, weight_decay=0.01)
-        scratch = TABLE.scratch(paths or 1)
-        rate = torch_of(lr)
-        ops.sgd_(tp, tg, tbuffer, rate, *table, None, td, tleft, scratch, momentum=0.9, weight_decay=0.01)
+        buffer, lr = np.zeros_like(p), np.array(0.1)
+        tbuffer, rate = torch_of(buffer), torch_of(lr)
+        core.sgd_(p, g, buffer, lr, SEGMENTS, CHUNKS, momentum=0.9, weight_decay=0.01)
+        ops.sgd_(tp, tg, tbuffer, rate, *table, momentum=0.9, weight_decay=0.01)
         assert np.array_equal(p, tp.numpy())
         assert np.array_equal(buffer, tbuffer.numpy())
-        assert np.array_equal(left, tleft.numpy())
         waypoint = np.zeros_like(p)
         twaypoint = torch_of(waypoint)
-        core.tick_(p, d, SEGMENTS, CHUNKS, VARIANCE, STEP, moments_in=left, waypoint=waypoint, project_first=True)
-        ops.tick_(tp, td, *table, *rule, moments_in=tleft, waypoint=twaypoint, project_first=True)
+        core.tick_(p, d, SEGMENTS, CHUNKS, VARIANCE, STEP, moments_in=m, waypoint=waypoint, project_first=True)
+        ops.tick_(tp, td, *table, *rule, moments_in=tm, waypoint=twaypoint, project_first=True)
         assert np.array_equal(p, tp.numpy())
         assert np.array_equal(waypoint, twaypoint.numpy())
 
@@ -226,12 +222,12 @@ def test_refuses_what_is_not_aligned() -> None:
 
 
 def test_writes_into_nothing_that_is_read_only() -> None:
-    p, g, buffer, left = values(0), values(1), values(2), np.zeros((3, 5))
+    p, g, buffer = values(0), values(1), values(2)
     lr = np.array(0.1)
-    for name, value in (("p", p), ("momentum_buffer", buffer), ("moments_out", left)):
+    for name, value in (("p", p), ("momentum_buffer", buffer)):
         value.flags.writeable = False
         with pytest.raises(LLPFError, match=f"{name} is read-only"):
-            core.sgd_(p, g, buffer, lr, SEGMENTS, CHUNKS, moments_out=left, momentum=0.9)
+            core.sgd_(p, g, buffer, lr, SEGMENTS, CHUNKS, momentum=0.9)
         value.flags.writeable = True
     waypoint, state = np.zeros_like(p), np.zeros(6)
     waypoint.flags.writeable = state.flags.writeable = False
@@ -254,10 +250,8 @@ def test_refuses_what_the_torch_ops_refuse() -> None:
         core.tick_(p, d, SEGMENTS, CHUNKS, one, STEP, waypoint=p)
     with pytest.raises(LLPFError, match="tick_: waypoint and d overlap in memory"):
         core.tick_(p, d, SEGMENTS, CHUNKS, one, STEP, waypoint=d)
-    memory = np.zeros(20)
-    lr = memory[14:17]
-    with pytest.raises(LLPFError, match="sgd_: moments_out and lr overlap in memory"):
-        core.sgd_(p, d, None, lr, SEGMENTS, CHUNKS, moments_out=memory[:15].reshape(3, 5))
+    with pytest.raises(LLPFError, match="sgd_: p and momentum_buffer overlap in memory"):
+        core.sgd_(p, d, p, np.array(0.1), SEGMENTS, CHUNKS, momentum=0.9)
 
 
 def test_a_batch_of_no_paths_and_a_table_of_no_segments() -> None:

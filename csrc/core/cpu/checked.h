@@ -138,10 +138,9 @@ void tick(const A& p, const std::optional<A>& d, const A& segments, const A& chu
 
 template <class A>
 void sgd(const A& p, const A& g, const std::optional<A>& momentum_buffer, const A& lr, const A& segments,
-         const A& chunks, const std::optional<A>& gate, const std::optional<A>& d, const std::optional<A>& moments_out,
-         const std::optional<A>& scratch, const SgdSettings& settings, const Threads& threads) {
-  check::sgd(p, g, momentum_buffer, lr, segments, chunks, gate, d, moments_out, scratch, settings.momentum,
-             settings.dampening, settings.weight_decay, settings.nesterov);
+         const A& chunks, const std::optional<A>& gate, const SgdSettings& settings, const Threads& threads) {
+  check::sgd(p, g, momentum_buffer, lr, segments, chunks, gate, settings.momentum, settings.weight_decay,
+             settings.nesterov);
   const int64_t paths = check::paths(p), rates = lr.dim() == 0 ? 1 : lr.size(lr.dim() - 1);
   const SgdArguments arguments{
       .dtype = check::dtype_of(p),
@@ -153,12 +152,11 @@ void sgd(const A& p, const A& g, const std::optional<A>& momentum_buffer, const 
       .lr = rows(lr),
       .lr_step = rates == 1 ? 0 : 1,
       .gate = gate_rows(gate, paths),
-      .gate_columns = gate_columns(gate, paths),
       .settings = settings,
   };
   const Table table = table_of("sgd_", p, segments, chunks);
   no_fault("sgd_", find_fault(table, arguments));
-  cpu::sgd(arguments, values_of(p, d), table, pointer(moments_out), pointer(scratch), threads);
+  cpu::sgd(arguments, table, threads);
 }
 
 template <class A>

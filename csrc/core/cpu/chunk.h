@@ -12,7 +12,7 @@ enum class Pair { kFloat32, kFloat64, kBfloat16, kFloat16, kFloat32Bfloat16, kFl
 constexpr int kPairs = 6, kDtypes = 4;
 
 struct SgdSettings {
-  double momentum, dampening, weight_decay;
+  double momentum, weight_decay;
   bool nesterov;
 };
 
@@ -24,9 +24,6 @@ struct ChunkKernels {
   void (*apply[kPairs])(const void* p, const void* d, void* out, int64_t n, const double* abc);
   /// `buffer` may be null.
   void (*sgd[kDtypes])(void* p, const void* g, void* buffer, int64_t n, double rate, const SgdSettings& settings);
-  /// The same, and the moments of the updated values as a row; n > 0, `buffer` and `d` may be null.
-  void (*sgd_moments[kPairs])(void* p, const void* g, void* buffer, const void* d, int64_t n, double rate,
-                              const SgdSettings& settings, double* row);
 };
 
 /// The widest instruction set that the processor has, LLPF_ISA ("plain", "avx2", "avx512") allows and the build

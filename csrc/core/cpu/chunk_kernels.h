@@ -131,17 +131,13 @@ LLPF_HD Moments sums_of(const P* p, const D* d, int64_t n) {
   return reduction.finish(n, shift);
 }
 
-/// The moments of values that were summed about zero, or of a second sum about the first element where that is better.
+/// Summed about zero, or a second time about the first element where that is better.
 template <bool kWithD, class P, class D>
-LLPF_HD void store_moments(const Moments& moments, const P* p, const D* d, int64_t n, double* row) {
+LLPF_HD void reduce_chunk(const P* p, const D* d, int64_t n, double* row) {
+  const Moments moments = sums_of<kWithD, Centre::kZero>(p, d, n);
   const bool again = cancels(moments.n, moments.mean_p, moments.m2_p) ||
                      (kWithD && cancels(moments.n, moments.mean_delta, moments.m2_delta));
   (again ? sums_of<kWithD, Centre::kFirst>(p, d, n) : moments).store(row);
-}
-
-template <bool kWithD, class P, class D>
-LLPF_HD void reduce_chunk(const P* p, const D* d, int64_t n, double* row) {
-  store_moments<kWithD>(sums_of<kWithD, Centre::kZero>(p, d, n), p, d, n, row);
 }
 
 template <class P, class D>
@@ -187,7 +183,7 @@ struct Update {
         g(static_cast<const P*>(g)),
         buffer(static_cast<P*>(buffer)),
         rate(static_cast<C>(rate)),
-        rule(SgdRule<C>::of(s.momentum, s.dampening, s.weight_decay, s.nesterov)) {}
+        rule(SgdRule<C>::of(s.momentum, s.weight_decay, s.nesterov)) {}
 
   /// As many elements from i on as a register holds.
   LLPF_HD void vector(int64_t i) const {
@@ -212,57 +208,17 @@ struct Update {
 };
 
 template <bool kBuffer, class P>
-LLPF_HD void sgd_range(const Update<kBuffer, P>& update, int64_t begin, int64_t end) {
+LLPF_HD void sgd_chunk(const Update<kBuffer, P>& update, int64_t n) {
   constexpr int kStep = kLanes<Compute<P>>;
-  int64_t i = begin;
-  for (; i + kStep <= end; i += kStep) update.vector(i);
-  for (; i < end; ++i) update.one(i);
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) update.vector(i);
+  for (; i < n; ++i) update.one(i);
 }
 
 template <class P>
 void sgd(void* p, const void* g, void* buffer, int64_t n, double rate, const cpu::SgdSettings& settings) {
-  if (buffer == nullptr) sgd_range(Update<false, P>(p, g, nullptr, rate, settings), 0, n);
-  else sgd_range(Update<true, P>(p, g, buffer, rate, settings), 0, n);
-}
-
-/// Updates a kilobyte, sums it, and meanwhile has all four streams of the next one on their way, so that the arithmetic
-/// of the sums hides behind the traffic. (After the update of a whole chunk the sums cost 0.2 ns an element on top;
-/// in one loop with it they need more registers than there are, and cost 0.4.)
-template <bool kWithD, bool kBuffer, class P, class D>
-LLPF_HD void sgd_moments_chunk(const Update<kBuffer, P>& update, const D* d, int64_t n, double* row) {
-  constexpr int64_t kBlock = kAhead / sizeof(P), kLine = 64 / sizeof(P);
-  static_assert(kLine % kReductionLanes == 0 && kBlock % kLine == 0);
-  const Shift none{0, 0};
-  Reduction<kWithD, Centre::kZero> reduction(none);
-  const P* p = update.p;
-  int64_t i = 0;
-  for (int64_t end; (end = i + kBlock) <= n; i = end) {
-    sgd_range(update, i, end);
-    for (int64_t at = i; at < end; at += kLine) {
-      prefetch(p + at);
-      prefetch(update.g + at);
-      if constexpr (kBuffer) prefetch(update.buffer + at);
-      if constexpr (kWithD) prefetch(d + at);
-#pragma GCC unroll 1
-      for (int64_t k = at; k < at + kLine; k += kReductionLanes) reduction.add(p + k, kWithD ? d + k : d);
-    }
-  }
-  sgd_range(update, i, n);
-  for (; i + kReductionLanes <= n; i += kReductionLanes) reduction.add(p + i, kWithD ? d + i : d);
-  if (i < n) reduction.add_rest(p + i, kWithD ? d + i : d, n - i, P{}, D{});
-  store_moments<kWithD>(reduction.finish(n, none), p, d, n, row);
-}
-
-template <class P, class D>
-void sgd_moments(void* p, const void* g, void* buffer, const void* d_, int64_t n, double rate,
-                 const cpu::SgdSettings& settings, double* row) {
-  const auto* d = static_cast<const D*>(d_);
-  const auto with = [&](const auto& update) {
-    if (d == nullptr) sgd_moments_chunk<false>(update, d, n, row);
-    else sgd_moments_chunk<true>(update, d, n, row);
-  };
-  if (buffer == nullptr) with(Update<false, P>(p, g, nullptr, rate, settings));
-  else with(Update<true, P>(p, g, buffer, rate, settings));
+  if (buffer == nullptr) sgd_chunk(Update<false, P>(p, g, nullptr, rate, settings), n);
+  else sgd_chunk(Update<true, P>(p, g, buffer, rate, settings), n);
 }
 
 /// In the order of Pair and Dtype.
@@ -272,9 +228,7 @@ inline constexpr cpu::ChunkKernels kernels(const char* isa) {
            reduce<float, Bfloat16>, reduce<float, Float16>},
           {apply<float, float>, apply<double, double>, apply<Bfloat16, Bfloat16>, apply<Float16, Float16>,
            apply<float, Bfloat16>, apply<float, Float16>},
-          {sgd<float>, sgd<double>, sgd<Bfloat16>, sgd<Float16>},
-          {sgd_moments<float, float>, sgd_moments<double, double>, sgd_moments<Bfloat16, Bfloat16>,
-           sgd_moments<Float16, Float16>, sgd_moments<float, Bfloat16>, sgd_moments<float, Float16>}};
+          {sgd<float>, sgd<double>, sgd<Bfloat16>, sgd<Float16>}};
 }
 
 }  // namespace llpf::LLPF_ISA

@@ -70,7 +70,6 @@ struct SgdArguments {
   Rows<const double> lr;
   int64_t lr_step;          // 1: a rate for each segment, 0: one for all
   Rows<const double> gate;  // null: open
-  int64_t gate_columns;
   SgdSettings settings;
 };
 
@@ -81,9 +80,7 @@ void affine(const Values&, const Table&, const double* coefficients, const Threa
 /// `moments_in` and `waypoint` may be null.
 void tick(const Values&, const Table&, const Rule&, const RuleArguments&, const double* moments_in, void* waypoint,
           double* scratch, const Threads&);
-/// `measured` holds the d of the moments and is read only where moments_out is not null.
-void sgd(const SgdArguments&, const Values& measured, const Table&, double* moments_out, double* scratch,
-         const Threads&);
+void sgd(const SgdArguments&, const Table&, const Threads&);
 void loss_gate(const LossGate&, double* state, const void* loss, Dtype loss_dtype, int64_t paths);
 /// `out` is [K, R, B], `key` and `first` [K]; `gate` may be null.
 void draw(const Draw&, int64_t* out, const int64_t* key, const int64_t* first, const double* gate, int64_t gate_columns,

@@ -128,9 +128,9 @@ ValueFault find_fault(const Table& table, const Rule& rule, const RuleArguments&
 ValueFault find_fault(const Table& table, const SgdArguments& a) {
   for (int64_t k = 0; k < a.paths; ++k) {
     if (a.gate) {
-      for (int64_t column = 0; column < std::min<int64_t>(a.gate_columns, 2); ++column)
-        if (a.gate[k][column] != a.gate[k][column]) return {"gate", k, column, a.gate[k][column]};
-      if (a.gate[k][LossGate::kOpen] == 0) continue;
+      const double open = a.gate[k][LossGate::kOpen];
+      if (open != open) return {"gate", k, LossGate::kOpen, open};
+      if (open == 0) continue;
     }
     for (int64_t s = 0; s < (a.lr_step == 0 ? 1 : table.segment_count); ++s)
       if (a.lr[k][s] < 0) return {"lr", shown(a.lr, k), s, a.lr[k][s]};

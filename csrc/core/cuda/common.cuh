@@ -20,9 +20,15 @@ constexpr int kVector = DeviceBlocking::kVector<P>;
 template <class P>
 constexpr int kBatch = sizeof(P) == 2 ? 2 : 4;
 
-/// The second grid dimension walks the paths; it ends at 65,535, so kernels stride over it.
-inline dim3 grid(int64_t blocks, int64_t paths) {
-  return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(paths < 65535 ? paths : 65535));
+/// The longest second axis of a grid that a GPU launches; tests build with less.
+#ifndef LLPF_GRID_Y
+#define LLPF_GRID_Y 65535
+#endif
+
+/// `first` blocks along the first axis, which takes two thousand million, and at most LLPF_GRID_Y along the second, over
+/// which a kernel strides: paths, or pieces of a long row.
+inline dim3 grid(int64_t first, int64_t second) {
+  return dim3(static_cast<unsigned>(first), static_cast<unsigned>(second < LLPF_GRID_Y ? second : LLPF_GRID_Y));
 }
 
 /// p and d with their types.
@@ -42,6 +48,22 @@ struct Streams {
   }
 };
 
+/// Calls `f.template operator()<T>()` with the storage type that `dtype` names.
+template <class F>
+cudaError_t with_dtype(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return f.template operator()<float>();
+    case Dtype::kFloat64:
+      return f.template operator()<double>();
+    case Dtype::kBfloat16:
+      return f.template operator()<Bfloat16>();
+    case Dtype::kFloat16:
+      return f.template operator()<Float16>();
+  }
+  return cudaErrorInvalidValue;
+}
+
 /// Calls `f(Streams<P, D>)` with the types that `values` names: equal ones, or float32 beside 16 bits.
 template <class F>
 cudaError_t with_types(const Values& values, F&& f) {
@@ -49,17 +71,7 @@ cudaError_t with_types(const Values& values, F&& f) {
   if (p == Dtype::kFloat32 && d == Dtype::kBfloat16) return f(Streams<float, Bfloat16>::of(values));
   if (p == Dtype::kFloat32 && d == Dtype::kFloat16) return f(Streams<float, Float16>::of(values));
   if (p != d) return cudaErrorInvalidValue;
-  switch (p) {
-    case Dtype::kFloat32:
-      return f(Streams<float, float>::of(values));
-    case Dtype::kFloat64:
-      return f(Streams<double, double>::of(values));
-    case Dtype::kBfloat16:
-      return f(Streams<Bfloat16, Bfloat16>::of(values));
-    case Dtype::kFloat16:
-      return f(Streams<Float16, Float16>::of(values));
-  }
-  return cudaErrorInvalidValue;
+  return with_dtype(p, [&]<class P>() { return f(Streams<P, P>::of(values)); });
 }
 
 /// VEC neighbours in registers.

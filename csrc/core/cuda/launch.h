@@ -34,10 +34,6 @@ struct Gate {
   int64_t columns = 1;
 
   LLPF_HD bool open(int64_t path) const { return rows == nullptr || rows[path * columns + LossGate::kOpen] != 0; }
-  /// Whether this update closes the correction, so that the moments are left behind.
-  LLPF_HD bool last(int64_t path) const {
-    return open(path) && (rows == nullptr || columns == 1 || rows[path * columns + LossGate::kLast] != 0);
-  }
 };
 
 /// Parts of `scratch`, float64 [paths (5 C + 10 S)]; the contents on entry do not matter.
@@ -72,10 +68,9 @@ struct SgdArguments {
   void* momentum_buffer = nullptr;
   const double* rates;
   int64_t path_stride = 0, segment_stride = 0;
-  double momentum = 0, dampening = 0, weight_decay = 0;
+  double momentum = 0, weight_decay = 0;
   bool nesterov = false;
   Gate gate;
-  double* moments_out = nullptr;
 };
 
 /// Two launches: a block per chunk, then a block per segment.
@@ -95,10 +90,8 @@ enum class TickPlan { kChoose, kStages, kOnChip };
 cudaError_t tick(const Values& values, const Table& table, const RuleArguments& rule, const double* moments_in,
                  void* waypoint, double* scratch, TickPlan plan, cudaStream_t stream);
 
-/// One launch, or two with `moments_out`. The moments are summed while the updated values are in registers, and d is read
-/// only for a path whose gate says `last`.
-cudaError_t sgd(const Values& values, const Table& table, const SgdArguments& arguments, double* scratch,
-                cudaStream_t stream);
+/// One launch; of `values` only p counts.
+cudaError_t sgd(const Values& values, const Table& table, const SgdArguments& arguments, cudaStream_t stream);
 
 /// One launch. `loss` holds one element a path, of type `loss_dtype`.
 cudaError_t loss_gate(double* state, const void* loss, Dtype loss_dtype, int64_t paths, const LossGate& rule,

@@ -9,29 +9,16 @@ __global__ void update_gates(double* state, const T* loss, int64_t paths, const 
   if (k < paths) rule(state + k * (LossGate::kWindow + rule.min_rounds), widen(loss[k]));
 }
 
-template <class T>
-cudaError_t launch(double* state, const void* loss, int64_t paths, const LossGate& rule, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>((paths + kWarp - 1) / kWarp);
-  update_gates<<<blocks, kWarp, 0, stream>>>(state, static_cast<const T*>(loss), paths, rule);
-  return cudaGetLastError();
-}
-
 }  // namespace
 
 cudaError_t loss_gate(double* state, const void* loss, Dtype loss_dtype, int64_t paths, const LossGate& rule,
                       cudaStream_t stream) {
   if (paths == 0) return cudaSuccess;
-  switch (loss_dtype) {
-    case Dtype::kFloat32:
-      return launch<float>(state, loss, paths, rule, stream);
-    case Dtype::kFloat64:
-      return launch<double>(state, loss, paths, rule, stream);
-    case Dtype::kBfloat16:
-      return launch<Bfloat16>(state, loss, paths, rule, stream);
-    case Dtype::kFloat16:
-      return launch<Float16>(state, loss, paths, rule, stream);
-  }
-  return cudaErrorInvalidValue;
+  const auto blocks = static_cast<unsigned>((paths + kWarp - 1) / kWarp);
+  return with_dtype(loss_dtype, [&]<class T>() {
+    update_gates<<<blocks, kWarp, 0, stream>>>(state, static_cast<const T*>(loss), paths, rule);
+    return cudaGetLastError();
+  });
 }
 
 }  // namespace llpf::cuda

@@ -24,13 +24,12 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    segment_moments(int64_t paths, const Table table, const Gate gate, const double* partials, double* out) {
-  __shared__ WarpValues<Moments> shared;
+    segment_moments(int64_t paths, const Table table, const double* partials, double* out) {
+  __shared__ JoinRoom room;
   const int64_t s = blockIdx.x;
   for (int64_t k = blockIdx.y; k < paths; k += gridDim.y)
-    if (gate.last(k))
-      join_chunks(table, {s, s + 1}, partials + k * table.chunk_count * kMomentColumns,
-                  out + k * table.segment_count * kMomentColumns, shared.get());
+    join_chunks<true>(table, {s, s + 1}, partials + k * table.chunk_count * kMomentColumns,
+                      out + k * table.segment_count * kMomentColumns, room);
 }
 
 }  // namespace
@@ -44,18 +43,12 @@ cudaError_t launch_chunk_moments(const Values& values, const Table& table, const
   });
 }
 
-cudaError_t launch_segment_moments(int64_t paths, const Table& table, const Gate& gate, const double* partials,
-                                   double* out, cudaStream_t stream) {
-  if (paths == 0 || table.segment_count == 0) return cudaSuccess;
-  segment_moments<<<grid(table.segment_count, paths), kThreads, 0, stream>>>(paths, table, gate, partials, out);
-  return cudaGetLastError();
-}
-
 cudaError_t moments(const Values& values, const Table& table, double* scratch, double* out, cudaStream_t stream) {
   const Scratch parts = Scratch::of(scratch, table, values.paths);
   const cudaError_t error = launch_chunk_moments(values, table, Gate{}, parts.partials, stream);
-  if (error != cudaSuccess) return error;
-  return launch_segment_moments(values.paths, table, Gate{}, parts.partials, out, stream);
+  if (error != cudaSuccess || values.paths == 0 || table.segment_count == 0) return error;
+  segment_moments<<<grid(table.segment_count, values.paths), kThreads, 0, stream>>>(values.paths, table, parts.partials, out);
+  return cudaGetLastError();
 }
 
 }  // namespace llpf::cuda

@@ -47,13 +47,15 @@ __device__ __forceinline__ void store_chunk(const ShiftedSums& sums, const Shift
   if (threadIdx.x == 0) all.finish(static_cast<double>(length), shift).store(partial);
 }
 
-/// First chunk in `rows` whose segment is `segment` or a later one, by the whole block: 256 probes a round find it in
-/// two rounds among 65,536 chunks, where one thread's binary search would wait for 16 loads one after another.
-__device__ __forceinline__ int64_t lower_bound(const Table& table, Range rows, int64_t segment) {
+/// First chunk whose segment is `segment` or a later one, by a warp: 32 probes a round find it in four rounds among a
+/// million chunks, where one thread's binary search would wait for 20 loads one after another.
+__device__ __forceinline__ int64_t lower_bound(const Table& table, int64_t segment) {
+  Range rows{0, table.chunk_count};
   while (rows.begin < rows.end) {
-    const int64_t step = (rows.end - rows.begin + kThreads - 1) / kThreads;
-    const int64_t probe = rows.begin + threadIdx.x * step;
-    const int earlier = __syncthreads_count(probe < rows.end && table.chunks[probe].segment < segment);
+    const int64_t step = (rows.end - rows.begin + kWarp - 1) / kWarp;
+    const int64_t probe = rows.begin + threadIdx.x % kWarp * step;
+    const int earlier =
+        __popc(__ballot_sync(0xffffffffu, probe < rows.end && table.chunks[probe].segment < segment));
     if (earlier == 0) break;
     const int64_t last = rows.begin + (earlier - 1) * step;
     rows = {last + 1, min(rows.end, last + step)};
@@ -61,17 +63,54 @@ __device__ __forceinline__ int64_t lower_bound(const Table& table, Range rows, i
   return rows.begin;
 }
 
+/// What a block shares while it joins chunks; raw, since shared variables may not have constructors.
+struct JoinRoom {
+  WarpValues<Moments> values;
+  int64_t begins[kThreads / kWarp];
+};
+
 /// The moments of each segment in `rows` from its chunks' `partials` (both of one path). A MASKED segment joins nothing:
 /// its row is zero, whatever scratch holds.
+///
+/// Seven rows at a time: a warp each looks up where the row's chunks begin, one more where those of the last end. Then a
+/// warp joins the chunks of its row if it has a lane for each, and the block those of the longer rows, in turn. AHEAD as in
+/// `lane_moments`.
+template <bool AHEAD>
 __device__ __forceinline__ void join_chunks(const Table& table, Range rows, const double* partials, double* moments,
-                                            Moments* shared) {
-  int64_t end = 0;
-  for (int64_t s = rows.begin; s < rows.end; ++s) {
-    const int64_t begin = lower_bound(table, {end, table.chunk_count}, s);
-    end = table.segments[s].has(kMasked) ? begin : lower_bound(table, {begin, table.chunk_count}, s + 1);
-    const Moments lane = lane_moments<kThreads>(table, {begin, end}, partials, threadIdx.x);
-    const Moments all = block_tree<kThreads>(lane, shared);
-    if (threadIdx.x == 0) all.store(moments + s * kMomentColumns);
+                                            JoinRoom& room) {
+  constexpr int kRows = kThreads / kWarp - 1;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  LLPF_ROLLED
+  for (int64_t first = rows.begin; first < rows.end; first += kRows) {
+    const int count = static_cast<int>(min(rows.end - first, static_cast<int64_t>(kRows)));
+    if (warp <= count) {
+      const int64_t begin = lower_bound(table, first + warp);
+      if (lane == 0) room.begins[warp] = begin;
+    }
+    __syncthreads();
+    const auto chunks_of = [&](int row) {
+      const int64_t begin = room.begins[row];
+      return Range{begin, table.segments[first + row].has(kMasked) ? begin : room.begins[row + 1]};
+    };
+    if (warp < count) {
+      const Range chunks = chunks_of(warp);
+      const int64_t filled = chunks.end - chunks.begin;
+      if (filled <= kWarp) {
+        const Moments mine = lane_moments<kThreads>(table, chunks, partials, lane);
+        const Moments all = warp_tree(mine, static_cast<int>(filled));
+        if (lane == 0) all.store(moments + (first + warp) * kMomentColumns);
+      }
+    }
+    LLPF_ROLLED
+    for (int row = 0; row < count; ++row) {
+      const Range chunks = chunks_of(row);
+      const int64_t filled = chunks.end - chunks.begin;
+      if (filled <= kWarp) continue;
+      const Moments mine = lane_moments<kThreads, AHEAD>(table, chunks, partials, threadIdx.x);
+      const Moments all = block_tree<kThreads>(mine, room.values.get(), filled);
+      if (threadIdx.x == 0) all.store(moments + (first + row) * kMomentColumns);
+      __syncthreads();
+    }
     __syncthreads();
   }
 }
@@ -79,9 +118,5 @@ __device__ __forceinline__ void join_chunks(const Table& table, Range rows, cons
 /// Queues stage one for the open paths. Chunks of MASKED segments are neither read nor written.
 cudaError_t launch_chunk_moments(const Values& values, const Table& table, const Gate& gate, double* partials,
                                  cudaStream_t stream);
-
-/// Queues stage two into `out [paths, S, 5]` for the paths whose gate says `last`.
-cudaError_t launch_segment_moments(int64_t paths, const Table& table, const Gate& gate, const double* partials,
-                                   double* out, cudaStream_t stream);
 
 }  // namespace llpf::cuda

@@ -13,14 +13,15 @@ namespace {
 
 /// Stage two for the rows linked to `first`: their moments from their chunks, then their coefficients. A closed path gets
 /// none, and the elementwise pass asks for none.
+template <bool AHEAD>
 __device__ __forceinline__ void chunks_to_coefficients(const Table& table, const RuleArguments& rule,
-                                                    const Scratch& scratch, int64_t k, int64_t first, Moments* shared) {
+                                                    const Scratch& scratch, int64_t k, int64_t first, JoinRoom& room) {
   if (!rule.gate.open(k)) return;
   const Range rows = linked_rows(table, first);
   if (rows.begin == rows.end) return;
   const int64_t row = k * table.segment_count;
-  join_chunks(table, rows, scratch.partials + k * table.chunk_count * kMomentColumns,
-              scratch.moments + row * kMomentColumns, shared);
+  join_chunks<AHEAD>(table, rows, scratch.partials + k * table.chunk_count * kMomentColumns,
+                     scratch.moments + row * kMomentColumns, room);
   const PathArguments path = rule.path(k, scratch.moments, table.segment_count);
   solve({table, rule.rule, path, scratch.coefficients + row * kCoefficientColumns}, table, rows);
 }
@@ -28,19 +29,33 @@ __device__ __forceinline__ void chunks_to_coefficients(const Table& table, const
 __global__ void __launch_bounds__(kThreads)
     tick_coefficients(int64_t paths, const __grid_constant__ Table table, const __grid_constant__ RuleArguments rule,
                       const __grid_constant__ Scratch scratch) {
-  __shared__ WarpValues<Moments> shared;
+  __shared__ JoinRoom room;
   for (int64_t k = blockIdx.y; k < paths; k += gridDim.y)
-    chunks_to_coefficients(table, rule, scratch, k, blockIdx.x, shared.get());
+    chunks_to_coefficients<true>(table, rule, scratch, k, blockIdx.x, room);
 }
 
 // ---- on the chip: one cooperative launch; p and d are read once, 3 words of traffic a parameter
 
-/// Where a block keeps the runs of one chunk between the two passes; p null: nowhere. A thread reads back only what it
-/// stored itself, so no barrier is needed for it.
+/// Where a block keeps the runs of one chunk between the two passes: bytes from the tile's beginning, negative: nowhere. A
+/// thread reads back only what it stored itself, so no barrier is needed for it.
+///
+/// Offsets from the array itself: of a pointer that went through a structure the compiler no longer knows that it is one to
+/// shared memory, and every access became a generic one (LD, ST), which asks at run time which memory is meant.
 template <class P, class D>
 struct Room {
-  Run<P, kVector<P>>* p;
-  Run<D, kVector<P>>* d;
+  int p = -1, d = -1;
+
+  __device__ bool keeps() const { return p >= 0; }
+  __device__ Run<P, kVector<P>>& p_at(int64_t at) const { return run<P>(p, at); }
+  __device__ Run<D, kVector<P>>& d_at(int64_t at) const { return run<D>(d, at); }
+
+ private:
+  template <class T>
+  __device__ static Run<T, kVector<P>>& run(int from, int64_t at) {
+    extern __shared__ uint4 tile_memory[];
+    return reinterpret_cast<Run<T, kVector<P>>*>(tile_memory)[from / static_cast<int>(sizeof(Run<T, kVector<P>>)) +
+                                                              static_cast<int>(at) / kVector<P>];
+  }
 };
 
 /// Runs from the chip where they were kept, else from memory, most likely from the level-2 cache.
@@ -54,9 +69,9 @@ struct KeptReader {
 
   template <class Count>
   __device__ void operator()(Pair<P, D>& held, int64_t at, Count count) const {
-    if (room.p == nullptr) return memory(held, at, count);
-    held.p = room.p[at / kVector<P>];
-    if (d != nullptr) held.d = room.d[at / kVector<P>];
+    if (!room.keeps()) return memory(held, at, count);
+    held.p = room.p_at(at);
+    if (d != nullptr) held.d = room.d_at(at);
   }
 };
 
@@ -64,23 +79,20 @@ struct KeptReader {
 template <class P, class D>
 class Tile {
  public:
-  __device__ Tile(char* memory, int64_t bytes) : memory_(memory), left_(bytes) {}
+  __device__ explicit Tile(int64_t bytes) : bytes_(bytes) {}
 
   __device__ Room<P, D> take(int64_t length, bool with_d) {
     const int64_t runs = (length + kVector<P> - 1) / kVector<P>;
     const int64_t p_bytes = runs * sizeof(Run<P, kVector<P>>);
     const int64_t d_bytes = with_d ? (runs * sizeof(Run<D, kVector<P>>) + 15) / 16 * 16 : 0;
-    if (p_bytes + d_bytes > left_) return {nullptr, nullptr};
-    const Room<P, D> room{reinterpret_cast<Run<P, kVector<P>>*>(memory_),
-                                with_d ? reinterpret_cast<Run<D, kVector<P>>*>(memory_ + p_bytes) : nullptr};
-    memory_ += p_bytes + d_bytes;
-    left_ -= p_bytes + d_bytes;
+    if (p_bytes + d_bytes > bytes_ - taken_) return {};
+    const Room<P, D> room{static_cast<int>(taken_), static_cast<int>(taken_ + p_bytes)};
+    taken_ += p_bytes + d_bytes;
     return room;
   }
 
  private:
-  char* memory_;
-  int64_t left_;
+  int64_t bytes_, taken_ = 0;
 };
 
 /// Calls `f(path, chunk index, chunk)` for this block's share of all open paths' chunks.
@@ -97,13 +109,11 @@ __global__ void __launch_bounds__(kThreads)
     tick_on_chip(const Streams<P, D> streams, const __grid_constant__ Table table,
                  const __grid_constant__ RuleArguments rule, P* waypoint, const __grid_constant__ Scratch scratch,
                  int64_t tile_bytes) {
-  extern __shared__ uint4 tile_memory[];
-  __shared__ WarpValues<Moments> shared;
-  char* const memory = reinterpret_cast<char*>(tile_memory);
+  __shared__ JoinRoom join;
   const auto grid_barrier = cooperative_groups::this_grid();
   const bool with_d = streams.d != nullptr;
 
-  Tile<P, D> filled(memory, tile_bytes);
+  Tile<P, D> filled(tile_bytes);
   for_each_item(table, streams.paths, rule.gate, [&](int64_t k, int64_t c, const Chunk& chunk) {
     if (table.segments[chunk.segment].has(kMasked)) return;
     const PairReader<P, D> read{streams.p_at(k, chunk.start), streams.d_at(k, chunk.start)};
@@ -111,25 +121,26 @@ __global__ void __launch_bounds__(kThreads)
     LateShift<P, D> shift(read);
     ShiftedSums sums;
     const auto keep = [&](const Pair<P, D>& held, int64_t at, auto count) {
-      if (room.p != nullptr) {
-        room.p[at / kVector<P>] = held.p;
-        if (with_d) room.d[at / kVector<P>] = held.d;
+      if (room.keeps()) {
+        room.p_at(at) = held.p;
+        if (with_d) room.d_at(at) = held.d;
       }
       add(sums, *shift, held, count, with_d);
     };
     for_each_batch<kVector<P>, kBatch<P>, Pair<P, D>>(
         chunk.length, read.words(), read, [&] { shift.resolve(); }, keep);
-    store_chunk(sums, *shift, chunk.length, reinterpret_cast<ShiftedSums*>(shared.get()),
+    store_chunk(sums, *shift, chunk.length, reinterpret_cast<ShiftedSums*>(join.values.get()),
                 scratch.partials + (k * table.chunk_count + c) * kMomentColumns);
     __syncthreads();
   });
   grid_barrier.sync();
 
   for (int64_t i = blockIdx.x; i < table.segment_count * streams.paths; i += gridDim.x)
-    chunks_to_coefficients(table, rule, scratch, i / table.segment_count, i % table.segment_count, shared.get());
+    // What fits on the chip has few chunks a lane, and looking ahead would take registers that this kernel does not have.
+    chunks_to_coefficients<false>(table, rule, scratch, i / table.segment_count, i % table.segment_count, join);
   grid_barrier.sync();
 
-  Tile<P, D> kept(memory, tile_bytes);
+  Tile<P, D> kept(tile_bytes);
   for_each_item(table, streams.paths, rule.gate, [&](int64_t k, int64_t, const Chunk& chunk) {
     P* const p = streams.p_at(k, chunk.start);
     P* const record = waypoint == nullptr ? nullptr : waypoint + k * streams.numel + chunk.start;
@@ -143,7 +154,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 constexpr int kMostDevices = 64;
-/// More blocks a multiprocessor than this have too little shared memory each to hold a chunk of float32 p and d.
+/// More blocks a multiprocessor than this have too little shared memory each to hold a chunk of float32 p and d. (On sm_90
+/// the registers of `tick_on_chip` allow two; the queries for more say so.)
 constexpr int kMostBlocks = 6;
 /// Elements of a chunk that the choice below counts on (CHUNK of llpf_fast/flat/table.py). A table with longer chunks is
 /// ticked as correctly; some of its chunks are then read twice.

@@ -192,9 +192,7 @@ struct Block {
       if (all(Wait::kDone, 0, count)) return true;
       if (all(Wait::kGrid, 0, count)) return false;
       if (all(Wait::kBlock, 0, count)) {
-        uint64_t sum = 0;
-        for (auto& fiber : fibers) sum += fiber->given;
-        for (auto& fiber : fibers) release(*fiber, sum);
+        for (auto& fiber : fibers) release(*fiber, 0);
         continue;
       }
       bool moved = false;
@@ -231,6 +229,7 @@ struct Block {
 
 /// Blocks one after another; with `cooperative` all exist, and run by turns from one grid barrier to the next.
 inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes, bool cooperative, const std::function<void()>& kernel) {
+  if (grid.x > 0x7fffffffu || grid.y > LLPF_GRID_Y || grid.z != 1) stop("a grid that no GPU launches");
   body = &kernel;
   grid_size = grid;
   block_size = block;
@@ -273,9 +272,6 @@ inline std::map<void*, Allocation> allocations;
 #define blockDim (emulator::block_size)
 
 inline void __syncthreads() { emulator::yield(emulator::Wait::kBlock); }
-inline int __syncthreads_count(bool value) {
-  return static_cast<int>(emulator::yield(emulator::Wait::kBlock, value ? 1 : 0));
-}
 inline unsigned __ballot_sync(unsigned, bool value) {
   return static_cast<unsigned>(emulator::yield(emulator::Wait::kWarp, value ? 1 : 0, -1));
 }
@@ -286,6 +282,7 @@ inline double __shfl_down_sync(unsigned, double value, int offset) {
   std::memcpy(&value, &bits, sizeof bits);
   return value;
 }
+inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(unsigned value) { return __builtin_ffs(static_cast<int>(value)); }
 using std::min;
 
