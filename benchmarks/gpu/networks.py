@@ -69,9 +69,12 @@ class Size:
 
 
 RECIPE = "resnet18-cifar10-m2m-quick"
-#: The quick recipe, changed. Nobody has seen it arrive: a layer more at a time with a threshold of 0.3 went on at once
-#: for a ResNet-20, all layers at once did not. Half of what BatchNorm's running statistics say is still older than the
-#: last seven gradient steps, so each point gets statistics of its own.
+#: The quick recipe, changed. Seen on a CPU only, between two ResNet18 with an eighth of the channels, trained on 1,000
+#: images to a loss of 0.002: it arrived after 60 ticks and 982 gradient steps with none taken back, and all of its
+#: points were below 0.182 on these images (the straight line rises to 2.5). With steps of at most a quarter of the way
+#: (``pace.largest=2.5``) it took 160 ticks and 1,481 gradient steps; without ``pace.chord`` it was the same path.
+#: Half of what BatchNorm's running statistics say is still older than the last seven gradient steps, so each point
+#: gets statistics of its own; the stored ones were not tried.
 SETTINGS = (
     "threshold=0.3",
     "statistics=reestimated",
@@ -88,7 +91,8 @@ SETTINGS = (
     "correction.channels_last=true",
     "pace.rounds=20",
     "pace.margin=0.8",
-    "pace.largest=2.5",
+    "pace.chord=true",
+    "pace.largest=6",
     "record_every=2",
     "arrival_every=5",
     "checkpoint_every=1000000",
