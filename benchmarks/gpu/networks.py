@@ -160,8 +160,8 @@ def narrowed(model: nn.Module, divisor: int) -> nn.Module:
         made: nn.Module
         if isinstance(layer, nn.Conv2d):
             inputs = layer.in_channels if layer.in_channels == 3 else layer.in_channels // divisor
-            form: Any = (layer.kernel_size, layer.stride, layer.padding)
-            made = nn.Conv2d(inputs, layer.out_channels // divisor, *form, bias=False)
+            form: dict[str, Any] = {key: getattr(layer, key) for key in ("kernel_size", "stride", "padding")}
+            made = nn.Conv2d(inputs, layer.out_channels // divisor, **form, bias=False)
         elif isinstance(layer, nn.BatchNorm2d):
             made = nn.BatchNorm2d(layer.num_features // divisor)
         elif isinstance(layer, nn.Linear):
