@@ -198,7 +198,7 @@ for own, other in ((torch.float32,) * 2, (f8,) * 2, (torch.bfloat16,) * 2, (torc
         p, d, g = (torch.randn(t.numel, dtype=f8) for _ in range(3))
         p, d, g = (p + mean).to(own), d.to(other), g.to(own)
         scratch, lr, target = t.scratch(), torch.tensor(.1, dtype=f8), torch.full((5,), .7, dtype=f8)
-        step, waypoint, left = torch.tensor([.01, .1], dtype=f8), torch.zeros_like(p), torch.zeros(5, 5, dtype=f8)
+        step = torch.tensor([.01, .1], dtype=f8)
         m = ops.moments(p, d, *where, scratch)
         show('moments', m, ops.moments(p, None, *where, scratch))
         # Moments that every process has: only what is made of them is compared.
