@@ -36,13 +36,15 @@ def names() -> list[str]:
     return list(_ANALYSES)
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser, chosen: str | None = None) -> None:
+    """With the name of an analysis, that one's options only."""
     commands = parser.add_subcommands(dest="analysis", required=True, metavar="ANALYSIS")
     for name in _ANALYSES:
         module = _module(name)
         sub = ArgumentParser(description=module.HELP, exit_on_error=False, allow_abbrev=False)
         commands.add_subcommand(name, sub, help=module.HELP)
-        module.add_arguments(sub)
+        if chosen == name or chosen not in _ANALYSES:
+            module.add_arguments(sub)
 
 
 def run(args: Namespace) -> int:
