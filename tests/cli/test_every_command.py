@@ -434,7 +434,6 @@ def test_an_error_that_nobody_foresaw(llpf, monkeypatch):
         (["find", "a.pt", "b.pt", "--recipe", QUICK, "--out", "x", "--device", "cuda:99"], {}),
         (["train", "--model", "ends.py:x", "--data", "digits", "--out", "x.pt"], {}),
         (["info"], {"LLPF_BACKEND": "no such"}),
-        (["info"], {"LLPF_ISA": "no such"}),
     ],
 )
 def test_as_a_process(place, arguments, variables):
