@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from zlib import crc32
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -229,6 +229,8 @@ class Build(build_ext):
 PARTS = {f"llpf_fast.{part.name}": part for part in parts()}
 
 setup(
+    # The Triton kernels stay at the top level of the repository, where they are looked for, and are installed inside.
+    packages=[*find_packages(include=["llpf_fast*"]), "llpf_fast.kernels"],
     ext_modules=[Extension(name, sources=[], optional=not part.demanded) for name, part in PARTS.items()],
     cmdclass={"build_ext": Build},
 )

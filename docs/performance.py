@@ -47,7 +47,7 @@ def steps(result: dict[str, Any]) -> list[str]:
     places = result["places"]
     names = list(next(iter(places.values()))["ns_per_element"])
     lines = [
-        f"Nanoseconds an element, median (quartiles), `python -m benchmarks.kernel_steps`, {_where(result)}:",
+        f"Nanoseconds an element, median (quartiles), `python -m benchmarks.studies.kernel_steps`, {_where(result)}:",
         "",
         f"| loop | {' | '.join(places)} |",
         f"|---|{'---|' * len(places)}",
@@ -83,7 +83,8 @@ def searches(result: dict[str, Any]) -> list[str]:
     authors = result["authors"]
     lines = [
         f"LeNet5/MNIST, model to model, recipe `{result['recipe']}`, threshold {result['settings']['threshold']}, from "
-        f"`search-cost.json` (`python -m benchmarks.search_cost`), {result['environment']['machine']}, one thread:",
+        f"`search-cost.json` (`python -m benchmarks.studies.search_cost`), {result['environment']['machine']}, "
+        "one thread:",
         "",
         "| pair | ticks | gradient steps of 64 | seconds to find | highest certified training loss |",
         "|---|---|---|---|---|",
@@ -111,8 +112,8 @@ def together(result: dict[str, Any]) -> list[str]:
     gain = result["median_gain"]["seconds"]
     return [
         f"{result['paths']} paths between perceptrons on the digits (`{result['recipe']}`), from `together.json` "
-        f"(`python -m benchmarks.together`), {_where(result)}: {seconds[0]:.1f} s in turn, {seconds[1]:.1f} s as one "
-        f"stack, {gain:.2f} times faster, judging and files included.",
+        f"(`python -m benchmarks.studies.together`), {_where(result)}: {seconds[0]:.1f} s in turn, "
+        f"{seconds[1]:.1f} s as one stack, {gain:.2f} times faster, judging and files included.",
     ]
 
 
@@ -120,7 +121,7 @@ def corrections(result: dict[str, Any]) -> list[str]:
     """An iteration's passes in each setting, and the engine's part of it."""
     return [
         "Processor time of a correction's parts, one thread, batches of 64, medians (quartiles), from "
-        f"`correction.json` (`python -m benchmarks.correction_costs`), {_where(result)}:",
+        f"`correction.json` (`python -m benchmarks.studies.correction_costs`), {_where(result)}:",
         "",
         "| LeNet5, forward and backward | ms |",
         "|---|---|",

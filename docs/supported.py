@@ -20,8 +20,8 @@ from llpf_fast.find import (
     leads_to_model,
     resolve,
 )
+from llpf_fast.find.pairing import PAIRINGS
 from llpf_fast.models import model_names
-from llpf_fast.path.pairing import PAIRINGS
 from llpf_fast.recipes import recipe_names
 from llpf_fast.tick import Rule
 

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from .errors import LLPFError as LLPFError
     from .find import PathFinder as PathFinder
     from .find import find_path as find_path
-    from .find.settings import Settings as Settings
     from .flat import FlatParameters as FlatParameters
     from .flat import SegmentTable as SegmentTable
     from .ops import info as info
     from .ops import use_backend as use_backend
     from .path import open_path as open_path
+    from .settings import Settings as Settings
     from .verify import certify as certify
     from .verify import verify_run as verify_run
 
@@ -29,7 +29,7 @@ _HOME = {
     "LLPFError": ".errors",
     "PathFinder": ".find",
     "SegmentTable": ".flat",
-    "Settings": ".find.settings",
+    "Settings": ".settings",
     "certify": ".verify",
     "find_path": ".find",
     "info": ".ops",

@@ -1,6 +1,11 @@
-"""The one exception a user of the package has to know."""
+"""The one exception a user of the package has to know, and the words of its messages."""
 
 from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from collections.abc import Iterable
 
 
 class LLPFError(ValueError):
@@ -13,3 +18,38 @@ class LLPFError(ValueError):
     def __init__(self, message: object = "") -> None:
         # A path or a user's own text may hold line breaks.
         super().__init__(" ".join(str(message).splitlines()))
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 3, 60, 60, 60
+
+
+def one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def shown(value: object) -> str:
+    """Enough of a value to know it again, in at most some 60 characters: it may be anything, of any size."""
+    text = one_line(_SHORT.repr(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """``unknown recipe 'lenet-mnist'; did you mean 'lenet5-mnist-m2m'?``, or every known name where none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return f"unknown {kind} {name!r}; did you mean {' or '.join(map(repr, near))}?"
+    return f"unknown {kind} {name!r}; known: {', '.join(known)}"
+
+
+def wrong_type(text: str, prefix: str = "") -> str:
+    """jsonargparse's nested lines about a value of the wrong type as ``key must be float, got abc``."""
+    keys = [key.removeprefix(prefix) for key in re.findall(r'key "([^"]+)"', text)]
+    wanted = re.search(r"Expected an? (.+?)\. Got value: (.*)", text, flags=re.DOTALL)
+    # A key that may be null: null is what it is left at, so only the other type is worth naming.
+    wanted = wanted or re.search(r"Subtypes: \[(.+?), <class 'NoneType'>\].*Given value: (.*)", text, flags=re.DOTALL)
+    if not keys or wanted is None:
+        return one_line(text)
+    kind = re.sub(r"<class '([^']+)'>", r"\1", wanted[1]).replace("typing.", "")
+    return f"{'.'.join(keys)} must be {kind}, got {one_line(wanted[2])}"

@@ -17,8 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .errors import LLPFError
-from .wording import one_line, unknown_name
+from .errors import LLPFError, one_line, unknown_name
 
 
 def is_code(name: str) -> bool:

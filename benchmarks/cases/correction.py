@@ -20,8 +20,7 @@ from llpf_fast.batches.augment import augmentation
 from llpf_fast.batches.precision import Precision, float32_products
 from llpf_fast.correct import Correction
 from llpf_fast.correct.correction import Capture
-from llpf_fast.correct.cuda_graph import capture
-from llpf_fast.correct.while_graph import UntilClosed
+from llpf_fast.correct.graphs import UntilClosed, capture
 from llpf_fast.errors import LLPFError
 from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model

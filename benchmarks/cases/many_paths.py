@@ -16,7 +16,7 @@ from torch import nn
 
 from llpf_fast.batches import TensorBatches
 from llpf_fast.correct import Correction
-from llpf_fast.correct.stacked import StackedCorrection
+from llpf_fast.correct.stacked_correction import StackedCorrection
 from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model
 

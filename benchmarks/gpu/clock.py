@@ -46,7 +46,7 @@ class Clock:
         Raises:
             RuntimeError: it cannot be captured.
         """
-        from llpf_fast.correct.cuda_graph import capture
+        from llpf_fast.correct.graphs import capture
 
         def together() -> None:
             for _ in range(calls):

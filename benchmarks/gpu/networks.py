@@ -29,7 +29,7 @@ from llpf_fast.batches.augment import augmentation
 from llpf_fast.batches.statistics import STATISTICS_SIZE
 from llpf_fast.data import ImageData, load_dataset
 from llpf_fast.find import PathFinder
-from llpf_fast.find.results import FindResult, TickProgress
+from llpf_fast.find.record import FindResult, TickProgress
 from llpf_fast.find.stacked_finder import Job, StackedFinder
 from llpf_fast.models import TrainingProgress, build_model, train_model
 from llpf_fast.path import load_model_file

@@ -92,7 +92,7 @@ STABLE_TORCH_LIBRARY_IMPL(llpf_fast, CPU, m) {
   m.impl("draw_", TORCH_BOX(&draw_));
 }
 
-/// For `llpf_fast.ops.info`: the loops in use; null where LLPF_ISA names none.
+/// For `llpf_fast.ops.environment`: the loops in use; null where LLPF_ISA names none.
 extern "C" __attribute__((visibility("default"))) const char* llpf_cpu_isa() {
   try {
     return llpf::cpu::chunk_kernels().isa;

@@ -5,7 +5,7 @@
 
 #include "../core/cuda/while_graph.h"
 
-// csrc/core/cuda/while_graph.h for ctypes (llpf_fast/correct/while_graph.py): handles are addresses. No torch op takes a
+// csrc/core/cuda/while_graph.h for ctypes (llpf_fast/correct/graphs.py): handles are addresses. No torch op takes a
 // captured graph, and none is needed: a launch has no tensors of its own.
 #define LLPF_EXPORT extern "C" __attribute__((visibility("default")))
 

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..batches import casting, data, fixed_samples, forward, precision, sampling, statistics
+from ..batches import data, fixed_samples, forward, precision, sampling, statistics
 from ..batches import loss as batch_loss
+from ..batches import precision as casting
 from ..errors import LLPFError
-from ..path.atomic import read_bytes, write_bytes, write_whole, writing
+from ..path.durable import read_bytes, write_bytes, write_whole, writing
 from ..path.fingerprint import code_digest, digest
-from ..path.plain import plain
+from ..path.plain_values import plain
 from ..path.state import decode_state, encode_state, header, state_digest
-from ..verify import Evaluation, evaluate
+from ..verify import Evaluation
+from ..verify import evaluator as evaluate
 
 #: state dict -> what it measures.
 Evaluate = Callable[[Mapping[str, Tensor]], Evaluation]

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from ..errors import LLPFError
 from ..path.fingerprint import code_digest
-from ..verify.evaluate import Statistics
+from ..types import ProgressCallback, StateDict
+from ..verify.evaluator import Statistics
 from .cache import cached_numbers
-from .measures import Measures, Progress
-from .networks import Networks, State
+from .measures import Measures, Rank, rank_correlation
+from .networks import Networks
 from .predict import NODES, CurvatureIntegral, Prediction, curvature_integral, displacement
 from .problem import Problem
-from .rank import Rank, rank_correlation
 from .restricted import RestrictedLoss, Taylor
-from .vector_network import VectorNetwork
+from .vector_loss import VectorNetwork
 
 #: "alone": one layer; the others are cumulative: from the input, from the output, in a random order.
 Order = Literal["alone", "shallow", "deep", "random"]
@@ -153,7 +153,7 @@ def layer_connectivity(
     integral: bool = True,
     hessian_samples: int = HESSIAN_SAMPLES,
     nodes: int = NODES,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> LayerConnectivity:
     """Measure how the loss of each of two networks changes as layers go halfway to the other's.
 
@@ -230,7 +230,7 @@ def layer_connectivity(
 
 
 class _Work:
-    def __init__(self, progress: Progress | None, expected: int) -> None:
+    def __init__(self, progress: ProgressCallback | None, expected: int) -> None:
         self._progress, self._expected, self._done = progress, expected, 0
 
     def tell(self, text: str, count: int = 1) -> None:
@@ -255,7 +255,7 @@ def _plan(layers: list[str], orders: Sequence[Order], seed: int) -> list[tuple[O
     ]
 
 
-def _places(networks: Networks, layers: Mapping[str, list[str]], move: State) -> list[LayerPlace]:
+def _places(networks: Networks, layers: Mapping[str, list[str]], move: StateDict) -> list[LayerPlace]:
     total = sum(float(move[name].square().sum()) for name in networks.parameter_names)
     places = []
     for layer, names in layers.items():

@@ -1,7 +1,8 @@
-"""Linear mode connectivity: loss and error along the straight lines between networks."""
+"""Where networks lie to each other: distances, angles, cosines, seen from the origin or from a base point."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
@@ -11,12 +12,94 @@ from torch import Tensor
 
 from ..errors import LLPFError
 from ..path import check_finite, compare_architectures
-from ..verify.evaluate import Statistics
-from .barrier import STABLE_ERROR, Barrier, barrier, line_fractions
-from .geometry import Geometry, geometry
-from .measures import Measures, Progress
-from .networks import Networks, State
+from ..types import ProgressCallback, StateDict
+from ..verify.evaluator import Statistics
+from .measures import Measures
+from .networks import Networks
 from .problem import Problem
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Two points seen from a third (the origin, or a base point such as the network that both were trained from).
+
+    ``distance`` between the two; ``radius_1``, ``radius_2`` from the base, all L2 in units of the parameters;
+    ``cosine`` and ``angle`` (degrees, 0..180) at the base, NaN where a radius is 0.
+    """
+
+    distance: float
+    radius_1: float
+    radius_2: float
+    cosine: float
+    angle: float
+
+
+def geometry(first: Tensor, second: Tensor, base: Tensor | None = None) -> Geometry:
+    """Of two vectors ``[P]``, computed in float64; ``base [P]`` is the origin when missing.
+
+    The angle is 2 atan2(|u - v|, |u + v|) of the unit vectors u, v (Kahan): exact near 0 and 180 degrees too, where
+    acos of the cosine loses half the digits.
+    """
+    a, b = first.double(), second.double()
+    if base is not None:
+        a, b = a - base.double(), b - base.double()
+    distance, radius_1, radius_2 = (float(v.norm()) for v in (a - b, a, b))
+    if radius_1 == 0 or radius_2 == 0:
+        return Geometry(distance, radius_1, radius_2, math.nan, math.nan)
+    u, v = a / radius_1, b / radius_2
+    angle = 2 * math.atan2(float((u - v).norm()), float((u + v).norm()))
+    return Geometry(distance, radius_1, radius_2, float(u @ v), math.degrees(angle))
+
+
+#: Frankle et al. (arXiv 1912.05671) call a pair stable where the error barrier is below about 2 %.
+STABLE_ERROR = 0.02
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """How far a value f rises above its ends on the line from network 1 (fraction 0) to network 2 (fraction 1).
+
+    ``frankle``: max_a f(a) - (f1 + f2) / 2 (linear mode connectivity, arXiv 1912.05671);
+    ``entezari``: max_a [f(a) - ((1 - a) f1 + a f2)] (arXiv 2110.06296), reached at fraction ``at``;
+    ``midpoint``: f(1/2) - (f1 + f2) / 2.
+    The maxima run over the points measured, ends included, so ``entezari`` is never negative and ``frankle`` never
+    below |f1 - f2| / 2. NaN where a value that counts is NaN.
+    """
+
+    frankle: float
+    entezari: float
+    midpoint: float
+    at: float
+
+
+def barrier(fractions: Sequence[float], values: Sequence[float]) -> Barrier:
+    """The barrier of ``values [n]`` at ``fractions [n]``, rising from 0 to 1 and with 1/2 among them.
+
+    Raises:
+        LLPFError: other fractions, or other numbers of them than of values.
+    """
+    if len(fractions) != len(values):
+        raise LLPFError(f"{len(fractions)} fractions but {len(values)} values")
+    if not fractions or fractions[0] != 0 or fractions[-1] != 1 or 0.5 not in fractions:
+        raise LLPFError("a barrier needs values at fractions 0, 1/2 and 1")
+    first, last = values[0], values[-1]
+    mean = (first + last) / 2
+    middle = values[list(fractions).index(0.5)] - mean
+    if any(map(math.isnan, values)) or not (math.isfinite(first) and math.isfinite(last)):
+        return Barrier(math.nan, math.nan, middle, math.nan)
+    above = [value - ((1 - a) * first + a * last) for a, value in zip(fractions, values, strict=True)]
+    highest = max(range(len(above)), key=above.__getitem__)
+    return Barrier(max(values) - mean, above[highest], middle, fractions[highest])
+
+
+def line_fractions(points: int) -> list[float]:
+    """``points`` equally spaced fractions from 0 to 1; 1/2 is added where it is not among them.
+
+    LLPFError for fewer than three.
+    """
+    if points < 3:
+        raise LLPFError(f"points must be at least 3 (both ends and the middle), got {points}")
+    return sorted({*(i / (points - 1) for i in range(points)), 0.5})
 
 
 @dataclass(frozen=True)
@@ -104,11 +187,11 @@ def linear_connectivity(
     networks: Networks,
     *,
     points: int = 25,
-    base: State | None = None,
+    base: StateDict | None = None,
     base_name: str = "base",
     pairs: Sequence[tuple[int, int]] | None = None,
     statistics: Sequence[Statistics] | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> LinearConnectivity:
     """Measure the straight lines between all ``pairs`` of ``networks`` (all of them when missing).
 
@@ -162,7 +245,7 @@ def linear_connectivity(
     )
 
 
-def _base(networks: Networks, base: State, name: str) -> Tensor:
+def _base(networks: Networks, base: StateDict, name: str) -> Tensor:
     compare_architectures(networks[0], base, networks.names[0], name)
     check_finite(base, name, networks.module)
     return networks.flatten(base)

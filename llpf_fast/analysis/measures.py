@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ..verify.evaluate import Statistics
-from .networks import State
+from ..types import StateDict
+from ..verify.evaluator import Statistics
 from .problem import Problem, Split
-
-#: (done, expected, what is being done)
-Progress = Callable[[int, int, str], None]
 
 
 class Measures:
@@ -22,7 +21,7 @@ class Measures:
         splits: list[Split] = ["train"] if problem.test is None else ["train", "test"]
         self._evaluators = {split: problem.evaluator(split, statistics=statistics) for split in splits}
 
-    def __call__(self, state: State) -> dict[str, float]:
+    def __call__(self, state: StateDict) -> dict[str, float]:
         found = {}
         for split, evaluator in self._evaluators.items():
             evaluation = evaluator(state)
@@ -30,3 +29,31 @@ class Measures:
             if evaluation.accuracy is not None:
                 found[f"{split}_error"] = 1 - evaluation.accuracy
         return found
+
+
+#: Fewer pairs than this have no rank correlation worth a number.
+_FEWEST = 3
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Spearman's rho over ``count`` pairs and the two-sided p-value that scipy gives (meaningless for few pairs).
+
+    None where it is not defined: fewer than three pairs, all values of one side equal, a value that is not finite.
+    """
+
+    rho: float | None
+    p_value: float | None
+    count: int
+
+
+def rank_correlation(predicted: Sequence[float], measured: Sequence[float]) -> Rank:
+    """Spearman's correlation of two sequences of equal length; ties share their mean rank."""
+    count = len(predicted)
+    finite = all(map(math.isfinite, [*predicted, *measured]))
+    if count < _FEWEST or not finite or len({*predicted}) < 2 or len({*measured}) < 2:
+        return Rank(None, None, count)
+    from scipy.stats import spearmanr
+
+    found = spearmanr(predicted, measured)
+    return Rank(float(found.statistic), float(found.pvalue), count)

@@ -16,13 +16,13 @@ from ..flat.buffers import check_buffers, same_bits
 from ..flat.wrappers import unwrapped
 from ..path import RunDirectory, Waypoint, check_finite, compare_architectures, load_model_file, state_digest
 from ..path.endpoint import load_endpoint
+from ..path.low_loss_path import interpolate
 from ..path.state import detached
-from ..verify.polyline import interpolate
+from ..types import StateDict
 
-State = Mapping[str, Tensor]
 #: A model file, a run directory (``RUN`` for both of its ends, ``RUN@12`` for waypoint 12, ``RUN@-1`` for the last), a
 #: state dict, or a module.
-Source = str | os.PathLike[str] | State | nn.Module
+Source = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
 
 #: Weights whose sum is nearer to 1 than this leave what all networks have in common as it is.
 _AFFINE = 1e-9
@@ -49,7 +49,7 @@ class Networks:
     """
 
     def __init__(
-        self, states: Sequence[State], names: Sequence[str] | None = None, module: nn.Module | None = None
+        self, states: Sequence[StateDict], names: Sequence[str] | None = None, module: nn.Module | None = None
     ) -> None:
         if not states:
             raise LLPFError("no networks are given; name at least one model")
@@ -123,7 +123,7 @@ class Networks:
         """``path.state_digest`` of each, for cache keys and results."""
         return [state_digest(state) for state in self.states]
 
-    def flatten(self, state: State) -> Tensor:
+    def flatten(self, state: StateDict) -> Tensor:
         """The parameters of ``state`` as one vector, float64 ``[P]`` on the CPU."""
         parts = [state[name].detach().to("cpu", torch.float64).reshape(-1) for name in self.parameter_names]
         return torch.cat(parts)
@@ -132,7 +132,7 @@ class Networks:
         """All of them, float64 ``[m, P]``."""
         return torch.stack([self.flatten(state) for state in self.states])
 
-    def unflatten(self, vector: Tensor, buffers: State | None = None) -> dict[str, Tensor]:
+    def unflatten(self, vector: Tensor, buffers: StateDict | None = None) -> dict[str, Tensor]:
         """The state dict with parameters ``vector [P]`` (float64 views of it) and the buffers of ``buffers``.
 
         The buffers are the first network's when missing: BatchNorm statistics then belong to no network, re-estimate
@@ -195,7 +195,7 @@ def load_networks(
             ``module``, as ``load_endpoint``, which gives every network its names and dtypes.
     """
     module = None if module is None else unwrapped(module)
-    states: list[State] = []
+    states: list[StateDict] = []
     found_names: list[str] = []
     for source in sources:
         for name, state in _load(source, len(states), module):
@@ -207,8 +207,8 @@ def load_networks(
     return Networks(states, names or _short(found_names), module)
 
 
-def _load(source: Source, number: int, module: nn.Module | None) -> Iterator[tuple[str, State]]:
-    def fitted(state: Any, name: str) -> State:
+def _load(source: Source, number: int, module: nn.Module | None) -> Iterator[tuple[str, StateDict]]:
+    def fitted(state: Any, name: str) -> StateDict:
         return state if module is None else load_endpoint(state, module, name)
 
     if isinstance(source, nn.Module):
@@ -254,7 +254,7 @@ def _short(names: list[str]) -> list[str]:
     return short if len({*short}) == len(short) else names
 
 
-def _masks(states: Sequence[State]) -> set[str]:
+def _masks(states: Sequence[StateDict]) -> set[str]:
     """Floating tensors that hold infinity and are the same in all of several networks: no parameters."""
     if len(states) < 2:
         return set()
@@ -281,7 +281,7 @@ def _combined(values: Sequence[Tensor], weights: Sequence[float], affine: bool) 
     return total
 
 
-def _tied(state: State, module: nn.Module | None) -> dict[str, list[str]]:
+def _tied(state: StateDict, module: nn.Module | None) -> dict[str, list[str]]:
     """First name of each parameter tensor -> all its names."""
     if module is None:
         floating = [name for name, value in state.items() if value.is_floating_point()]

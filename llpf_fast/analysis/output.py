@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..find.environment import describe
-from ..path.atomic import write_bytes, write_json, writing
-from ..path.plain import finite_or_none, plain
+from ..ops.environment import describe
+from ..path.durable import write_bytes, write_json, writing
+from ..path.plain_values import finite_or_none, plain
 
 #: A table: rows of plain values by column name; the columns are the first row's, and those that later rows add.
 Table = Sequence[Mapping[str, Any]]

@@ -13,7 +13,8 @@ from torch import nn
 
 from ..errors import LLPFError
 from ..path import RunDirectory
-from .trajectory import Matrix, Piece, Progress, Trajectory, pieces, same_space
+from ..types import ProgressCallback
+from .trajectory import Matrix, Piece, Trajectory, pieces, same_space
 
 #: What the values in memory at once may take; the Gram matrices, 24 bytes for each pair of waypoints, come on top.
 MEMORY = 256 * 2**20
@@ -68,7 +69,7 @@ def principal_components(
     module: nn.Module | None = None,
     memory: int = MEMORY,
     device: torch.device | str = "cpu",
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Components:
     """Exact PCA of the waypoints of all ``runs`` together, by the Gram matrix.
 
@@ -134,7 +135,7 @@ def principal_components(
     return Components(paths, whole, layers)
 
 
-def _check(paths: Sequence[Trajectory], count: int, progress: Progress | None) -> None:
+def _check(paths: Sequence[Trajectory], count: int, progress: ProgressCallback | None) -> None:
     done = 0
 
     def one_more() -> None:

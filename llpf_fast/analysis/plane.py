@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..errors import LLPFError
+from ..types import ProgressCallback
 from ..verify import Evaluation
 from .networks import Networks
-from .trajectory import Matrix, Progress, Trajectory
+from .trajectory import Matrix, Trajectory
 
 Evaluate = Callable[[Mapping[str, Tensor]], Evaluation]
 #: Three points count as lying on one line when the third is nearer to it than this share of their longest distance.
@@ -170,7 +171,7 @@ def loss_on_plane(
     resolution: int = 21,
     margin: float = 0.2,
     path_points: int = 100,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Plane:
     """Evaluate ``resolution`` x ``resolution`` points of the plane through three ``networks``, and a path beside it.
 

@@ -11,7 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import LLPFError
-from .networks import Networks, State
+from ..types import StateDict
+from .networks import Networks
 from .restricted import RestrictedLoss
 
 #: Fractions over which the estimate's maximum is sought.
@@ -137,7 +138,7 @@ def curvature_integral(
     return CurvatureIntegral(-total / 2, ends[1] - (ends[0] + ends[2]) / 2, fractions, values)
 
 
-def _moved(state: State, move: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
+def _moved(state: StateDict, move: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
     moved = dict(state)
     for name, value in move.items():
         moved[name] = state[name].double() + fraction * value

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import FixedSamples, LoaderBatches, LossReduction, TensorBatches, TensorData, as_data, hold
-from ..batches.casting import loss_in, module_in
 from ..batches.data import batch_length, data_digest
 from ..batches.fixed_samples import Held, held_count, held_digest, held_subset, try_network
 from ..batches.forward import computing_dtype, default_batch_size
-from ..batches.loss import LossFunction, chosen_loss
-from ..batches.precision import checked_device
+from ..batches.loss import chosen_loss
+from ..batches.precision import checked_device, loss_in, module_in
 from ..batches.statistics import STATISTICS_SIZE, normalization_layers
 from ..data import dataset_classes, load_dataset
 from ..errors import LLPFError
@@ -25,10 +24,13 @@ from ..flat.wrappers import unwrapped
 from ..models import build_model, check_images
 from ..path import RunDirectory
 from ..path.fingerprint import Unidentifiable, describe_loss, describe_module, digest, loss_identity
+from ..types import LossFunction
 from ..user_code import loss_function
 from ..verify import Evaluator
-from ..verify.evaluate import Statistics
-from ..verify.recorded import (
+from ..verify.evaluator import Statistics
+from ..verify.run import (
+    SCREEN_SIZE,
+    Samples,
     recorded_folder,
     recorded_loss,
     recorded_model,
@@ -37,11 +39,10 @@ from ..verify.recorded import (
     recorded_settings,
     recorded_task,
 )
-from ..verify.run import SCREEN_SIZE, Samples
 from .cache import CachedEvaluator, Evaluate, evaluating_code
 from .mini_batches import mini_batches
 from .networks import Networks, Source, load_networks
-from .vector_network import VectorNetwork
+from .vector_loss import VectorNetwork
 
 Split = Literal["train", "test"]
 

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..batches.casting import loss_in
 from ..batches.fixed_samples import held_subset
 from ..batches.loss import LossReduction, loss_of
-from ..batches.precision import float32_products
-from .networks import State
+from ..batches.precision import float32_products, loss_in
+from ..types import StateDict
 from .problem import Problem
-from .vector_network import twice
+from .vector_loss import twice
 
 _BATCH = 250
 
@@ -71,13 +70,13 @@ class RestrictedLoss:
         """What derivatives depend on besides the problem: for cache keys."""
         return {"samples": self.samples, "dtype": str(self._dtype), "batch_size": self._batch_size}
 
-    def loss(self, theta: State) -> float:
+    def loss(self, theta: StateDict) -> float:
         """L(theta); theta is a whole state dict."""
         point = self._cast(theta)
         with torch.set_grad_enabled(self._gradients), float32_products("float32", self._device):
             return float(sum(share * float(self._loss(point, x, y)) for x, y, share in self._batches()))
 
-    def expand(self, theta: State, directions: Sequence[Mapping[str, Tensor]], *, order: int = 2) -> Taylor:
+    def expand(self, theta: StateDict, directions: Sequence[Mapping[str, Tensor]], *, order: int = 2) -> Taylor:
         """Loss, slopes and (``order`` 2, else zeros) curvature at ``theta``, a whole state dict.
 
         Each direction has tensors by parameter name; what it does not name does not move (a tied
@@ -122,7 +121,7 @@ class RestrictedLoss:
 
         return loss_of(network, self._loss_fn, inputs, targets)
 
-    def _cast(self, state: State) -> dict[str, Tensor]:
+    def _cast(self, state: StateDict) -> dict[str, Tensor]:
         return {name: self._to(value) for name, value in state.items()}
 
     def _to(self, value: Tensor) -> Tensor:

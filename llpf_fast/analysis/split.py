@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from ..types import ProgressCallback, StateDict
 from .layers import HESSIAN_SAMPLES, layer_connectivity
 from .linear import linear_connectivity
-from .measures import Progress
-from .networks import Networks, State
+from .measures import Rank, rank_correlation
+from .networks import Networks
 from .predict import NODES
 from .problem import Problem
-from .rank import Rank, rank_correlation
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Split:
 def compare_children(
     problem: Problem,
     children: Networks,
-    base: State | None,
+    base: StateDict | None,
     *,
     group: str,
     epoch: int | None,
     points: int = 25,
     hessian_samples: int = HESSIAN_SAMPLES,
     nodes: int = NODES,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Split:
     """Barrier, prediction and place of two ``children`` of the trunk ``base``; ``group`` names the repetition.
 

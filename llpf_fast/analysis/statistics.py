@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from ..batches import FixedSamples
 from ..batches.precision import float32_products
 from ..batches.statistics import normalization_layers, reestimate
-from .networks import State
+from ..types import StateDict
 from .problem import Problem
 
 
-def own_statistics(problem: Problem, states: Sequence[State]) -> list[dict[str, Tensor]]:
+def own_statistics(problem: Problem, states: Sequence[StateDict]) -> list[dict[str, Tensor]]:
     """``states`` with BatchNorm statistics re-estimated at each, as the evaluator does; as they are without any.
 
     On the CPU, in the module's dtypes.
@@ -48,7 +48,7 @@ def estimate(module: nn.Module, samples: FixedSamples) -> None:
             part.training = training
 
 
-def load_state(module: nn.Module, state: State) -> None:
+def load_state(module: nn.Module, state: StateDict) -> None:
     """Copy ``state`` (every tensor of the module's state dict, any dtype and device) into ``module``."""
     values = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     with torch.no_grad():

@@ -19,11 +19,9 @@ from ..errors import LLPFError
 from ..path import RunDirectory, compare_architectures
 from ..path.state import differences, shapes
 from ..user_code import is_code
-from ..verify.recorded import recorded_model, recorded_settings
+from ..verify.run import recorded_model, recorded_settings
 from .networks import Networks
 
-#: Called with (done, expected, text).
-Progress = Callable[[int, int, str], None]
 Matrix = NDArray[np.float64]
 #: Where ``Trajectory.losses`` come from at best.
 CERTIFIED = "training loss (certificate)"

@@ -1,8 +1,9 @@
 """One batch: where it comes from, its forward pass, its loss. Shared by the search and the certificate."""
 
+from ..types import LossFunction
 from .data import BatchedData, Data, DatasetData, TensorData, as_data
 from .fixed_samples import FixedSamples, hold, stratified_subset
-from .loss import LossFunction, LossReduction, loss_of
+from .loss import LossReduction, loss_of
 from .sampling import Batches, IndexedBatches, LoaderBatches, TensorBatches, training_batches
 
 __all__ = [

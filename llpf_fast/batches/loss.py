@@ -13,13 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from ..errors import LLPFError
-from ..wording import shown
+from ..errors import LLPFError, shown
+from ..types import LossFunction
 from .forward import FAILURES, first_line, forward, shape_of
 from .precision import Precision
-
-#: (model output, targets) -> scalar tensor.
-LossFunction = Callable[[Any, Any], Tensor]
 
 NO_GRADIENT = "the loss depends on no parameter that trains: are all frozen, or is there a detach in the loss?"
 

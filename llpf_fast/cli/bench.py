@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LLPFError
-from .common import add_device, choose_device, user_path
+from .options import add_device, choose_device, user_path
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace

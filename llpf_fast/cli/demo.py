@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LLPFError
-from .common import add_quiet, user_path
 from .find import find_between, summary
-from .progress import duration
+from .options import add_quiet, user_path
+from .output import duration
 from .train import train_endpoint
 from .verify import draw, verdict, verify
 from .written import keeping_others, remove_ours

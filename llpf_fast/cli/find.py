@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LLPFError
-from .common import add_device, add_loss, add_quiet, add_threads, user_path
-from .progress import Progress, duration
+from .options import add_device, add_loss, add_quiet, add_threads, user_path
+from .output import Progress, duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -224,7 +224,7 @@ def _find_one(
     resume: bool,
     quiet: bool,
 ) -> FindResult:
-    from ..path.pairing import Pair
+    from ..find.pairing import Pair
 
     with Progress("tick", quiet=quiet, upper_bound=True) as progress:
 

@@ -17,7 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     import json
 
-    from .. import info
+    from ..ops import info
 
     found = info()
     if args.json:

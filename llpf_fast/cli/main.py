@@ -12,8 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from ..errors import LLPFError
-from ..wording import one_line, wrong_type
+from ..errors import LLPFError, one_line, wrong_type
 from . import analyze, bench, demo, find, info, recipes, report, train, verify
 
 _COMMANDS = {

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import LLPFError
-from ..wording import one_line
+from ..errors import LLPFError, one_line
 from .find import ending, tick_text
-from .progress import Progress, duration
+from .output import Progress, duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ..find import FindResult, Job, StackedFinder, TickProgress
-    from ..path.pairing import Pair
+    from ..find.pairing import Pair
     from .search import Search
 
 
@@ -62,7 +61,7 @@ def find_many(
     Every file is loaded and compared with the recipe's network, and every run folder is looked at, before the first
     search begins (LLPFError). A search that fails afterwards is reported, and the others go on.
     """
-    from ..path.pairing import run_names
+    from ..find.pairing import run_names
 
     pairs, equal, digests = _choose(search, starts, destinations, pairing)
     names = run_names(pairs, search.settings.mode)
@@ -136,8 +135,8 @@ def _choose(
     search: Search, starts: str, destinations: str | None, pairing: str | None
 ) -> tuple[list[Pair], list[Pair], dict[Path, str]]:
     """The pairs to join, those left out as equal, and the digest of every file."""
+    from ..find.pairing import Pair, make_pairs, model_files
     from ..path import state_digest
-    from ..path.pairing import Pair, make_pairs, model_files
 
     first = model_files(starts)
     last = None if destinations is None else model_files(destinations)
@@ -161,7 +160,7 @@ def _finished(search: Search, folder: Path, pair: Pair, digests: dict[Path, str]
 
     LLPFError when the folder holds something and nothing is to be resumed, or another search than this one.
     """
-    from ..find.same_search import all_settings
+    from ..find.resume import all_settings
     from ..path import RunDirectory
 
     if not (folder / "run.yaml").exists():
@@ -203,7 +202,7 @@ def _row(name: str, result: FindResult, search: Search) -> Row:
 
 def show_table(rows: Sequence[Row]) -> None:
     """One row a path, and below them their notes, on stdout."""
-    from .table import print_table
+    from .output import print_table
 
     columns = {"path": False, "result": False, "ticks": True, "SGD steps": True, "waypoints": True, "time": True}
     cells = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .common import user_path
+from .options import user_path
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import add_quiet, check_new_file, user_path
-from .progress import Progress
+from .options import add_quiet, check_new_file, user_path
+from .output import Progress
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LLPFError
-from .common import choose_device, set_threads
+from .options import choose_device, set_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..find import FindResult, Job, StackedFinder, TickProgress
-    from ..find.settings import Settings
-    from ..path.pairing import Pair
+    from ..find.pairing import Pair
+    from ..settings import Settings
 
 #: Settings that may name code.
 _CODE = ("model", "data", "optimizer", "is_norm")
@@ -60,7 +60,7 @@ class Search:
 
     def _load_model(self, threads: int | None) -> None:
         from ..data import dataset_classes
-        from ..find.own_code import own_norm_rule, own_optimizer
+        from ..find.build import own_norm_rule, own_optimizer
         from ..models import build_model
         from ..user_code import loss_function
 

@@ -7,17 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import LLPFError
-from .common import (
-    add_device,
-    add_loss,
-    add_quiet,
-    add_threads,
-    check_new_file,
-    choose_device,
-    set_threads,
-    user_path,
-)
-from .progress import Progress, duration
+from .options import add_device, add_loss, add_quiet, add_threads, check_new_file, choose_device, set_threads, user_path
+from .output import Progress, duration
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LLPFError
-from .common import add_device, add_quiet, check_threads, choose_device, user_path
-from .progress import Progress
+from .options import add_device, add_quiet, check_threads, choose_device, user_path
+from .output import Progress
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace

@@ -77,7 +77,7 @@ def _known(folder: Path) -> dict[str, str]:
 
 
 def _note(folder: Path, known: dict[str, str]) -> None:
-    from ..path.atomic import write_json
+    from ..path.durable import write_json
 
     write_json(folder / _LIST, dict(sorted(known.items())), durable=False)
 

@@ -1,4 +1,4 @@
-"""The loss-constraint correction: train after a move until the loss is back under the threshold."""
+"""``Trainer``: what a search itself needs of the correction that is run for it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,38 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..batches.loss import LossFunction, Passes
+from ..batches.loss import Passes
 from ..batches.precision import Precision, check_precision, float32_products
 from ..batches.sampling import Batches, IndexedBatches
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..ops.loss_gate import LAST, MEAN, WINDOW
-from .captured import NotCapturableError, Replays, Seen, as_cuda_graph, as_while_graph
+from ..types import LossFunction
+from .graphs import NotCapturableError, Replays, Seen, as_cuda_graph, as_while_graph
 from .optimizer_step import OptimizerStep
-from .step import Step
+from .sgd_step import Step
+
+
+class Trainer(Protocol):
+    """What a search itself needs of the correction that is run for it."""
+
+    @property
+    def momentum_buffer(self) -> Tensor | None:
+        """``[N]``, where the correction has momentum."""
+
+    @property
+    def keeps_momentum(self) -> bool:
+        """Whether that outlives a correction."""
+
+    def scale_lr(self, scale: Tensor | None) -> None:
+        """From now on the learning rate of every segment is the base times its factor, float64 ``[S]``."""
+
 
 Capture = Literal["auto", "on", "off", "while"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import LLPFError
-from .image_data import ImageData, from_pixels
+from .dataset import ImageData, from_pixels
 from .torchvision_sets import CIFAR10_MEAN, CIFAR10_STD
 
 _FILE = "cifar10-jpeg.npz"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..errors import LLPFError
-from .image_data import ImageData, from_pixels
+from .dataset import ImageData, from_pixels
 
 _SCALE = 16.0
 

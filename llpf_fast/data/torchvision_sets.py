@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LLPFError
-from .image_data import ImageData, from_pixels
+from .dataset import ImageData, from_pixels
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)

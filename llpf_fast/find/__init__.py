@@ -1,20 +1,11 @@
 """The search: settings, the finder, the one-call API."""
 
-from .api import find_path
-from .dialect import can_arrive, leads_to_model, resolve
-from .finder import PathFinder
-from .results import FindResult, TickProgress
-from .settings import (
-    CorrectionSettings,
-    DataFlowSettings,
-    LayerSettings,
-    PaceSettings,
-    Settings,
-    Stage,
-    StepSettings,
-)
-from .stacked_finder import Job, StackedFinder
-from .together import choose_together
+from ..modes import can_arrive, leads_to_model
+from ..settings import CorrectionSettings, DataFlowSettings, LayerSettings, PaceSettings, Settings, Stage, StepSettings
+from ..tick.rule import resolve
+from .finder import PathFinder, find_path
+from .record import FindResult, TickProgress
+from .stacked_finder import Job, StackedFinder, choose_together
 
 __all__ = [
     "CorrectionSettings",

@@ -1,29 +1,56 @@
-"""From settings, network and data to the parts of a search that all of its paths share."""
+"""The optimiser and the norm rule that a caller hands over, or that the settings name."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..batches import Data, FixedSamples, IndexedBatches, LoaderBatches, LossFunction, LossReduction, as_data
+from ..batches import Data, FixedSamples, IndexedBatches, LoaderBatches, LossReduction, as_data
 from ..batches import training_batches as make_batches
 from ..batches.augment import augmentation
-from ..batches.casting import loss_in
 from ..batches.data import BatchedData, TensorData
 from ..batches.fixed_samples import Held, held_count, held_digest, held_set_digest, held_subset, hold, try_network
 from ..batches.forward import ForwardMode, default_batch_size, fixed_random_numbers, forward
 from ..batches.loss import batch_loss, chosen_loss
+from ..batches.precision import loss_in
 from ..batches.statistics import STATISTICS_SIZE
 from ..correct import Correction
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..flat.copying import copied
 from ..path.fingerprint import loss_identity
-from .settings import Settings
+from ..settings import Settings
+from ..types import LossFunction, OptimizerFactory
+from ..user_code import checked_norm_rule, checked_optimizer, norm_rule, optimizer_factory
+
+NormRule = Callable[[nn.Module], bool]
+Own = TypeVar("Own")
+
+
+def own_optimizer(settings: Settings, given: OptimizerFactory | None = None) -> OptimizerFactory | None:
+    """What makes the correction's optimiser; None for the fused SGD. LLPFError: given twice, or no such code."""
+    checked = None if given is None else checked_optimizer(given)
+    return _one("optimizer", settings.optimizer, checked, optimizer_factory)
+
+
+def own_norm_rule(settings: Settings, given: NormRule | None = None) -> NormRule | None:
+    """What counts more modules as normalization layers; LLPFError: given twice, no rule, or no such code."""
+    checked = None if given is None else checked_norm_rule(given)
+    return _one("is_norm", settings.is_norm, checked, norm_rule)
+
+
+def _one(key: str, named: str, given: Own | None, load: Callable[[str], Own]) -> Own | None:
+    if not named:
+        return given
+    if given is not None:
+        raise LLPFError(f"{key} is given twice, as an argument and by name in the settings; leave one out")
+    return load(named)
+
 
 #: Samples, a Dataset, a DataLoader, a list of batches: see :func:`llpf_fast.batches.as_data`.
 TrainingData = Any

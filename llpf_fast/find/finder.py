@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..batches import LossFunction
 from ..batches.forward import fixed_random_numbers
 from ..batches.precision import checked_device
 from ..batches.sampling import key_of
 from ..correct import Corrected
-from ..correct.group_rates import GroupRates, OptimizerFactory, one_group_each
-from ..errors import LLPFError
-from ..flat import FlatParameters
+from ..correct.optimizer_step import GroupRates, one_group_each
+from ..errors import LLPFError, one_line, shown
+from ..flat import FlatParameters, copied
 from ..flat.copying import own_memory
 from ..flat.wrappers import check_usable, unwrapped
-from ..wording import one_line, shown
-from .build import TrainingData, make_correction, make_task
-from .dialect import resolve
-from .ends import Ends
-from .legs import Legs
-from .own_code import own_norm_rule, own_optimizer
-from .path_search import Judge, PathSearch, Train
-from .record import Record
-from .results import FindResult, TickProgress
-from .schedule import make_schedule
-from .screen import Screen
-from .settings import Settings, as_settings
+from ..modes import can_arrive
+from ..path import LowLossPath
+from ..path.endpoint import Source, load_endpoint
+from ..settings import Settings, as_settings
+from ..tick.rule import resolve
+from ..types import LossFunction, OptimizerFactory
+from .build import TrainingData, make_correction, make_task, own_norm_rule, own_optimizer
+from .endpoints import Ends
+from .phases import Legs, make_schedule
+from .record import FindResult, Record, TickProgress
+from .screening import Screen
+from .search import Judge, PathSearch, Train
 
 _STREAM_MODULE_RANDOMNESS = 2
 
@@ -48,7 +48,7 @@ class PathFinder:
         start: complete state dict.
         destination: complete state dict: the model to go to (m2m), or one that lies on the spheres to go to.
             ``None`` for the other modes, and for spheres given by ``settings.spheres``.
-        settings: see :class:`~llpf_fast.find.settings.Settings`.
+        settings: see :class:`~llpf_fast.settings.Settings`.
         train: samples, a Dataset, a DataLoader, a list of batches: see :func:`llpf_fast.batches.as_data`.
         loss_fn: (model output, targets) -> mean loss; when missing cross-entropy, where outputs and targets are those
             of a classification.
@@ -160,3 +160,80 @@ class PathFinder:
         key = key_of(self.settings.seed, 0, request.first_round, _STREAM_MODULE_RANDOMNESS)
         with fixed_random_numbers(self._device, key):
             return self._correction.run(request.first_round, go_on=request.go_on, stop_at_nan=request.stop_at_nan)
+
+
+def find_path(
+    model: nn.Module,
+    start: Source,
+    destination: Source | None = None,
+    *,
+    data: TrainingData,
+    loss_fn: LossFunction | None = None,
+    optimizer: OptimizerFactory | None = None,
+    settings: Settings | None = None,
+    out: str | os.PathLike[str] | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[TickProgress], None] | None = None,
+    resume: bool = False,
+    is_norm: Callable[[nn.Module], bool] | None = None,
+    **changes: Any,
+) -> LowLossPath:
+    """Search a path of low training loss from a trained network (LLPF, arXiv 2505.02604).
+
+    ``mode`` says where to: another trained network (m2m, the default), the origin (m2o; m2o-o leaves normalization
+    layers out), infinity, each layer's mean, or a sphere; see :class:`Settings`.
+
+    Args:
+        model: the architecture; not modified.
+        start, destination: a module, a state dict, or a checkpoint file each; the destination of m2m, or a network that
+            lies on the spheres to go to, and ``None`` otherwise.
+        data: (inputs, targets) tensors or arrays, a Dataset, a DataLoader, a list of batches; see
+            :func:`llpf_fast.batches.as_data`.
+        loss_fn: (model output, targets) -> scalar mean loss; when missing cross-entropy, where outputs and targets are
+            those of a classification.
+        optimizer: for the correction, e.g. ``lambda ps: torch.optim.AdamW(ps, lr=1e-3)``; the fused SGD when missing.
+        settings: see :class:`Settings`; ``changes`` replace its top-level fields (``threshold=0.05``, ``seed=3``).
+        out: folder of the run; a new temporary folder when missing.
+        device: "cpu" or "cuda".
+        progress: called after every tick with a :class:`TickProgress`.
+        resume: continue the run in ``out``.
+        is_norm: also counts a module for which it returns True as a normalization layer.
+
+    Returns:
+        The path, as written to ``out``. It carries no certificate yet: :func:`llpf_fast.verify_run` computes it.
+
+    Raises:
+        LLPFError: wrong input, named in one line; or a search toward a model or sphere that ended without arriving.
+    """
+    base = Settings() if settings is None else as_settings(settings)
+    try:
+        base = replace(base, **changes)
+    except TypeError as error:
+        raise LLPFError(f"find_path: {error}") from None
+    # Before anything is loaded: what is said of a module that cannot be copied says more than names that differ.
+    network = copied(unwrapped(model))
+    first = load_endpoint(start, network, "start")
+    last = None if destination is None else load_endpoint(destination, network, "destination")
+    finder = PathFinder(
+        network,
+        first,
+        last,
+        settings=base,
+        train=data,
+        loss_fn=loss_fn,
+        optimizer=optimizer,
+        device=device,
+        out=out,
+        progress=progress,
+        resume=resume,
+        is_norm=is_norm,
+    )
+    result = finder.run()
+    if not result.arrived and can_arrive(base):
+        if result.ended == "stuck":
+            why = f"got stuck after {result.ticks} ticks"
+            remedy = "raise the threshold or correction.max_rounds"
+        else:
+            why, remedy = f"did not arrive within max_ticks={base.max_ticks}", "raise max_ticks or step.relative"
+        raise LLPFError(f"the path {why}; what was found is in {result.folder}: {remedy}")
+    return LowLossPath(result.folder)

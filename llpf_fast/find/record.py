@@ -1,4 +1,4 @@
-"""``Record``: what one search leaves on disk and tells its caller."""
+"""What a search writes: run folder, metrics, results."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,53 @@ from torch import Tensor
 from ..correct import Corrected
 from ..errors import LLPFError
 from ..flat import FlatParameters
+from ..modes import leads_to_model
 from ..path import RunDirectory, state_digest
 from ..path.fingerprint import digest
-from . import environment
-from .dialect import leads_to_model
-from .ends import Ends
-from .results import FindResult, TickProgress
-from .same_search import check_same_search, check_same_task
-from .settings import Settings
-from .standing import Standing
+from ..settings import Settings
+from . import resume as environment
+from .endpoints import Ends
+from .resume import check_same_search, check_same_task
+from .search_state import Standing
+
+
+@dataclass(frozen=True)
+class TickProgress:
+    """Where a search stands.
+
+    ``distance`` is the share of the start's distance that is left (toward infinity: the norm's growth), ``steps`` the
+    gradient steps of the whole search, ``seconds`` the time spent in it.
+    """
+
+    tick: int
+    max_ticks: int
+    loss: float
+    rounds: int
+    steps: int
+    distance: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FindResult:
+    """What a search did. ``sgd_steps`` and ``ticks`` count the whole search, ``seconds`` the time spent in it.
+
+    ``ended`` is "arrived", "max_ticks", or "stuck": with adaptive pacing even the smallest step failed. ``notes`` are
+    what a reader must know besides, a line each: layers of norm 0, which no norm sphere can be reached from.
+    """
+
+    folder: Path
+    ticks: int
+    sgd_steps: int
+    seconds: float
+    ended: str
+    waypoints: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def arrived(self) -> bool:
+        return self.ended == "arrived"
+
 
 _DIGESTS = ("start_sha256", "destination_sha256", "sphere_sha256")
 

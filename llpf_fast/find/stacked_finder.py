@@ -1,4 +1,4 @@
-"""``StackedFinder``: many searches of one architecture at once, their corrections trained as one stack."""
+"""How many paths are searched at once where nobody says a number."""
 
 from __future__ import annotations
 
@@ -10,28 +10,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import LossFunction, TensorBatches
+from ..batches import TensorBatches
 from ..batches.precision import checked_device
 from ..correct import Corrected
-from ..correct.group_rates import OptimizerFactory
 from ..correct.stackable import NotStackableError, check_stackable
-from ..correct.stacked import StackedCorrection, StackedPath
+from ..correct.stacked_correction import StackedCorrection, StackedPath
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..flat.copying import copied
 from ..flat.wrappers import unwrapped
-from .build import TrainingData, make_task, training
-from .dialect import resolve
-from .ends import Ends
-from .legs import Legs
-from .own_code import own_norm_rule
-from .path_search import Judge, PathSearch, Train
-from .record import Record
-from .results import FindResult, TickProgress
-from .schedule import make_schedule
-from .screen import Screen
-from .settings import Settings, as_settings
-from .stacked_screen import StackedScreen
+from ..settings import Settings, as_settings
+from ..tick.rule import resolve
+from ..types import LossFunction, OptimizerFactory
+from .build import TrainingData, make_task, own_norm_rule, training
+from .endpoints import Ends
+from .phases import Legs, make_schedule
+from .record import FindResult, Record, TickProgress
+from .screening import Screen, StackedScreen
+from .search import Judge, PathSearch, Train
+
+#: On a GPU: networks whose kernels leave most of it idle, and as many of them as fill it. Not measured yet.
+_SMALL_GPU, _MOST_GPU = 1_000_000, 256
+#: On a CPU a stack saves the fixed cost of each operation and nothing else. Gains over the same paths in turn, one
+#: core, perceptrons of 9, 26, 51 and 85 thousand parameters: eight paths 2.0, 1.5, 1.2 and 1.3, sixteen 2.9, 2.1, 1.4
+#: and 1.4; four of the smallest 1.0 to 1.1.
+_SMALL_CPU, _LEAST_CPU, _MOST_CPU = 50_000, 8, 16
+
+
+def choose_together(module: nn.Module, device: torch.device, paths: int) -> int:
+    """Paths at a time for ``paths`` searches of this network; 1 where a stack would not be faster.
+
+    A choice by size, kind and number alone, never by a clock: the same command gives the same bits. Networks with
+    convolutions are left alone on a CPU: LeNet5s as a stack train 0.7 times as fast as in turn
+    (benchmarks/cases/many_paths.py).
+    """
+    size = sum(parameter.numel() for parameter in module.parameters())
+    if device.type == "cuda":
+        return min(paths, _MOST_GPU) if size <= _SMALL_GPU and paths >= LEAST_GPU else 1
+    convolves = any(isinstance(layer, nn.modules.conv._ConvNd) for layer in module.modules())
+    return min(paths, _MOST_CPU) if size <= _SMALL_CPU and not convolves and paths >= _LEAST_CPU else 1
+
 
 #: Fewer paths than this train in turn: the fixed cost of a stacked iteration then exceeds what it saves (digits
 #: perceptron on one core: two paths 0.6 times as fast as in turn, four 1.1, sixteen 2.6).
@@ -69,7 +87,8 @@ class StackedFinder:
     Each path keeps its own gate, rounds, pace, waypoints and run directory. A path whose correction ends ticks, is
     judged and trains on in the next iteration; one that ends leaves its row to the next job. Its waypoints are those
     of the path alone up to the last bits of the forward and backward passes (see
-    :class:`~llpf_fast.correct.stacked.StackedCorrection`); the same jobs in the same order give the same bits.
+    :class:`~llpf_fast.correct.stacked_correction.StackedCorrection`); the same jobs in the same order give the same
+    bits.
 
     Args:
         module: the architecture; not modified.

@@ -2,12 +2,11 @@
 
 from .buffers import check_buffers, statistics
 from .copying import copied
-from .data_flow import DataFlow, data_flow_order
-from .kinds import is_normalization, layer_kinds
-from .layer_kind import LayerKind
+from .forward_order import DataFlow, data_flow_order
+from .layers import LayerKind, is_normalization, layer_kinds
+from .parameter_sites import ties
 from .parameters import FlatParameters
 from .table import ALIGNMENT, CHUNK, Segment, SegmentTable
-from .ties import ties
 from .wrappers import unwrapped
 
 __all__ = [

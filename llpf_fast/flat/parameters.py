@@ -16,9 +16,8 @@ from ..errors import LLPFError
 from ..ops import SegmentFlag
 from .buffers import overlaps_itself, persistent_buffers
 from .dtypes import cast, exact, is_rounding
-from .kinds import Role, roles
-from .layer_kind import LayerKind
-from .survey import Place, check, dense_stride, leaders, places
+from .layers import LayerKind, Role, roles
+from .parameter_sites import Place, check, dense_stride, leaders, places
 from .table import CHUNK, SegmentTable
 
 #: Names and shapes spelled out in one error message.

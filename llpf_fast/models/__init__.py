@@ -1,8 +1,7 @@
 """The networks that the papers and the demo use, by name; anyone can add their own."""
 
-from .lenet5 import LeNet5
-from .mlp import MLP
 from .registry import build_model, check_images, model_names, register_model
+from .small_nets import MLP, LeNet5
 from .training import TrainingProgress, accuracy, train_model
 
 __all__ = [

@@ -10,13 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..errors import LLPFError
+from ..errors import LLPFError, unknown_name
 from ..user_code import is_code, model_factory, said
-from ..wording import unknown_name
-from . import timm_nets, torchvision_nets
-from .cct import cct7
-from .lenet5 import LeNet5
-from .mlp import MLP
+from . import library_nets as timm_nets
+from . import torchvision_nets
+from .library_nets import cct7
+from .small_nets import MLP, LeNet5
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from .library import library
+from .library_nets import library
 
 
 def resnet18(classes: int = 10) -> nn.Module:

@@ -17,10 +17,11 @@ from torch.optim import lr_scheduler
 
 from ..batches.data import BatchedData, DatasetData, TensorData, as_data, moved_batch
 from ..batches.forward import first_line, forward
-from ..batches.loss import NO_GRADIENT, LossFunction, LossReduction, batch_loss, chosen_loss
+from ..batches.loss import NO_GRADIENT, LossReduction, batch_loss, chosen_loss
 from ..batches.precision import Precision, check_precision, float32_products
 from ..batches.sampling import key_of
 from ..errors import LLPFError
+from ..types import LossFunction
 
 OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["constant", "cosine", "steps", "one-cycle"]

@@ -4,8 +4,8 @@ from .affine import affine_
 from .backend import use_backend
 from .coefficients import coefficients
 from .draw import draw_
+from .environment import info, kernels_in_use
 from .flags import Destination, SegmentFlag
-from .info import info, kernels_in_use
 from .library import scratch_numel
 from .loss_gate import gate_state, loss_gate_
 from .moments import moments

@@ -1,17 +1,10 @@
 """The path on disk: run directories, waypoints, checkpoints, model files."""
 
-from .model_file import (
-    ModelFile,
-    check_finite,
-    compare_architectures,
-    load_model_file,
-    save_model_file,
-    state_digest,
-)
-from .names import fit_names
-from .path import LowLossPath, open_path
+from .low_loss_path import LowLossPath, open_path
+from .model_file import ModelFile, fit_names, load_model_file, save_model_file
 from .run_directory import RunDirectory
-from .waypoint import Waypoint
+from .state import check_finite, compare_architectures, state_digest
+from .waypoints import Waypoint
 
 __all__ = [
     "LowLossPath",

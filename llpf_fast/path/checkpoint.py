@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import LLPFError
-from .atomic import read_bytes, reading, write_bytes, writing
-from .plain import plain
+from .durable import read_bytes, reading, write_bytes, writing
+from .plain_values import plain
 from .state import decode_state, encode_state, header
 
 

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from ..errors import LLPFError
 from ..flat.buffers import same_bits
 from ..flat.dtypes import cast, dtype_name, exact, is_rounding
-from ..flat.ties import ties
+from ..flat.parameter_sites import ties
 from ..flat.wrappers import unwrapped
-from .model_file import choose_state, load_model_file
-from .names import fit_names, is_extra_state
+from .model_file import choose_state, fit_names, is_extra_state, load_model_file
 from .state import check_finite, compare_architectures, detached
 
 #: A module, a state dict (or a checkpoint dictionary that holds one), or a file.

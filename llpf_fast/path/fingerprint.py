@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .plain import plain
+from .plain_values import plain
 from .state import raw_bytes, state_digest
 
 

@@ -13,17 +13,13 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from ..errors import LLPFError
-from ..wording import shown
-from . import lock
-from .atomic import read_bytes, read_json, reading, write_bytes, write_json, writing
+from ..errors import LLPFError, shown
+from . import durable as lock
 from .checkpoint import Checkpoint, Mark
-from .json_lines import JsonLines
-from .plain import check_kinds, finite_or_none, plain, read_yaml
-from .set_aside import SetAside
+from .durable import JsonLines, read_bytes, read_json, reading, write_bytes, write_json, writing
+from .plain_values import check_kinds, finite_or_none, plain, read_yaml
 from .state import state_digest
-from .waypoint import Waypoint
-from .waypoint_store import WaypointStore
+from .waypoints import SetAside, Waypoint, WaypointStore
 
 #: What is read from run.yaml and status.json, and of what kind it is: both may have been edited.
 _RUN_KINDS = {

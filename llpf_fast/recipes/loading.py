@@ -11,11 +11,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import LLPFError
-from ..find.check_settings import take_types
-from ..find.settings import Settings
-from ..path.plain import read_yaml
-from ..wording import one_line, shown, unknown_name
+from ..errors import LLPFError, one_line, shown, unknown_name
+from ..path.plain_values import read_yaml
+from ..settings import Settings, take_types
 
 _FOLDER = Path(__file__).parent
 _SUFFIXES = (".yaml", ".yml")

@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .figure_files import save_figure
-from .style import COLOURS, DASHES, REMARK, new_figure, plain_number
+from .style import COLOURS, DASHES, REMARK, new_figure, plain_number, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LLPFError
 from ..path import RunDirectory
 from ..verify import Certificate
-from .figure_files import save_figure
-from .style import BLUE, LIMIT, REMARK, VERMILION, new_figure, plain_number
+from .style import BLUE, LIMIT, REMARK, VERMILION, new_figure, plain_number, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,10 +1,9 @@
 """One LLPF tick as one affine map a layer: the rule, flags, spheres, the prepared op call."""
 
-from .mover import Mover
-from .patterns import match_layers
-from .policy import sphere_table
-from .route import Route, radius_like
+from ..flat.layers import match_layers
+from .group_statistics import Spread
+from .route import Mover, Route, radius_like
 from .rule import NormRule, Rule
-from .spread import Spread
+from .segment_flags import sphere_table
 
 __all__ = ["Mover", "NormRule", "Route", "Rule", "Spread", "match_layers", "radius_like", "sphere_table"]

@@ -1,8 +1,9 @@
 """Evaluation of points, and the certificate of a polyline. Knows nothing of how a path was found."""
 
-from .certificate import certify
-from .evaluate import Evaluation, Evaluator
-from .records import Certificate, LinePoint, PathPoint, Place
+from .arc_length import Place
+from .certificate import Certificate, certify
+from .evaluator import Evaluation, Evaluator
+from .path_sampler import LinePoint, PathPoint
 from .refinement import Refinement
 from .run import verify_run
 

@@ -7,9 +7,8 @@ import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from ..errors import LLPFError
-from ..wording import shown
-from .polyline import Position
+from ..errors import LLPFError, shown
+from ..path.polyline import Position
 
 #: A parabola through three neighbouring points overshoots the higher end of a gap by at most its second divided
 #: difference times width^2 / 4; real losses are no parabolas, hence the factor (ours).

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from llpf_fast.analysis import Networks, Problem
 from llpf_fast.find import Settings
-from llpf_fast.find.settings import CorrectionSettings, StepSettings
 from llpf_fast.path import RunDirectory, state_digest
+from llpf_fast.settings import CorrectionSettings, StepSettings
 
 
 def data(count: int = 300) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llpf_fast.analysis.curves.band import BandSettings, across, auto_neb, insert, redistribute, tangent
+from llpf_fast.analysis.elastic_band import BandSettings, across, auto_neb, insert, redistribute, tangent
 from llpf_fast.errors import LLPFError
 
 LEFT, RIGHT = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 0.0])

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from llpf_fast.analysis import Problem
-from llpf_fast.analysis.curves import methods
-from llpf_fast.analysis.curves.compare import Comparison, Plan, compare
-from llpf_fast.analysis.curves.found import FoundCurve, write_run
-from llpf_fast.analysis.curves.methods import METHODS, Budget, find_curve
+from llpf_fast.analysis import curve_methods as methods
+from llpf_fast.analysis.compare_curves import Comparison, Plan, compare
+from llpf_fast.analysis.curve import FoundCurve, write_run
+from llpf_fast.analysis.curve_methods import METHODS, Budget, find_curve
 from llpf_fast.batches import stratified_subset
 from llpf_fast.errors import LLPFError
 from llpf_fast.path import RunDirectory
-from llpf_fast.report.draw_curves import draw_curves
+from llpf_fast.path.low_loss_path import interpolate
+from llpf_fast.report.curves import draw_curves
 from llpf_fast.verify import verify_run
-from llpf_fast.verify.polyline import interpolate
 
 from . import blobs
 

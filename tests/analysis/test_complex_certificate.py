@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from llpf_fast.analysis.connectors import Complex, Subdivision, certify_complex
+from llpf_fast.analysis.complex_certificate import certify_complex
 from llpf_fast.analysis.networks import Networks
+from llpf_fast.analysis.simplices import Complex, Subdivision
 from llpf_fast.errors import LLPFError
 from llpf_fast.verify import Evaluation
 

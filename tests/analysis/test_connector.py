@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from llpf_fast.analysis.connectors import ConnectorSettings, Hyperplane, certify_complex, find_connector
+from llpf_fast.analysis.complex_certificate import certify_complex
+from llpf_fast.analysis.connector import ConnectorSettings, find_connector
 from llpf_fast.analysis.networks import Networks
-from llpf_fast.analysis.toys import Hyperbola, Mountainside, Wedges, landscape_loss, landscape_samples
+from llpf_fast.analysis.simplices import Hyperplane
+from llpf_fast.analysis.toy_landscapes import Hyperbola, Mountainside, Wedges, landscape_loss, landscape_samples
 from llpf_fast.errors import LLPFError
 from llpf_fast.path import load_model_file
 from llpf_fast.verify import Evaluator

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llpf_fast.analysis.curves.curve import Bezier, Curve, PolyChain, point, straight
-from llpf_fast.analysis.curves.fit import FitSettings, fit
+from llpf_fast.analysis.curve import Bezier, Curve, FitSettings, PolyChain, fit, point, straight
 from llpf_fast.errors import LLPFError
 
 A = torch.tensor([1.0, 0.0, -2.0], dtype=torch.float64)

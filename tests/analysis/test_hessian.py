@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llpf_fast.analysis.sharpness import Hessian, sam_one_step, top_eigenvalue, trace
-from llpf_fast.analysis.vector_network import VectorNetwork
+from llpf_fast.analysis.hessian import Hessian, sam_one_step, top_eigenvalue, trace
+from llpf_fast.analysis.vector_loss import VectorNetwork
 from llpf_fast.errors import LLPFError
 
 

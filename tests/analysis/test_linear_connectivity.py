@@ -10,9 +10,7 @@ from torch import nn
 
 from llpf_fast import LLPFError
 from llpf_fast.analysis import Networks, Problem
-from llpf_fast.analysis.barrier import barrier, line_fractions
-from llpf_fast.analysis.geometry import geometry
-from llpf_fast.analysis.linear import linear_connectivity
+from llpf_fast.analysis.linear import barrier, geometry, line_fractions, linear_connectivity
 
 from .toy_networks import Tanh, product_problem, product_state, random_classes
 
@@ -145,7 +143,7 @@ def test_both_kinds_of_batchnorm_statistics() -> None:
 
 def test_nan_stays_visible(tmp_path) -> None:
     from llpf_fast.analysis import write_result
-    from llpf_fast.report.draw_linear import draw_linear
+    from llpf_fast.report.linear import draw_linear
 
     problem = product_problem()
     networks = problem.networks([product_state(1e200, 1e200), product_state(-1e200, 1e200)])

@@ -14,11 +14,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from llpf_fast.analysis import Problem
-from llpf_fast.analysis.curves.methods import _look
+from llpf_fast.analysis.curve_methods import _look
+from llpf_fast.analysis.hessian import Hessian
 from llpf_fast.analysis.linear import linear_connectivity
 from llpf_fast.analysis.plane import loss_on_plane
 from llpf_fast.analysis.restricted import RestrictedLoss
-from llpf_fast.analysis.sharpness import Hessian
 from llpf_fast.batches import FixedSamples, LossReduction, TensorData
 from llpf_fast.batches.fixed_samples import Held
 

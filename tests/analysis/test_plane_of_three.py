@@ -15,7 +15,7 @@ from llpf_fast.analysis.plane import COLUMNS, Frame, farthest_from_line, loss_on
 from llpf_fast.analysis.trajectory import Trajectory
 from llpf_fast.errors import LLPFError
 from llpf_fast.path import RunDirectory
-from llpf_fast.report.draw_plane import draw_plane
+from llpf_fast.report.plane import draw_plane
 from llpf_fast.verify import Evaluation
 
 

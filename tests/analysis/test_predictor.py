@@ -8,8 +8,8 @@ from torch import nn
 
 from llpf_fast import LLPFError
 from llpf_fast.analysis import Problem
+from llpf_fast.analysis.measures import rank_correlation
 from llpf_fast.analysis.predict import curvature_integral, displacement, predict_barrier
-from llpf_fast.analysis.rank import rank_correlation
 from llpf_fast.analysis.restricted import RestrictedLoss
 
 from .toy_networks import Tanh, product_problem, product_state, random_classes

@@ -11,12 +11,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from llpf_fast import LLPFError
 from llpf_fast.analysis import Networks, Problem
-from llpf_fast.analysis.connectors import ConnectorSettings, find_connector
-from llpf_fast.analysis.curves.found import FoundCurve, write_run
-from llpf_fast.analysis.curves.methods import Budget, find_curve
+from llpf_fast.analysis.connector import ConnectorSettings, find_connector
+from llpf_fast.analysis.curve import FoundCurve, write_run
+from llpf_fast.analysis.curve_methods import Budget, find_curve
+from llpf_fast.analysis.ensemble import ensemble_along
 from llpf_fast.analysis.linear import linear_connectivity
-from llpf_fast.analysis.sharpness import ensemble_along, sharpness_along
-from llpf_fast.analysis.vector_network import VectorNetwork
+from llpf_fast.analysis.sharpness import sharpness_along
+from llpf_fast.analysis.vector_loss import VectorNetwork
 from llpf_fast.batches import TensorData
 from llpf_fast.path import RunDirectory
 from llpf_fast.verify import verify_run

@@ -9,20 +9,18 @@ from torch.nn import functional as F
 
 from llpf_fast.analysis.networks import Networks
 from llpf_fast.analysis.problem import Problem
-from llpf_fast.analysis.toys import Hyperbola, Landscape, Wedges, landscape_loss, landscape_samples
+from llpf_fast.analysis.toy_landscapes import Hyperbola, Landscape, Wedges, landscape_loss, landscape_samples
+from llpf_fast.analysis.width_sweep import Training, train_network, width_sweep
 from llpf_fast.analysis.widths import (
     RadialRule,
-    Training,
     WidthSettings,
     measure_along_path,
     measure_width,
     measure_widths,
+    places,
     radial_width,
     random_direction,
-    train_network,
-    width_sweep,
 )
-from llpf_fast.analysis.widths.measure import places
 from llpf_fast.errors import LLPFError
 from llpf_fast.verify import Evaluator
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from llpf_fast.analysis.sharpness import ensemble_along, sharpness_along
-from llpf_fast.analysis.vector_network import VectorNetwork
+from llpf_fast.analysis.ensemble import ensemble_along
+from llpf_fast.analysis.sharpness import sharpness_along
+from llpf_fast.analysis.vector_loss import VectorNetwork
 from llpf_fast.cli.main import main
 from llpf_fast.errors import LLPFError
 from llpf_fast.models import build_model
 from llpf_fast.path import save_model_file
-from llpf_fast.report.draw_sharpness import draw_sharpness
+from llpf_fast.report.sharpness import draw_sharpness
 
 from . import blobs
 

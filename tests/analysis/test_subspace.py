@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from llpf_fast.analysis.problem import Problem
 from llpf_fast.analysis.subspace import RandomBasis, SubspaceSettings, intrinsic_dimension, train_in_subspace
-from llpf_fast.analysis.toys import Wedges, best_distance_law, is_reached, landscape_loss, landscape_samples
+from llpf_fast.analysis.toy_landscapes import Wedges, best_distance_law, is_reached, landscape_loss, landscape_samples
 from llpf_fast.errors import LLPFError
 
 

@@ -14,9 +14,9 @@ from llpf_fast.analysis.ticks import read_ticks
 from llpf_fast.errors import LLPFError
 from llpf_fast.models import build_model
 from llpf_fast.path import RunDirectory
-from llpf_fast.report.animate import animate_path
-from llpf_fast.report.draw_pca import draw_components
-from llpf_fast.report.draw_ticks import draw_ticks
+from llpf_fast.report.film import animate_path
+from llpf_fast.report.pca import draw_components
+from llpf_fast.report.ticks import draw_ticks
 from llpf_fast.verify import Evaluation, certify
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from llpf_fast.analysis.toys import (
+from llpf_fast.analysis.toy_landscapes import (
     Hyperbola,
     Mountainside,
     Wedges,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llpf_fast.analysis.alignment import align, trace_permutations
+from llpf_fast.analysis.permutations import trace_permutations
+from llpf_fast.analysis.weight_matching import align
 from llpf_fast.errors import LLPFError
 from llpf_fast.models import build_model
 

@@ -7,7 +7,8 @@ import torch
 
 from llpf_fast import LLPFError
 from llpf_fast.batches import LoaderBatches, TensorBatches
-from llpf_fast.batches.sampling import key_of, mix, mix_int, uniform_bits
+from llpf_fast.batches.sampling import key_of, mix_int, uniform_bits
+from llpf_fast.ops.draw import mix
 
 
 def source(seed: int = 0, path: int = 0, size: int = 1000, batch: int = 64) -> TensorBatches:

@@ -1,4 +1,4 @@
-"""The trials of benchmarks/pacing.py change what they say, and its page says what the numbers say."""
+"""The trials of benchmarks/studies/pacing.py change what they say, and its page says what the numbers say."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.pacing import RECIPE, VARIANTS, page, run
-from benchmarks.pacing_trials import Backwards, Clipped, Decaying, SlowConvolutions
+from benchmarks.studies.pacing import RECIPE, VARIANTS, page, run
+from benchmarks.studies.pacing_trials import Backwards, Clipped, Decaying, SlowConvolutions
 from llpf_fast.recipes import load_recipe
 
 

@@ -33,7 +33,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(correction, "BATCH", 4)
     monkeypatch.setattr(correction, "IMAGES", 64)
     monkeypatch.setattr(many_paths, "MOST_IN_TURN", 1)
-    for module in ("llpf_fast.correct.correction", "llpf_fast.correct.stacked", "benchmarks.cases.correction"):
+    for module in (
+        "llpf_fast.correct.correction",
+        "llpf_fast.correct.stacked_correction",
+        "benchmarks.cases.correction",
+    ):
         monkeypatch.setattr(f"{module}.float32_products", as_on_a_gpu)
 
 

@@ -273,8 +273,8 @@ def test_recipes(check, world, tmp_path, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_settings(check, world, tmp_path, seed):
-    from llpf_fast.find.settings import Settings
     from llpf_fast.recipes.loading import _all_keys
+    from llpf_fast.settings import Settings
 
     rng = random.Random(f"{SEED}settings {seed}")
     keys = [*_all_keys(Settings), "stages[0].start", "step.x", "", "correction..lr", "threshold.x"]

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from llpf_fast.cli.progress import Progress, duration
+from llpf_fast.cli.output import Progress, duration
 
 
 class Clock:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from llpf_fast.correct import cuda_graph
-from llpf_fast.correct.cuda_graph import capture
+from llpf_fast.correct import graphs as cuda_graph
+from llpf_fast.correct.graphs import capture
 
 
 class FakeCuda:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from llpf_fast import LLPFError
 from llpf_fast.batches import TensorBatches
 from llpf_fast.correct import Correction
-from llpf_fast.correct.group_rates import GroupRates, one_group_each
+from llpf_fast.correct.optimizer_step import GroupRates, one_group_each
 from llpf_fast.flat import FlatParameters
 
 

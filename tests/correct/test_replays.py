@@ -18,8 +18,8 @@ from llpf_fast.batches import TensorBatches
 from llpf_fast.batches.augment import augmentation
 from llpf_fast.batches.sampling import Augmentation
 from llpf_fast.correct import Corrected, Correction
-from llpf_fast.correct.captured import NotCapturableError, as_cuda_graph
-from llpf_fast.correct.step import Step
+from llpf_fast.correct.graphs import NotCapturableError, as_cuda_graph
+from llpf_fast.correct.sgd_step import Step
 from llpf_fast.flat import FlatParameters
 from llpf_fast.ops.loss_gate import LAST, OPEN, ROUNDS
 
@@ -93,7 +93,7 @@ def test_replays_after_the_gate_closed_change_nothing(hyper: dict[str, Any], gat
 
 
 def test_buffers_that_are_not_put_back_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llpf_fast.correct.kept_buffers.KeptBuffers.put_back", lambda *_: None)
+    monkeypatch.setattr("llpf_fast.correct.snapshots.KeptBuffers.put_back", lambda *_: None)
     correction = build()
     correction.replay(itself)
     correction.run(0)
@@ -267,7 +267,7 @@ def test_the_order_of_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
         stream=lambda _: contextlib.nullcontext(),
         graph=graph,
     )
-    monkeypatch.setattr("llpf_fast.correct.captured.torch.cuda", fake)
+    monkeypatch.setattr("llpf_fast.correct.graphs.torch.cuda", fake)
 
     class Called:
         flat = SimpleNamespace(data=torch.zeros(1))

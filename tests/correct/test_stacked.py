@@ -13,7 +13,7 @@ from llpf_fast import LLPFError
 from llpf_fast.batches import TensorBatches
 from llpf_fast.batches.augment import augmentation
 from llpf_fast.correct import Corrected, Correction
-from llpf_fast.correct.stacked import StackedCorrection, StackedPath
+from llpf_fast.correct.stacked_correction import StackedCorrection, StackedPath
 from llpf_fast.flat import FlatParameters
 
 RULE: dict[str, Any] = {"threshold": 0.5, "min_rounds": 4, "max_rounds": 30, "lr": 0.1, "momentum": 0.9}

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from llpf_fast.data import dataset_names, load_dataset, register_dataset, registry
-from llpf_fast.data.image_data import from_pixels
+from llpf_fast.data.dataset import from_pixels
 from llpf_fast.errors import LLPFError
 
 REPOSITORY = Path(__file__).parents[2]

@@ -19,7 +19,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llpf_fast.find import CorrectionSettings, DataFlowSettings, PathFinder, Settings, StepSettings, path_search
+from llpf_fast.find import CorrectionSettings, DataFlowSettings, PathFinder, Settings, StepSettings
+from llpf_fast.find import search as path_search
 from llpf_fast.models import build_model, model_names
 from llpf_fast.path import LowLossPath
 from llpf_fast.tick.route import Route
@@ -184,7 +185,7 @@ def test_two_ticks_and_a_certificate(name: str, mode: str, watch: Watch, folder:
     if mode != "m2m" and name not in SMALL:
         return
     # A point less a segment: evaluating these networks is what takes the time here.
-    monkeypatch.setattr("llpf_fast.verify.ruler._FEWEST", 2)
+    monkeypatch.setattr("llpf_fast.verify.arc_length._FEWEST", 2)
     certificate = verify_run(
         folder,
         model=module,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llpf_fast.path.pairing import PAIRINGS
+from llpf_fast.find.pairing import PAIRINGS
 from llpf_fast.recipes import load_recipe
 
 DOCS = Path(__file__).parents[2] / "docs"

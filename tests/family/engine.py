@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from llpf_fast.find import Settings
-from llpf_fast.find.dialect import resolve
-from llpf_fast.find.legs import Legs
-from llpf_fast.find.schedule import make_schedule
-from llpf_fast.find.settings import CorrectionSettings, LayerSettings, Stage, StepSettings
-from llpf_fast.find.standing import Standing
+from llpf_fast.find.phases import Legs, make_schedule
+from llpf_fast.find.search_state import Standing
 from llpf_fast.flat import FlatParameters
+from llpf_fast.settings import CorrectionSettings, LayerSettings, Stage, StepSettings
+from llpf_fast.tick.rule import resolve
 
 from .networks import as_state, zoo
 from .oracle import Array, Arrays

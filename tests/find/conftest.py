@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from llpf_fast.correct import Corrected
 from llpf_fast.data import load_dataset
-from llpf_fast.find import CorrectionSettings, PathFinder, Settings, StepSettings, path_search
+from llpf_fast.find import CorrectionSettings, PathFinder, Settings, StepSettings
 from llpf_fast.find import finder as finder_module
+from llpf_fast.find import search as path_search
 from llpf_fast.flat import FlatParameters
 
 State = dict[str, Tensor]

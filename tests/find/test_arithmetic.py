@@ -18,7 +18,7 @@ from llpf_fast.batches.precision import as_channels_last, float32_products
 from llpf_fast.correct import Correction
 from llpf_fast.find import CorrectionSettings, PaceSettings, PathFinder, Settings, StepSettings
 from llpf_fast.find.build import channels_last
-from llpf_fast.find.same_search import check_same_search
+from llpf_fast.find.resume import check_same_search
 from llpf_fast.flat import FlatParameters
 from llpf_fast.path import RunDirectory
 

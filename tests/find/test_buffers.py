@@ -14,10 +14,10 @@ from torch.nn.utils import parametrizations
 import llpf_fast
 from llpf_fast.errors import LLPFError
 from llpf_fast.find import CorrectionSettings, Settings, StepSettings
-from llpf_fast.find.path_search import _CHORD
-from llpf_fast.find.screen import Screen
+from llpf_fast.find.screening import Screen
+from llpf_fast.find.search import _CHORD
+from llpf_fast.path.low_loss_path import interpolate
 from llpf_fast.verify import Evaluator
-from llpf_fast.verify.polyline import interpolate
 
 
 class Rotated(nn.Module):

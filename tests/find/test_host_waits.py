@@ -18,10 +18,9 @@ from llpf_fast.batches.fixed_samples import FixedSamples
 from llpf_fast.batches.statistics import reestimate
 from llpf_fast.find import CorrectionSettings, PaceSettings, PathFinder, StepSettings
 from llpf_fast.find.build import make_task
-from llpf_fast.find.screen import Screen
-from llpf_fast.find.stacked_screen import StackedScreen
+from llpf_fast.find.screening import Screen, StackedScreen
 from llpf_fast.flat import FlatParameters
-from llpf_fast.path import path
+from llpf_fast.path import low_loss_path as path
 from tests.host_waits import host_waits
 
 from .conftest import State, network, quick
@@ -53,11 +52,11 @@ def test_a_replayed_search_reads_what_it_decides_by_and_nothing_else(
     loss, run = finder._screen.loss, finder._correction.run
 
     def counted_loss(*given: Any) -> float:
-        calls["find/screen.py"] += 1
+        calls["find/screening.py"] += 1
         return loss(*given)
 
     def counted_run(*given: Any, **named: Any) -> Any:
-        calls["correct/captured.py"] += 1
+        calls["correct/graphs.py"] += 1
         return run(*given, **named)
 
     monkeypatch.setattr(finder._screen, "loss", counted_loss)
@@ -66,12 +65,12 @@ def test_a_replayed_search_reads_what_it_decides_by_and_nothing_else(
         finder.run()
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     # What is taken back is not measured.
-    calls["find/path_search.py"] = sum("rolled_back" not in json.loads(line) for line in lines)
+    calls["find/search.py"] = sum("rolled_back" not in json.loads(line) for line in lines)
     places = Counter(wait.partition(":")[0] for wait in waits)
-    assert places.pop("correct/random_states.py") == 1  # before the capture
+    assert places.pop("correct/snapshots.py") == 1  # before the capture
     if "mode" in changes:
         # The clock decides how often the host looks at a gate.
-        assert places.pop("correct/captured.py") >= calls.pop("correct/captured.py")
+        assert places.pop("correct/graphs.py") >= calls.pop("correct/graphs.py")
     assert places == +calls, waits
 
 

@@ -28,8 +28,7 @@ from llpf_fast.find import (
     stacked_finder,
 )
 from llpf_fast.find.build import make_task
-from llpf_fast.find.screen import Screen
-from llpf_fast.find.stacked_screen import StackedScreen
+from llpf_fast.find.screening import Screen, StackedScreen
 from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model
 from llpf_fast.path import LowLossPath, RunDirectory

@@ -15,8 +15,7 @@ import llpf_fast
 from llpf_fast.errors import LLPFError
 from llpf_fast.find import CorrectionSettings, Settings, StepSettings
 from llpf_fast.find.build import make_task
-from llpf_fast.find.screen import Screen
-from llpf_fast.find.stacked_screen import StackedScreen
+from llpf_fast.find.screening import Screen, StackedScreen
 from llpf_fast.flat import FlatParameters
 
 COUNT = 90

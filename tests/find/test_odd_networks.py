@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import llpf_fast
 from llpf_fast.errors import LLPFError
 from llpf_fast.find import CorrectionSettings, PathFinder, Settings, StepSettings
-from llpf_fast.find.rollback import Rollback
+from llpf_fast.find.pacing import Rollback
 from llpf_fast.flat import FlatParameters, copied
 from llpf_fast.flat.buffers import all_buffers, overlaps_itself, set_buffers
 

@@ -15,7 +15,7 @@ import llpf_fast
 from llpf_fast import LLPFError
 from llpf_fast.batches import stratified_subset
 from llpf_fast.find import CorrectionSettings, PaceSettings, PathFinder, Settings, Stage, StepSettings
-from llpf_fast.find.pace import Pace
+from llpf_fast.find.pacing import Pace
 from llpf_fast.path import LowLossPath
 
 from .conftest import eval_loss, network, quick

@@ -14,9 +14,9 @@ from llpf_fast import LLPFError
 from llpf_fast.correct import Corrected
 from llpf_fast.find import CorrectionSettings, PaceSettings, Settings
 from llpf_fast.find.build import make_task, rounds_at_once
-from llpf_fast.find.path_search import Judge, Train
-from llpf_fast.find.point_average import PointAverage
-from llpf_fast.find.screen import Screen
+from llpf_fast.find.pacing import PointAverage
+from llpf_fast.find.screening import Screen
+from llpf_fast.find.search import Judge, Train
 from llpf_fast.flat import FlatParameters
 from llpf_fast.path import LowLossPath
 

@@ -14,10 +14,9 @@ from llpf_fast.batches import TensorBatches
 from llpf_fast.batches.augment import augmentation
 from llpf_fast.batches.precision import Precision, float32_products
 from llpf_fast.correct import Correction
-from llpf_fast.correct.cuda_graph import capture
-from llpf_fast.correct.stacked import StackedCorrection
-from llpf_fast.correct.step import Step
-from llpf_fast.correct.while_graph import UntilClosed
+from llpf_fast.correct.graphs import UntilClosed, capture
+from llpf_fast.correct.sgd_step import Step
+from llpf_fast.correct.stacked_correction import StackedCorrection
 from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model
 from llpf_fast.ops.loss_gate import LAST, OPEN, WINDOW

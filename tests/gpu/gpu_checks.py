@@ -32,7 +32,7 @@ from gpu_cases import (
 from torch import Tensor
 
 from llpf_fast import LLPFError, ops
-from llpf_fast.correct.cuda_graph import capture
+from llpf_fast.correct.graphs import capture
 from llpf_fast.flat.table import SegmentTable
 from llpf_fast.ops import Destination, SegmentFlag, gate_state
 from llpf_fast.ops.backend import use_backend, why_not

@@ -15,10 +15,11 @@ from captured_checks import OnTheHost, lenet5, normalized
 from torch import nn
 
 from llpf_fast import LLPFError
-from llpf_fast.correct import Correction, captured, while_graph
-from llpf_fast.correct.captured import as_while_graph
-from llpf_fast.correct.step import Step
-from llpf_fast.correct.while_graph import UntilClosed, while_unsupported
+from llpf_fast.correct import Correction
+from llpf_fast.correct import graphs as captured
+from llpf_fast.correct import graphs as while_graph
+from llpf_fast.correct.graphs import UntilClosed, as_while_graph, while_unsupported
+from llpf_fast.correct.sgd_step import Step
 
 CPU = torch.device("cpu")
 without_a_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -118,7 +119,7 @@ def test_why_there_is_none(monkeypatch: pytest.MonkeyPatch, broken: dict[str, An
         "_library": lambda: SimpleNamespace(llpf_while_unsupported=lambda: None),
     }
     for name, value in (able | broken).items():
-        monkeypatch.setattr(f"llpf_fast.correct.while_graph.{name}", value)
+        monkeypatch.setattr(f"llpf_fast.correct.graphs.{name}", value)
     said = while_unsupported()
     assert said is None if reason is None else reason in str(said)
 
@@ -168,7 +169,7 @@ def test_falling_back(monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
     )
     monkeypatch.setattr(captured, "while_unsupported", lambda: "too old" if refused == "before the capture" else None)
     monkeypatch.setattr(captured, "WhileGraph", Launched)
-    monkeypatch.setattr("llpf_fast.correct.captured.torch.cuda", fake)
+    monkeypatch.setattr("llpf_fast.correct.graphs.torch.cuda", fake)
 
     class Called:
         flat, state = SimpleNamespace(data=torch.zeros(1)), torch.zeros(7)

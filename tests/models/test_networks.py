@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from llpf_fast.errors import LLPFError
-from llpf_fast.models import build_model, check_images, library, model_names
+from llpf_fast.models import build_model, check_images, model_names
+from llpf_fast.models import library_nets as library
 
 #: Parameters for 10 and for 100 classes, and where the number is from. "Authors" is the network of the same name in the
 #: LLPF authors' programs (DFL_torch 9ded1ad, LLR2 4b2db32), counted by hand from its layers.

@@ -14,7 +14,7 @@ from llpf_fast.batches import TensorBatches
 from llpf_fast.correct import Correction
 from llpf_fast.flat import FlatParameters, SegmentTable
 from llpf_fast.ops.backend import use_backend, why_not
-from llpf_fast.tick.mover import Mover
+from llpf_fast.tick.route import Mover
 from tests.allocations import Dispatched, allocations
 
 TABLE = SegmentTable.from_lengths([5000, 16, 9000, 1, 300])

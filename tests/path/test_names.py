@@ -8,7 +8,7 @@ from torch import nn
 
 from llpf_fast.errors import LLPFError
 from llpf_fast.path import fit_names
-from llpf_fast.path.names import is_averaged
+from llpf_fast.path.model_file import is_averaged
 
 EXPECTED = ["conv.weight", "conv.bias", "head.weight"]
 VALUES = {name: number for number, name in enumerate(EXPECTED)}

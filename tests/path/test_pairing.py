@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llpf_fast.errors import LLPFError
-from llpf_fast.path.pairing import Pair, make_pairs, model_files, run_names, stem
+from llpf_fast.find.pairing import Pair, make_pairs, model_files, run_names, stem
 
 
 def paths(*names: str) -> list[Path]:

@@ -12,7 +12,7 @@ import yaml
 
 from llpf_fast.errors import LLPFError
 from llpf_fast.path import RunDirectory, state_digest
-from llpf_fast.path.waypoint import is_waypoint_file
+from llpf_fast.path.waypoints import is_waypoint_file
 
 
 def test_a_run_round_trip(finished, make_state):
@@ -63,7 +63,7 @@ def test_create_in_an_empty_folder_and_in_new_parents(tmp_path):
 
 
 def test_create_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    import llpf_fast.path.atomic as atomic
+    import llpf_fast.path.durable as atomic
 
     def refuse(*_args):
         raise PermissionError(13, "Permission denied")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from llpf_fast.flat.layers import match_layers
 from llpf_fast.models import build_model
 from llpf_fast.recipes import load_recipe, recipe_names
-from llpf_fast.tick.patterns import match_layers
 
 #: Ticks, fixed and relative step; rounds of training, the loss they reach, batch: DFL_torch 9ded1ad,
 #: tool/find_high_accuracy_path_config.

@@ -6,9 +6,9 @@ import pytest
 
 from llpf_fast.data import dataset_names
 from llpf_fast.errors import LLPFError
-from llpf_fast.find.settings import Settings, Stage
 from llpf_fast.models import model_names
 from llpf_fast.recipes import load_recipe, recipe_descriptions, recipe_names
+from llpf_fast.settings import Settings, Stage
 
 QUICK = "mlp-digits-m2m-quick"
 

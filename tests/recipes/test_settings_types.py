@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from llpf_fast import LLPFError, Settings
-from llpf_fast.find.settings import CorrectionSettings, LayerSettings, Stage, StepSettings
-from llpf_fast.path.plain import check_kinds, read_yaml
+from llpf_fast.path.plain_values import check_kinds, read_yaml
 from llpf_fast.recipes import load_recipe
+from llpf_fast.settings import CorrectionSettings, LayerSettings, Stage, StepSettings
 
 QUICK = "mlp-digits-m2m-quick"
 #: A list of lists of lists ..., 10^13 items that fit into a few lines.

@@ -13,7 +13,7 @@ from llpf_fast import LLPFError
 from llpf_fast.flat import FlatParameters
 from llpf_fast.ops import Destination, SegmentFlag
 from llpf_fast.tick import NormRule, Route, Rule
-from llpf_fast.tick.policy import treatments
+from llpf_fast.tick.segment_flags import treatments
 
 PAPER = Rule()
 AUTHORS = Rule(combine_sum=False, clamp=False, epsilon=1e-4, rescale_normalization=True, rescale_skipped=True)

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from llpf_fast.errors import LLPFError
 from llpf_fast.models import build_model
+from llpf_fast.path.polyline import Polyline, Position
 from llpf_fast.verify import Evaluation, Evaluator, Refinement, certify
-from llpf_fast.verify.polyline import Polyline, Position
 
 
 def point(*values):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from llpf_fast.errors import LLPFError
+from llpf_fast.path.polyline import Position
 from llpf_fast.verify import Evaluation, Refinement, certify
-from llpf_fast.verify.polyline import Position
 from llpf_fast.verify.refinement import find_gaps
 
 NONE = Refinement(rounds=0, most_rounds=0)

@@ -9,7 +9,8 @@ import torch
 
 from llpf_fast.errors import LLPFError
 from llpf_fast.path import LowLossPath, RunDirectory
-from llpf_fast.verify.polyline import Polyline, Position, distance, interpolate
+from llpf_fast.path.low_loss_path import interpolate
+from llpf_fast.path.polyline import Polyline, Position, distance
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OTHERS = (torch.complex64, torch.int64, torch.int8, torch.uint8, torch.bool)

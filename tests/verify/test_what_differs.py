@@ -171,7 +171,7 @@ def test_a_loss_that_no_name_brings_back_is_asked_for(tmp_path, loss) -> None:
 def test_search_and_certificate_have_the_same_loss_at_the_start() -> None:
     """Also of a network that draws numbers in eval mode, and of one that mixes the samples of a batch."""
     from llpf_fast.find.build import make_task
-    from llpf_fast.find.screen import Screen
+    from llpf_fast.find.screening import Screen
     from llpf_fast.flat import FlatParameters
     from llpf_fast.verify import Evaluator
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import LLPFError
-from ..common import add_quiet, user_path
-from ..progress import Progress
-from .common import out_folder
+from ..options import add_quiet, user_path
+from ..output import Progress
+from .options import out_folder
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -37,7 +37,7 @@ def run(args: Namespace) -> int:
     from ...analysis.pca import principal_components
     from ...analysis.trajectory import Trajectory, architecture, own_names
     from ...path import RunDirectory
-    from ...report.animate import animate_path, check_film
+    from ...report.film import animate_path, check_film
 
     check_film(args.format, args.frames, args.seconds)
     directory = RunDirectory.open(args.run)

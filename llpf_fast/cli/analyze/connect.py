@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from ...errors import LLPFError
-from ..progress import Progress
+from ..output import Progress
 from . import files
-from .common import add_models, add_output, add_problem, load, out_folder, show_rows
+from .options import add_models, add_output, add_problem, load, out_folder, show_rows
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -46,9 +46,9 @@ def run(args: Namespace) -> int:
         raise LLPFError(f"--spacing must be above 0 and at most 1, got {args.spacing}")
     problem, optima = load(args)
 
-    from ...analysis.connectors import ConnectorSettings, certify_connector, find_connector
+    from ...analysis.connector import ConnectorSettings, certify_connector, find_connector
     from ...analysis.output import write_result
-    from ...report.draw_connector import draw_connector
+    from ...report.connector import draw_connector
 
     settings = ConnectorSettings(
         kind=args.kind,

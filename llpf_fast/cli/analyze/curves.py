@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LLPFError
-from ..common import user_path
-from ..progress import Progress
-from .common import add_models, add_output, add_problem, load, out_folder, show_rows
+from ..options import user_path
+from ..output import Progress
+from .options import add_models, add_output, add_problem, load, out_folder, show_rows
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from ...analysis import Problem
-    from ...analysis.curves.compare import Plan
+    from ...analysis.compare_curves import Plan
 
 HELP = "LLPF beside Bezier curve, polychain, AutoNEB and straight lines: one certified table"
 
@@ -56,9 +56,9 @@ def run(args: Namespace) -> int:
     problem, networks = load(args)
     plan = _plan(args, problem)
 
-    from ...analysis.curves.compare import compare
+    from ...analysis.compare_curves import compare
     from ...analysis.output import write_result
-    from ...report.draw_curves import draw_curves
+    from ...report.curves import draw_curves
 
     folder = out_folder(args)
     _check_runs(folder / "runs")
@@ -104,7 +104,7 @@ def table_row(row: dict[str, Any], test: bool) -> dict[str, Any]:
 
 
 def _plan(args: Namespace, problem: Problem) -> Plan:
-    from ...analysis.curves.compare import RATES, Plan
+    from ...analysis.compare_curves import RATES, Plan
     from ...recipes import load_recipe, recipe_names
 
     methods: Any = tuple(name.strip() for name in args.methods.split(",") if name.strip())
@@ -135,7 +135,7 @@ def _plan(args: Namespace, problem: Problem) -> Plan:
 
 
 def _rates(text: str) -> tuple[str, tuple[float, ...]]:
-    from ...analysis.curves.methods import TRAINED
+    from ...analysis.curve_methods import TRAINED
 
     method, _, values = text.partition("=")
     try:

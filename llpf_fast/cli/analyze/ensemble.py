@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..common import user_path
-from ..progress import Progress
-from .common import add_output, add_problem, load_problem, out_folder, show_rows
+from ..options import user_path
+from ..output import Progress
+from .options import add_output, add_problem, load_problem, out_folder, show_rows
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -24,8 +24,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     problem = load_problem(args, [args.run])
 
+    from ...analysis.ensemble import ensemble_along
     from ...analysis.output import write_result
-    from ...analysis.sharpness import ensemble_along
 
     with Progress("network", quiet=args.quiet) as progress:
         found = ensemble_along(problem, args.run, points=args.points, progress=progress.update)

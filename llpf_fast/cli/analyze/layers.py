@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import LLPFError
-from ..progress import Progress
-from .common import add_models, add_output, add_problem, load, out_folder, show_rows
+from ..output import Progress
+from .options import add_models, add_output, add_problem, load, out_folder, show_rows
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -32,7 +32,7 @@ def run(args: Namespace) -> int:
 
     from ...analysis.layers import layer_connectivity
     from ...analysis.output import write_result
-    from ...report.draw_layers import draw_layers
+    from ...report.layers import draw_layers
 
     with Progress("step", quiet=args.quiet) as progress:
         found = layer_connectivity(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..common import user_path
-from ..progress import Progress
-from .common import add_models, add_output, add_problem, load, out_folder, show_rows
+from ..options import user_path
+from ..output import Progress
+from .options import add_models, add_output, add_problem, load, out_folder, show_rows
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -32,7 +32,7 @@ def run(args: Namespace) -> int:
 
     from ...analysis.linear import linear_connectivity
     from ...analysis.output import write_result
-    from ...report.draw_linear import draw_linear
+    from ...report.linear import draw_linear
 
     base = None if args.base is None else problem.networks([args.base], fewest=1)[0]
     with Progress("point", quiet=args.quiet) as progress:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..common import add_device, add_quiet, choose_device, user_path
-from ..progress import Progress
-from .common import out_folder
+from ..options import add_device, add_quiet, choose_device, user_path
+from ..output import Progress
+from .options import out_folder
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -35,7 +35,7 @@ def run(args: Namespace) -> int:
     from ...analysis.trajectory import Trajectory, architecture, own_names
     from ...errors import LLPFError
     from ...path import RunDirectory
-    from ...report.draw_pca import draw_components
+    from ...report.pca import draw_components
 
     if args.components < 2:
         raise LLPFError(f"--components must be at least 2, got {args.components}")

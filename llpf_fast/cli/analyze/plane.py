@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LLPFError
-from ..common import user_path
-from ..progress import Progress
-from .common import add_models, add_output, add_problem, load_problem, out_folder
+from ..options import user_path
+from ..output import Progress
+from .options import add_models, add_output, add_problem, load_problem, out_folder
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -45,7 +45,7 @@ def run(args: Namespace) -> int:
     from ...analysis.output import write_result
     from ...analysis.plane import farthest_from_line, loss_on_plane
     from ...analysis.trajectory import Trajectory
-    from ...report.draw_plane import draw_plane
+    from ...report.plane import draw_plane
 
     models, over = list(args.models), args.run
     if len(models) == 1 and Path(models[0]).is_dir():

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import LLPFError
-from ..common import user_path
-from ..progress import Progress
-from .common import add_output, add_problem, load_problem, out_folder, show_rows
+from ..options import user_path
+from ..output import Progress
+from .options import add_output, add_problem, load_problem, out_folder, show_rows
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -37,7 +37,7 @@ def run(args: Namespace) -> int:
 
     from ...analysis.output import write_result
     from ...analysis.sharpness import sharpness_along
-    from ...report.draw_sharpness import draw_sharpness
+    from ...report.sharpness import draw_sharpness
 
     with Progress("point", quiet=args.quiet) as progress:
         found = sharpness_along(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from ...errors import LLPFError
-from ..common import user_path
-from ..progress import Progress
-from .common import add_output, add_problem, load_problem, out_folder, show_rows
+from ..options import user_path
+from ..output import Progress
+from .options import add_output, add_problem, load_problem, out_folder, show_rows
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -48,7 +48,7 @@ def run(args: Namespace) -> int:
     from ...analysis.subspace import SubspaceSettings, baseline_accuracy, intrinsic_dimension
     from ...data import dataset_classes
     from ...models import build_model
-    from ...report.draw_widths import draw_subspace
+    from ...report.widths import draw_subspace
 
     if args.init:
         starts = list(problem.networks(args.init, fewest=1))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..common import user_path
-from .common import out_folder
+from ..options import user_path
+from .options import out_folder
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -23,7 +23,7 @@ def run(args: Namespace) -> int:
 
     from ...analysis.ticks import read_ticks
     from ...analysis.trajectory import own_names
-    from ...report.draw_ticks import draw_ticks
+    from ...report.ticks import draw_ticks
 
     found = read_ticks(args.run)
     picture = draw_ticks(found, folder, title=own_names([args.run])[0])

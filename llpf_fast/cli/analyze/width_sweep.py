@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LLPFError
-from ..progress import Progress
-from .common import add_output, add_problem, load_problem, out_folder, show_rows
+from ..output import Progress
+from .options import add_output, add_problem, load_problem, out_folder, show_rows
 from .widths import add_width, width_settings
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ def run(args: Namespace) -> int:
 
     from ...analysis.output import write_result
     from ...analysis.problem import Problem
-    from ...analysis.widths import Training, width_sweep
+    from ...analysis.width_sweep import Training, width_sweep
     from ...data import dataset_classes
     from ...models import build_model
-    from ...report.draw_widths import draw_sweep
+    from ...report.widths import draw_sweep
 
     def build(width: int | None) -> nn.Module:
         extra = {} if width is None else {args.width_keyword: width}

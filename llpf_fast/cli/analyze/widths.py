@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import LLPFError
-from ..progress import Progress
-from .common import add_models, add_output, add_problem, load_problem, out_folder, show_rows
+from ..output import Progress
+from .options import add_models, add_output, add_problem, load_problem, out_folder, show_rows
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -52,7 +52,7 @@ def run(args: Namespace) -> int:
     from ...analysis.output import write_result
     from ...analysis.widths import measure_along_path, measure_widths
     from ...path import open_path
-    from ...report.draw_widths import draw_networks, draw_path_widths
+    from ...report.widths import draw_networks, draw_path_widths
 
     settings = width_settings(args)
     settings.validate()

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...analysis.pca import Components
 from ...analysis.ticks import Ticks
-from ..draw_ticks import to_where
+from ..ticks import to_where
 from .collect import Story
 
 #: Ticks and waypoints drawn at most: more cannot be told apart, and the file has to be mailed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from ...analysis.ticks import read_ticks
 from ...analysis.trajectory import Trajectory, architecture, own_names
 from ...errors import LLPFError
 from ...path import RunDirectory
-from ...path.atomic import write_bytes
+from ...path.durable import write_bytes
+from ...types import ProgressCallback
 from . import collect as say
 from . import figures
 from .collect import Story
@@ -26,15 +27,13 @@ MARK = "<!doctype html><!-- llpf_fast report -->"
 #: Waypoints of all runs together are read for principal components up to this size (some 20 s).
 COMPONENTS_BYTES = 4 * 2**30
 
-Progress = Callable[[int, int, str], None]
-
 
 def write_report(
     runs: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
     components: bool = True,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Path:
     """Write one self-contained HTML file (5 MB, most of it plotly.js) about ``runs``; returns its path.
 
@@ -146,7 +145,7 @@ def _layers(story: Story) -> tuple[list[figures.Figure], str]:
         return [], f"The search's layers cannot be shown: {error}"
 
 
-def _components(stories: Sequence[Story], progress: Progress | None) -> tuple[Components | None, str]:
+def _components(stories: Sequence[Story], progress: ProgressCallback | None) -> tuple[Components | None, str]:
     """Principal components of all runs whose files are sound, or why there are none."""
     usable = [story for story in stories if story.sound and story.waypoints]
     if not usable:

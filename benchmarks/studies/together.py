@@ -1,0 +1,113 @@
+"""Whole searches of many small networks at once beside the same in turn: waypoints, judging and files included.
+
+    python -m benchmarks.studies.together [--paths 16] [--rounds 3] [--out FILE]
+
+Trains one more perceptron on the digits than there are paths (kept under runs/analysis), then searches each to the next
+with `mlp-digits-m2m-quick`: in turn and as one stack, alternately, ROUNDS times each; writes FILE.
+The first round of each also imports and builds what is used for the first time; medians leave that out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness.environment import load, record
+from benchmarks.studies.trained import WORK, train
+from llpf_fast.data import load_dataset
+from llpf_fast.errors import LLPFError
+from llpf_fast.find import Job, PathFinder, StackedFinder
+from llpf_fast.models import build_model
+from llpf_fast.path import load_model_file
+from llpf_fast.recipes import load_recipe
+
+RECIPE = "mlp-digits-m2m-quick"
+RESULTS = Path(__file__).parent / "results" / "cpu" / "together.json"
+
+Ends = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def in_turn(pairs: list[Ends], out: Path) -> tuple[list[str], int]:
+    """How each search ended, and the gradient steps of all."""
+    settings = load_recipe(RECIPE)
+    images = load_dataset(settings.data)
+    found = [
+        PathFinder(
+            build_model(settings.model), *pair, settings=settings, train=images.train, out=out / f"{number:02d}"
+        ).run()
+        for number, pair in enumerate(pairs)
+    ]
+    return [result.ended for result in found], sum(result.sgd_steps for result in found)
+
+
+def as_one_stack(pairs: list[Ends], out: Path) -> tuple[list[str], int]:
+    """The same by :class:`StackedFinder`."""
+    settings = load_recipe(RECIPE)
+    images = load_dataset(settings.data)
+    finder = StackedFinder(build_model(settings.model), settings=settings, train=images.train, together=len(pairs))
+    jobs = [Job(ends=lambda pair=pair: pair, out=out / f"{number:02d}") for number, pair in enumerate(pairs)]
+    ended, steps = [], 0
+    for job, result in finder.run(jobs):
+        if isinstance(result, LLPFError):
+            raise SystemExit(f"{job.out}: {result}")
+        ended.append(result.ended)
+        steps += result.sgd_steps
+    return ended, steps
+
+
+def timed(search: Callable[[list[Ends], Path], tuple[list[str], int]], pairs: list[Ends]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        began, cpu = time.perf_counter(), time.process_time()
+        ended, steps = search(pairs, Path(folder))
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return {"seconds": seconds, "cpu_seconds": cpu, "arrived": ended.count("arrived"), "sgd_steps": steps}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--paths", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=WORK)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    make = partial(train, args.work, "mlp", "digits", data_dir=None, epochs=40, lr=0.05)
+    states = [load_model_file(make(seed=seed)).state for seed in range(1, args.paths + 2)]
+    pairs = list(pairwise(states))
+    environment = record(torch.device("cpu"))
+    ways = {"in turn": in_turn, "as one stack": as_one_stack}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
+    for _ in range(args.rounds):
+        for name, search in ways.items():
+            found[name].append(timed(search, pairs))
+            print(name, json.dumps(found[name][-1]), flush=True)
+    gain = {
+        clock: statistics.median(
+            turn[clock] / stack[clock] for turn, stack in zip(found["in turn"], found["as one stack"], strict=True)
+        )
+        for clock in ("seconds", "cpu_seconds")
+    }
+    result = {
+        "recipe": RECIPE,
+        "paths": args.paths,
+        "runs": found,
+        "median_gain": gain,
+        "environment": environment | {"load_after": load()},
+    }
+    print(json.dumps(gain))
+    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

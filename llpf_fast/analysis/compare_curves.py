@@ -1,0 +1,361 @@
+"""LLPF and other curves between the same two networks: found, certified, in one table."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..batches.fixed_samples import held_count
+from ..errors import LLPFError
+from ..find import Settings
+from ..path.fingerprint import digest
+from ..path.polyline import Polyline, Position
+from ..types import ProgressCallback
+from ..verify import Certificate, Evaluation, certify
+from ..verify.evaluator import Statistics
+from .curve import FoundCurve, write_run
+from .curve_methods import METHODS, TRAINED, Budget, Method, aligned_line, find_curve, llpf, straight_line
+from .networks import Networks
+from .problem import Problem
+
+#: Learning rates tried where none is given. Garipov et al. used 0.015 to 0.05 on VGG and PreResNet, AutoNEB's authors
+#: 0.1 and less; what suits depends on network and data, and one that diverges must not decide a comparison.
+RATES: dict[str, tuple[float, ...]] = {
+    "bezier": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "polychain": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "autoneb": (0.01, 0.03, 0.1, 0.3, 1.0),
+}
+#: Gradient steps where nothing else sets a budget.
+_STEPS = 1000
+#: Training samples and points on which curves are compared while they are being found; certificates use more of both.
+_SCREEN_SAMPLES, _SCREEN_POINTS = 2000, 33
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared, and how long each may search.
+
+    Args:
+        methods: of ``METHODS``.
+        steps: gradient steps of every method that trains; LLPF's own number where it is None, 1,000 without LLPF.
+        batch_size: of every method but LLPF, whose settings say it.
+        threshold: of the certificates.
+        rates: learning rates to try for each method; at the equal budget the one with the lowest peak on the screening
+            set is taken (LLPF's recipes were found by trying, too), and kept for larger budgets.
+        bends: inner nodes of Bezier curve and polychain.
+        converge: also double each method's budget until that lowers its screened peak by less than the share
+            ``tolerance``, or until ``most_steps``; halve LLPF's thresholds as long as it still arrives within these.
+        llpf_settings: LLPF's.
+        worst: highest points of each certificate that are looked at on all training samples.
+    """
+
+    methods: tuple[Method, ...] = METHODS
+    steps: int | None = None
+    batch_size: int = 64
+    threshold: float = 0.1
+    rates: Mapping[str, Sequence[float]] = field(default_factory=lambda: dict(RATES))
+    bends: int = 1
+    converge: bool = False
+    tolerance: float = 0.05
+    most_steps: int = 20_000
+    llpf_settings: Settings | None = None
+    worst: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [method for method in self.methods if method not in METHODS]
+        if unknown or not self.methods:
+            raise LLPFError(f"unknown method {', '.join(unknown) or '(none)'}; known: {', '.join(METHODS)}")
+        if self.steps is not None and self.steps < 1:
+            raise LLPFError(f"--steps must be at least 1, got {self.steps}")
+        if "llpf" in self.methods and self.llpf_settings is None:
+            raise LLPFError("llpf needs settings: name a recipe, or leave llpf out of the methods")
+        if not math.isfinite(self.threshold):
+            raise LLPFError(f"the threshold must be a finite number, got {self.threshold}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` found.
+
+    ``rows``: one a certified curve, as the table has them. ``profiles``: every evaluated point of each. ``growth``:
+    peak on the screening set against gradient steps, a row a curve that was found on the way. ``about``: the settings.
+    """
+
+    rows: list[dict[str, Any]]
+    profiles: list[dict[str, Any]]
+    growth: list[dict[str, Any]]
+    about: dict[str, Any]
+
+
+def compare(
+    problem: Problem,
+    networks: Networks,
+    plan: Plan,
+    runs: Path,
+    *,
+    begin: Callable[[str], None] | None = None,
+    progress: ProgressCallback | None = None,
+    workers: int | None = None,
+) -> Comparison:
+    """Find, certify and tabulate curves between the first two of ``networks``.
+
+    Every curve is written to a folder of ``runs`` as a run with a certificate, all judged alike: the polyline through
+    its waypoints, refined where the loss may be highest, BatchNorm statistics re-estimated at every point where the
+    network has any. With ``problem.cache`` an interrupted comparison goes on where it stopped.
+
+    Args:
+        begin: told the name of each part of the work.
+
+    Raises:
+        LLPFError: fewer than two networks, or endpoints whose own loss is above the threshold's reach; whatever a
+            method raises, except divergence at one of several rates.
+    """
+    if len(networks) < 2:
+        raise LLPFError("curves need two models; name a start and a destination")
+    work = _Work(problem, networks, plan, runs, begin or (lambda _: None), progress, workers)
+    return work.all()
+
+
+class _Work:
+    def __init__(
+        self,
+        problem: Problem,
+        networks: Networks,
+        plan: Plan,
+        runs: Path,
+        begin: Callable[[str], None],
+        progress: ProgressCallback | None,
+        workers: int | None,
+    ) -> None:
+        self._problem, self._plan, self._runs = problem, plan, runs
+        self._begin, self._progress, self._workers = begin, progress, workers
+        self._networks = networks
+        self._a, self._b = networks[0], networks[1]
+        self._statistics: Statistics = "reestimated" if problem.has_statistics else "stored"
+        self._train = problem.evaluator("train", statistics=self._statistics)
+        self._test = None if problem.test is None else problem.evaluator("test", statistics=self._statistics)
+        samples = held_count(problem.measured)
+        self._full = None
+        if samples < held_count(problem.train):
+            self._full = self._measured_on(0)
+        self._screen = self._measured_on(_SCREEN_SAMPLES) if samples > _SCREEN_SAMPLES else self._train
+        self._comparison = Comparison([], [], [], {})
+
+    def _measured_on(self, samples: int) -> Callable[[Mapping[str, Tensor]], Evaluation]:
+        return self._problem.like(samples=samples).evaluator("train", statistics=self._statistics)
+
+    def all(self) -> Comparison:
+        plan, steps = self._plan, self._plan.steps
+        self._check_ends()
+        if "llpf" in plan.methods:
+            found = self._llpf(plan.steps)
+            steps = steps or max(found.gradient_steps, 1)
+            self._note("llpf", found.gradient_steps, math.nan, self._screened(found), found)
+            self._judge(found, "equal")
+            if plan.converge:
+                self._lower(found)
+        steps = steps or _STEPS
+        for method in plan.methods:
+            if method == "linear":
+                self._judge(straight_line(self._a, self._b), "none")
+            elif method == "aligned-linear":
+                self._begin("aligning")
+                self._judge(aligned_line(self._problem, self._a, self._b, seed=plan.seed), "none")
+            elif method in TRAINED:
+                self._trained(method, steps)
+        self._comparison.about.update(self._about(steps))
+        return self._comparison
+
+    def _check_ends(self) -> None:
+        for name, state in zip(self._networks.names, (self._a, self._b), strict=False):
+            loss = self._screen(state).loss
+            if not math.isfinite(loss):
+                raise LLPFError(f"{name} has a training loss of {loss} on these data; curves need trained networks")
+            if loss > self._plan.threshold:
+                raise LLPFError(
+                    f"{name} has a training loss of {loss:.4g}, above the threshold {self._plan.threshold:g}: no path "
+                    "from it is below; raise the threshold or train it longer"
+                )
+
+    def _llpf(self, steps: int | None, shrink: float = 1.0) -> FoundCurve:
+        """LLPF with every threshold times ``shrink``."""
+        given = self._plan.llpf_settings
+        assert given is not None
+        correction = replace(given.correction, threshold=given.correction.threshold * shrink)
+        settings = replace(given, threshold=self._plan.threshold * shrink, correction=correction)
+        # Without an identity nothing can say that an earlier search was about the same problem: a folder of its own.
+        about = {
+            "problem": self._problem.training_identity() or time.time_ns(),
+            "ends": self._networks.select(0, 1).digests(),
+            "settings": settings.as_dict(),
+        }
+        self._begin("llpf" if shrink == 1.0 else f"llpf below {settings.threshold:g}")
+        folder = self._runs / f"llpf-search-{digest(about)[:12]}"
+        return llpf(self._problem, self._a, self._b, settings, folder, steps=steps, progress=self._progress)
+
+    def _lower(self, found: FoundCurve) -> None:
+        """Halve LLPF's thresholds as long as it still arrives: its answer to more gradient steps."""
+        shrink = 1.0
+        while True:
+            shrink /= 2
+            try:
+                curve = self._llpf(self._plan.most_steps, shrink)
+            except LLPFError:
+                break
+            if "stopped_at_steps" in curve.settings:
+                break
+            found = curve
+            self._note("llpf", found.gradient_steps, math.nan, self._screened(found), found)
+        self._judge(found, "converged")
+
+    def _trained(self, method: Method, steps: int) -> None:
+        rates = tuple(self._plan.rates.get(method) or RATES[method])
+        best: tuple[float, float, FoundCurve] | None = None
+        failure: LLPFError | None = None
+        for rate in rates:
+            try:
+                curve, peak = self._find(method, steps, rate)
+            except LLPFError as error:
+                failure = error
+                self._note(method, steps, rate, math.inf, None)
+                continue
+            if best is None or peak < best[0]:
+                best = peak, rate, curve
+        if best is None:
+            assert failure is not None
+            raise failure
+        peak, rate, curve = best
+        self._judge(curve, "equal")
+        if self._plan.converge:
+            self._converge(method, steps, rate, curve, peak)
+
+    def _converge(self, method: Method, steps: int, rate: float, best: FoundCurve, peak: float) -> None:
+        """Double the budget until that helps no more; of the last two curves the lower one counts."""
+        budget = "not converged"
+        while 2 * steps <= self._plan.most_steps and budget != "converged":
+            steps *= 2
+            try:
+                curve, now = self._find(method, steps, rate)
+            except LLPFError:
+                self._note(method, steps, rate, math.inf, None)
+                break
+            budget = "converged" if now > peak * (1 - self._plan.tolerance) else budget
+            if now <= peak:
+                best, peak = curve, now
+        self._judge(best, budget)
+
+    def _find(self, method: Method, steps: int, rate: float) -> tuple[FoundCurve, float]:
+        plan = self._plan
+        self._begin(f"{method}, {steps:,} steps at {rate:g}")
+        budget = Budget(steps, rate, plan.batch_size, plan.bends, plan.seed)
+        curve = find_curve(method, self._problem, self._a, self._b, budget, self._progress)
+        peak = self._screened(curve)
+        self._note(method, steps, rate, peak, curve)
+        return curve, peak
+
+    def _note(self, method: str, budget: int, rate: float, peak: float, curve: FoundCurve | None) -> None:
+        """One more line of ``growth``; without ``curve`` it diverged."""
+        self._comparison.growth.append(
+            {
+                "method": method,
+                "budget": budget,
+                "gradient_steps": budget if curve is None else curve.gradient_steps,
+                "lr": rate,
+                "screened_peak": peak,
+                "seconds": math.nan if curve is None else curve.seconds,
+            }
+        )
+
+    def _screened(self, curve: FoundCurve) -> float:
+        line = Polyline(curve.waypoints)
+        each = max(1, math.ceil((_SCREEN_POINTS - 1) / line.segments))
+        places = [Position(i, j / each) for i in range(line.segments) for j in range(each)]
+        losses = [self._screen(line.state(place)).loss for place in (*places, Position(line.segments, 0.0))]
+        return max(math.inf if math.isnan(loss) else loss for loss in losses)
+
+    def _judge(self, curve: FoundCurve, budget: str) -> None:
+        plan = self._plan
+        self._begin(f"certifying {curve.method}" + ("" if budget in ("equal", "none") else f" ({budget})"))
+        name = curve.method if budget in ("equal", "none") else f"{curve.method}-{budget.replace(' ', '-')}"
+        about = {"ends": self._networks.names[:2], "destination": curve.destination}
+        run = write_run(curve, self._runs / name, self._problem, threshold=plan.threshold, about=about)
+        certificate = certify(
+            run.waypoints(),
+            self._train,
+            self._test,
+            threshold=plan.threshold,
+            full_train=self._full,
+            worst=plan.worst,
+            straight_points=0,
+            # A function of the waypoints: the same comparison says the same, and no path is made to measure.
+            seed=int(run.index_digest()[:12], 16),
+            parameter_names={name for name, _ in self._problem.module.named_parameters()},
+            workers=self._workers,
+            progress=self._progress,
+            about={"evaluation": self._problem.about(), "run": {"waypoint_index_sha256": run.index_digest()}},
+        )
+        run.write_certificate(certificate.as_dict())
+        self._comparison.rows.append(_row(curve, budget, certificate, name))
+        self._comparison.profiles.extend(_profile(name, certificate))
+
+    def _about(self, steps: int) -> dict[str, Any]:
+        plan = self._plan
+        return {
+            "problem": self._problem.about(),
+            "ends": dict(zip(self._networks.names[:2], self._networks.select(0, 1).digests(), strict=True)),
+            "threshold": plan.threshold,
+            "equal_budget_steps": steps,
+            "batch_size": plan.batch_size,
+            "bends": plan.bends,
+            "seed": plan.seed,
+            "batchnorm_statistics": self._statistics,
+            "rates": {method: list(plan.rates.get(method) or RATES[method]) for method in TRAINED},
+            "rate_rule": "at the equal budget each method that trains is run at every rate and the one with the lowest "
+            f"peak on the screening set ({_SCREEN_SAMPLES} training samples, {_SCREEN_POINTS} points) is certified",
+            "convergence_rule": f"the budget is doubled until that lowers the screened peak by less than "
+            f"{plan.tolerance:.0%}, or exceeds {plan.most_steps} steps; LLPF's thresholds are halved as long as it "
+            f"arrives within {plan.most_steps} steps",
+            "llpf_settings": None if plan.llpf_settings is None else plan.llpf_settings.as_dict(),
+        }
+
+
+def _row(curve: FoundCurve, budget: str, certificate: Certificate, run: str) -> dict[str, Any]:
+    return {
+        "method": curve.method,
+        "budget": budget,
+        "peak_train_loss": certificate.max_loss,
+        "higher_end_loss": max(certificate.start_loss, certificate.destination_loss),
+        "connected": certificate.connected,
+        "min_test_accuracy": certificate.min_test_accuracy,
+        "max_test_loss": certificate.max_test_loss,
+        "gradient_steps": curve.gradient_steps,
+        "seconds": curve.seconds,
+        "lr": curve.settings.get("lr"),
+        "destination": curve.destination,
+        "waypoints": certificate.waypoints,
+        "points_evaluated": certificate.points_evaluated,
+        "length_over_straight": certificate.lengths["arc"] / certificate.lengths["straight"]
+        if certificate.lengths["straight"]
+        else math.nan,
+        "run": run,
+    }
+
+
+def _profile(run: str, certificate: Certificate) -> list[dict[str, Any]]:
+    return [
+        {
+            "run": run,
+            "arc": point.at.arc,
+            "train_loss": point.train_loss,
+            "test_loss": point.test_loss,
+            "test_accuracy": point.test_accuracy,
+        }
+        for point in certificate.points
+    ]

@@ -1,0 +1,235 @@
+"""Curves between two networks: Bezier and polychain, their fit, and what was measured on them."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..batches.sampling import key_of, uniform_bits
+from ..errors import LLPFError
+from ..ops.environment import describe
+from ..path import RunDirectory, state_digest
+from ..types import ProgressCallback
+from .problem import Problem
+
+
+class Curve(Protocol):
+    """theta(t) = sum_i w_i(t) node_i for t in [0, 1]; linear in its nodes, whatever they are nodes of."""
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes, both ends included."""
+        ...
+
+    def weights(self, t: float) -> list[float]:
+        """w_i(t), one a node; they sum to 1, and are (1, 0, ...) at 0 and (..., 0, 1) at 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class Bezier:
+    """Bezier curve of ``bends`` inner nodes; one (the default) is the quadratic curve of Garipov et al. 2018, eq. 4."""
+
+    bends: int = 1
+
+    @property
+    def nodes(self) -> int:
+        return self.bends + 2
+
+    def weights(self, t: float) -> list[float]:
+        """Bernstein polynomials of degree ``bends + 1``."""
+        degree = self.bends + 1
+        return [math.comb(degree, i) * t**i * (1 - t) ** (degree - i) for i in range(degree + 1)]
+
+
+@dataclass(frozen=True)
+class PolyChain:
+    """Straight segments through ``bends`` inner nodes, equally long in t (Garipov et al. 2018, eq. 3 for one bend)."""
+
+    bends: int = 1
+
+    @property
+    def nodes(self) -> int:
+        return self.bends + 2
+
+    def weights(self, t: float) -> list[float]:
+        """Hat functions: only the two nodes of t's own segment count."""
+        position = t * (self.nodes - 1)
+        return [max(0.0, 1.0 - abs(position - i)) for i in range(self.nodes)]
+
+
+def straight(curve: Curve, start: Tensor, end: Tensor) -> Tensor:
+    """Nodes ``[nodes, P]`` equally spaced on the straight line from ``start`` to ``end``, both ``[P]``, bit for bit."""
+    last = curve.nodes - 1
+    inner = [start.lerp(end, i / last) for i in range(1, last)]
+    return torch.stack([start, *inner, end])
+
+
+def point(curve: Curve, nodes: Tensor, t: float) -> Tensor:
+    """theta(t) ``[P]``; at 0 and 1 the first and the last of ``nodes [nodes, P]`` bit for bit."""
+    if t in (0.0, 1.0):
+        return nodes[0 if t == 0.0 else -1].clone()
+    result = torch.zeros_like(nodes[0])
+    for weight, node in zip(curve.weights(t), nodes, strict=True):
+        if weight:
+            result.add_(node, alpha=weight)
+    return result
+
+
+#: (vector [P], round) -> loss and gradient [P] on that round's batch.
+Gradient = Callable[[Tensor, int], tuple[float, Tensor]]
+
+#: Separates the draws of t from those of batches (0) and augmentation (1).
+_STREAM = 2
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a curve is fitted: ``steps`` gradient steps of SGD on the inner nodes.
+
+    Rate and momentum are those of the authors' code, whose schedule it also is: constant for half the steps, then
+    falling linearly to a hundredth at nine tenths, and staying there. Their weight decay on the curve's points is 0
+    here unless set: it is no part of the loss that is compared.
+    """
+
+    steps: int
+    lr: float = 0.015
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise LLPFError(f"a curve must be fitted for at least 1 gradient step, got {self.steps}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise LLPFError(f"the curve's learning rate must be a positive number, got {self.lr}")
+
+
+def fit(
+    curve: Curve,
+    nodes: Tensor,
+    gradient: Gradient,
+    settings: FitSettings,
+    progress: ProgressCallback | None = None,
+) -> Tensor:
+    """Inner nodes that minimise E_t L(theta(t)), t uniform in [0, 1]; the ends stay as they are, bit for bit.
+
+    Each gradient step draws one t and one batch; d theta / d node_i = w_i(t), so the step costs what a step of ordinary
+    training costs, and two operations a node.
+
+    Args:
+        nodes: ``[nodes, P]``, where to begin; not changed.
+
+    Returns:
+        ``[nodes, P]``.
+
+    Raises:
+        LLPFError: the loss stops being finite.
+    """
+    inner = nodes.clone()
+    velocity = torch.zeros_like(inner)
+    lane = torch.zeros(1, dtype=torch.int64)
+    for step in range(settings.steps):
+        t = (int(uniform_bits(key_of(settings.seed, 0, step, _STREAM), lane)) + 0.5) / 2**32
+        theta = point(curve, inner, t)
+        loss, slope = gradient(theta, step)
+        if not math.isfinite(loss):
+            raise LLPFError(
+                f"fitting the curve diverged after {step} steps (loss {loss}); lower its learning rate ({settings.lr})"
+            )
+        if settings.weight_decay:
+            slope = slope.add(theta, alpha=settings.weight_decay)
+        rate = settings.lr * _rate(step / settings.steps)
+        for i, weight in list(enumerate(curve.weights(t)))[1:-1]:
+            velocity[i].mul_(settings.momentum)
+            if weight:
+                velocity[i].add_(slope, alpha=weight)
+            inner[i].sub_(velocity[i], alpha=rate)
+        if progress is not None:
+            progress(step + 1, settings.steps, f"loss {loss:.4f}")
+    return inner
+
+
+def _rate(done: float) -> float:
+    """Share of the learning rate after the share ``done`` of the steps."""
+    if done <= 0.5:
+        return 1.0
+    return max(0.01, 1.0 - (done - 0.5) / 0.4 * 0.99)
+
+
+@dataclass(frozen=True)
+class FoundCurve:
+    """What one method found between two networks.
+
+    ``waypoints`` are complete state dicts on the CPU: the polyline through them is what counts, not the curve they were
+    read off. ``gradient_steps`` counts forward and backward passes over one batch, ``seconds`` the whole search, its
+    looks at fixed sets included. ``destination`` is "b", or "b permuted" where the path ends at the second network with
+    its units in another order (the same function, another point).
+    """
+
+    method: str
+    waypoints: Sequence[Mapping[str, Tensor]]
+    gradient_steps: int
+    seconds: float
+    destination: str = "b"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def write_run(
+    curve: FoundCurve, folder: str | os.PathLike[str], problem: Problem, *, threshold: float, about: Mapping[str, Any]
+) -> RunDirectory:
+    """``curve`` as a complete run in ``folder``, which ``llpf verify`` and every tool for runs takes like LLPF's own.
+
+    run.yaml says with which loss, data and BatchNorm statistics the curve is judged, as a search's does.
+    A run that an earlier call wrote there is replaced; anything else is left alone.
+
+    Raises:
+        LLPFError: ``folder`` holds something else, or cannot be written.
+    """
+    folder = Path(folder)
+    if (folder / "run.yaml").exists():
+        method = (RunDirectory.open(folder).run.get("settings") or {}).get("method")
+        if method is None:
+            raise LLPFError(f"{folder} holds a run that is no curve of llpf analyze; choose another folder")
+        strangers = RunDirectory.open(folder).strangers()
+        if strangers:
+            raise LLPFError(f"{strangers[0]} is no file of a run, and {folder} would be replaced; move it away")
+        shutil.rmtree(folder)
+    first, last = curve.waypoints[0], curve.waypoints[-1]
+    run = RunDirectory.create(
+        folder,
+        {
+            "llpf_fast": 1,
+            "provenance": {**about, **problem.recorded_loss()},
+            "settings": {
+                **{key: value for key, value in problem.about().items() if key in ("model", "data") and value},
+                "mode": "m2m",
+                "threshold": threshold,
+                "statistics": problem.statistics[-1],
+                "method": curve.method,
+                **curve.settings,
+            },
+            "task": problem.task(),
+            "environment": describe(problem.device),
+            "start_sha256": state_digest(first),
+            "destination_sha256": state_digest(last),
+        },
+    )
+    for number, waypoint in enumerate(curve.waypoints):
+        run.add_waypoint(number, waypoint)
+    run.finish(
+        arrived=True,
+        ended="arrived",
+        ticks=len(curve.waypoints) - 1,
+        sgd_steps=curve.gradient_steps,
+        seconds=curve.seconds,
+    )
+    return run

@@ -1,1 +1,0 @@
-"""Curves to compare LLPF with: Bezier, polychain, AutoNEB, straight lines with and without alignment."""

@@ -1,0 +1,137 @@
+"""Weight matching (Ainsworth et al., "Git Re-Basin", arXiv 2209.04836, algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import LLPFError
+from .permutations import PermutationSpecification, permute
+
+#: A new assignment must be better by more than this share of what it is compared with: rounding is not progress.
+_PROGRESS = 1e-12
+#: Buffers that move with their units but say nothing of how alike two networks are.
+_STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """``state``: the second network with its units in another order, its values bit for bit.
+
+    ``permutations[g][u]`` is which unit now stands at place u of group g. ``before`` and ``after`` are the L2 distances
+    between the first network's and the second's permuted tensors (those that belong to some group).
+    """
+
+    state: dict[str, Tensor]
+    permutations: list[Tensor]
+    before: float
+    after: float
+    sweeps: int
+
+
+def align(
+    first: Mapping[str, Tensor],
+    second: Mapping[str, Tensor],
+    specification: PermutationSpecification,
+    *,
+    seed: int = 0,
+    restarts: int = 3,
+    max_sweeps: int = 100,
+) -> Alignment:
+    """Permute the units of ``second`` so that its weights are as close as possible to those of ``first``.
+
+    Coordinate ascent on the inner product of both networks' weights: all groups but one are held, and that one's best
+    permutation is a linear assignment problem. The first sweep goes from input to output, later ones in random order,
+    until none of them helps. It ends in a local optimum (the joint problem is NP-hard); the best of ``restarts`` is
+    taken, of which the later ones go in random order from the beginning.
+
+    Raises:
+        LLPFError: values that are not finite.
+    """
+    names = sorted({axis.tensor for group in specification.groups for axis in group.axes})
+    names = [name for name in names if not name.endswith(_STATISTICS)]
+    ours, theirs = (
+        {name: state[name].detach().to("cpu", torch.float64) for name in names} for state in (first, second)
+    )
+    for name in names:
+        if not (bool(ours[name].isfinite().all()) and bool(theirs[name].isfinite().all())):
+            raise LLPFError(f"networks cannot be aligned: {name} has values that are not finite")
+    generator = torch.Generator().manual_seed(seed)
+    best: tuple[float, list[Tensor], int] | None = None
+    for restart in range(max(restarts, 1)):
+        permutations, sweeps = _ascend(ours, theirs, specification, generator, restart > 0, max_sweeps)
+        moved = _permuted(theirs, specification, permutations)
+        score = sum(float((ours[name] * moved[name]).sum()) for name in names)
+        if best is None or score > best[0] * (1 + _PROGRESS):
+            best = score, permutations, sweeps
+    assert best is not None
+    moved = _permuted(theirs, specification, best[1])
+    return Alignment(
+        state=specification.apply(second, best[1]),
+        permutations=best[1],
+        before=_distance(ours, theirs),
+        after=_distance(ours, moved),
+        sweeps=best[2],
+    )
+
+
+def _permuted(
+    tensors: Mapping[str, Tensor],
+    specification: PermutationSpecification,
+    permutations: list[Tensor],
+    *,
+    but: int | None = None,
+) -> dict[str, Tensor]:
+    """Those of ``tensors`` that belong to groups, permuted by all groups except number ``but``."""
+    result = dict(tensors)
+    for number, (group, permutation) in enumerate(zip(specification.groups, permutations, strict=True)):
+        for axis in group.axes:
+            if number != but and axis.tensor in result:
+                result[axis.tensor] = permute(result[axis.tensor], axis, permutation)
+    return result
+
+
+def _ascend(
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    specification: PermutationSpecification,
+    generator: torch.Generator,
+    random_first: bool,
+    max_sweeps: int,
+) -> tuple[list[Tensor], int]:
+    from scipy.optimize import linear_sum_assignment
+
+    permutations = specification.identity()
+    count = len(permutations)
+    for sweep in range(max_sweeps):
+        progress = False
+        in_order = sweep == 0 and not random_first
+        order = range(count) if in_order else torch.randperm(count, generator=generator).tolist()
+        for number in order:
+            group = specification.groups[number]
+            moved = _permuted(theirs, specification, permutations, but=number)
+            # alike[u, v]: inner product of all that belongs to our unit u with what belongs to their unit v.
+            alike = torch.zeros(group.size, group.size, dtype=torch.float64)
+            for axis in group.axes:
+                if axis.tensor in ours:
+                    a, b = (
+                        value.movedim(axis.axis, 0).reshape(group.size, -1)
+                        for value in (ours[axis.tensor], moved[axis.tensor])
+                    )
+                    alike.addmm_(a, b.T)
+            _, columns = linear_sum_assignment(alike.numpy(), maximize=True)
+            found = torch.from_numpy(columns)
+            rows = torch.arange(group.size)
+            old, new = float(alike[rows, permutations[number]].sum()), float(alike[rows, found].sum())
+            if new > old + _PROGRESS * max(abs(old), abs(new)):
+                permutations[number], progress = found, True
+        if not progress:
+            return permutations, sweep + 1
+    return permutations, max_sweeps
+
+
+def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    return float(torch.stack([(a[name] - b[name]).square().sum() for name in a]).sum().sqrt())

@@ -1,0 +1,106 @@
+"""Buffers and random states, kept aside and put back."""
+
+from __future__ import annotations
+
+import random
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from ..errors import LLPFError
+from ..ops.loss_gate import OPEN
+
+
+class KeptBuffers:
+    """Makes the buffers of ``module`` views of one tensor a dtype, so that keeping and putting back take a kernel each.
+
+    The buffers stay the module's own objects; their values do not change.
+
+    Raises:
+        LLPFError: two buffers that share memory, or one that is not dense.
+    """
+
+    @torch.no_grad()
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._buffers = module, dict(module.named_buffers())
+        self._check()
+        self._now: list[Tensor] = []
+        for dtype in dict.fromkeys(buffer.dtype for buffer in self._buffers.values()):
+            chosen = [buffer for buffer in self._buffers.values() if buffer.dtype == dtype]
+            now = torch.cat([buffer.reshape(-1) for buffer in chosen])
+            parts = now.split([buffer.numel() for buffer in chosen])
+            for buffer, part in zip(chosen, parts, strict=True):
+                buffer.data = part.view(buffer.shape)
+            self._now.append(now)
+        self._kept = [now.clone() for now in self._now]
+        self._places = self._present()
+
+    def _check(self) -> None:
+        owners: dict[int, str] = {}
+        for name, buffer in self._buffers.items():
+            if buffer.layout is not torch.strided:
+                raise LLPFError(f"buffer {name} is not dense")
+            other = owners.setdefault(buffer.untyped_storage().data_ptr(), name)
+            # Rows of a stack, and buffers kept before, are parts of one piece of memory that do not overlap.
+            if other != name and buffer.numel() and _overlap(buffer, self._buffers[other]):
+                raise LLPFError(f"buffers {other} and {name} share memory")
+
+    def _present(self) -> dict[str, int]:
+        return {name: buffer.data_ptr() for name, buffer in self._module.named_buffers()}
+
+    def moved(self) -> str | None:
+        """The name of a buffer that lies elsewhere now (its module assigned a new tensor), appeared or vanished."""
+        present = self._present()
+        changed = {name for name, _ in self._places.items() ^ present.items()}
+        return min(changed, default=None)
+
+    def keep(self) -> None:
+        """Remember the values as they are now."""
+        for kept, now in zip(self._kept, self._now, strict=True):
+            kept.copy_(now)
+
+    def put_back(self, state: Tensor) -> None:
+        """Go back to the values kept where the gate's ``state`` says that this iteration did not count."""
+        if not self._now:
+            return
+        is_open = state[OPEN] != 0
+        for kept, now in zip(self._kept, self._now, strict=True):
+            torch.where(is_open, now, kept, out=now)
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    def span(tensor: Tensor) -> tuple[int, int]:
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+    (a0, a1), (b0, b1) = span(a), span(b)
+    return a0 < b1 and b0 < a1
+
+
+class RandomStates:
+    """Remembers torch's (of the CPU and of ``device``), NumPy's and Python's generators as they are now."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._torch, self._numpy, self._python = self._tensors(), numpy.random.get_state(), random.getstate()
+
+    def _tensors(self) -> list[Tensor]:
+        states = [torch.get_rng_state()]
+        if self._device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self._device))
+        return states
+
+    def consumed(self) -> bool:
+        """Whether a number has been drawn since."""
+        same = all(map(torch.equal, self._torch, self._tensors())) and random.getstate() == self._python
+        pairs = zip(self._numpy, numpy.random.get_state(), strict=True)
+        return not (same and all(numpy.array_equal(a, b) for a, b in pairs))
+
+    def restore(self) -> None:
+        """Go back to the states remembered."""
+        torch.set_rng_state(self._torch[0])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(self._torch[1], self._device)
+        numpy.random.set_state(self._numpy)
+        random.setstate(self._python)

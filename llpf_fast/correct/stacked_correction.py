@@ -1,0 +1,239 @@
+"""The correction of many paths at once: one forward, one backward and one update for all rows of a stack."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..batches.precision import float32_products
+from ..batches.sampling import IndexedBatches
+from ..errors import LLPFError
+from ..flat import FlatParameters
+from ..ops.loss_gate import LAST, MEAN, OPEN, ROUNDS, WINDOW
+from ..types import LossFunction
+from .correction import Capture, Corrected
+from .graphs import capture
+from .stack import StackedStep
+
+#: Iterations queued on a GPU between two looks at the gates, at most. A look costs some 20 microseconds of an idle
+#: device and a microsecond of the host for each path; a path whose gate has closed waits for the look.
+_BLOCK_GPU = 4
+#: Iterations before a capture: libraries choose their kernels and take their workspaces in the first ones.
+_WARM_UP = 3
+
+
+class StackedCorrection:
+    """Runs the corrections of up to ``paths`` paths in step with each other, each with its own gate and its own end.
+
+    A path joins with :meth:`take` and trains from :meth:`StackedPath.begin` until :meth:`iterate` reports its end. A
+    row's update is that of :class:`~llpf_fast.correct.Correction` bit for bit; so are its forward and backward passes
+    while fewer than ``least`` paths are held (they then run in turn). Otherwise those differ in the last bits, and
+    a row's values do not depend on when the host looks.
+
+    Args:
+        flat: of one module of the architecture; only its layout counts.
+        batches: where every path's batches come from.
+        paths: rows; memory is held for all of them.
+        least: paths below which passes run in turn.
+        block: iterations between two looks at the gates, at most ``min_rounds``; the default: 1 on a CPU, where a row
+            that waits costs as much as one that trains.
+        loss_fn, threshold, ..., capture: see :class:`~llpf_fast.correct.Correction`.
+    """
+
+    def __init__(
+        self,
+        flat: FlatParameters,
+        loss_fn: LossFunction,
+        batches: IndexedBatches,
+        *,
+        paths: int,
+        least: int = 2,
+        block: int | None = None,
+        threshold: float,
+        min_rounds: int,
+        max_rounds: int,
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        keep_momentum: bool = False,
+        capture: Capture = "auto",
+    ) -> None:
+        self.step = StackedStep(
+            flat,
+            loss_fn,
+            batches,
+            rows=paths,
+            threshold=threshold,
+            min_rounds=min_rounds,
+            max_rounds=max_rounds,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+        )
+        device = flat.data.device
+        if capture == "on" and device.type != "cuda":
+            raise LLPFError(f"correction.capture is on, but a {device.type} has no CUDA graphs")
+        self._least, self._on_gpu, self._capture = least, device.type == "cuda", capture
+        self._block = min(block or (_BLOCK_GPU if self._on_gpu else 1), min_rounds)
+        self.base_lr, self.keeps_momentum = lr, keep_momentum and momentum != 0.0
+        self.fresh = ops.gate_state(min_rounds, device=device)
+        self._paths: list[StackedPath] = []
+        self._graphs: dict[int, Callable[[], None]] = {}
+
+    def take(self, flat: FlatParameters) -> StackedPath:
+        """Give ``flat`` a row: its values, gradients and buffers lie there from now on."""
+        path = StackedPath(self, self.step.stack.take(flat))
+        self._paths.append(path)
+        self.step.lr[path.row] = self.base_lr
+        if self.step.momentum_buffer is not None:
+            self.step.momentum_buffer[path.row].zero_()
+        return path
+
+    def drop(self, path: StackedPath) -> None:
+        """Free the row of ``path``; the last path moves there."""
+        here, last, step = path.row, self.step.stack.drop(path.row), self.step
+        moved = self._paths.pop()
+        if here != last:
+            self._paths[here] = moved
+            moved.row = here
+            for rows in (step.lr, step.state, step.first, step.momentum_buffer):
+                if rows is not None:
+                    rows[here].copy_(rows[last])
+        step.state[last].zero_()
+
+    def iterate(self) -> list[tuple[StackedPath, Corrected | LLPFError]]:
+        """Train all paths for an iteration, on a GPU for some; those whose correction ended, and how.
+
+        Raises:
+            LLPFError: the model or the loss fails on the data.
+        """
+        count, step = len(self._paths), self.step
+        with torch.enable_grad(), float32_products("float32", step.state.device):
+            if count < self._least:
+                step.in_turn()
+            else:
+                self._at_once(count)
+        ended = []
+        # One transfer: on a GPU this is where the host waits.
+        for path, values in zip(list(self._paths), step.state[:count].tolist(), strict=True):
+            answer = path.follow(values, step.rule)
+            if answer is not None:
+                ended.append((path, answer))
+        return ended
+
+    def _at_once(self, count: int) -> None:
+        width = self._width(count)
+        keep = self._block > 1 or width > count
+        for _ in range(self._block):
+            if self._on_gpu:
+                self._replay(width)
+            else:
+                self.step.at_once(width, keep=keep)
+
+    def _width(self, count: int) -> int:
+        """Rows that take part. A GPU's graph is captured for a number of rows, so there it falls by halves."""
+        if not self._on_gpu:
+            return count
+        width = self.step.stack.capacity
+        while width // 2 >= count:
+            width //= 2
+        return width
+
+    def _replay(self, width: int) -> None:
+        graph = self._graphs.get(width)
+        if graph is None:
+            graph = self._graphs[width] = self._recorded(width)
+        graph()
+
+    def _recorded(self, width: int) -> Callable[[], None]:
+        """An iteration of ``width`` rows: captured, or called where that may not or cannot be."""
+        called = partial(self.step.at_once, width, keep=True)
+        if self._capture == "off":
+            return called
+        state = self.step.state.clone()
+        try:
+            return self._captured(called)
+        except Exception as error:  # a capture fails in as many ways as there are modules
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if self._capture == "on":
+                raise LLPFError(f"correction.capture is on, but {why}") from error
+            warnings.warn(
+                f"the stacked correction is not captured as a CUDA graph, and runs step by step: {why} "
+                "(correction.capture: off for silence)",
+                stacklevel=2,
+            )
+            return called
+        finally:
+            self.step.state.copy_(state)
+
+    def _captured(self, call: Callable[[], None]) -> Callable[[], None]:
+        """``call`` as a CUDA graph. Tried out with closed gates, which leaves no trace but in the gates."""
+        device = self.step.state.device
+        self.step.state.zero_()
+        current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        side.wait_stream(current)
+        with torch.cuda.device(device), torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                call()
+        current.wait_stream(side)
+        return capture(call, device).replay
+
+
+class StackedPath:
+    """One path's place in a :class:`StackedCorrection`: what a search needs of the correction that is run for it."""
+
+    def __init__(self, stacked: StackedCorrection, row: int) -> None:
+        self._stacked, self.row = stacked, row
+        self._stop_at_nan = False
+
+    @property
+    def momentum_buffer(self) -> Tensor | None:
+        """``[N]``, a row."""
+        rows = self._stacked.step.momentum_buffer
+        return None if rows is None else rows[self.row]
+
+    @property
+    def keeps_momentum(self) -> bool:
+        return self._stacked.keeps_momentum
+
+    def scale_lr(self, scale: Tensor | None) -> None:
+        """As :meth:`Correction.scale_lr <llpf_fast.correct.Correction.scale_lr>`."""
+        base = self._stacked.base_lr
+        self._stacked.step.lr[self.row] = base if scale is None else base * scale
+
+    def begin(self, first_round: int, *, go_on: bool = False, stop_at_nan: bool = False) -> None:
+        """Train from round ``first_round`` on; see :meth:`Correction.run <llpf_fast.correct.Correction.run>`."""
+        self._stop_at_nan = stop_at_nan
+        self._stacked.step.state[self.row].copy_(self._stacked.fresh)
+        self._stacked.step.first[self.row].fill_(first_round)
+        momentum = self.momentum_buffer
+        if momentum is not None and not (self._stacked.keeps_momentum or go_on):
+            momentum.zero_()
+
+    def follow(self, values: list[float], rule: dict[str, float]) -> Corrected | LLPFError | None:
+        """What the gate's state means for this path; None where it trains on."""
+        rounds, mean, window = int(values[ROUNDS]), values[MEAN], int(rule["min_rounds"])
+        if not math.isfinite(mean):
+            for round_ in range(max(0, rounds - window), rounds):
+                loss = values[WINDOW + round_ % window]
+                if not math.isfinite(loss):
+                    return self._not_finite(round_ + 1, loss)
+        if values[OPEN] != 0 and not values[LAST]:
+            return None
+        return Corrected(rounds, mean, mean <= rule["threshold"])
+
+    def _not_finite(self, rounds: int, loss: float) -> Corrected | LLPFError:
+        if self._stop_at_nan:
+            return Corrected(rounds, loss, False, finite=False)
+        return LLPFError(
+            f"the training loss became {loss} in round {rounds} of the correction; "
+            "try a smaller correction.lr or a smaller step"
+        )

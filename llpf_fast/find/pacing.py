@@ -1,0 +1,122 @@
+"""Pace of a search: the step controller, the average of a correction's points, and the point to fall back to."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..correct import Corrected
+from ..correct.correction import Trainer
+from ..flat import FlatParameters
+from ..flat.buffers import all_buffers, set_buffers
+from ..settings import PaceSettings
+
+
+class Pace:
+    """Factor on the step's length (ours, beyond the papers). ``scale`` is all there is to remember for a resume.
+
+    A short correction says that the point was still in the low-loss space or close to it: the next step may be longer.
+    A failure (threshold not met, or a waypoint that the screening set finds too high) is taken back, and the same way
+    is tried again in smaller steps.
+    """
+
+    def __init__(self, settings: PaceSettings, min_rounds: int) -> None:
+        self._settings = settings
+        # A correction never takes fewer rounds than its window holds, so those alone are a short one.
+        self._short = max(settings.rounds, min_rounds)
+        self.scale = 1.0
+
+    def succeeded(self, rounds: int) -> None:
+        """After a correction of ``rounds`` gradient steps whose waypoint passed."""
+        if rounds <= self._short:
+            self._set(self.scale * self._settings.grow)
+        elif rounds > 2 * self._short:
+            self._set(self.scale * self._settings.shrink)
+
+    def failed(self) -> bool:
+        """After a failure: whether there is a smaller step to try; False means the search is stuck."""
+        if self.scale <= self._settings.smallest:
+            return False
+        self._set(self.scale * self._settings.back)
+        return True
+
+    def _set(self, scale: float) -> None:
+        self.scale = min(max(scale, self._settings.smallest), self._settings.largest)
+
+
+class PointAverage:
+    """Running mean of points and their losses, later ones weighing more (polynomial-decay averaging, arXiv 1212.1824).
+
+    Of points 1 to k and with ``power`` e the newest one gets the share (e + 1) / (k + e): about the last 1 / (e + 1) of
+    them count, however long a correction becomes. Gradient descent at a constant rate wanders around where it is
+    going; the mean lies nearer. Memory: one buffer ``[N]``, and none where ``power`` is None.
+    """
+
+    def __init__(self, like: Tensor, power: float | None) -> None:
+        self._power = 0.0 if power is None else power
+        self._count = 0
+        #: ``[N]``; None where nothing is averaged.
+        self.values = None if power is None else torch.zeros_like(like)
+        self._loss = 0.0
+
+    def clear(self) -> None:
+        """Begin anew: the next point counts alone."""
+        self._count = 0
+
+    @torch.no_grad()
+    def add(self, point: Tensor, corrected: Corrected, threshold: float) -> Corrected:
+        """Take in ``point [N]``, which ``corrected`` has led to; that, with the mean loss of all and its verdict."""
+        assert self.values is not None
+        self._count += 1
+        share = (self._power + 1) / (self._count + self._power)
+        if self._count == 1:
+            self.values.copy_(point)
+            self._loss = corrected.loss
+        else:
+            self.values.lerp_(point, share)
+            self._loss += share * (corrected.loss - self._loss)
+        return replace(corrected, loss=self._loss, met=self._loss <= threshold)
+
+
+class Rollback:
+    """Keeps one point: the caller's waypoint buffer ``[N]`` (no second copy), buffers and the optimiser's state.
+
+    Memory beyond that buffer: the module's buffers, and the momentum or optimiser state where it outlives a correction.
+    """
+
+    def __init__(self, flat: FlatParameters, trainer: Trainer, optimizer: torch.optim.Optimizer | None) -> None:
+        self._flat, self._trainer, self._optimizer = flat, trainer, optimizer
+        #: All buffers by name; None where one is registered but not made yet.
+        self._buffers: dict[str, Tensor | None] = {}
+        self._momentum: Tensor | None = None
+        self._optimizer_state: dict[str, Any] | None = None
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers that were kept, by name."""
+        return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+
+    def keep(self) -> None:
+        """Remember everything but the values as they are now."""
+        self._buffers = all_buffers(self._flat.module)
+        if self._trainer.keeps_momentum:
+            assert self._trainer.momentum_buffer is not None
+            self._momentum = self._trainer.momentum_buffer.clone()
+        if self._optimizer is not None:
+            self._optimizer_state = copy.deepcopy(self._optimizer.state_dict())
+
+    @torch.no_grad()
+    def back(self, values: Tensor) -> None:
+        """Return to ``values [N]`` and to what was kept with them."""
+        self._flat.ensure()
+        self._flat.data.copy_(values)
+        set_buffers(self._flat.module, self._buffers)
+        if self._momentum is not None:
+            assert self._trainer.momentum_buffer is not None
+            self._trainer.momentum_buffer.copy_(self._momentum)
+        if self._optimizer is not None and self._optimizer_state is not None:
+            self._optimizer.load_state_dict(copy.deepcopy(self._optimizer_state))

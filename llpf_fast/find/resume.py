@@ -1,0 +1,115 @@
+"""Whether a run goes on as it began: the same settings, task and environment."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from ..errors import LLPFError
+from ..ops.environment import describe
+from ..settings import LayerSettings
+
+
+def restore(recorded: dict[str, Any], device: torch.device, together: int = 1) -> None:
+    """Set the thread count back; warn about every other difference, since the bits may then differ."""
+    if recorded.get("threads"):
+        torch.set_num_threads(int(recorded["threads"]))
+    now = describe(device, together)
+    recorded, now = {"together": 1, **recorded}, {"together": 1, **now}
+    changed = [
+        f"{key} was {recorded[key]!r}, is {now[key]!r}" for key in now if recorded.get(key, now[key]) != now[key]
+    ]
+    if changed:
+        warnings.warn(
+            "resuming in another environment, so the rest of the path need not be bit-identical to an "
+            "uninterrupted run: " + "; ".join(changed),
+            stacklevel=3,
+        )
+
+
+#: How the passes are computed, and how before runs recorded it: another choice changes the last bits, not the search.
+_ARITHMETIC = {"precision": "float32", "channels_last": False, "compile": False}
+#: Without influence on a bit.
+_NEUTRAL = ("capture",)
+#: Settings that came later, and what runs before them had.
+_LATER = {"optimizer": "", "is_norm": "", "statistics": "stored", "evaluation_batch_size": 0}
+
+
+def all_settings(recorded: dict[str, Any] | None) -> dict[str, Any]:
+    """The settings of a run, with those that did not exist when it was begun."""
+    known = {**_LATER, **(recorded or {})}
+    if isinstance(known.get("layers"), dict):
+        known["layers"] = {**asdict(LayerSettings()), **known["layers"]}
+    return known
+
+
+def check_same_search(recorded: dict[str, Any] | None, now: dict[str, Any], folder: object) -> None:
+    """Warn where only the arithmetic of the correction changed.
+
+    Raises:
+        LLPFError: any other setting differs.
+    """
+    recorded = all_settings(recorded)
+    theirs, ours = dict(recorded.get("correction") or {}), dict(now["correction"])
+    changed = []
+    for key, default in _ARITHMETIC.items():
+        was, is_ = theirs.pop(key, default), ours.pop(key)
+        if was != is_:
+            changed.append(f"correction.{key} was {was}, is {is_}")
+    for key in _NEUTRAL:
+        theirs.pop(key, None)
+        ours.pop(key)
+    if {**recorded, "correction": theirs} != {**now, "correction": ours}:
+        raise LLPFError(f"cannot resume {folder}: its settings differ from those given now")
+    if changed:
+        warnings.warn(
+            "the rest of the path will not be bit-identical to an uninterrupted run: " + "; ".join(changed),
+            stacklevel=3,
+        )
+
+
+def check_same_task(recorded: Any, now: dict[str, Any], folder: object) -> None:
+    """Hold loss and data against those that the run was begun with; what was not recorded is not compared.
+
+    Warns where they may differ: code that was changed, or data that need not be the same from one pass to the next.
+
+    Raises:
+        LLPFError: another loss; tensors with other values; another number of samples.
+    """
+    recorded = recorded if isinstance(recorded, dict) else {}
+    loss, own = recorded.get("loss") or {}, now.get("loss") or {}
+    if loss and own:
+        if loss.get("name") != own.get("name") or ("sha256" in loss) != ("sha256" in own):
+            raise LLPFError(f"cannot resume {folder}: its loss is {_loss(loss)}, not {_loss(own)}")
+        if None not in (loss.get("sha256"), own.get("sha256")) and loss["sha256"] != own["sha256"]:
+            warnings.warn(
+                f"the loss {own['name']} may compute something else than when {folder} was begun: its code has changed",
+                stacklevel=3,
+            )
+    data, ours = recorded.get("data") or {}, now.get("data") or {}
+    if not data or not ours:
+        return
+    counts = [(each.get("samples") or each.get("dataset"), each.get("digest_of")) for each in (data, ours)]
+    same = any(data.get(key) == ours.get(key) for key in ("sha256", "set_sha256"))
+    if data.get("in_memory") and ours.get("in_memory"):
+        # The order counts: batches are drawn by index.
+        same = data.get("sha256") == ours.get("sha256")
+    elif counts[0] == counts[1]:
+        if not same:
+            warnings.warn(
+                f"the training data are not those that {folder} was begun with, or change from one pass to the next",
+                stacklevel=3,
+            )
+        return
+    if not same:
+        raise LLPFError(
+            f"cannot resume {folder}: its training data differ from those given now ({data.get('digest_of')} and "
+            f"{ours.get('digest_of')} samples)"
+        )
+
+
+def _loss(identity: dict[str, Any]) -> str:
+    return f"{identity.get('name')}{' (code of your own)' if 'sha256' in identity else ''}"
