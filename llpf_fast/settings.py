@@ -92,7 +92,7 @@ class CorrectionSettings:
 
 
 @dataclass
-class Stage:
+class StageSettings:
     """Layers whose names match one of ``layers`` move from the stage's beginning to the next one's.
 
     A stage begins at tick ``start``, or as soon as every layer of the stage before has no more than the share
@@ -173,7 +173,7 @@ class Settings:
     #: For the sphere modes without a model: pattern to unbiased variance (or L2 norm). Other layers stay.
     spheres: dict[str, float] = field(default_factory=dict)
     schedule: Literal["stages", "data-flow"] = "stages"
-    stages: list[Stage] = field(default_factory=lambda: [Stage(start=0)])
+    stages: list[StageSettings] = field(default_factory=lambda: [StageSettings(start=0)])
     data_flow: DataFlowSettings = field(default_factory=DataFlowSettings)
     pacing: Literal["none", "adaptive"] = "none"
     pace: PaceSettings = field(default_factory=PaceSettings)

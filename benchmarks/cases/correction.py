@@ -20,7 +20,7 @@ from llpf_fast.batches.augment import augmentation
 from llpf_fast.batches.precision import Precision, float32_products
 from llpf_fast.correct import Correction
 from llpf_fast.correct.correction import Capture
-from llpf_fast.correct.graphs import UntilClosed, capture
+from llpf_fast.correct.graphs import LoopingReplay, capture
 from llpf_fast.errors import LLPFError
 from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model
@@ -114,7 +114,7 @@ class Iterations(Way):
     def watched(self) -> None:
         super().watched()
         replays = self.correction._replays
-        if self.launched and not (replays and isinstance(replays._replay, UntilClosed)):
+        if self.launched and not (replays and isinstance(replays._replay, LoopingReplay)):
             raise LLPFError("one launch a correction fell back to what the host queues")
 
     def captured(self) -> bool:

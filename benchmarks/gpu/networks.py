@@ -30,7 +30,7 @@ from llpf_fast.batches.statistics import STATISTICS_SIZE
 from llpf_fast.data import ImageData, load_dataset
 from llpf_fast.find import PathFinder
 from llpf_fast.find.record import FindResult, TickProgress
-from llpf_fast.find.stacked_finder import Job, StackedFinder
+from llpf_fast.find.stacked_finder import SearchJob, StackedFinder
 from llpf_fast.models import TrainingProgress, build_model, train_model
 from llpf_fast.path import load_model_file
 from llpf_fast.recipes import load_recipe
@@ -369,7 +369,7 @@ class Networks:
         )
         folder = self._work / f"stack{paths}"
         jobs = [
-            Job((lambda turn=i % 2: (ends[turn], ends[1 - turn])), folder / str(i), progress=lambda _: alarm())  # type: ignore[misc]
+            SearchJob((lambda turn=i % 2: (ends[turn], ends[1 - turn])), folder / str(i), progress=lambda _: alarm())  # type: ignore[misc]
             for i in range(paths)
         ]
         found: list[FindResult | LLPFError] = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llpf_fast.find import PathFinder
-from llpf_fast.find.search import Judge, Train
+from llpf_fast.find.search import EvalRequest, TrainRequest
 
 
 class _Counting(torch.optim.SGD):
@@ -154,14 +154,14 @@ class _Side:
         try:
             if self._request is None:
                 self._request = next(self._steps)
-            while not (self._ticked and isinstance(self._request, Train)):
+            while not (self._ticked and isinstance(self._request, TrainRequest)):
                 self._request = self._steps.send(self._answer(self._request))
         except StopIteration:
             self.arrived = self._search._record.result().arrived
             return True
         return False
 
-    def _answer(self, request: Train | Judge) -> Any:
-        if isinstance(request, Train):
+    def _answer(self, request: TrainRequest | EvalRequest) -> Any:
+        if isinstance(request, TrainRequest):
             return self._finder._correct(request)
         return self._finder._screen.loss(request.values, self._finder.flat.buffers(), request.stop_above)

@@ -27,7 +27,7 @@ from benchmarks.harness.environment import load, record
 from benchmarks.studies.trained import WORK, train
 from llpf_fast.data import load_dataset
 from llpf_fast.errors import LLPFError
-from llpf_fast.find import Job, PathFinder, StackedFinder
+from llpf_fast.find import PathFinder, SearchJob, StackedFinder
 from llpf_fast.models import build_model
 from llpf_fast.path import load_model_file
 from llpf_fast.recipes import load_recipe
@@ -56,7 +56,7 @@ def as_one_stack(pairs: list[Ends], out: Path) -> tuple[list[str], int]:
     settings = load_recipe(RECIPE)
     images = load_dataset(settings.data)
     finder = StackedFinder(build_model(settings.model), settings=settings, train=images.train, together=len(pairs))
-    jobs = [Job(ends=lambda pair=pair: pair, out=out / f"{number:02d}") for number, pair in enumerate(pairs)]
+    jobs = [SearchJob(ends=lambda pair=pair: pair, out=out / f"{number:02d}") for number, pair in enumerate(pairs)]
     ended, steps = [], 0
     for job, result in finder.run(jobs):
         if isinstance(result, LLPFError):

@@ -21,7 +21,7 @@ from ..batches import precision as casting
 from ..errors import LLPFError
 from ..path.durable import read_bytes, write_bytes, write_whole, writing
 from ..path.fingerprint import code_digest, digest
-from ..path.plain_values import plain
+from ..path.plain_values import to_plain
 from ..path.state import decode_state, encode_state, header, state_digest
 from ..verify import Evaluation
 from ..verify import evaluator as evaluate
@@ -62,7 +62,7 @@ class Answers:
 
     def put(self, key: str, value: Any) -> None:
         """Keep ``value`` (not None); LLPFError naming the folder when the disk refuses."""
-        content = json.dumps([key, plain(value)], ensure_ascii=False)
+        content = json.dumps([key, to_plain(value)], ensure_ascii=False)
         line = json.dumps({"check": _check(content), "content": content}, ensure_ascii=False).encode() + b"\n"
         with self._lock:
             known = self._read()
@@ -156,13 +156,13 @@ def cached_numbers(
     ``key`` names everything that the numbers depend on: what is computed, settings, digests of states
     (``path.state_digest``) and of the problem (``Problem.about``). Versions are added.
     """
-    whole = {**_versions(), "key": plain(key)}
+    whole = {**_versions(), "key": to_plain(key)}
     name = digest(whole)
     answers = Answers(Path(folder) / f"numbers-{name[:24]}.jsonl")
     known = answers.get(name)
     if isinstance(known, dict):
         return known
-    answer: dict[str, Any] = plain(compute())
+    answer: dict[str, Any] = to_plain(compute())
     answers.put(name, answer)
     return answer
 
@@ -176,7 +176,7 @@ def cached_training(
     again. ``key`` names everything that the training depends on (data digest, seed, settings, initial state); versions
     are added. Written atomically, so an interrupted training leaves nothing.
     """
-    name = digest({**_versions(), "key": plain(key)})
+    name = digest({**_versions(), "key": to_plain(key)})
     file = Path(folder) / f"trained-{name[:32]}.safetensors"
     known = _stored(file, name)
     if known is not None:

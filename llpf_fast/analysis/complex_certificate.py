@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import LLPFError
 from ..types import ProgressCallback
 from ..verify import Evaluation
-from ..verify.evaluator import Crew
+from ..verify.evaluator import WorkerPool
 from .networks import Networks
 from .simplices import Cell, Subdivision, Weights
 
@@ -122,7 +122,7 @@ def certify_complex(
         raise LLPFError("the vertices are all the same point: there is nothing to certify")
     spacing = spacing or _SPACING.get(max(map(len, simplices)) - 1, 1 / 2)
     subdivision.cut_to(spacing * subdivision.longest)
-    with torch.random.fork_rng(devices=[]), Crew(workers) as crew:
+    with torch.random.fork_rng(devices=[]), WorkerPool(workers) as crew:
         survey = _Survey(vertices, subdivision, evaluate_train, evaluate_test, full_train, threshold, crew, progress)
         survey.expect(rounds * cells + (0 if full_train is None else worst + len(vertices)))
         survey.measure(subdivision.points(), "screening" if full_train else "evaluating", test=True)
@@ -142,7 +142,7 @@ class _Survey:
         test: Evaluate | None,
         full: Evaluate | None,
         threshold: float,
-        crew: Crew,
+        crew: WorkerPool,
         progress: ProgressCallback | None,
     ) -> None:
         self._vertices, self._subdivision, self._threshold = vertices, subdivision, threshold

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import FixedSamples, LoaderBatches, LossReduction, TensorBatches, as_data, hold, loss_of
+from ..batches import FixedSamples, LoaderBatches, LossReduction, TensorBatches, as_data, compute_loss, hold
 from ..batches.fixed_samples import Held, held_count, held_subset
 from ..batches.forward import default_batch_size
 from ..batches.sampling import Batches
@@ -77,7 +77,7 @@ def train_surface(
         weights = (weights / weights.sum()).to(values)
         flat.data.copy_(weights @ values[list(simplex)])
         flat.zero_grad()
-        loss = loss_of(flat.module, loss_fn, *batches.draw(step))
+        loss = compute_loss(flat.module, loss_fn, *batches.draw(step))
         loss.backward()
         flat.ensure_gradients()
         value = float(loss.detach())

@@ -15,7 +15,7 @@ import torch
 from .. import __version__
 from ..ops.environment import describe
 from ..path.durable import write_bytes, write_json, writing
-from ..path.plain_values import finite_or_none, plain
+from ..path.plain_values import finite_or_none, to_plain
 
 #: A table: rows of plain values by column name; the columns are the first row's, and those that later rows add.
 Table = Sequence[Mapping[str, Any]]
@@ -48,10 +48,10 @@ def write_result(
         files[name] = f"{stem}-{name}.csv"
         write_bytes(folder / files[name], _csv(rows).encode(), durable=False)
     content = {
-        "about": plain(about or {}),
-        "numbers": plain(numbers),
+        "about": to_plain(about or {}),
+        "numbers": to_plain(numbers),
         "tables": files,
-        "environment": {"llpf_fast": __version__, **plain(describe(torch.device(device)))},
+        "environment": {"llpf_fast": __version__, **to_plain(describe(torch.device(device)))},
     }
     path = folder / f"{stem}.json"
     write_json(path, finite_or_none(content), durable=False)
@@ -69,7 +69,7 @@ def _csv(rows: Table) -> str:
 
 
 def _field(value: Any) -> Any:
-    value = plain(value)
+    value = to_plain(value)
     if value is None:
         return ""
     if isinstance(value, float):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ..batches.fixed_samples import held_subset
-from ..batches.loss import LossReduction, loss_of
+from ..batches.loss import LossReduction, compute_loss
 from ..batches.precision import float32_products, loss_in
 from ..types import StateDict
 from .problem import Problem
@@ -119,7 +119,7 @@ class RestrictedLoss:
         def network(*given: Any, **named: Any) -> Any:
             return functional_call(self._module, dict(point), given, named, tie_weights=False)
 
-        return loss_of(network, self._loss_fn, inputs, targets)
+        return compute_loss(network, self._loss_fn, inputs, targets)
 
     def _cast(self, state: StateDict) -> dict[str, Tensor]:
         return {name: self._to(value) for name, value in state.items()}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..batches import loss_of
+from ..batches import compute_loss
 from ..batches.sampling import key_of
 from ..correct import Correction
 from ..errors import LLPFError
@@ -138,7 +138,7 @@ def train_in_subspace(
     with seeded(problem.seed, problem.device):
         for step in range(settings.steps):
             flat.zero_grad()
-            loss = loss_of(flat.module, problem.loss_fn, *batches.draw(step))
+            loss = compute_loss(flat.module, problem.loss_fn, *batches.draw(step))
             loss.backward()
             flat.ensure_gradients()
             z.grad = basis.coordinates(flat.grad)

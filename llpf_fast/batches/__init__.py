@@ -3,7 +3,7 @@
 from ..types import LossFunction
 from .data import BatchedData, Data, DatasetData, TensorData, as_data
 from .fixed_samples import FixedSamples, hold, stratified_subset
-from .loss import LossReduction, loss_of
+from .loss import LossReduction, compute_loss
 from .sampling import Batches, IndexedBatches, LoaderBatches, TensorBatches, training_batches
 
 __all__ = [
@@ -19,8 +19,8 @@ __all__ = [
     "TensorBatches",
     "TensorData",
     "as_data",
+    "compute_loss",
     "hold",
-    "loss_of",
     "stratified_subset",
     "training_batches",
 ]

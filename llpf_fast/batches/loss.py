@@ -75,7 +75,7 @@ _CHOICES = (
 )
 
 
-def loss_of(module: Callable[..., Any], loss_fn: LossFunction, inputs: Any, targets: Any) -> Tensor:
+def compute_loss(module: Callable[..., Any], loss_fn: LossFunction, inputs: Any, targets: Any) -> Tensor:
     """The scalar loss of ``module`` on one batch.
 
     Raises:
@@ -297,7 +297,7 @@ class LossReduction:
         return torch.full((count,), float(each), dtype=torch.float64, device=targets.device)
 
 
-class Passes:
+class ForwardLoss:
     """The scalar loss of ``module`` on one batch, ready for ``backward``.
 
     Args:
@@ -330,7 +330,7 @@ class Passes:
 
     def _loss(self, inputs: Any, targets: Any) -> Tensor:
         if self._compiled is None:
-            return loss_of(self._module, self._loss_fn, inputs, targets)
+            return compute_loss(self._module, self._loss_fn, inputs, targets)
         try:
             loss = _scalar(self._compiled(inputs, targets))
         except LLPFError:

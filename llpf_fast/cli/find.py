@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from ..find import FindResult, TickProgress
-    from .search import Search
+    from .search import SearchSetup
 
 HELP = "search low-loss paths between trained networks"
 
@@ -129,9 +129,9 @@ def run(args: Namespace) -> int:
     # Quoted: a value such as "mine.py:" would be a mapping in YAML.
     overrides = [f"{key}={json.dumps(args[option])}" for option, key in _SHORTCUTS.items() if args[option] is not None]
     overrides += [*args.set, *([f"seed={args.seed}"] if args.seed is not None else [])]
-    from .search import Search
+    from .search import SearchSetup
 
-    search = Search(
+    search = SearchSetup(
         args.recipe,
         overrides,
         data_dir=args.data,
@@ -163,7 +163,7 @@ def _either(args: Namespace, position: str, option: str) -> str | None:
     return value
 
 
-def _run_many(search: Search, args: Namespace, starts: str, destinations: str | None) -> int:
+def _run_many(search: SearchSetup, args: Namespace, starts: str, destinations: str | None) -> int:
     from .many import find_many, show_table
 
     out = Path(args.out)
@@ -208,15 +208,17 @@ def find_between(
     quiet: bool = False,
 ) -> FindResult:
     """Load everything, refuse what cannot work before the run directory is touched, and search."""
-    from .search import Search
+    from .search import SearchSetup
 
-    search = Search(recipe, overrides, data_dir=data_dir, loss=loss, device=device, threads=threads, download=download)
+    search = SearchSetup(
+        recipe, overrides, data_dir=data_dir, loss=loss, device=device, threads=threads, download=download
+    )
     search.check_destination(destination is not None)
     return _find_one(search, start, destination, out, resume=resume, quiet=quiet)
 
 
 def _find_one(
-    search: Search,
+    search: SearchSetup,
     start: str | os.PathLike[str],
     destination: str | os.PathLike[str] | None,
     out: str | os.PathLike[str],

@@ -14,9 +14,9 @@ from .output import Progress, duration
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ..find import FindResult, Job, StackedFinder, TickProgress
+    from ..find import FindResult, SearchJob, StackedFinder, TickProgress
     from ..find.pairing import Pair
-    from .search import Search
+    from .search import SearchSetup
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Row:
 
 
 def find_many(
-    search: Search,
+    search: SearchSetup,
     starts: str,
     destinations: str | None,
     pairing: str | None,
@@ -82,7 +82,7 @@ def find_many(
     return [rows[name] for name in names]
 
 
-def _in_turn(search: Search, pending: list[_Pending], total: int, out: Path, quiet: bool) -> dict[str, Row]:
+def _in_turn(search: SearchSetup, pending: list[_Pending], total: int, out: Path, quiet: bool) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     with Progress("tick", quiet=quiet, upper_bound=True) as progress:
 
@@ -99,7 +99,9 @@ def _in_turn(search: Search, pending: list[_Pending], total: int, out: Path, qui
     return rows
 
 
-def _at_once(search: Search, finder: StackedFinder, pending: list[_Pending], out: Path, quiet: bool) -> dict[str, Row]:
+def _at_once(
+    search: SearchSetup, finder: StackedFinder, pending: list[_Pending], out: Path, quiet: bool
+) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     steps: dict[str, int] = {}
     with Progress("path", quiet=quiet) as progress:
@@ -112,7 +114,7 @@ def _at_once(search: Search, finder: StackedFinder, pending: list[_Pending], out
 
             return show
 
-        def jobs() -> Iterator[Job]:
+        def jobs() -> Iterator[SearchJob]:
             for path in pending:
                 yield search.job(path.pair, out / path.name, resume=path.again, progress=shown_as(path.name))
 
@@ -132,7 +134,7 @@ def _failed(name: str, error: LLPFError, progress: Progress) -> Row:
 
 
 def _choose(
-    search: Search, starts: str, destinations: str | None, pairing: str | None
+    search: SearchSetup, starts: str, destinations: str | None, pairing: str | None
 ) -> tuple[list[Pair], list[Pair], dict[Path, str]]:
     """The pairs to join, those left out as equal, and the digest of every file."""
     from ..find.pairing import Pair, make_pairs, model_files
@@ -155,7 +157,7 @@ def _choose(
     return found.pairs, found.equal, digests
 
 
-def _finished(search: Search, folder: Path, pair: Pair, digests: dict[Path, str], resume: bool) -> Row | None:
+def _finished(search: SearchSetup, folder: Path, pair: Pair, digests: dict[Path, str], resume: bool) -> Row | None:
     """The row of a run that is complete already, None where there is something to do.
 
     LLPFError when the folder holds something and nothing is to be resumed, or another search than this one.
@@ -195,7 +197,7 @@ def _finished(search: Search, folder: Path, pair: Pair, digests: dict[Path, str]
     )
 
 
-def _row(name: str, result: FindResult, search: Search) -> Row:
+def _row(name: str, result: FindResult, search: SearchSetup) -> Row:
     ended, good = ending(result, search.endless)
     return Row(name, ended, good, result.ticks, result.sgd_steps, result.seconds, result.waypoints, result.notes)
 

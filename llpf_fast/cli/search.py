@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ..find import FindResult, Job, StackedFinder, TickProgress
+    from ..find import FindResult, SearchJob, StackedFinder, TickProgress
     from ..find.pairing import Pair
     from ..settings import Settings
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _CODE = ("model", "data", "optimizer", "is_norm")
 
 
-class Search:
+class SearchSetup:
     """Settings, network and data of a recipe, checked; then any number of searches with them.
 
     Raises:
@@ -148,14 +148,14 @@ class Search:
 
     def job(
         self, pair: Pair, out: str | os.PathLike[str], *, resume: bool, progress: Callable[[TickProgress], None]
-    ) -> Job:
+    ) -> SearchJob:
         """The same search as :meth:`run`, for :meth:`stacked_finder`."""
-        from ..find import Job
+        from ..find import SearchJob
 
         if resume:
             self.check_loss(out)
         provenance = self._provenance(pair)
-        return Job(lambda: self._ends(pair), out, resume=resume, provenance=provenance, progress=progress)
+        return SearchJob(lambda: self._ends(pair), out, resume=resume, provenance=provenance, progress=progress)
 
     def stacked_finder(self, together: int | None, paths: int) -> StackedFinder | None:
         """What searches ``paths`` paths ``together`` at a time; None where one after the other is asked for, or faster.

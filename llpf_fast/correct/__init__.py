@@ -1,5 +1,5 @@
 """The loss-constraint correction: the gate, the update."""
 
-from .correction import Corrected, Correction
+from .correction import Correction, CorrectionResult
 
-__all__ = ["Corrected", "Correction"]
+__all__ = ["Correction", "CorrectionResult"]

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..batches.loss import Passes
+from ..batches.loss import ForwardLoss
 from ..batches.precision import Precision, check_precision, float32_products
 from ..batches.sampling import Batches, IndexedBatches
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..ops.loss_gate import LAST, MEAN, WINDOW
 from ..types import LossFunction
-from .graphs import NotCapturableError, Replays, Seen, as_cuda_graph, as_while_graph
+from .graphs import GateReading, GraphRunner, NotCapturableError, as_cuda_graph, as_while_graph
 from .optimizer_step import OptimizerStep
-from .sgd_step import Step
+from .sgd_step import SgdStep
 
 
 class Trainer(Protocol):
@@ -43,7 +43,7 @@ Capture = Literal["auto", "on", "off", "while"]
 
 
 @dataclass(frozen=True)
-class Corrected:
+class CorrectionResult:
     """What one correction did: gradient steps, mean loss of the window at its end, whether that met the threshold."""
 
     rounds: int
@@ -69,7 +69,7 @@ class Correction:
         keep_momentum: carry the momentum buffer from one correction to the next.
         optimizer: any ``torch.optim`` optimiser over the module's parameters, instead of ``sgd_``. One whose step
             asks for a closure (L-BFGS) takes a batch's gradient several times; each is one of the rounds that
-            ``max_rounds`` bounds and ``Corrected`` counts, and the loss that counts is the first.
+            ``max_rounds`` bounds and ``CorrectionResult`` counts, and the loss that counts is the first.
         capture: ``auto`` captures where it can; ``on`` refuses to run without; ``off`` never does; ``while`` has the
             device repeat the iteration by itself (:class:`~.while_graph.WhileGraph`), and says why where it cannot.
         precision: of the forward and backward passes. Parameters and updates are not touched by it.
@@ -105,12 +105,12 @@ class Correction:
         if nesterov and not momentum and optimizer is None:
             raise LLPFError("correction.nesterov needs a correction.momentum above 0, such as 0.9")
         self._precision: Precision = precision
-        self._passes = Passes(flat.module, loss_fn, precision=precision, compile=compile)
+        self._passes = ForwardLoss(flat.module, loss_fn, precision=precision, compile=compile)
         self._keep_momentum = keep_momentum
         self.momentum_buffer = torch.zeros_like(flat.data) if momentum and optimizer is None else None
         self._fresh = ops.gate_state(min_rounds, device=device)
         self._rule = {"threshold": threshold, "min_rounds": min_rounds, "max_rounds": max_rounds}
-        self._step = Step(
+        self._step = SgdStep(
             flat,
             self._passes,
             state=self._fresh.clone(),
@@ -122,7 +122,7 @@ class Correction:
         self._optimizer = None if optimizer is None else OptimizerStep(optimizer, flat, self._passes, self._step)
         self._must_capture = capture == "on"
         self._record = as_while_graph if capture == "while" else as_cuda_graph
-        self._replays: Replays | None = None
+        self._replays: GraphRunner | None = None
         reason = self._not_captured_because()
         if reason is not None and self._must_capture:
             raise LLPFError(f"correction.capture is on, but {reason}")
@@ -160,7 +160,7 @@ class Correction:
         """
         self._step.scale_lr(scale)
 
-    def run(self, first_round: int, *, go_on: bool = False, stop_at_nan: bool = False) -> Corrected:
+    def run(self, first_round: int, *, go_on: bool = False, stop_at_nan: bool = False) -> CorrectionResult:
         """Train from round ``first_round`` of the stream until the gate closes.
 
         With ``go_on`` this continues the correction before: the momentum stays, the window begins anew. With
@@ -178,21 +178,21 @@ class Correction:
             self._step.state.copy_(self._fresh)
             seen = self._in_turn(first_round) if replays is None else self._replayed(replays, first_round)
         if seen.finite:
-            return Corrected(seen.rounds, seen.loss, seen.loss <= self._rule["threshold"])
+            return CorrectionResult(seen.rounds, seen.loss, seen.loss <= self._rule["threshold"])
         if stop_at_nan:
-            return Corrected(seen.rounds, seen.loss, False, finite=False)
+            return CorrectionResult(seen.rounds, seen.loss, False, finite=False)
         raise LLPFError(
             f"the training loss became {seen.loss} in round {seen.rounds} of the correction; "
             "try a smaller correction.lr or a smaller step"
         )
 
-    def replay(self, record: Callable[[Step], Callable[[], None]]) -> None:
+    def replay(self, record: Callable[[SgdStep], Callable[[], None]]) -> None:
         """Run corrections as replays that ``record`` makes of an iteration, on any device: for tests."""
         assert isinstance(self._batches, IndexedBatches)
         self._step.draws(self._batches)
-        self._replays = Replays(self._step, record)
+        self._replays = GraphRunner(self._step, record)
 
-    def _prepared(self) -> Replays | None:
+    def _prepared(self) -> GraphRunner | None:
         """The captured iteration, captured now where that has not been done; None on the ordinary path."""
         if self._replays is None and not self._may_capture:
             return None
@@ -201,7 +201,7 @@ class Correction:
             if self._replays is None:
                 assert isinstance(self._batches, IndexedBatches)
                 self._step.draws(self._batches)
-                self._replays = Replays(self._step, self._record)
+                self._replays = GraphRunner(self._step, self._record)
             self._replays.prepare()
         except LLPFError as error:
             self._replays, self._may_capture = None, False
@@ -215,12 +215,12 @@ class Correction:
                 )
         return self._replays
 
-    def _replayed(self, replays: Replays, first_round: int) -> Seen:
+    def _replayed(self, replays: GraphRunner, first_round: int) -> GateReading:
         assert isinstance(self._batches, IndexedBatches)
         self._batches.start_at(first_round)
         return replays.run()
 
-    def _in_turn(self, first_round: int) -> Seen:
+    def _in_turn(self, first_round: int) -> GateReading:
         batches, rounds, state = 0, 0, self._step.state
         window, most = int(self._rule["min_rounds"]), self._rule["max_rounds"]
         while True:
@@ -230,9 +230,9 @@ class Correction:
             newest = values[WINDOW + batches % window]
             batches += 1
             if not math.isfinite(newest):
-                return Seen(rounds, newest, closed=False, finite=False)
+                return GateReading(rounds, newest, closed=False, finite=False)
             if values[LAST] or (batches >= window and rounds >= most):
-                return Seen(rounds, values[MEAN], closed=True, finite=True)
+                return GateReading(rounds, values[MEAN], closed=True, finite=True)
 
     def _iterate(self, round_: int) -> int:
         """Train on the batch of ``round_``; how often its gradient was taken."""

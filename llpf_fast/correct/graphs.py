@@ -18,8 +18,8 @@ from torch import Tensor
 from ..errors import LLPFError
 from ..ops.backend import FILES, load_failure
 from ..ops.loss_gate import LAST, MEAN, OPEN, ROUNDS, WINDOW
-from .sgd_step import Step
-from .snapshots import RandomStates
+from .sgd_step import SgdStep
+from .snapshots import RngSnapshot
 
 #: Graphs whose capture failed. Torch's allocator goes on asking each of them which allocations are its own.
 _failed: list[torch.cuda.CUDAGraph] = []
@@ -75,14 +75,14 @@ def _mend(device: torch.device) -> None:
             something.zero_()
 
 
-class UntilClosed:
+class LoopingReplay:
     """A replay of which one call runs iterations until the gate closes or a loss is not finite."""
 
     def __call__(self) -> None:
         raise NotImplementedError
 
 
-class WhileGraph(UntilClosed):
+class WhileGraph(LoopingReplay):
     """Queues a launch on the current stream when it is called; the host decides nothing in between.
 
     Args:
@@ -180,7 +180,7 @@ class NotCapturableError(LLPFError):
 
 
 @dataclass(frozen=True)
-class Seen:
+class GateReading:
     """The gate at a look: rounds that counted, and their mean loss, or that of the round that was not finite."""
 
     rounds: int
@@ -189,12 +189,12 @@ class Seen:
     finite: bool
 
 
-def as_cuda_graph(step: Step) -> Callable[[], None]:
+def as_cuda_graph(step: SgdStep) -> Callable[[], None]:
     """Capture ``step`` on a side stream; a function that queues one replay on the current stream."""
     return capture(step, step.flat.data.device).replay
 
 
-def as_while_graph(step: Step) -> Callable[[], None]:
+def as_while_graph(step: SgdStep) -> Callable[[], None]:
     """Capture ``step`` on a side stream; a :class:`WhileGraph` of it, else (with a warning) a replay on the stream."""
     reason, rule = while_unsupported(), step.rule
     graph = capture(step, step.flat.data.device, keep_graph=reason is None)
@@ -207,7 +207,7 @@ def as_while_graph(step: Step) -> Callable[[], None]:
     return graph.replay
 
 
-class Replays:
+class GraphRunner:
     """Runs corrections by replaying ``step``; rounds, losses and values are those of one call after the other.
 
     Args:
@@ -218,7 +218,7 @@ class Replays:
         NotCapturableError: at the first run.
     """
 
-    def __init__(self, step: Step, record: Callable[[Step], Callable[[], None]] = as_cuda_graph) -> None:
+    def __init__(self, step: SgdStep, record: Callable[[SgdStep], Callable[[], None]] = as_cuda_graph) -> None:
         self._step, self._record = step, record
         self._replay: Callable[[], None] | None = None
         self._memory: tuple[int, ...] = ()
@@ -250,7 +250,7 @@ class Replays:
 
     def _warm_up(self) -> None:
         step, device = self._step, self._step.flat.data.device
-        before = RandomStates(device)
+        before = RngSnapshot(device)
         try:
             if device.type == "cuda":
                 current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
@@ -266,7 +266,7 @@ class Replays:
         finally:
             before.restore()
 
-    def run(self) -> Seen:
+    def run(self) -> GateReading:
         """Replay until the gate closes or a loss is not finite. ``prepare`` has been called and the gate is open.
 
         Raises:
@@ -274,7 +274,7 @@ class Replays:
         """
         assert self._replay is not None
         least, most = self._step.rule["min_rounds"], self._step.rule["max_rounds"]
-        whole = isinstance(self._replay, UntilClosed)
+        whole = isinstance(self._replay, LoopingReplay)
         block = 1 if whole else least
         while True:
             began = time.perf_counter()
@@ -289,7 +289,7 @@ class Replays:
             # Never more than the window remembers: which round was not finite must be known, whatever the clock says.
             block = min(least, most - seen.rounds, max(1, round(_LOOK_EVERY / took)))
 
-    def _look(self, window: int) -> Seen:
+    def _look(self, window: int) -> GateReading:
         state = self._step.state
         if state.is_cuda:
             self._seen.copy_(state, non_blocking=True)
@@ -299,5 +299,5 @@ class Replays:
         for round_ in range(max(0, rounds - window), rounds):
             loss = values[WINDOW + round_ % window]
             if not math.isfinite(loss):
-                return Seen(round_ + 1, loss, closed=False, finite=False)
-        return Seen(rounds, values[MEAN], closed=values[OPEN] == 0 or values[LAST] != 0, finite=True)
+                return GateReading(round_ + 1, loss, closed=False, finite=False)
+        return GateReading(rounds, values[MEAN], closed=values[OPEN] == 0 or values[LAST] != 0, finite=True)

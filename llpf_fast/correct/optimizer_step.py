@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..batches.forward import first_line
-from ..batches.loss import Passes
+from ..batches.loss import ForwardLoss
 from ..errors import LLPFError
 from ..flat import FlatParameters
-from .sgd_step import Step
+from .sgd_step import SgdStep
 
 
 def one_group_each(module: nn.Module) -> Iterable[dict[str, Any]]:
@@ -21,7 +21,7 @@ def one_group_each(module: nn.Module) -> Iterable[dict[str, Any]]:
     return [{"params": [parameter]} for parameter in module.parameters()]
 
 
-class GroupRates:
+class LayerRates:
     """Scales the learning rate of every group by its segment's factor.
 
     Args:
@@ -68,7 +68,9 @@ class OptimizerStep:
             as often as it likes (``torch.optim.LBFGS``).
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, flat: FlatParameters, passes: Passes, gated: Step) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, flat: FlatParameters, passes: ForwardLoss, gated: SgdStep
+    ) -> None:
         self._optimizer, self._flat, self._passes, self._gated = optimizer, flat, passes, gated
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         self.asks_again = closure is not None and closure.default is inspect.Parameter.empty
@@ -77,7 +79,7 @@ class OptimizerStep:
         """Returns how often the gradient was taken. The gate counts one loss a batch: the one before any update.
 
         Raises:
-            LLPFError: see :class:`Passes`; an optimiser that never called the closure it asked for.
+            LLPFError: see :class:`ForwardLoss`; an optimiser that never called the closure it asked for.
         """
         taken = 0
 

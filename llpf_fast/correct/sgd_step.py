@@ -1,4 +1,4 @@
-"""``Step``: one iteration of a correction with ``sgd_``, in which the host decides nothing."""
+"""``SgdStep``: one iteration of a correction with ``sgd_``, in which the host decides nothing."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batches.loss import Passes
+from ..batches.loss import ForwardLoss
 from ..batches.sampling import IndexedBatches
 from ..errors import LLPFError
 from ..flat import FlatParameters
-from .snapshots import KeptBuffers
+from .snapshots import BufferSnapshot
 
 #: Bytes of gradients up to which autograd may make new ones, to be copied into the buffer by one kernel, where the host
 #: does not launch them (a graph). Adding each into its place takes a kernel a parameter and no memory.
 _GATHERED_BYTES = 64 << 20
 
 
-class Step:
+class SgdStep:
     """Forward, loss, gate, backward and update on one batch; called, it draws the batch itself, from the gate's count.
 
     A call while the gate is closed changes nothing: not a parameter, not the momentum, not a buffer of the module
@@ -37,7 +37,7 @@ class Step:
     def __init__(
         self,
         flat: FlatParameters,
-        passes: Passes,
+        passes: ForwardLoss,
         *,
         state: Tensor,
         rule: dict[str, Any],
@@ -49,7 +49,7 @@ class Step:
         self._passes, self._hyper, self._momentum_buffer = passes, hyper, momentum_buffer
         self._base_lr = self._lr = lr
         self._batches: IndexedBatches | None = None
-        self._buffers: KeptBuffers | None = None
+        self._buffers: BufferSnapshot | None = None
         self._gather = False
 
     def scale_lr(self, scale: Tensor | None) -> None:
@@ -71,7 +71,7 @@ class Step:
             LLPFError: a buffer that cannot be kept.
         """
         self._batches = batches
-        self._buffers = KeptBuffers(self.flat.module)
+        self._buffers = BufferSnapshot(self.flat.module)
         data = self.flat.data
         small = data.is_cuda and data.numel() * data.element_size() <= _GATHERED_BYTES
         self._gather = small if gather is None else gather
@@ -87,7 +87,7 @@ class Step:
         """One iteration on the given batch.
 
         Raises:
-            LLPFError: see :class:`Passes`.
+            LLPFError: see :class:`ForwardLoss`.
         """
         flat = self.flat
         if gather:

@@ -12,7 +12,7 @@ from ..errors import LLPFError
 from ..ops.loss_gate import OPEN
 
 
-class KeptBuffers:
+class BufferSnapshot:
     """Makes the buffers of ``module`` views of one tensor a dtype, so that keeping and putting back take a kernel each.
 
     The buffers stay the module's own objects; their values do not change.
@@ -78,7 +78,7 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
     return a0 < b1 and b0 < a1
 
 
-class RandomStates:
+class RngSnapshot:
     """Remembers torch's (of the CPU and of ``device``), NumPy's and Python's generators as they are now."""
 
     def __init__(self, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from .. import ops
 from ..batches.fixed_samples import first_tensor
-from ..batches.loss import NO_GRADIENT, loss_of
+from ..batches.loss import NO_GRADIENT, compute_loss
 from ..batches.sampling import IndexedBatches
 from ..errors import LLPFError
 from ..flat import FlatParameters, copied
@@ -20,7 +20,7 @@ from ..ops.loss_gate import OPEN
 from ..types import LossFunction
 
 
-class Stack:
+class ParameterStack:
     """Rows of ``data [K, N]``: the values of K modules, with their gradients and buffers.
 
     The paths held are always the first rows, so that every op call and every pass runs over one piece of memory.
@@ -91,7 +91,7 @@ class Stack:
         for row, flat in enumerate(self.flats):
             flat.zero_grad()
             x, y = pytree.tree_map(lambda leaf, k=row: leaf[k], (inputs, targets))
-            loss = loss_of(flat.module, self._loss_fn, x, y)
+            loss = compute_loss(flat.module, self._loss_fn, x, y)
             if not loss.requires_grad:
                 raise LLPFError(NO_GRADIENT)
             loss.backward()
@@ -120,7 +120,7 @@ class Stack:
         def model(*values: Any, **named: Any) -> Any:
             return functional_call(self._module, (parameters, buffers), values, named)
 
-        return loss_of(model, self._loss_fn, x, y).reshape(())
+        return compute_loss(model, self._loss_fn, x, y).reshape(())
 
     def _first_rows(self, width: int) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
         """The first rows as one tensor a parameter; of these, those that train; and their places in ``grad``."""
@@ -173,7 +173,7 @@ class StackedStep:
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        self.stack = Stack(flat, loss_fn, rows)
+        self.stack = ParameterStack(flat, loss_fn, rows)
         self._batches = batches
         self.rule = {"threshold": threshold, "min_rounds": min_rounds, "max_rounds": max_rounds}
         self._hyper = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}

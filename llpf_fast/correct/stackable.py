@@ -1,4 +1,4 @@
-"""``KeptValues``: what modules keep beside parameters and buffers, where a stack would share it between its rows."""
+"""Whether a network can be stacked: what its modules keep beside parameters and buffers would be shared by the rows."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..batches.sampling import IndexedBatches
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..types import LossFunction
-from .stack import Stack
+from .stack import ParameterStack
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _NUMBERS = (bool, int, float, complex)
 
 
-class KeptValues:
+class HiddenStateProbe:
     """Tensors and numbers in plain attributes of ``module`` and of all inside it, and in lists and dictionaries there.
 
     Remembered are the objects themselves and how often each tensor was written to: nothing is copied, and no other
@@ -49,12 +49,12 @@ class KeptValues:
             for key, item in _items(value):
                 self._take(f"{name}[{key!r}]", item, known)
 
-    def changed(self, earlier: KeptValues) -> list[str]:
+    def changed(self, earlier: HiddenStateProbe) -> list[str]:
         """Names of what has appeared, vanished, been replaced or written to since ``earlier``."""
         names = {**earlier._values, **self._values}
         return [name for name in names if not _same(earlier._values.get(name), self._values.get(name))]
 
-    def differs(self, other: KeptValues, name: str) -> bool:
+    def differs(self, other: HiddenStateProbe, name: str) -> bool:
         """Whether ``name`` holds another value in ``other``, of a module of the same architecture."""
         (a, _), (b, _) = (kept._values.get(name, (None, None)) for kept in (self, other))
         if isinstance(a, Tensor) and isinstance(b, Tensor):
@@ -125,9 +125,9 @@ def check_stackable(flat: FlatParameters, loss_fn: LossFunction, batches: Indexe
     return _fallback(caught)
 
 
-def _pair(flat: FlatParameters, loss_fn: LossFunction) -> Stack:
+def _pair(flat: FlatParameters, loss_fn: LossFunction) -> ParameterStack:
     """A stack of two copies of ``flat``, a little apart."""
-    stack = Stack(flat, loss_fn, 2)
+    stack = ParameterStack(flat, loss_fn, 2)
     for factor in (1.0, 1.0 + 2.0**-6):
         twin = copy.deepcopy(flat)
         with torch.no_grad():
@@ -136,11 +136,11 @@ def _pair(flat: FlatParameters, loss_fn: LossFunction) -> Stack:
     return stack
 
 
-def _kept(stack: Stack) -> list[KeptValues]:
-    return [KeptValues(flat.module) for flat in stack.flats]
+def _kept(stack: ParameterStack) -> list[HiddenStateProbe]:
+    return [HiddenStateProbe(flat.module) for flat in stack.flats]
 
 
-def _check_kept(flat: FlatParameters, kept: list[list[KeptValues]]) -> None:
+def _check_kept(flat: FlatParameters, kept: list[list[HiddenStateProbe]]) -> None:
     """Refuse what every pass changes, and what the first pass left that is not equal in both rows.
 
     A stack has one module for all rows, so that what it keeps would be theirs in common; of a mask or a table that the
@@ -155,7 +155,7 @@ def _check_kept(flat: FlatParameters, kept: list[list[KeptValues]]) -> None:
         )
 
 
-def _buffers(stack: Stack) -> list[tuple[str, Tensor]]:
+def _buffers(stack: ParameterStack) -> list[tuple[str, Tensor]]:
     return [(name, buffer) for flat in stack.flats for name, buffer in flat.buffers().items()]
 
 

@@ -17,7 +17,7 @@ from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..ops.loss_gate import LAST, MEAN, OPEN, ROUNDS, WINDOW
 from ..types import LossFunction
-from .correction import Capture, Corrected
+from .correction import Capture, CorrectionResult
 from .graphs import capture
 from .stack import StackedStep
 
@@ -85,19 +85,19 @@ class StackedCorrection:
         self._block = min(block or (_BLOCK_GPU if self._on_gpu else 1), min_rounds)
         self.base_lr, self.keeps_momentum = lr, keep_momentum and momentum != 0.0
         self.fresh = ops.gate_state(min_rounds, device=device)
-        self._paths: list[StackedPath] = []
+        self._paths: list[StackRow] = []
         self._graphs: dict[int, Callable[[], None]] = {}
 
-    def take(self, flat: FlatParameters) -> StackedPath:
+    def take(self, flat: FlatParameters) -> StackRow:
         """Give ``flat`` a row: its values, gradients and buffers lie there from now on."""
-        path = StackedPath(self, self.step.stack.take(flat))
+        path = StackRow(self, self.step.stack.take(flat))
         self._paths.append(path)
         self.step.lr[path.row] = self.base_lr
         if self.step.momentum_buffer is not None:
             self.step.momentum_buffer[path.row].zero_()
         return path
 
-    def drop(self, path: StackedPath) -> None:
+    def drop(self, path: StackRow) -> None:
         """Free the row of ``path``; the last path moves there."""
         here, last, step = path.row, self.step.stack.drop(path.row), self.step
         moved = self._paths.pop()
@@ -109,7 +109,7 @@ class StackedCorrection:
                     rows[here].copy_(rows[last])
         step.state[last].zero_()
 
-    def iterate(self) -> list[tuple[StackedPath, Corrected | LLPFError]]:
+    def iterate(self) -> list[tuple[StackRow, CorrectionResult | LLPFError]]:
         """Train all paths for an iteration, on a GPU for some; those whose correction ended, and how.
 
         Raises:
@@ -187,7 +187,7 @@ class StackedCorrection:
         return capture(call, device).replay
 
 
-class StackedPath:
+class StackRow:
     """One path's place in a :class:`StackedCorrection`: what a search needs of the correction that is run for it."""
 
     def __init__(self, stacked: StackedCorrection, row: int) -> None:
@@ -218,7 +218,7 @@ class StackedPath:
         if momentum is not None and not (self._stacked.keeps_momentum or go_on):
             momentum.zero_()
 
-    def follow(self, values: list[float], rule: dict[str, float]) -> Corrected | LLPFError | None:
+    def follow(self, values: list[float], rule: dict[str, float]) -> CorrectionResult | LLPFError | None:
         """What the gate's state means for this path; None where it trains on."""
         rounds, mean, window = int(values[ROUNDS]), values[MEAN], int(rule["min_rounds"])
         if not math.isfinite(mean):
@@ -228,11 +228,11 @@ class StackedPath:
                     return self._not_finite(round_ + 1, loss)
         if values[OPEN] != 0 and not values[LAST]:
             return None
-        return Corrected(rounds, mean, mean <= rule["threshold"])
+        return CorrectionResult(rounds, mean, mean <= rule["threshold"])
 
-    def _not_finite(self, rounds: int, loss: float) -> Corrected | LLPFError:
+    def _not_finite(self, rounds: int, loss: float) -> CorrectionResult | LLPFError:
         if self._stop_at_nan:
-            return Corrected(rounds, loss, False, finite=False)
+            return CorrectionResult(rounds, loss, False, finite=False)
         return LLPFError(
             f"the training loss became {loss} in round {rounds} of the correction; "
             "try a smaller correction.lr or a smaller step"

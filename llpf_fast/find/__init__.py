@@ -1,23 +1,31 @@
 """The search: settings, the finder, the one-call API."""
 
 from ..modes import can_arrive, leads_to_model
-from ..settings import CorrectionSettings, DataFlowSettings, LayerSettings, PaceSettings, Settings, Stage, StepSettings
+from ..settings import (
+    CorrectionSettings,
+    DataFlowSettings,
+    LayerSettings,
+    PaceSettings,
+    Settings,
+    StageSettings,
+    StepSettings,
+)
 from ..tick.rule import resolve
 from .finder import PathFinder, find_path
 from .record import FindResult, TickProgress
-from .stacked_finder import Job, StackedFinder, choose_together
+from .stacked_finder import SearchJob, StackedFinder, choose_together
 
 __all__ = [
     "CorrectionSettings",
     "DataFlowSettings",
     "FindResult",
-    "Job",
     "LayerSettings",
     "PaceSettings",
     "PathFinder",
+    "SearchJob",
     "Settings",
     "StackedFinder",
-    "Stage",
+    "StageSettings",
     "StepSettings",
     "TickProgress",
     "can_arrive",

@@ -28,7 +28,7 @@ from ..settings import Settings
 from ..types import LossFunction, OptimizerFactory
 from ..user_code import checked_norm_rule, checked_optimizer, norm_rule, optimizer_factory
 
-NormRule = Callable[[nn.Module], bool]
+IsNorm = Callable[[nn.Module], bool]
 Own = TypeVar("Own")
 
 
@@ -38,7 +38,7 @@ def own_optimizer(settings: Settings, given: OptimizerFactory | None = None) -> 
     return _one("optimizer", settings.optimizer, checked, optimizer_factory)
 
 
-def own_norm_rule(settings: Settings, given: NormRule | None = None) -> NormRule | None:
+def own_norm_rule(settings: Settings, given: IsNorm | None = None) -> IsNorm | None:
     """What counts more modules as normalization layers; LLPFError: given twice, no rule, or no such code."""
     checked = None if given is None else checked_norm_rule(given)
     return _one("is_norm", settings.is_norm, checked, norm_rule)

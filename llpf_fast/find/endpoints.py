@@ -1,4 +1,4 @@
-"""``Ends``: start and destination of one search, checked."""
+"""``Endpoints``: start and destination of one search, checked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..types import StateDict
 _LISTED = 4
 
 
-class Ends:
+class Endpoints:
     """The state dicts that a search goes between. :meth:`load` fits them to the module and checks them.
 
     Attributes:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..batches.forward import fixed_random_numbers
 from ..batches.precision import checked_device
 from ..batches.sampling import key_of
-from ..correct import Corrected
-from ..correct.optimizer_step import GroupRates, one_group_each
+from ..correct import CorrectionResult
+from ..correct.optimizer_step import LayerRates, one_group_each
 from ..errors import LLPFError, one_line, shown
 from ..flat import FlatParameters, copied
 from ..flat.copying import own_memory
@@ -26,11 +26,11 @@ from ..settings import Settings, as_settings
 from ..tick.rule import resolve
 from ..types import LossFunction, OptimizerFactory
 from .build import TrainingData, make_correction, make_task, own_norm_rule, own_optimizer
-from .endpoints import Ends
-from .phases import Legs, make_schedule
+from .endpoints import Endpoints
+from .phases import RoutePhases, make_schedule
 from .record import FindResult, Record, TickProgress
-from .screening import Screen
-from .search import Judge, PathSearch, Train
+from .screening import ScreeningEvaluator
+from .search import EvalRequest, PathSearch, TrainRequest
 
 _STREAM_MODULE_RANDOMNESS = 2
 
@@ -89,7 +89,7 @@ class PathFinder:
         if progress is not None and not callable(progress):
             raise LLPFError(f"progress must be a function of a TickProgress, got {shown(progress)}")
         self._progress = progress
-        ends = Ends(settings, start, destination)
+        ends = Endpoints(settings, start, destination)
         module = unwrapped(module)
         check_usable(module)
         own_memory(module)
@@ -98,10 +98,10 @@ class PathFinder:
         self.flat = FlatParameters(module.to(self._device), is_norm=own_norm_rule(settings, is_norm), **layout)
         like = ends.load(self.flat)
         task = make_task(settings, module, train, loss_fn, self._device)
-        legs = Legs(settings, rule, self.flat, like)
+        legs = RoutePhases(settings, rule, self.flat, like)
         self._optimizer, rates = self._make_optimizer(own_optimizer(settings, optimizer), legs.scale_lr)
         self._correction = make_correction(task, self.flat, self._optimizer)
-        self._screen = Screen(module, task, **layout)
+        self._screen = ScreeningEvaluator(module, task, **layout)
         ends.check_losses(self._screen.loss, self.flat.data, like)
         schedule = make_schedule(settings, self.flat, legs.main.may_move(), lambda: task.run_once(module))
         record = Record(
@@ -120,7 +120,7 @@ class PathFinder:
 
     def _make_optimizer(
         self, factory: OptimizerFactory | None, by_layer: bool
-    ) -> tuple[torch.optim.Optimizer | None, GroupRates | None]:
+    ) -> tuple[torch.optim.Optimizer | None, LayerRates | None]:
         if factory is None:
             return None, None
         module = self.flat.module
@@ -131,7 +131,7 @@ class PathFinder:
         except ValueError as error:
             what = "one group a parameter, for correction.lr_rule (none: one group)" if by_layer else "the parameters"
             raise LLPFError(f"the optimizer refuses {what}: {one_line(error)}") from error
-        return optimizer, GroupRates(optimizer, self.flat) if by_layer else None
+        return optimizer, LayerRates(optimizer, self.flat) if by_layer else None
 
     def run(self) -> FindResult:
         """Search until arrival, ``max_ticks``, or the smallest step fails; returns at once when the run is complete."""
@@ -139,7 +139,7 @@ class PathFinder:
         try:
             request = next(steps)
             while True:
-                if isinstance(request, Judge):
+                if isinstance(request, EvalRequest):
                     buffers = self.flat.persistent_buffers() if request.buffers is None else request.buffers
                     loss = self._screen.loss(request.values, buffers, request.stop_above)
                     # Or the point judged would stay until the next request is there.
@@ -156,7 +156,7 @@ class PathFinder:
             result: FindResult = end.value
             return result
 
-    def _correct(self, request: Train) -> Corrected:
+    def _correct(self, request: TrainRequest) -> CorrectionResult:
         key = key_of(self.settings.seed, 0, request.first_round, _STREAM_MODULE_RANDOMNESS)
         with fixed_random_numbers(self._device, key):
             return self._correction.run(request.first_round, go_on=request.go_on, stop_at_nan=request.stop_at_nan)

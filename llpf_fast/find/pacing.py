@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..correct import Corrected
+from ..correct import CorrectionResult
 from ..correct.correction import Trainer
 from ..flat import FlatParameters
 from ..flat.buffers import all_buffers, set_buffers
 from ..settings import PaceSettings
 
 
-class Pace:
+class StepController:
     """Factor on the step's length (ours, beyond the papers). ``scale`` is all there is to remember for a resume.
 
     A short correction says that the point was still in the low-loss space or close to it: the next step may be longer.
@@ -48,7 +48,7 @@ class Pace:
         self.scale = min(max(scale, self._settings.smallest), self._settings.largest)
 
 
-class PointAverage:
+class IterateAverage:
     """Running mean of points and their losses, later ones weighing more (polynomial-decay averaging, arXiv 1212.1824).
 
     Of points 1 to k and with ``power`` e the newest one gets the share (e + 1) / (k + e): about the last 1 / (e + 1) of
@@ -68,7 +68,7 @@ class PointAverage:
         self._count = 0
 
     @torch.no_grad()
-    def add(self, point: Tensor, corrected: Corrected, threshold: float) -> Corrected:
+    def add(self, point: Tensor, corrected: CorrectionResult, threshold: float) -> CorrectionResult:
         """Take in ``point [N]``, which ``corrected`` has led to; that, with the mean loss of all and its verdict."""
         assert self.values is not None
         self._count += 1
@@ -82,7 +82,7 @@ class PointAverage:
         return replace(corrected, loss=self._loss, met=self._loss <= threshold)
 
 
-class Rollback:
+class AcceptedPoint:
     """Keeps one point: the caller's waypoint buffer ``[N]`` (no second copy), buffers and the optimiser's state.
 
     Memory beyond that buffer: the module's buffers, and the momentum or optimiser state where it outlives a correction.

@@ -13,13 +13,13 @@ from ..flat import FlatParameters
 from ..flat.forward_order import data_flow_order
 from ..ops import Destination, SegmentFlag
 from ..settings import Settings
-from ..tick import NormRule, Route, Rule, match_layers, radius_like, sphere_table
+from ..tick import LayerTreatment, Route, Rule, match_layers, radius_like, sphere_table
 from ..tick.segment_flags import treatments
-from .search_state import Standing
+from .search_state import SearchState
 
 
 @dataclass(frozen=True)
-class Phase:
+class Stage:
     """A resolved stage: ``active`` has one entry a segment; it begins after ``start`` ticks or at ``distance``."""
 
     active: tuple[bool, ...]
@@ -35,7 +35,7 @@ class Schedule:
         phases: at least one; the first begins at once.
     """
 
-    def __init__(self, phases: Sequence[Phase]) -> None:
+    def __init__(self, phases: Sequence[Stage]) -> None:
         self._phases = tuple(phases)
         self.phase = 0
         #: Ticks done when the present phase began.
@@ -92,21 +92,21 @@ def make_schedule(
         active = match_layers(names, stage.layers, f"stages[{i}].layers pattern")
         if not any(a and m for a, m in zip(active, may_move, strict=True)):
             raise LLPFError(f"stages[{i}] moves nothing: the rule keeps all of its layers ({', '.join(stage.layers)})")
-        phases.append(Phase(tuple(active), stage.start, None, stage.distance))
+        phases.append(Stage(tuple(active), stage.start, None, stage.distance))
     return Schedule(phases)
 
 
 def _data_flow(
     settings: Settings, flat: FlatParameters, may_move: Sequence[bool], forward: Callable[[], object]
-) -> list[Phase]:
-    phases: list[Phase] = []
+) -> list[Stage]:
+    phases: list[Stage] = []
     seen: set[str] = set()
     for group in data_flow_order(flat.module, forward).groups:
         seen |= set(group)
         # A cut attention tensor has one segment a projection, called NAME[query] and so on.
         active = tuple(name.partition("[")[0] in seen and m for name, m in zip(flat.table.names, may_move, strict=True))
         if active != (phases[-1].active if phases else (False,) * len(active)):
-            phases.append(Phase(active, None, settings.data_flow.ticks, settings.data_flow.distance))
+            phases.append(Stage(active, None, settings.data_flow.ticks, settings.data_flow.distance))
     if not phases:
         raise LLPFError("schedule data-flow moves nothing: the rule keeps every layer")
     return phases
@@ -116,7 +116,7 @@ def _data_flow(
 _REACHED = 1.01
 
 
-class Legs:
+class RoutePhases:
     """The routes of a search, in order, and what changes from one tick to the next: stages, legs, spheres.
 
     ``variance: blend`` lets every layer's target variance go from the start's to the destination's with the share of
@@ -149,13 +149,13 @@ class Legs:
                 rule,
                 destination=Destination.ORIGIN,
                 project=False,
-                normalization=NormRule.KEEP,
-                layer_norm=NormRule.KEEP,
+                normalization=LayerTreatment.KEEP,
+                layer_norm=LayerTreatment.KEEP,
                 lr_rule=settings.correction.lr_rule or "var",
             )
             self._shrink = Route(flat, toward, None, fixed=fixed, relative=relative)
         self.first = 0 if self._shrink is not None else 1
-        self._nearer = [how is NormRule.MOVE for how in treatments(rule, flat)]
+        self._nearer = [how is LayerTreatment.MOVE for how in treatments(rule, flat)]
         self._all_moving = [row.flags for row in self.main.mover.table.rows]
         on_sphere = rule.destination in (Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE)
         counted = self.main.may_move() if on_sphere else [True] * len(flat.table)
@@ -176,10 +176,10 @@ class Legs:
                     f"squeeze it into a point; leave it out with layers.keep"
                 )
 
-    def current(self, at: Standing) -> Route:
+    def current(self, at: SearchState) -> Route:
         return self._shrink if at.leg == 0 and self._shrink is not None else self.main
 
-    def is_last(self, at: Standing) -> bool:
+    def is_last(self, at: SearchState) -> bool:
         return at.leg == 1
 
     @property
@@ -213,14 +213,14 @@ class Legs:
         still = self._counted & (route.spread.norm(route.moments(p)) == 0)
         return [name for name, stays in zip(route.table.names, still.tolist(), strict=True) if stays]
 
-    def enter(self, at: Standing, schedule: Schedule) -> None:
+    def enter(self, at: SearchState, schedule: Schedule) -> None:
         """Set the flags for where the search stands: at its beginning, after a resume, at a change."""
         if at.leg == 0 and self._shrink is not None:
             self._shrink.enter(self._still_wide(at))
         else:
             self.main.enter(schedule.active)
 
-    def advance(self, at: Standing, schedule: Schedule) -> None:
+    def advance(self, at: SearchState, schedule: Schedule) -> None:
         """What begins with the tick ``at.tick``: another leg, another stage."""
         done = at.tick - 1
         if at.leg == 0:
@@ -236,13 +236,13 @@ class Legs:
         if schedule.advance(done - at.leg_began, at.shares, moving):
             self.enter(at, schedule)
 
-    def _still_wide(self, at: Standing) -> list[bool]:
+    def _still_wide(self, at: SearchState) -> list[bool]:
         assert self._ends is not None
         assert self._shrink is not None
         may = self._shrink.may_move()
         return [m and now > end * _REACHED for m, now, end in zip(may, at.variances, self._ends.tolist(), strict=True)]
 
-    def follow(self, at: Standing, shares: Tensor) -> None:
+    def follow(self, at: SearchState, shares: Tensor) -> None:
         """Let blending spheres follow the way that each layer has come; they never go back."""
         if self._settings.variance != "blend" or at.point == 0:
             return
@@ -254,7 +254,7 @@ class Legs:
         come = torch.maximum(self._come, (1.0 - shares).clamp(0.0, 1.0))
         return come, torch.lerp(self.main.start_variance, self._ends, come)
 
-    def project_as_recorded(self, at: Standing, p: Tensor, shares: Tensor) -> None:
+    def project_as_recorded(self, at: SearchState, p: Tensor, shares: Tensor) -> None:
         """Put p ``[N]`` on the spheres that :meth:`follow` would give it if it were accepted; nothing else changes."""
         route = self.current(at)
         if self._settings.variance != "blend":

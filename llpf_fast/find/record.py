@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..correct import Corrected
+from ..correct import CorrectionResult
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..modes import leads_to_model
@@ -21,9 +21,9 @@ from ..path import RunDirectory, state_digest
 from ..path.fingerprint import digest
 from ..settings import Settings
 from . import resume as environment
-from .endpoints import Ends
+from .endpoints import Endpoints
 from .resume import check_same_search, check_same_task
-from .search_state import Standing
+from .search_state import SearchState
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Record:
     def __init__(
         self,
         settings: Settings,
-        ends: Ends,
+        ends: Endpoints,
         device: torch.device,
         *,
         out: str | os.PathLike[str] | None,
@@ -139,17 +139,24 @@ class Record:
         """The clock of this session starts: what came before is in ``Standing.seconds``."""
         self._began = time.monotonic()
 
-    def seconds(self, at: Standing) -> float:
+    def seconds(self, at: SearchState) -> float:
         """Time spent in the whole search."""
         return at.seconds + time.monotonic() - self._began
 
-    def waypoint(self, at: Standing, flat: FlatParameters, values: Tensor) -> None:
+    def waypoint(self, at: SearchState, flat: FlatParameters, values: Tensor) -> None:
         """Record ``values [N]`` and the present buffers as the waypoint of the tick ``at.point``."""
         self.run.add_waypoint(at.point, flat.state_dict(values, copied=False))
         at.recorded = at.point
 
     def tick(
-        self, at: Standing, corrected: Corrected, *, step: list[float], stage: int, share_left: float, rolled_back: bool
+        self,
+        at: SearchState,
+        corrected: CorrectionResult,
+        *,
+        step: list[float],
+        stage: int,
+        share_left: float,
+        rolled_back: bool,
     ) -> None:
         """One line of metrics, and a call of ``progress``."""
         record = {
@@ -173,7 +180,7 @@ class Record:
             loss, rounds = corrected.loss, corrected.rounds
             self._progress(TickProgress(at.tick, most, loss, rounds, at.rounds, share_left, self.seconds(at)))
 
-    def finish(self, at: Standing, ended: str, end: dict[str, Tensor] | None, notes: list[str]) -> None:
+    def finish(self, at: SearchState, ended: str, end: dict[str, Tensor] | None, notes: list[str]) -> None:
         """Close the run; ``end`` is the destination to record where the search has arrived, ``notes`` a line each."""
         if end is not None:
             self.run.add_waypoint(at.tick + 1, end)

@@ -18,7 +18,7 @@ from ..flat.copying import copied
 from .build import Task
 
 
-class Screen:
+class ScreeningEvaluator:
     """Eval-mode loss of flat points on the fixed samples of a :class:`~.build.Task`, as the certificate forms it.
 
     Holds no parameters of its own: its copy of the module looks at the very point that is judged.
@@ -97,8 +97,8 @@ class Screen:
         return found if math.isfinite(found) else math.inf
 
 
-class StackedScreen:
-    """The losses of :class:`~llpf_fast.find.screening.Screen` for many points at once, up to the last bits.
+class BatchedScreening:
+    """The losses of :class:`~llpf_fast.find.screening.ScreeningEvaluator` for many points at once, up to the last bits.
 
     Args:
         flat: of one module of the architecture; only its layout counts.

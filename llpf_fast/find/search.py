@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..correct import Corrected
+from ..correct import CorrectionResult
 from ..correct.correction import Trainer
-from ..correct.optimizer_step import GroupRates
+from ..correct.optimizer_step import LayerRates
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..modes import can_arrive, leads_to_model
 from ..path.low_loss_path import interpolate
 from ..settings import Settings
-from .endpoints import Ends
-from .pacing import Pace, PointAverage, Rollback
-from .phases import Legs, Schedule
+from .endpoints import Endpoints
+from .pacing import AcceptedPoint, IterateAverage, StepController
+from .phases import RoutePhases, Schedule
 from .record import FindResult, Record
-from .search_state import Standing, load_standing, save_standing
+from .search_state import SearchState, load_search_state, save_search_state
 
 #: Interior points at which a straight rest of the way is judged; the certificate looks closer. The middle comes
 #: first: that is where a barrier is highest.
@@ -30,8 +30,8 @@ _CHORD = sorted((i / 8 for i in range(1, 8)), key=lambda f: abs(f - 0.5))
 
 
 @dataclass(frozen=True)
-class Train:
-    """Asks for a correction from round ``first_round`` of the stream; the answer is a ``Corrected``.
+class TrainRequest:
+    """Asks for a correction from round ``first_round`` of the stream; the answer is a ``CorrectionResult``.
 
     ``go_on`` and ``stop_at_nan`` as in :meth:`~llpf_fast.correct.Correction.run`, whose LLPFError is thrown in.
     """
@@ -42,7 +42,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Judge:
+class EvalRequest:
     """Asks for the loss of ``values [N]`` on the screening set, with ``buffers``, or else the module's present ones.
 
     As soon as the mean so far is above ``stop_above``, that will do for an answer.
@@ -69,26 +69,26 @@ class PathSearch:
         self,
         settings: Settings,
         flat: FlatParameters,
-        ends: Ends,
-        legs: Legs,
+        ends: Endpoints,
+        legs: RoutePhases,
         schedule: Schedule,
         trainer: Trainer,
         record: Record,
         optimizer: torch.optim.Optimizer | None = None,
-        rates: GroupRates | None = None,
+        rates: LayerRates | None = None,
     ) -> None:
         self.settings, self.flat = settings, flat
         self._ends, self._legs, self._schedule, self._record = ends, legs, schedule, record
         self._trainer, self._optimizer, self._rates = trainer, optimizer, rates
         #: The last waypoint, where a search may go back to it.
         self._waypoint = torch.zeros_like(flat.data) if settings.pacing == "adaptive" else None
-        self._average = PointAverage(flat.data, settings.pace.average if settings.pacing == "adaptive" else None)
+        self._average = IterateAverage(flat.data, settings.pace.average if settings.pacing == "adaptive" else None)
         self._moments: Tensor | None = None
-        self._pace = Pace(settings.pace, settings.correction.min_rounds)
-        self._rollback = Rollback(flat, trainer, optimizer)
+        self._pace = StepController(settings.pace, settings.correction.min_rounds)
+        self._rollback = AcceptedPoint(flat, trainer, optimizer)
         self._forms = {name: list(buffer.shape) for name, buffer in flat.persistent_buffers().items()}
         self._end_buffers: dict[str, Tensor] | None = None
-        self._standing = Standing(leg=legs.first)
+        self._standing = SearchState(leg=legs.first)
         self._measure()
         if record.resumed and not record.complete:
             self._resume()
@@ -96,7 +96,7 @@ class PathSearch:
             legs.enter(self._standing, schedule)
 
     def _resume(self) -> None:
-        standing = load_standing(self._record.run, self.flat, self._trainer, self._optimizer, self._legs.restore)
+        standing = load_search_state(self._record.run, self.flat, self._trainer, self._optimizer, self._legs.restore)
         if standing is None:
             self._record.begin_again()
             return
@@ -105,7 +105,7 @@ class PathSearch:
         self._pace.scale = standing.pace
         self._legs.current(standing).mover.set_pace(standing.pace)
 
-    def steps(self) -> Generator[Train | Judge, Any, FindResult]:
+    def steps(self) -> Generator[TrainRequest | EvalRequest, Any, FindResult]:
         """Search until arrival, ``max_ticks``, or the smallest step fails; ends at once when the run is complete.
 
         Every request is answered by ``send`` before the next one comes.
@@ -130,7 +130,7 @@ class PathSearch:
         self._close(ended)
         return self._record.result()
 
-    def _one_tick(self) -> Generator[Train | Judge, Any, bool]:
+    def _one_tick(self) -> Generator[TrainRequest | EvalRequest, Any, bool]:
         """Move, correct, judge. False where the smallest step has failed."""
         at, adaptive = self._standing, self.settings.pacing == "adaptive"
         self._legs.advance(at, self._schedule)
@@ -180,7 +180,7 @@ class PathSearch:
             self._legs.current(at).mover.set_pace(at.pace)
         return True
 
-    def _correct_until_low(self) -> Generator[Train | Judge, Any, tuple[Corrected, bool]]:
+    def _correct_until_low(self) -> Generator[TrainRequest | EvalRequest, Any, tuple[CorrectionResult, bool]]:
         """Correct, and where the screening set still finds the point too high, go on as far as the rounds allow.
 
         A window of few batches may meet the threshold by luck; training on is cheaper than going back.
@@ -204,10 +204,12 @@ class PathSearch:
                     self.flat.data.copy_(point)
                 return corrected, passed and (yield from self._chord_is_low(here))
 
-    def _correct(self, go_on: bool = False) -> Generator[Train | Judge, Any, Corrected]:
+    def _correct(self, go_on: bool = False) -> Generator[TrainRequest | EvalRequest, Any, CorrectionResult]:
         at = self._standing
         try:
-            corrected: Corrected = yield Train(at.rounds, go_on, stop_at_nan=self.settings.pacing == "adaptive")
+            corrected: CorrectionResult = yield TrainRequest(
+                at.rounds, go_on, stop_at_nan=self.settings.pacing == "adaptive"
+            )
         except LLPFError as error:
             raise LLPFError(f"tick {at.tick}: {error}{self._culprit()}") from error
         at.rounds += corrected.rounds
@@ -236,10 +238,10 @@ class PathSearch:
                 return f" (first layer with values that are not finite: {name})"
         return ""
 
-    def _is_low(self, here: Tensor) -> Generator[Train | Judge, Any, bool]:
+    def _is_low(self, here: Tensor) -> Generator[TrainRequest | EvalRequest, Any, bool]:
         """Whether the projected point ``here [N]`` passes the screening set."""
         limit = self.settings.threshold * self.settings.pace.margin
-        loss: float = yield Judge(here, self._hopeless(limit))
+        loss: float = yield EvalRequest(here, self._hopeless(limit))
         return loss <= limit
 
     def _hopeless(self, limit: float) -> float:
@@ -247,7 +249,7 @@ class PathSearch:
         glance = self.settings.pace.glance
         return math.inf if glance is None or self.settings.pacing != "adaptive" else limit * glance
 
-    def _chord_is_low(self, here: Tensor) -> Generator[Train | Judge, Any, bool]:
+    def _chord_is_low(self, here: Tensor) -> Generator[TrainRequest | EvalRequest, Any, bool]:
         """With ``pace.chord``: whether the middle of the way to ``here [N]`` passes too, half the margin wider.
 
         Training on would not lower it; only shorter steps do.
@@ -258,7 +260,7 @@ class PathSearch:
         # Buffers on the chord are those that the certificate will give it: half the way too.
         now = self.flat.persistent_buffers()
         buffers = interpolate({name: self._rollback.buffers[name] for name in now}, now, 0.5)
-        loss: float = yield Judge(torch.lerp(self._waypoint, here, 0.5, out=here), buffers=buffers)
+        loss: float = yield EvalRequest(torch.lerp(self._waypoint, here, 0.5, out=here), buffers=buffers)
         return loss <= self.settings.threshold * (1 + self.settings.pace.margin) / 2
 
     def _as_recorded(self, point: Tensor) -> Tensor:
@@ -276,7 +278,7 @@ class PathSearch:
         self.flat.ensure_gradients()
         return self.flat.grad
 
-    def _rest_is_low(self) -> Generator[Train | Judge, Any, bool]:
+    def _rest_is_low(self) -> Generator[TrainRequest | EvalRequest, Any, bool]:
         """Whether the straight way from the projected current point to its end stays below the threshold."""
         if not can_arrive(self.settings) or not self._legs.is_last(self._standing):
             return False
@@ -287,16 +289,16 @@ class PathSearch:
         room = self.settings.threshold - self._ends.end_loss
         limit = self._ends.end_loss + room * self.settings.arrival_margin
         stop = self._hopeless(limit)
-        if (yield Judge(here, stop)) > limit:
+        if (yield EvalRequest(here, stop)) > limit:
             return False
         there = self._legs.rest(here)
-        if self._ends.end is None and (yield Judge(there, stop)) > limit:
+        if self._ends.end is None and (yield EvalRequest(there, stop)) > limit:
             return False
         between, buffers = torch.empty_like(here), self.flat.persistent_buffers()
         last = self._last_buffers(buffers)
         for fraction in _CHORD:
             torch.lerp(here, there, fraction, out=between)
-            if (yield Judge(between, stop, interpolate({n: buffers[n] for n in last}, last, fraction))) > limit:
+            if (yield EvalRequest(between, stop, interpolate({n: buffers[n] for n in last}, last, fraction))) > limit:
                 return False
         return True
 
@@ -347,7 +349,7 @@ class PathSearch:
         initial = self._legs.initial_distance
         return torch.where(initial > 0, distances / initial, 0.0)
 
-    def _report(self, corrected: Corrected, rolled_back: bool = False) -> None:
+    def _report(self, corrected: CorrectionResult, rolled_back: bool = False) -> None:
         at = self._standing
         self._record.tick(
             at,
@@ -361,6 +363,6 @@ class PathSearch:
     def _save(self) -> None:
         at, run = self._standing, self._record.run
         at.phase, at.since = self._schedule.phase, self._schedule.since
-        save_standing(
+        save_search_state(
             run, at, self._record.seconds(at), self.flat, self._trainer, self._optimizer, self._legs.tensors()
         )

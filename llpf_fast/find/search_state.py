@@ -17,7 +17,7 @@ from ..path import RunDirectory
 
 
 @dataclass
-class Standing:
+class SearchState:
     """Where a search stands.
 
     ``tick`` counts attempts; ``point`` is the tick whose result the buffer holds (less than ``tick`` after a rollback);
@@ -46,7 +46,7 @@ class Standing:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Standing:
+    def from_dict(cls, state: Mapping[str, Any]) -> SearchState:
         """The reverse; LLPFError where a checkpoint of another version holds other fields."""
         known = {f.name for f in fields(cls)}
         if odd := sorted(known ^ set(state)):
@@ -122,9 +122,9 @@ def _fits(made: list[dict[str, Any]], saved: list[dict[str, Any]]) -> bool:
 _BUFFER = "buffer/"
 
 
-def save_standing(
+def save_search_state(
     run: RunDirectory,
-    standing: Standing,
+    standing: SearchState,
     seconds: float,
     flat: FlatParameters,
     trainer: Trainer,
@@ -152,20 +152,20 @@ def save_standing(
         ) from error
 
 
-def load_standing(
+def load_search_state(
     run: RunDirectory,
     flat: FlatParameters,
     trainer: Trainer,
     optimizer: torch.optim.Optimizer | None,
     restore_routes: Callable[[dict[str, Tensor]], None],
-) -> Standing | None:
+) -> SearchState | None:
     """Where the run's checkpoint stands, with everything put back; None where there is none."""
     saved = run.load_checkpoint()
     if saved is None:
         return None
     tensors, state = saved
     packed = state.pop("optimizer", None)
-    standing = Standing.from_dict(state)
+    standing = SearchState.from_dict(state)
     if (packed is None) != (optimizer is None):
         used = "the fused SGD" if packed is None else "a torch optimiser"
         raise LLPFError(f"cannot resume {run.folder}: it was begun with {used}; give the same again")

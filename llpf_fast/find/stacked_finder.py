@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..batches import TensorBatches
 from ..batches.precision import checked_device
-from ..correct import Corrected
+from ..correct import CorrectionResult
 from ..correct.stackable import NotStackableError, check_stackable
-from ..correct.stacked_correction import StackedCorrection, StackedPath
+from ..correct.stacked_correction import StackedCorrection, StackRow
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..flat.copying import copied
@@ -23,11 +23,11 @@ from ..settings import Settings, as_settings
 from ..tick.rule import resolve
 from ..types import LossFunction, OptimizerFactory
 from .build import TrainingData, make_task, own_norm_rule, training
-from .endpoints import Ends
-from .phases import Legs, make_schedule
+from .endpoints import Endpoints
+from .phases import RoutePhases, make_schedule
 from .record import FindResult, Record, TickProgress
-from .screening import Screen, StackedScreen
-from .search import Judge, PathSearch, Train
+from .screening import BatchedScreening, ScreeningEvaluator
+from .search import EvalRequest, PathSearch, TrainRequest
 
 #: On a GPU: networks whose kernels leave most of it idle, and as many of them as fill it. Not measured yet.
 _SMALL_GPU, _MOST_GPU = 1_000_000, 256
@@ -57,7 +57,7 @@ LEAST_CPU, LEAST_GPU = 4, 2
 
 
 @dataclass(frozen=True)
-class Job:
+class SearchJob:
     """One of many searches. ``ends`` gives start and destination, when its turn comes; the rest: see ``PathFinder``."""
 
     ends: Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None]]
@@ -68,17 +68,17 @@ class Job:
 
 
 #: To a request of a search: how a correction went, a loss, or the error that either ended with; None to begin.
-Answer = Corrected | float | LLPFError | None
+Answer = CorrectionResult | float | LLPFError | None
 
 
 @dataclass
-class _Lane:
+class _ActiveSearch:
     """A search under way."""
 
-    job: Job
+    job: SearchJob
     flat: FlatParameters
-    path: StackedPath
-    steps: Generator[Train | Judge, Any, FindResult]
+    path: StackRow
+    steps: Generator[TrainRequest | EvalRequest, Any, FindResult]
 
 
 class StackedFinder:
@@ -153,14 +153,14 @@ class StackedFinder:
         self._stacked = StackedCorrection(
             flat, task.loss_fn, batches, paths=together, least=least, **training(settings)
         )
-        self._screen = Screen(self._module, task, **self._layout)
-        self._screens = StackedScreen(flat, task)
+        self._screen = ScreeningEvaluator(self._module, task, **self._layout)
+        self._screens = BatchedScreening(flat, task)
         self._judge_at_once = self._device.type == "cuda"
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, FindResult | LLPFError]]:
+    def run(self, jobs: Iterable[SearchJob]) -> Iterator[tuple[SearchJob, FindResult | LLPFError]]:
         """Search them all; every job, as it ends, with its result or with the error that ended it."""
-        queue, lanes = iter(jobs), list[_Lane]()
-        answers: list[tuple[_Lane, Answer]] = []
+        queue, lanes = iter(jobs), list[_ActiveSearch]()
+        answers: list[tuple[_ActiveSearch, Answer]] = []
         while True:
             while len(lanes) < self._together and (job := next(queue, None)) is not None:
                 try:
@@ -181,11 +181,11 @@ class StackedFinder:
             corrected = dict(self._stacked.iterate())
             answers = [(lane, corrected[lane.path]) for lane in lanes if lane.path in corrected]
 
-    def _begin(self, job: Job) -> _Lane:
-        settings, ends = self.settings, Ends(self.settings, *job.ends())
+    def _begin(self, job: SearchJob) -> _ActiveSearch:
+        settings, ends = self.settings, Endpoints(self.settings, *job.ends())
         flat = FlatParameters(copied(self._module), is_norm=self._is_norm, **self._layout)
         like = ends.load(flat)
-        legs = Legs(settings, self._rule, flat, like)
+        legs = RoutePhases(settings, self._rule, flat, like)
         ends.check_losses(self._screen.loss, flat.data, like)
         schedule = make_schedule(settings, flat, legs.main.may_move(), lambda: self._task.run_once(flat.module))
         record = Record(
@@ -205,12 +205,14 @@ class StackedFinder:
         except LLPFError:
             self._stacked.drop(path)
             raise
-        return _Lane(job, flat, path, search.steps())
+        return _ActiveSearch(job, flat, path, search.steps())
 
-    def _advance(self, answers: list[tuple[_Lane, Answer]]) -> Iterator[tuple[_Lane, FindResult | LLPFError]]:
+    def _advance(
+        self, answers: list[tuple[_ActiveSearch, Answer]]
+    ) -> Iterator[tuple[_ActiveSearch, FindResult | LLPFError]]:
         """Let searches go on until all of them train again; those that end instead, and how."""
         while answers:
-            asked: list[tuple[_Lane, Judge]] = []
+            asked: list[tuple[_ActiveSearch, EvalRequest]] = []
             for lane, answer in answers:
                 try:
                     request = lane.steps.throw(answer) if isinstance(answer, LLPFError) else lane.steps.send(answer)
@@ -218,13 +220,13 @@ class StackedFinder:
                     self._stacked.drop(lane.path)
                     yield lane, end if isinstance(end, LLPFError) else end.value
                     continue
-                if isinstance(request, Judge):
+                if isinstance(request, EvalRequest):
                     asked.append((lane, request))
                 else:
                     lane.path.begin(request.first_round, go_on=request.go_on, stop_at_nan=request.stop_at_nan)
             answers = list(zip([lane for lane, _ in asked], self._judge(asked), strict=True))
 
-    def _judge(self, asked: list[tuple[_Lane, Judge]]) -> list[float | LLPFError]:
+    def _judge(self, asked: list[tuple[_ActiveSearch, EvalRequest]]) -> list[float | LLPFError]:
         if self._judge_at_once and len(asked) > 1:
             return self._judge_stacked(asked)
         found: list[float | LLPFError] = []
@@ -235,7 +237,7 @@ class StackedFinder:
                 found.append(error)
         return found
 
-    def _judge_stacked(self, asked: list[tuple[_Lane, Judge]]) -> list[float | LLPFError]:
+    def _judge_stacked(self, asked: list[tuple[_ActiveSearch, EvalRequest]]) -> list[float | LLPFError]:
         values = [request.values for _, request in asked]
         buffers = [_buffers(lane, request) for lane, request in asked]
         try:
@@ -246,5 +248,5 @@ class StackedFinder:
             return self._judge(asked)
 
 
-def _buffers(lane: _Lane, request: Judge) -> Mapping[str, Tensor]:
+def _buffers(lane: _ActiveSearch, request: EvalRequest) -> Mapping[str, Tensor]:
     return lane.flat.persistent_buffers() if request.buffers is None else request.buffers

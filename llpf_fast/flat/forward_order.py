@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import LLPFError
-from .parameter_sites import Place, host, leaders, places
+from .parameter_sites import ParameterSite, bias_weights, owning_layer, parameter_sites
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def data_flow_order(module: nn.Module, forward: Callable[[], object]) -> DataFlo
     Raises:
         LLPFError: the pass fails, or uses no parameter.
     """
-    first: dict[nn.Parameter, Place] = {}
-    for place in places(module):
+    first: dict[nn.Parameter, ParameterSite] = {}
+    for place in parameter_sites(module):
         first.setdefault(place.parameter, place)
     record = _FirstUses(first)
     with _undisturbed(module), _eager():
@@ -88,7 +88,7 @@ class _FirstUses(TorchDispatchMode):
         """
         return False
 
-    def __init__(self, parameters: dict[nn.Parameter, Place]) -> None:
+    def __init__(self, parameters: dict[nn.Parameter, ParameterSite]) -> None:
         super().__init__()
         self._parameters = {id(parameter): parameter for parameter in parameters}
         self._count = 0
@@ -107,19 +107,19 @@ class _FirstUses(TorchDispatchMode):
 
 
 def _layers(
-    module: nn.Module, first: dict[nn.Parameter, Place], calls: dict[nn.Parameter, int]
+    module: nn.Module, first: dict[nn.Parameter, ParameterSite], calls: dict[nn.Parameter, int]
 ) -> tuple[tuple[str, ...], ...]:
     by_path = dict(module.named_modules(remove_duplicate=False))
     position = {parameter: i for i, parameter in enumerate(first)}
     when = dict(calls)
-    for bias, weight in leaders(module).items():
+    for bias, weight in bias_weights(module).items():
         if bias in calls and weight in calls:
             when[bias] = when[weight] = min(calls[bias], calls[weight])
     layers: dict[tuple[str, int], list[nn.Parameter]] = {}
     previous, run = "", 0
     # The module's own order decides inside one call, which may read several layers (a fused encoder).
     for parameter in sorted(calls, key=lambda p: (when[p], position[p])):
-        path, _ = host(first[parameter])
+        path, _ = owning_layer(first[parameter])
         run += path != previous
         previous = path
         layers.setdefault((path, 0 if _is_leaf(by_path[path]) else run), []).append(parameter)

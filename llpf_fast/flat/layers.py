@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ..errors import LLPFError
-from .parameter_sites import Place, host, places
+from .parameter_sites import ParameterSite, owning_layer, parameter_sites
 from .wrappers import inner_of, outermost
 
 
@@ -76,15 +76,15 @@ def roles(module: nn.Module, is_norm: Callable[[nn.Module], bool] | None = None)
     by_path = dict(module.named_modules(remove_duplicate=False))
     found: dict[str, Role] = {}
     first: dict[int, Role] = {}
-    for place in places(module):
+    for place in parameter_sites(module):
         if id(place.parameter) not in first:
             first[id(place.parameter)] = _role(place, by_path, is_norm)
         found[place.name] = first[id(place.parameter)]
     return found
 
 
-def _role(place: Place, by_path: dict[str, nn.Module], is_norm: Callable[[nn.Module], bool] | None) -> Role:
-    path, attribute = host(place)
+def _role(place: ParameterSite, by_path: dict[str, nn.Module], is_norm: Callable[[nn.Module], bool] | None) -> Role:
+    path, attribute = owning_layer(place)
     owner = by_path[path]
     is_bias = _is_bias(attribute)
     norm_class = normalization_class(owner)

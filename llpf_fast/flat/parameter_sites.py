@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
-class Place:
+class ParameterSite:
     """Where a parameter hangs. A tied parameter has several places."""
 
     #: ``state_dict`` key.
@@ -30,15 +30,15 @@ class Place:
     parameter: nn.Parameter
 
 
-def places(module: nn.Module) -> Iterator[Place]:
+def parameter_sites(module: nn.Module) -> Iterator[ParameterSite]:
     """Every place of every parameter, in the order of ``module.named_parameters(remove_duplicate=False)``."""
     for prefix, owner in module.named_modules(remove_duplicate=False):
         for attribute, parameter in owner._parameters.items():
             if parameter is not None:
-                yield Place(f"{prefix}.{attribute}" if prefix else attribute, owner, attribute, parameter)
+                yield ParameterSite(f"{prefix}.{attribute}" if prefix else attribute, owner, attribute, parameter)
 
 
-def host(place: Place) -> tuple[str, str]:
+def owning_layer(place: ParameterSite) -> tuple[str, str]:
     """Path of the layer that uses the parameter, and the name it has there.
 
     HOST.parametrizations.TENSOR.original0 stands for TENSOR of HOST; every other parameter's layer is its owner.
@@ -50,7 +50,7 @@ def host(place: Place) -> tuple[str, str]:
     return path, attribute
 
 
-def leaders(module: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
+def bias_weights(module: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
     """The weight of every bias: of the same submodule, named alike (``weight_ih_l0``, ``bias_ih_l0``)."""
     found: dict[nn.Parameter, nn.Parameter] = {}
     for owner in module.modules():
@@ -61,7 +61,7 @@ def leaders(module: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
     return found
 
 
-def check(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+def check_flattenable(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
     """Refuse what cannot become views of one buffer.
 
     Raises:

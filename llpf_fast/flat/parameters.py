@@ -17,7 +17,7 @@ from ..ops import SegmentFlag
 from .buffers import overlaps_itself, persistent_buffers
 from .dtypes import cast, exact, is_rounding
 from .layers import LayerKind, Role, roles
-from .parameter_sites import Place, check, dense_stride, leaders, places
+from .parameter_sites import ParameterSite, bias_weights, check_flattenable, dense_stride, parameter_sites
 from .table import CHUNK, SegmentTable
 
 #: Names and shapes spelled out in one error message.
@@ -124,16 +124,16 @@ class FlatParameters:
     def _build(
         self, module: nn.Module, join_bias: bool, chunk: int, cut_attention: bool, told: Mapping[str, Role]
     ) -> None:
-        found = list(places(module))
+        found = list(parameter_sites(module))
         first_names: dict[nn.Parameter, str] = {}
         for place in found:
             first_names.setdefault(place.parameter, place.name)
         by_name = {name: parameter for parameter, name in first_names.items()}
         if not any(is_lazy(p) or p.numel() for p in by_name.values()):
             raise LLPFError(f"{type(module).__name__} has no parameters to flatten")
-        check(module, by_name)
+        check_flattenable(module, by_name)
         parameters = [p for p in by_name.values() if p.numel()]
-        weights = leaders(module) if join_bias else {}
+        weights = bias_weights(module) if join_bias else {}
         position = {p: i for i, p in enumerate(parameters)}
         groups = {p: position[weights.get(p, p)] for p in parameters}
         parameters.sort(key=lambda p: (groups[p], p in weights))
@@ -271,11 +271,11 @@ class FlatParameters:
             self.table = self.table.with_flags(flags)
         self._remember(parameters)
 
-    def _present(self) -> tuple[list[nn.Parameter], list[tuple[Place, nn.Parameter]]]:
+    def _present(self) -> tuple[list[nn.Parameter], list[tuple[ParameterSite, nn.Parameter]]]:
         """The module's parameters as they are now, one a layout, and the places whose ties were cut."""
         if self._released:
             raise LLPFError("these FlatParameters were released: make new ones from the module")
-        found = {place.name: place for place in places(self.module)}
+        found = {place.name: place for place in parameter_sites(self.module)}
         for change, names in (
             ("vanished from", [name for name in self._positions if name not in found]),
             ("appeared in", [name for name in found if name not in self._positions]),
@@ -310,7 +310,9 @@ class FlatParameters:
                     f"parameters {names_of[parameter]!r} and {layout.name!r} have been tied since the module was "
                     "flattened: make new FlatParameters"
                 )
-        check(self.module, {n: found[n].parameter for n, i in self._positions.items() if n not in self.aliases})
+        check_flattenable(
+            self.module, {n: found[n].parameter for n, i in self._positions.items() if n not in self.aliases}
+        )
         return parameters, retie
 
     @torch.inference_mode(False)

@@ -1,7 +1,7 @@
 """The path on disk: run directories, waypoints, checkpoints, model files."""
 
 from .low_loss_path import LowLossPath, open_path
-from .model_file import ModelFile, fit_names, load_model_file, save_model_file
+from .model_file import ModelFile, load_model_file, match_names, save_model_file
 from .run_directory import RunDirectory
 from .state import check_finite, compare_architectures, state_digest
 from .waypoints import Waypoint
@@ -13,8 +13,8 @@ __all__ = [
     "Waypoint",
     "check_finite",
     "compare_architectures",
-    "fit_names",
     "load_model_file",
+    "match_names",
     "open_path",
     "save_model_file",
     "state_digest",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import LLPFError
 from .durable import read_bytes, reading, write_bytes, writing
-from .plain_values import plain
+from .plain_values import to_plain
 from .state import decode_state, encode_state, header
 
 
@@ -42,7 +42,7 @@ class Checkpoint:
         """Replace the checkpoint, durably. Integers and float64 values of ``state`` keep every bit; NaN is allowed."""
         with writing(self._folder):
             self._folder.mkdir(exist_ok=True)
-        text = json.dumps({"mark": asdict(mark), "state": plain(state)})
+        text = json.dumps({"mark": asdict(mark), "state": to_plain(state)})
         write_bytes(self.path, encode_state(tensors, text))
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any], Mark]:

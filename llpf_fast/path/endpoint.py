@@ -16,7 +16,7 @@ from ..flat.buffers import same_bits
 from ..flat.dtypes import cast, dtype_name, exact, is_rounding
 from ..flat.parameter_sites import ties
 from ..flat.wrappers import unwrapped
-from .model_file import choose_state, fit_names, is_extra_state, load_model_file
+from .model_file import choose_state, is_extra_state, load_model_file, match_names
 from .state import check_finite, compare_architectures, detached
 
 #: A module, a state dict (or a checkpoint dictionary that holds one), or a file.
@@ -41,7 +41,7 @@ def load_endpoint(
 ) -> dict[str, Tensor]:
     """The network in ``source`` as a state dict of ``module``: its names, order, shapes and dtypes; on the CPU.
 
-    What wrappers put before names is left out (``fit_names``). Of tied weights one name is enough; the others are
+    What wrappers put before names is left out (``match_names``). Of tied weights one name is enough; the others are
     filled in, as the same tensor. Floating tensors take the module's dtype: without a word where every value stays the
     same, with one warning where values are rounded. Buffers of other dtypes only take it where every value stays.
     Extra state (``get_extra_state``) has to equal the module's own; what of it is no tensor is then left out.
@@ -67,7 +67,7 @@ def load_endpoint(
     also = [name for name, value in own.items() if not isinstance(value, Tensor)]
     source_name, tensors, extra = _read(source, role, key, also)
     groups = ties(module)
-    found = fit_names({**tensors, **extra}, own, source_name, tied=groups, optional=also)
+    found = match_names({**tensors, **extra}, own, source_name, tied=groups, optional=also)
     state = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     for group in groups:
         _fill_in(state, group)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .plain_values import plain
+from .plain_values import to_plain
 from .state import raw_bytes, state_digest
 
 
@@ -23,7 +23,7 @@ class Unidentifiable(Exception):  # noqa: N818 - an answer, not an error: such a
 
 def digest(value: Any) -> str:
     """sha256 of a plain value (dict, list, str, numbers, None), whatever the order of its keys."""
-    text = json.dumps(plain(value), sort_keys=True, ensure_ascii=False)
+    text = json.dumps(to_plain(value), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -126,7 +126,7 @@ def _file_digest(file: str, _modified: int) -> str:
 
 def _describe(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
-        return plain(value)
+        return to_plain(value)
     if isinstance(value, (torch.dtype, torch.device, torch.memory_format)):
         return str(value)
     if isinstance(value, Tensor):

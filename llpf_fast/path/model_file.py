@@ -48,7 +48,7 @@ def is_extra_state(name: str) -> bool:
     return name.rpartition(".")[2] == "_extra_state"
 
 
-def fit_names(
+def match_names(
     found: Mapping[str, Value],
     expected: Collection[str],
     source: Path | str,
@@ -193,7 +193,7 @@ def load_model_file(
         path: the file.
         expected: the names of the architecture's tensors (its ``state_dict()`` will do). What DataParallel,
             torch.compile, Lightning modules and other wrappers put before names is left out where the names are then
-            exactly these (``fit_names``); without ``expected`` names stay as they are. ``load_endpoint`` knows more:
+            exactly these (``match_names``); without ``expected`` names stay as they are. ``load_endpoint`` knows more:
             ties, dtypes, extra state.
         key: the entry of a checkpoint dictionary to take, where another one is meant (``"state_dict_ema"``).
 
@@ -207,7 +207,7 @@ def load_model_file(
         return loaded
     if isinstance(expected, Mapping):
         expected = {name: value for name, value in expected.items() if isinstance(value, Tensor)}
-    return replace(loaded, state=fit_names(loaded.state, expected, loaded.path))
+    return replace(loaded, state=match_names(loaded.state, expected, loaded.path))
 
 
 def _load(path: Path, key: str | None) -> ModelFile:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import LLPFError, one_line, shown
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """``value`` made of dict, list, str, int, float, bool and None only.
 
     Dataclasses become dicts, tuples and sets lists (sets sorted), tensors and NumPy arrays nested lists
@@ -27,18 +27,18 @@ def plain(value: Any) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Enum):
-        return plain(value.value)
+        return to_plain(value.value)
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 raise TypeError(f"key {key!r} is {type(key).__name__}; only string keys survive JSON")
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     if isinstance(value, (set, frozenset)):
-        return [plain(item) for item in sorted(value)]
+        return [to_plain(item) for item in sorted(value)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Tensor):
         return value.detach().tolist()
     if isinstance(value, (Path, torch.dtype, torch.device, torch.Size)):
@@ -47,7 +47,7 @@ def plain(value: Any) -> Any:
         base = next(kind for kind in (bool, int, float, str) if isinstance(value, kind))
         return base(value)
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
+        return to_plain(value.tolist())
     raise TypeError(f"{type(value).__name__} {value!r} has no JSON form")
 
 

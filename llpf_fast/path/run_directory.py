@@ -17,9 +17,9 @@ from ..errors import LLPFError, shown
 from . import durable as lock
 from .checkpoint import Checkpoint, Mark
 from .durable import JsonLines, read_bytes, read_json, reading, write_bytes, write_json, writing
-from .plain_values import check_kinds, finite_or_none, plain, read_yaml
+from .plain_values import check_kinds, finite_or_none, read_yaml, to_plain
 from .state import state_digest
-from .waypoints import SetAside, Waypoint, WaypointStore
+from .waypoints import RetiredWaypoints, Waypoint, WaypointStore
 
 #: What is read from run.yaml and status.json, and of what kind it is: both may have been edited.
 _RUN_KINDS = {
@@ -91,7 +91,7 @@ class RunDirectory:
         self.folder = folder
         #: The content of run.yaml.
         self.run = run
-        self._set_aside = SetAside(folder / "checkpoint")
+        self._set_aside = RetiredWaypoints(folder / "checkpoint")
         self._checkpoint = Checkpoint(folder / "checkpoint")
         self._store = WaypointStore(folder, self._set_aside)
         self._metrics = JsonLines(folder / "metrics.jsonl")
@@ -106,7 +106,7 @@ class RunDirectory:
         left.
         """
         folder = _as_folder(folder)
-        content = plain(run)
+        content = to_plain(run)
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         with reading(folder):
             exists = folder.exists()
@@ -220,7 +220,7 @@ class RunDirectory:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line of plain values (about 0.05 ms); float64 and NaN come back as they were."""
-        self._metrics.append(plain(record))
+        self._metrics.append(to_plain(record))
 
     def metrics(self) -> list[dict[str, Any]]:
         """All records; a last line torn by a kill is left out."""
@@ -301,7 +301,7 @@ class RunDirectory:
             "arrived": arrived,
             "waypoints": len(self._store.all()),
             "index_sha256": self.index_digest(),
-            **plain(info),
+            **to_plain(info),
         }
         write_json(self.folder / "status.json", finite_or_none(status))
         self._set_aside.clear()
@@ -329,7 +329,7 @@ class RunDirectory:
 
     def write_certificate(self, certificate: Mapping[str, Any]) -> None:
         """Write certificate.json, atomically; NaN and infinity become null (strict JSON)."""
-        write_json(self.folder / "certificate.json", finite_or_none(plain(certificate)))
+        write_json(self.folder / "certificate.json", finite_or_none(to_plain(certificate)))
 
     def certificate(self) -> dict[str, Any] | None:
         path = self.folder / "certificate.json"

@@ -26,7 +26,7 @@ from .durable import (
     write_json,
     writing,
 )
-from .plain_values import plain
+from .plain_values import to_plain
 from .state import decode_state, differences, encode_state, shapes
 
 OWN_KEYS = ("index", "file", "tick", "sha256")
@@ -91,7 +91,7 @@ class Waypoint:
         return Waypoint(index, record["tick"], folder / waypoint_name(index), record["sha256"], info)
 
 
-class SetAside:
+class RetiredWaypoints:
     """Dropped waypoints, kept in the checkpoint's folder until the next checkpoint replaces the one that needs them.
 
     A search may drop waypoints that are older than its last checkpoint (a rollback, a thinning) and record others under
@@ -151,7 +151,7 @@ class WaypointStore:
     failure refers to them.
     """
 
-    def __init__(self, folder: Path, set_aside: SetAside) -> None:
+    def __init__(self, folder: Path, set_aside: RetiredWaypoints) -> None:
         self.folder = folder / "waypoints"
         self.index = JsonLines(folder / "waypoints.jsonl")
         self._set_aside = set_aside
@@ -176,7 +176,7 @@ class WaypointStore:
         data = encode_state(state)
         self._check_shapes(data, f"waypoint {len(known)}")
         path = self.folder / waypoint_name(len(known))
-        waypoint = Waypoint(len(known), int(tick), path, hashlib.sha256(data).hexdigest(), plain(info))
+        waypoint = Waypoint(len(known), int(tick), path, hashlib.sha256(data).hexdigest(), to_plain(info))
         with writing(self.folder):
             self.folder.mkdir(exist_ok=True)
         write_bytes(path, data, durable=False)

@@ -25,7 +25,7 @@ class Groups:
         return total.index_add_(0, self._member, value)[self._member]
 
 
-class Spread:
+class GroupStatistics:
     """Pooled statistics over the variance groups of ``table`` and distances over its distance groups (Chan's formula).
 
     Every method takes moments ``[S, 5]`` of the buffer (:func:`llpf_fast.ops.moments`) and returns float64 ``[S]``

@@ -11,8 +11,8 @@ from .. import ops
 from ..errors import LLPFError
 from ..flat import FlatParameters, LayerKind, SegmentTable
 from ..ops import Destination, SegmentFlag
-from .group_statistics import Spread
-from .rule import NormRule, Rule
+from .group_statistics import GroupStatistics
+from .rule import LayerTreatment, Rule
 from .segment_flags import chosen_treatments, flags, frozen, sphere_table, treatments
 
 #: Relative difference of radii within which a layer counts as lying on its sphere: rounding of float32 values.
@@ -51,11 +51,11 @@ class Route:
         self.flat, self.rule = flat, rule
         self.table = table = sphere_table(rule, flat)
         self._scratch = table.scratch()
-        self.spread = Spread(table)
+        self.spread = GroupStatistics(table)
         moments = self._moments(flat.data, None)
         self.start_variance = self.spread.variance(moments)
         # Learning rates follow the whole tensor: what trains is not what moves.
-        self._tensors = Spread(flat.table)
+        self._tensors = GroupStatistics(flat.table)
         self._tensor_variance = self._tensors.variance(moments)
         self._treatment = treatments(rule, flat)
         still = frozen(rule, flat)
@@ -93,7 +93,7 @@ class Route:
     def _check_frozen(self, radius: Tensor, moments: Tensor, still: Sequence[bool]) -> None:
         """A frozen layer has to lie on its sphere already, unless it is left out by name or kind."""
         own = self.start_variance if self.rule.destination is Destination.VARIANCE_SPHERE else self.spread.norm(moments)
-        left_out = [how is NormRule.KEEP for how in chosen_treatments(self.rule, self.flat)]
+        left_out = [how is LayerTreatment.KEEP for how in chosen_treatments(self.rule, self.flat)]
         for i, row in enumerate(self.flat.table.rows):
             target = float(radius[i])
             if not still[i] or left_out[i] or self._stays[i]:
@@ -108,7 +108,7 @@ class Route:
         own = self.start_variance if self.rule.destination is Destination.VARIANCE_SPHERE else None
         what = "variance" if own is not None else "norm"
         for i, (row, target) in enumerate(zip(self.flat.table.rows, radius.tolist(), strict=True)):
-            if self._stays[i] or self._treatment[i] is NormRule.KEEP:
+            if self._stays[i] or self._treatment[i] is LayerTreatment.KEEP:
                 continue
             if target <= 0:
                 raise LLPFError(
@@ -161,7 +161,7 @@ class Route:
     def may_move(self) -> list[bool]:
         """Which segments the rule moves at all, once their stage is active."""
         pairs = zip(self._treatment, self._stays, strict=True)
-        return [how is not NormRule.KEEP and not stays for how, stays in pairs]
+        return [how is not LayerTreatment.KEEP and not stays for how, stays in pairs]
 
     def set_spheres(self, variance: Tensor) -> None:
         """Go on with other target variances, float64 ``[S]``."""
@@ -231,7 +231,7 @@ def radius_like(table: SegmentTable, kind: Destination, like: Tensor) -> Tensor:
     """float64 ``[S]``: the radii of the spheres that the flat point ``like [N]`` lies on; NaN for one-element layers
     of a variance sphere, which have none."""
     moments = ops.moments(like, None, table.segments, table.chunks, table.scratch())
-    spread = Spread(table)
+    spread = GroupStatistics(table)
     if kind is Destination.NORM_SPHERE:
         return spread.norm(moments)
     variance = spread.variance(moments)

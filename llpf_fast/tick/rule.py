@@ -10,7 +10,7 @@ from ..ops import Destination
 from ..settings import Mode, Settings
 
 
-class NormRule(Enum):
+class LayerTreatment(Enum):
     """What a tick does with the affine parameters of a normalization layer. Training goes on in every case."""
 
     MOVE = "move"
@@ -49,8 +49,8 @@ class Rule:
     combine_sum: bool = True
     clamp: bool = True
     epsilon: float = 0.0
-    normalization: NormRule = NormRule.MOVE
-    layer_norm: NormRule = NormRule.MOVE
+    normalization: LayerTreatment = LayerTreatment.MOVE
+    layer_norm: LayerTreatment = LayerTreatment.MOVE
     rescale_normalization: bool = False
     rescale_skipped: bool = False
     keep: tuple[str, ...] = ()
@@ -103,14 +103,14 @@ def resolve(settings: Settings) -> Rule:
     )
 
 
-def _normalization(mode: Mode, chosen: str | None, authors: bool) -> tuple[NormRule, NormRule]:
+def _normalization(mode: Mode, chosen: str | None, authors: bool) -> tuple[LayerTreatment, LayerTreatment]:
     """Rules for normalization layers in general and for LayerNorm."""
     if chosen is not None:
-        return NormRule(chosen), NormRule(chosen)
+        return LayerTreatment(chosen), LayerTreatment(chosen)
     if mode == "m2o-o":
-        return NormRule.KEEP, NormRule.KEEP
+        return LayerTreatment.KEEP, LayerTreatment.KEEP
     if mode in _RESIZING and authors:
-        return NormRule.KEEP, NormRule.COMPENSATE
+        return LayerTreatment.KEEP, LayerTreatment.COMPENSATE
     if mode in ("infinity", "mean"):
-        return NormRule.KEEP, NormRule.KEEP
-    return NormRule.MOVE, NormRule.MOVE
+        return LayerTreatment.KEEP, LayerTreatment.KEEP
+    return LayerTreatment.MOVE, LayerTreatment.MOVE

@@ -9,23 +9,23 @@ from dataclasses import replace
 from ..flat import FlatParameters, LayerKind, SegmentTable
 from ..flat.layers import match_layers
 from ..ops import SegmentFlag
-from .rule import NormRule, Rule
+from .rule import LayerTreatment, Rule
 
 _ONLY_FROM_MODULE = SegmentFlag.FROZEN
 _AWAY = {
-    NormRule.COMPENSATE: SegmentFlag.COMPENSATE,
-    NormRule.COMPENSATE_TWICE: SegmentFlag.COMPENSATE | SegmentFlag.TWICE,
+    LayerTreatment.COMPENSATE: SegmentFlag.COMPENSATE,
+    LayerTreatment.COMPENSATE_TWICE: SegmentFlag.COMPENSATE | SegmentFlag.TWICE,
 }
 
 
-def treatments(rule: Rule, flat: FlatParameters) -> list[NormRule]:
+def treatments(rule: Rule, flat: FlatParameters) -> list[LayerTreatment]:
     """What the rule does with every segment whenever its stage is active: frozen ones are kept.
 
     Raises:
         LLPFError: a pattern of the rule matches no layer.
     """
     pairs = zip(chosen_treatments(rule, flat), frozen(rule, flat), strict=True)
-    return [NormRule.KEEP if still else how for how, still in pairs]
+    return [LayerTreatment.KEEP if still else how for how, still in pairs]
 
 
 def frozen(rule: Rule, flat: FlatParameters) -> list[bool]:
@@ -33,27 +33,27 @@ def frozen(rule: Rule, flat: FlatParameters) -> list[bool]:
     return [bool(row.flags & SegmentFlag.FROZEN) and not rule.move_frozen for row in flat.table.rows]
 
 
-def chosen_treatments(rule: Rule, flat: FlatParameters) -> list[NormRule]:
+def chosen_treatments(rule: Rule, flat: FlatParameters) -> list[LayerTreatment]:
     """As :func:`treatments`, as if nothing were frozen."""
     names = flat.table.names
     chosen = [_by_kind(rule, flat, i) for i in range(len(names))]
     for how, patterns in (
-        (NormRule.KEEP, rule.keep),
-        (NormRule.COMPENSATE, rule.compensate),
-        (NormRule.COMPENSATE_TWICE, rule.compensate_twice),
+        (LayerTreatment.KEEP, rule.keep),
+        (LayerTreatment.COMPENSATE, rule.compensate),
+        (LayerTreatment.COMPENSATE_TWICE, rule.compensate_twice),
     ):
         hits = match_layers(names, patterns, f"layers.{how.value.replace('-', '_')} pattern")
         chosen = [how if hit else old for old, hit in zip(chosen, hits, strict=True)]
     return chosen
 
 
-def _by_kind(rule: Rule, flat: FlatParameters, i: int) -> NormRule:
+def _by_kind(rule: Rule, flat: FlatParameters, i: int) -> LayerTreatment:
     kind = flat.kinds[i]
     if kind is LayerKind.NORM:
         return rule.layer_norm if flat.is_layer_norm[i] else rule.normalization
     if rule.values_only and kind in (LayerKind.QUERY, LayerKind.KEY):
-        return NormRule.MOVE if flat.is_bias[i] and not rule.hold_attention_biases else NormRule.KEEP
-    return NormRule.MOVE
+        return LayerTreatment.MOVE if flat.is_bias[i] and not rule.hold_attention_biases else LayerTreatment.KEEP
+    return LayerTreatment.MOVE
 
 
 def sphere_table(rule: Rule, flat: FlatParameters) -> SegmentTable:
@@ -68,7 +68,7 @@ def sphere_table(rule: Rule, flat: FlatParameters) -> SegmentTable:
         return table
     apart = max((row.variance_group for row in table.rows), default=0) + 1
     rows = [
-        replace(row, variance_group=row.variance_group + apart) if cut and how is NormRule.KEEP else row
+        replace(row, variance_group=row.variance_group + apart) if cut and how is LayerTreatment.KEEP else row
         for row, how, cut in zip(table.rows, treatments(rule, flat), _cut(flat), strict=True)
     ]
     return replace(table, rows=tuple(rows))
@@ -83,7 +83,7 @@ def _cut(flat: FlatParameters) -> list[bool]:
 def flags(
     rule: Rule,
     flat: FlatParameters,
-    treatment: Sequence[NormRule],
+    treatment: Sequence[LayerTreatment],
     active: Sequence[bool],
     no_sphere: Sequence[bool],
 ) -> list[SegmentFlag]:
@@ -104,7 +104,7 @@ def flags(
             continue
         free = not rule.project or no_sphere[i]
         free |= flat.kinds[i] is LayerKind.NORM and not rule.rescale_normalization
-        if not active[i] or treatment[i] is NormRule.KEEP:
+        if not active[i] or treatment[i] is LayerTreatment.KEEP:
             if not rule.rescale_skipped or (free and not (cut[i] and active[i])):
                 flag |= SegmentFlag.MASKED
             else:

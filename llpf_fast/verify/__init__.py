@@ -1,6 +1,6 @@
 """Evaluation of points, and the certificate of a polyline. Knows nothing of how a path was found."""
 
-from .arc_length import Place
+from .arc_length import PathLocation
 from .certificate import Certificate, certify
 from .evaluator import Evaluation, Evaluator
 from .path_sampler import LinePoint, PathPoint
@@ -12,8 +12,8 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "LinePoint",
+    "PathLocation",
     "PathPoint",
-    "Place",
     "Refinement",
     "certify",
     "verify_run",

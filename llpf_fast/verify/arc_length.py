@@ -24,7 +24,7 @@ _OWN = 1 / 8
 _ASIDE = 1 / 16
 
 
-class Ruler:
+class ArcLength:
     """Arc length along a polyline.
 
     Parameters and buffers have scales of their own (weights beside BatchNorm's variances), so each is measured by
@@ -52,9 +52,9 @@ class Ruler:
         self._arcs = _sums(kinds[0] if kinds else equal)
         self._along = _sums(self._shares)
 
-    def place(self, position: Position) -> Place:
+    def place(self, position: Position) -> PathLocation:
         """Where that is, its ``arc`` by the parameters' length (by the buffers' where no parameter changes)."""
-        return Place(*position, _at(self._arcs, position) / (self._arcs[-1] or 1.0))
+        return PathLocation(*position, _at(self._arcs, position) / (self._arcs[-1] or 1.0))
 
     def along(self, position: Position) -> float:
         """How much of the path lies before, as the sum of the segments' shares (1 to 2 at its end)."""
@@ -107,7 +107,7 @@ def _at(sums: Sequence[float], position: Position) -> float:
 
 
 @dataclass(frozen=True)
-class Place:
+class PathLocation:
     """Where on a path: ``fraction`` of the way from waypoint ``waypoint`` to the next; ``arc`` is the share (0..1) of
     the polyline's length that lies before it."""
 

@@ -17,9 +17,9 @@ from .. import __version__
 from ..errors import LLPFError, shown
 from ..path.polyline import Polyline, Position
 from ..types import ProgressCallback
-from .arc_length import Place, Ruler
-from .evaluator import Crew
-from .path_sampler import Evaluate, LinePoint, PathPoint, Survey, nan_highest
+from .arc_length import ArcLength, PathLocation
+from .evaluator import WorkerPool
+from .path_sampler import Evaluate, LinePoint, PathPoint, PathSampler, nan_highest
 from .refinement import Refinement
 
 Verdict = Literal["connected", "not connected", "undecided"]
@@ -51,12 +51,12 @@ class Certificate:
     undecided: list[str]
     threshold: float
     max_loss: float
-    max_loss_at: Place
+    max_loss_at: PathLocation
     max_loss_standard_error: float | None
     start_loss: float
     destination_loss: float
     min_test_accuracy: float | None
-    min_test_accuracy_at: Place | None
+    min_test_accuracy_at: PathLocation | None
     max_test_loss: float | None
     points_evaluated: int
     points_evaluated_on_test: int
@@ -169,11 +169,11 @@ def certify(
     if workers is None:
         device = getattr(evaluate_train, "device", None)
         workers = torch.get_num_threads() if device is not None and device.type == "cpu" else 1
-    ruler = Ruler(line, parameter_names)
+    ruler = ArcLength(line, parameter_names)
     seed = secrets.randbits(48) if seed is None else int(seed)
     inside = ruler.inner(interior, random.Random(seed))
-    with torch.random.fork_rng(devices=[]), Crew(workers) as crew:
-        survey = Survey(line, ruler, evaluate_train, evaluate_test, full_train, threshold, crew, progress)
+    with torch.random.fork_rng(devices=[]), WorkerPool(workers) as crew:
+        survey = PathSampler(line, ruler, evaluate_train, evaluate_test, full_train, threshold, crew, progress)
         survey.expect(inside, rule, worst, straight_points)
         survey.base(inside)
         survey.refine(rule)

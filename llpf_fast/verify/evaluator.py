@@ -310,7 +310,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Crew:
+class WorkerPool:
     """Applies a function to many items, in order, with ``workers`` threads of one CPU thread each.
 
     Points are independent, so whole points in parallel need no meeting inside an operation (on busy cores two threads
@@ -323,7 +323,7 @@ class Crew:
         self._workers = workers
         self._pool: ThreadPoolExecutor | None = None
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         if self._workers > 1:
             self._threads = torch.get_num_threads()
             # In a thread of its own, set_num_threads does not touch the caller's pool, only what new threads inherit.

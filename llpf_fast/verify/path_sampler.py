@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from llpf_fast.verify.arc_length import Place
+from llpf_fast.verify.arc_length import PathLocation
 
 from ..path.polyline import Polyline, Position
 from ..types import ProgressCallback
-from .arc_length import SPACING, Ruler
-from .evaluator import Crew, Evaluation
+from .arc_length import SPACING, ArcLength
+from .evaluator import Evaluation, WorkerPool
 from .refinement import Gap, Refinement, find_gaps
 
 #: state dict -> what it measures on one set; an :class:`~llpf_fast.verify.evaluator.Evaluator` or any function.
@@ -28,18 +28,18 @@ _EXCESS = 2.0
 _APART = SPACING / 2
 
 
-class Survey:
+class PathSampler:
     """The evaluated points of one path, and how they came about."""
 
     def __init__(
         self,
         line: Polyline,
-        ruler: Ruler,
+        ruler: ArcLength,
         train: Evaluate,
         test: Evaluate | None,
         full: Evaluate | None,
         threshold: float,
-        crew: Crew,
+        crew: WorkerPool,
         progress: ProgressCallback | None,
     ) -> None:
         self._line, self._ruler, self._threshold = line, ruler, threshold
@@ -369,7 +369,7 @@ class PathPoint:
     None where all samples were evaluated. ``screened_loss`` is the subset's value where the full set's followed.
     """
 
-    at: Place
+    at: PathLocation
     train_loss: float
     train_samples: int
     standard_error: float | None = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from llpf_fast import LLPFError
 from llpf_fast.batches import TensorBatches
 from llpf_fast.correct import Correction
-from llpf_fast.correct.optimizer_step import GroupRates, one_group_each
+from llpf_fast.correct.optimizer_step import LayerRates, one_group_each
 from llpf_fast.flat import FlatParameters
 
 
@@ -40,7 +40,7 @@ def data() -> tuple[Tensor, Tensor]:
 def corrected(module: nn.Module, data, scales, fused: bool) -> FlatParameters:
     flat = FlatParameters(module)
     optimizer = None if fused else torch.optim.SGD(one_group_each(module), lr=0.1)
-    rates = None if optimizer is None else GroupRates(optimizer, flat)
+    rates = None if optimizer is None else LayerRates(optimizer, flat)
     batches = TensorBatches(*data, 16, seed=4)
     rule = {"threshold": 1e-9, "min_rounds": 1, "max_rounds": 4, "lr": 0.1}
     correction = Correction(flat, nn.functional.cross_entropy, batches, optimizer=optimizer, **rule)
@@ -68,7 +68,7 @@ def test_both_optimisers_take_the_same_steps(data) -> None:
 def test_none_goes_back_to_the_base(data) -> None:
     module = Tied()
     optimizer = torch.optim.AdamW(one_group_each(module), lr=0.25)
-    rates = GroupRates(optimizer, FlatParameters(module))
+    rates = LayerRates(optimizer, FlatParameters(module))
     rates.set(torch.tensor([0.5, 2.0, 1.0, 4.0, 1.0], dtype=torch.float64))
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.5, 0.25, 1.0, 0.25]
     rates.set(None)
@@ -79,7 +79,7 @@ def test_rates_hold_after_the_optimisers_state_was_loaded() -> None:
     """load_state_dict puts new groups into the optimiser: a resume and a rollback do that."""
     module = Tied()
     optimizer = torch.optim.SGD(one_group_each(module), lr=1.0)
-    rates = GroupRates(optimizer, FlatParameters(module))
+    rates = LayerRates(optimizer, FlatParameters(module))
     scale = torch.arange(1.0, 6.0, dtype=torch.float64)
     rates.set(scale)
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
@@ -94,7 +94,7 @@ def test_a_cut_tensor_has_one_rate() -> None:
     optimizer = torch.optim.SGD(one_group_each(module), lr=1.0)
     factor = {name: float(i) for i, name in enumerate(dict.fromkeys(flat.parameter_names))}
     scale = torch.tensor([factor[name] for name in flat.parameter_names], dtype=torch.float64)
-    GroupRates(optimizer, flat).set(scale)
+    LayerRates(optimizer, flat).set(scale)
     got = {
         name: group["lr"] for (name, _), group in zip(module.named_parameters(), optimizer.param_groups, strict=True)
     }
@@ -114,4 +114,4 @@ def test_a_cut_tensor_has_one_rate() -> None:
 def test_merged_groups_are_refused(factory) -> None:
     module = Tied()
     with pytest.raises(LLPFError, match=r"one parameter group .* for each parameter: .*correction\.lr_rule to none"):
-        GroupRates(factory(list(one_group_each(module))), FlatParameters(module))
+        LayerRates(factory(list(one_group_each(module))), FlatParameters(module))

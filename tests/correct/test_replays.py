@@ -17,9 +17,9 @@ from llpf_fast import LLPFError
 from llpf_fast.batches import TensorBatches
 from llpf_fast.batches.augment import augmentation
 from llpf_fast.batches.sampling import Augmentation
-from llpf_fast.correct import Corrected, Correction
+from llpf_fast.correct import Correction, CorrectionResult
 from llpf_fast.correct.graphs import NotCapturableError, as_cuda_graph
-from llpf_fast.correct.sgd_step import Step
+from llpf_fast.correct.sgd_step import SgdStep
 from llpf_fast.flat import FlatParameters
 from llpf_fast.ops.loss_gate import LAST, OPEN, ROUNDS
 
@@ -48,7 +48,7 @@ def build(*, augment: str = "none", module: nn.Module | None = None, **changes: 
     return Correction(flat, nn.functional.cross_entropy, batches, **given)
 
 
-def itself(step: Step) -> Callable[[], None]:
+def itself(step: SgdStep) -> Callable[[], None]:
     return step
 
 
@@ -93,7 +93,7 @@ def test_replays_after_the_gate_closed_change_nothing(hyper: dict[str, Any], gat
 
 
 def test_buffers_that_are_not_put_back_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llpf_fast.correct.snapshots.KeptBuffers.put_back", lambda *_: None)
+    monkeypatch.setattr("llpf_fast.correct.snapshots.BufferSnapshot.put_back", lambda *_: None)
     correction = build()
     correction.replay(itself)
     correction.run(0)
@@ -109,7 +109,7 @@ def test_equals_the_ordinary_path_bit_for_bit(augment: str, hyper: dict[str, Any
     ordinary, replayed = (build(augment=augment, keep_momentum=True, **hyper) for _ in range(2))
     replayed.replay(itself)
     scale = torch.linspace(0.5, 1.5, len(ordinary._flat.table), dtype=torch.float64)
-    told: list[list[Corrected]] = []
+    told: list[list[CorrectionResult]] = []
     for correction in (ordinary, replayed):
         results = [correction.run(0)]
         correction.scale_lr(scale)
@@ -184,7 +184,7 @@ class Replaces(nn.Module):
         return self.inner(x)
 
 
-def fails(step: Step) -> Callable[[], None]:
+def fails(step: SgdStep) -> Callable[[], None]:
     raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
 
 
@@ -193,7 +193,7 @@ def fails(step: Step) -> Callable[[], None]:
     [(Replaces, itself, "buffer seen of the model is replaced"), (network, fails, "operation not permitted")],
 )
 def test_what_cannot_be_captured_runs_in_turn_with_one_line(
-    module: Callable[[], nn.Module], record: Callable[[Step], Callable[[], None]], reason: str
+    module: Callable[[], nn.Module], record: Callable[[SgdStep], Callable[[], None]], reason: str
 ) -> None:
     ordinary, asked = build(module=module()), build(module=module())
     want = ordinary.run(0)
@@ -211,7 +211,7 @@ def test_what_cannot_be_captured_runs_in_turn_with_one_line(
 def test_memory_that_moved_is_captured_anew() -> None:
     correction, made = build(), []
 
-    def record(step: Step) -> Callable[[], None]:
+    def record(step: SgdStep) -> Callable[[], None]:
         made.append(step)
         return step
 

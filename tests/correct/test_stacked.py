@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from llpf_fast import LLPFError
 from llpf_fast.batches import TensorBatches
 from llpf_fast.batches.augment import augmentation
-from llpf_fast.correct import Corrected, Correction
-from llpf_fast.correct.stacked_correction import StackedCorrection, StackedPath
+from llpf_fast.correct import Correction, CorrectionResult
+from llpf_fast.correct.stacked_correction import StackedCorrection, StackRow
 from llpf_fast.flat import FlatParameters
 
 RULE: dict[str, Any] = {"threshold": 0.5, "min_rounds": 4, "max_rounds": 30, "lr": 0.1, "momentum": 0.9}
@@ -37,16 +37,16 @@ def modules(count: int) -> list[nn.Module]:
     return [network() for _ in range(count)]
 
 
-def stack(count: int, data: tuple[Tensor, Tensor], **changes: Any) -> tuple[StackedCorrection, list[StackedPath], list]:
+def stack(count: int, data: tuple[Tensor, Tensor], **changes: Any) -> tuple[StackedCorrection, list[StackRow], list]:
     flats = [FlatParameters(module) for module in modules(count)]
     batches = TensorBatches(*data, 32, seed=3)
     stacked = StackedCorrection(flats[0], nn.functional.cross_entropy, batches, paths=count, **{**RULE, **changes})
     return stacked, [stacked.take(flat) for flat in flats], flats
 
 
-def to_the_end(stacked: StackedCorrection, paths: list[StackedPath]) -> dict[StackedPath, Any]:
+def to_the_end(stacked: StackedCorrection, paths: list[StackRow]) -> dict[StackRow, Any]:
     """Every path's end; none begins again."""
-    ended: dict[StackedPath, Any] = {}
+    ended: dict[StackRow, Any] = {}
     while len(ended) < len(paths):
         ended |= {path: how for path, how in stacked.iterate() if path not in ended}
     return ended
@@ -80,7 +80,7 @@ def test_in_turn_is_the_correction_alone(data) -> None:
         assert equal(bits(flat), values)
 
 
-def _flat_of(stacked: StackedCorrection, path: StackedPath) -> FlatParameters:
+def _flat_of(stacked: StackedCorrection, path: StackRow) -> FlatParameters:
     return stacked.step.stack.flats[path.row]
 
 
@@ -215,5 +215,5 @@ def test_corrected_is_what_the_window_says(data) -> None:
     for path in paths:
         path.begin(0)
     for how in to_the_end(stacked, paths).values():
-        assert isinstance(how, Corrected)
+        assert isinstance(how, CorrectionResult)
         assert (how.rounds, how.met, how.finite) == (6, False, True)

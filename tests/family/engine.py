@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from llpf_fast.find import Settings
-from llpf_fast.find.phases import Legs, make_schedule
-from llpf_fast.find.search_state import Standing
+from llpf_fast.find.phases import RoutePhases, make_schedule
+from llpf_fast.find.search_state import SearchState
 from llpf_fast.flat import FlatParameters
-from llpf_fast.settings import CorrectionSettings, LayerSettings, Stage, StepSettings
+from llpf_fast.settings import CorrectionSettings, LayerSettings, StageSettings, StepSettings
 from llpf_fast.tick.rule import resolve
 
 from .networks import as_state, zoo
@@ -41,7 +41,7 @@ def settings_of(case: Case, sphere: Mapping[str, float], ticks: int) -> Settings
         spheres=dict(sphere),
     )
     if case.stages:
-        settings.stages = [Stage(start=after, layers=list(names)) for after, names in case.stages]
+        settings.stages = [StageSettings(start=after, layers=list(names)) for after, names in case.stages]
     settings.validate()
     return settings
 
@@ -65,9 +65,9 @@ class Engine:
         self.flat.load(as_state(start, self.module))
         self.buffers = {name: buffer.clone() for name, buffer in self.flat.buffers().items()}
         like = self.flat.flatten(as_state(goal, self.module)) if case.mode == "m2m" else None
-        self.legs = Legs(settings, rule, self.flat, like)
+        self.legs = RoutePhases(settings, rule, self.flat, like)
         self.schedule = make_schedule(settings, self.flat, self.legs.main.may_move(), lambda: None)
-        self.at = Standing(leg=self.legs.first)
+        self.at = SearchState(leg=self.legs.first)
         self._measure()
         self.legs.enter(self.at, self.schedule)
         self.waypoint = torch.zeros_like(self.flat.data)

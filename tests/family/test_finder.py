@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llpf_fast.correct.correction import Corrected
+from llpf_fast.correct.correction import CorrectionResult
 from llpf_fast.find import PathFinder, can_arrive, finder
 from llpf_fast.flat import FlatParameters
 from llpf_fast.path import RunDirectory
@@ -34,10 +34,10 @@ class Standstill:
     def scale_lr(self, scale: Tensor) -> None:
         assert scale.shape == (len(self._flat.table),)
 
-    def run(self, round_number: int, **_: Any) -> Corrected:
+    def run(self, round_number: int, **_: Any) -> CorrectionResult:
         self._flat.data.add_(self._flat.flatten(as_state(CHANGES[self._done], self._flat.module)))
         self._done += 1
-        return Corrected(1, 0.0, True)
+        return CorrectionResult(1, 0.0, True)
 
 
 @pytest.mark.parametrize(

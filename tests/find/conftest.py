@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llpf_fast.correct import Corrected
+from llpf_fast.correct import CorrectionResult
 from llpf_fast.data import load_dataset
 from llpf_fast.find import CorrectionSettings, PathFinder, Settings, StepSettings
 from llpf_fast.find import finder as finder_module
@@ -111,8 +111,8 @@ class Standstill:
     def scale_lr(self, scale: Tensor | None) -> None:
         self.scales.append(scale)
 
-    def run(self, first_round: int, **_: Any) -> Corrected:
-        return Corrected(1, 0.0, True)
+    def run(self, first_round: int, **_: Any) -> CorrectionResult:
+        return CorrectionResult(1, 0.0, True)
 
 
 @pytest.fixture

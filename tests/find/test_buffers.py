@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 import llpf_fast
 from llpf_fast.errors import LLPFError
 from llpf_fast.find import CorrectionSettings, Settings, StepSettings
-from llpf_fast.find.screening import Screen
+from llpf_fast.find.screening import ScreeningEvaluator
 from llpf_fast.find.search import _CHORD
 from llpf_fast.path.low_loss_path import interpolate
 from llpf_fast.verify import Evaluator
@@ -146,8 +146,8 @@ def test_buffers_that_no_line_joins_are_refused(data, tmp_path) -> None:
 def test_arrival_is_judged_with_the_buffers_that_the_certificate_takes(data, tmp_path, monkeypatch, statistics) -> None:
     ends = [trained(normalized, data, seed) for seed in (1, 2)]
     judged: list[float] = []
-    loss = Screen.loss
-    monkeypatch.setattr(Screen, "loss", lambda *args: judged.append(loss(*args)) or judged[-1])
+    loss = ScreeningEvaluator.loss
+    monkeypatch.setattr(ScreeningEvaluator, "loss", lambda *args: judged.append(loss(*args)) or judged[-1])
     given = settings(statistics=statistics, screen_size=0, arrival_margin=1.0)
     path = llpf_fast.find_path(normalized(), *ends, data=data, settings=given, out=tmp_path / "run")
     a, b = list(path)[-2:]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llpf_fast import LLPFError
-from llpf_fast.find import CorrectionSettings, Stage, StepSettings
+from llpf_fast.find import CorrectionSettings, StageSettings, StepSettings
 from llpf_fast.flat import FlatParameters
 from llpf_fast.path import LowLossPath
 
@@ -86,7 +86,7 @@ def test_the_last_tick_looks_for_arrival_too(finder, tmp_path) -> None:
 def test_only_layers_of_the_stage_move(finder, endpoints, tmp_path) -> None:
     settings = quick(
         max_ticks=2,
-        stages=[Stage(0, ["0.*"]), Stage(1, ["0.*", "3.*"])],
+        stages=[StageSettings(0, ["0.*"]), StageSettings(1, ["0.*", "3.*"])],
         correction=CorrectionSettings(threshold=99.0, min_rounds=1, max_rounds=1, lr=1e-12),
     )
     result = finder(tmp_path / "run", settings=settings).run()
@@ -106,7 +106,7 @@ def test_combine_max_takes_the_larger_step(finder, endpoints, tmp_path) -> None:
         step = StepSettings(fixed=0.2, relative=0.05, combine=combine)
         result = finder(
             tmp_path / combine,
-            settings=quick(max_ticks=1, step=step, correction=correction, stages=[Stage(0, ["1.*"])]),
+            settings=quick(max_ticks=1, step=step, correction=correction, stages=[StageSettings(0, ["1.*"])]),
         ).run()
         state = LowLossPath(result.folder)[1]
         lengths.append(float((state["1.weight"] - endpoints[0]["1.weight"]).norm()))
@@ -128,7 +128,7 @@ def test_refusals(finder, endpoints, digits, tmp_path) -> None:
         "forward fails on data of shape": {"train": (digits[0][:, :50], digits[1])},
         "training data is empty": {"train": (digits[0][:0], digits[1][:0])},
         "the start itself has training loss": {"settings": quick(threshold=1e-6)},
-        "matches no layer": {"settings": quick(stages=[Stage(0, ["nothing*"])])},
+        "matches no layer": {"settings": quick(stages=[StageSettings(0, ["nothing*"])])},
         "sees no NVIDIA GPU": {"device": "cuda"},
     }
     if torch.cuda.is_available():

@@ -18,7 +18,7 @@ from llpf_fast.batches.fixed_samples import FixedSamples
 from llpf_fast.batches.statistics import reestimate
 from llpf_fast.find import CorrectionSettings, PaceSettings, PathFinder, StepSettings
 from llpf_fast.find.build import make_task
-from llpf_fast.find.screening import Screen, StackedScreen
+from llpf_fast.find.screening import BatchedScreening, ScreeningEvaluator
 from llpf_fast.flat import FlatParameters
 from llpf_fast.path import low_loss_path as path
 from tests.host_waits import host_waits
@@ -74,7 +74,9 @@ def test_a_replayed_search_reads_what_it_decides_by_and_nothing_else(
     assert places == +calls, waits
 
 
-def in_batches(digits: tuple[Tensor, Tensor], size: int) -> tuple[Screen, StackedScreen, FlatParameters, Tensor]:
+def in_batches(
+    digits: tuple[Tensor, Tensor], size: int
+) -> tuple[ScreeningEvaluator, BatchedScreening, FlatParameters, Tensor]:
     """Screens of 1,000 samples, and the losses of their batches alone, float64, as shares of the mean."""
     x, y = digits[0][:1000], digits[1][:1000]
     module = network()
@@ -83,8 +85,8 @@ def in_batches(digits: tuple[Tensor, Tensor], size: int) -> tuple[Screen, Stacke
     with torch.no_grad():
         losses = nn.functional.cross_entropy(module.eval()(x), y, reduction="none").double()
     return (
-        Screen(module, task),
-        StackedScreen(flat, task),
+        ScreeningEvaluator(module, task),
+        BatchedScreening(flat, task),
         flat,
         torch.stack([p.sum() / 1000 for p in losses.split(size)]),
     )

@@ -16,19 +16,19 @@ from llpf_fast import LLPFError
 from llpf_fast.find import (
     CorrectionSettings,
     FindResult,
-    Job,
     LayerSettings,
     PaceSettings,
     PathFinder,
+    SearchJob,
     Settings,
     StackedFinder,
-    Stage,
+    StageSettings,
     StepSettings,
     choose_together,
     stacked_finder,
 )
 from llpf_fast.find.build import make_task
-from llpf_fast.find.screening import Screen, StackedScreen
+from llpf_fast.find.screening import BatchedScreening, ScreeningEvaluator
 from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model
 from llpf_fast.path import LowLossPath, RunDirectory
@@ -82,7 +82,7 @@ def search(digits: tuple[Tensor, Tensor]) -> Search:
         of_job = {name: options.pop(name) for name in ("resume", "progress") if name in options}
         data = options.pop("train", digits)
         finder = StackedFinder(module or network(), settings=settings, train=data, together=together, **options)
-        jobs = [Job(lambda pair=pair: pair, folder / str(i), **of_job) for i, pair in enumerate(ends)]
+        jobs = [SearchJob(lambda pair=pair: pair, folder / str(i), **of_job) for i, pair in enumerate(ends)]
         found = {Path(job.out).name: ended for job, ended in finder.run(jobs)}
         return [found[str(i)] for i in range(len(ends))]
 
@@ -118,7 +118,7 @@ def ticks(run: Path) -> list[tuple[int, int, bool]]:
     "changes",
     [
         {},
-        {"stages": [Stage(0, ["0.*"]), Stage(4, ["*"])], "dialect": "authors", "pacing": "none"},
+        {"stages": [StageSettings(0, ["0.*"]), StageSettings(4, ["*"])], "dialect": "authors", "pacing": "none"},
         {"mode": "m2o", "max_ticks": 4},
     ],
     ids=["m2m", "authors, stages", "origin, learning rates"],
@@ -268,7 +268,7 @@ def test_points_judged_at_once(five, digits) -> None:
     points = [flat.flatten(state) for state in five]
     points[3][:40] = math.nan
     buffers = [{name: value for name, value in state.items() if name not in flat.table.names} for state in five]
-    screen, screens = Screen(flat.module, task), StackedScreen(flat, task)
+    screen, screens = ScreeningEvaluator(flat.module, task), BatchedScreening(flat, task)
     limits = [math.inf, 1e-9, math.inf, math.inf, 1e-9]
     want = [screen.loss(*of_point) for of_point in zip(points, buffers, limits, strict=True)]
     found = screens.losses(points, buffers, limits)
@@ -282,8 +282,8 @@ def test_paths_judged_at_once_are_the_same_paths(search, five, tmp_path, monkeyp
     settings = quick(**HASTY)
     search(tmp_path / "one by one", pairs(five), settings, 4)
     counted = []
-    losses = StackedScreen.losses
-    monkeypatch.setattr(StackedScreen, "losses", lambda *args: counted.append(len(args[1])) or losses(*args))
+    losses = BatchedScreening.losses
+    monkeypatch.setattr(BatchedScreening, "losses", lambda *args: counted.append(len(args[1])) or losses(*args))
     init = StackedFinder.__init__
 
     def on_gpu(self: StackedFinder, *args: Any, **options: Any) -> None:

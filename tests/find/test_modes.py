@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import llpf_fast
-from llpf_fast.find import CorrectionSettings, LayerSettings, Settings, Stage, StepSettings
+from llpf_fast.find import CorrectionSettings, LayerSettings, Settings, StageSettings, StepSettings
 from llpf_fast.path import LowLossPath
 
 from .conftest import Attentive, Convolutional, changed, eval_loss, network, parameters_of, quick, train
@@ -105,7 +105,9 @@ def spheres(mode: str, of) -> dict[str, float]:
     return {name: float(measure(value.double())) for name, value in of.items() if value.numel() > 1}
 
 
-@pytest.mark.parametrize("stages", [[Stage(0)], [Stage(0, ["0.*"]), Stage(2, ["3.*", "5.*", "1.*"])]], ids=["1", "2"])
+@pytest.mark.parametrize(
+    "stages", [[StageSettings(0)], [StageSettings(0, ["0.*"]), StageSettings(2, ["3.*", "5.*", "1.*"])]], ids=["1", "2"]
+)
 @pytest.mark.parametrize("mode", ["variance-sphere", "norm-sphere"])
 def test_a_models_spheres_are_reached_by_all_layers(finder, rescaled, digits, tmp_path, mode, stages) -> None:
     settings = quick(mode=mode, arrival_every=1, stages=stages)

@@ -15,7 +15,7 @@ import llpf_fast
 from llpf_fast.errors import LLPFError
 from llpf_fast.find import CorrectionSettings, Settings, StepSettings
 from llpf_fast.find.build import make_task
-from llpf_fast.find.screening import Screen, StackedScreen
+from llpf_fast.find.screening import BatchedScreening, ScreeningEvaluator
 from llpf_fast.flat import FlatParameters
 
 COUNT = 90
@@ -134,8 +134,8 @@ def test_points_given_up_before_any_label_counts(xy) -> None:
     module = net()
     task = make_task(given, module, data, loss, CPU)
     flat = FlatParameters(module)
-    stacked = StackedScreen(flat, task).losses([flat.data], [flat.buffers()], [1e-9])
-    assert stacked == [Screen(module, task).loss(flat.data, flat.buffers(), 1e-9)] == [math.inf]
+    stacked = BatchedScreening(flat, task).losses([flat.data], [flat.buffers()], [1e-9])
+    assert stacked == [ScreeningEvaluator(module, task).loss(flat.data, flat.buffers(), 1e-9)] == [math.inf]
 
 
 class Branching(nn.Module):

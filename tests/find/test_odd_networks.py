@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import llpf_fast
 from llpf_fast.errors import LLPFError
 from llpf_fast.find import CorrectionSettings, PathFinder, Settings, StepSettings
-from llpf_fast.find.pacing import Rollback
+from llpf_fast.find.pacing import AcceptedPoint
 from llpf_fast.flat import FlatParameters, copied
 from llpf_fast.flat.buffers import all_buffers, overlaps_itself, set_buffers
 
@@ -173,7 +173,7 @@ def test_going_back_restores_buffers_that_the_forward_pass_made_or_grew(data: Da
         class NoMomentum:
             keeps_momentum, momentum_buffer = False, None
 
-        rollback = Rollback(flat, NoMomentum(), None)  # type: ignore[arg-type]
+        rollback = AcceptedPoint(flat, NoMomentum(), None)  # type: ignore[arg-type]
         values, before = flat.data.clone(), all_buffers(module)
         rollback.keep()
         module(data[0])

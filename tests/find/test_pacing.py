@@ -14,15 +14,15 @@ from torch import Tensor, nn
 import llpf_fast
 from llpf_fast import LLPFError
 from llpf_fast.batches import stratified_subset
-from llpf_fast.find import CorrectionSettings, PaceSettings, PathFinder, Settings, Stage, StepSettings
-from llpf_fast.find.pacing import Pace
+from llpf_fast.find import CorrectionSettings, PaceSettings, PathFinder, Settings, StageSettings, StepSettings
+from llpf_fast.find.pacing import StepController
 from llpf_fast.path import LowLossPath
 
 from .conftest import eval_loss, network, quick
 
 
 def test_short_corrections_lengthen_the_step_and_long_ones_shorten_it() -> None:
-    pace = Pace(PaceSettings(rounds=20, grow=1.5, shrink=0.75), min_rounds=5)
+    pace = StepController(PaceSettings(rounds=20, grow=1.5, shrink=0.75), min_rounds=5)
     scales = []
     for rounds in (5, 20, 21, 40, 41):
         pace.succeeded(rounds)
@@ -31,13 +31,13 @@ def test_short_corrections_lengthen_the_step_and_long_ones_shorten_it() -> None:
 
 
 def test_a_window_longer_than_rounds_counts_as_short() -> None:
-    pace = Pace(PaceSettings(rounds=3), min_rounds=10)
+    pace = StepController(PaceSettings(rounds=3), min_rounds=10)
     pace.succeeded(10)
     assert pace.scale == 1.3
 
 
 def test_the_step_stays_within_its_bounds() -> None:
-    pace = Pace(PaceSettings(largest=2.0, smallest=0.3), min_rounds=5)
+    pace = StepController(PaceSettings(largest=2.0, smallest=0.3), min_rounds=5)
     for _ in range(9):
         pace.succeeded(1)
     assert pace.scale == 2.0
@@ -47,7 +47,7 @@ def test_the_step_stays_within_its_bounds() -> None:
 
 
 def test_the_smallest_step_is_tried_before_giving_up() -> None:
-    pace = Pace(PaceSettings(back=0.5, smallest=0.3), min_rounds=5)
+    pace = StepController(PaceSettings(back=0.5, smallest=0.3), min_rounds=5)
     assert (pace.failed(), pace.scale) == (True, 0.5)
     assert (pace.failed(), pace.scale) == (True, 0.3)
     assert not pace.failed()
@@ -89,9 +89,9 @@ def rolled_back(path: LowLossPath) -> list[int]:
         {"variance": "blend"},
         {"variance": "two-legs", "shrink_ticks": 6},
         {"record_every": 3},
-        {"stages": [Stage(start, layers) for start, layers in ((0, ["0.*"]), (8, ["3.*"]), (16, ["*"]))]},
+        {"stages": [StageSettings(start, layers) for start, layers in ((0, ["0.*"]), (8, ["3.*"]), (16, ["*"]))]},
         {"mode": "m2o"},
-        {"dialect": "authors", "stages": [Stage(0, ["0.*"]), Stage(5, ["*"])]},
+        {"dialect": "authors", "stages": [StageSettings(0, ["0.*"]), StageSettings(5, ["*"])]},
     ],
     ids=["start", "blend", "two-legs", "every third", "stages", "origin", "authors"],
 )
@@ -162,8 +162,8 @@ def same(a: Any, b: Any) -> bool:
         {"correction": CorrectionSettings(threshold=0.05, lr=0.05, momentum=0.9, keep_momentum=True)},
         {"optimizer": lambda ps: torch.optim.AdamW(ps, lr=0.003)},
         {"mode": "m2o", "optimizer": lambda ps: torch.optim.SGD(ps, lr=0.05, momentum=0.9)},
-        {"stages": [Stage(0, ["0.*"]), Stage(4, ["3.*", "5.*"])], "dialect": "authors"},
-        {"stages": [Stage(0, ["0.*"]), Stage(4, ["3.*", "5.*"])]},
+        {"stages": [StageSettings(0, ["0.*"]), StageSettings(4, ["3.*", "5.*"])], "dialect": "authors"},
+        {"stages": [StageSettings(0, ["0.*"]), StageSettings(4, ["3.*", "5.*"])]},
         {"variance": "blend"},
     ],
     ids=["momentum", "adamw", "origin, sgd", "authors, stages", "stages", "blend"],

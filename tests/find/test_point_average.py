@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from llpf_fast import LLPFError
-from llpf_fast.correct import Corrected
+from llpf_fast.correct import CorrectionResult
 from llpf_fast.find import CorrectionSettings, PaceSettings, Settings
 from llpf_fast.find.build import make_task, rounds_at_once
-from llpf_fast.find.pacing import PointAverage
-from llpf_fast.find.screening import Screen
-from llpf_fast.find.search import Judge, Train
+from llpf_fast.find.pacing import IterateAverage
+from llpf_fast.find.screening import ScreeningEvaluator
+from llpf_fast.find.search import EvalRequest, TrainRequest
 from llpf_fast.flat import FlatParameters
 from llpf_fast.path import LowLossPath
 
@@ -32,9 +32,9 @@ AVERAGED = {
 @pytest.mark.parametrize("power", [0.0, 1.0, 3.0])
 def test_the_mean_weighs_point_j_as_the_rising_factorial_of_j(power) -> None:
     points = torch.randn(7, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    average = PointAverage(points[0], power)
+    average = IterateAverage(points[0], power)
     for i, point in enumerate(points):
-        left = average.add(point, Corrected(1, float(i), True), threshold=3.5)
+        left = average.add(point, CorrectionResult(1, float(i), True), threshold=3.5)
     # Unrolled, the shares are proportional to Gamma(j + power) / Gamma(j) (Shamir and Zhang 2013, section 4).
     weights = torch.tensor([math.gamma(j + power) / math.gamma(j) for j in range(1, 8)], dtype=torch.float64)
     weights /= weights.sum()
@@ -43,12 +43,12 @@ def test_the_mean_weighs_point_j_as_the_rising_factorial_of_j(power) -> None:
     assert left.loss == pytest.approx(mean)
     assert left.met == (mean <= 3.5)
     average.clear()
-    average.add(points[3], Corrected(1, 1.0, True), threshold=0.5)
+    average.add(points[3], CorrectionResult(1, 1.0, True), threshold=0.5)
     assert torch.equal(average.values, points[3])
 
 
 def test_without_a_power_nothing_is_held() -> None:
-    assert PointAverage(torch.zeros(3), None).values is None
+    assert IterateAverage(torch.zeros(3), None).values is None
 
 
 def requests(searching: Any, most: int) -> tuple[list[Any], list[Tensor]]:
@@ -57,8 +57,8 @@ def requests(searching: Any, most: int) -> tuple[list[Any], list[Tensor]]:
     request = next(steps)
     while len(asked) < most:
         # The values asked about may lie in a buffer that is used again.
-        asked.append(replace(request, values=request.values.clone()) if isinstance(request, Judge) else request)
-        if isinstance(request, Train):
+        asked.append(replace(request, values=request.values.clone()) if isinstance(request, EvalRequest) else request)
+        if isinstance(request, TrainRequest):
             answer: Any = searching._correct(request)
             points.append(searching.flat.data.clone())
         else:
@@ -76,14 +76,14 @@ def test_a_correction_is_windows_and_what_is_judged_and_left_is_their_mean(finde
     searching = finder(tmp_path / "run", settings=settings)
     asked, points = requests(searching, 12)
     assert rounds_at_once(settings) == 5
-    trained = [request for request in asked if isinstance(request, Train)]
+    trained = [request for request in asked if isinstance(request, TrainRequest)]
     assert [request.first_round for request in trained] == list(range(0, 5 * len(trained), 5))
-    first = next(i for i, request in enumerate(asked) if isinstance(request, Judge))
+    first = next(i for i, request in enumerate(asked) if isinstance(request, EvalRequest))
     assert first >= 3  # three windows at least, or the check below says nothing
     assert [request.go_on for request in trained[:first]] == [False] + [True] * (first - 1)
-    expected = PointAverage(points[0], 3.0)
+    expected = IterateAverage(points[0], 3.0)
     for point in points[:first]:
-        expected.add(point, Corrected(5, 0.0, True), 1.0)
+        expected.add(point, CorrectionResult(5, 0.0, True), 1.0)
     here = expected.values
     searching._search._legs.main.project(here)
     torch.testing.assert_close(asked[first].values, here)
@@ -147,7 +147,7 @@ def test_a_glance_gives_a_bad_point_up_and_takes_all_images_of_a_good_one(digits
 
     x, y = digits
     parts = [(x[i : i + 100], y[i : i + 100]) for i in range(0, 400, 100)]
-    screen = Screen(network(), make_task(quick(), network(), parts, loss_fn, torch.device("cpu")))
+    screen = ScreeningEvaluator(network(), make_task(quick(), network(), parts, loss_fn, torch.device("cpu")))
     point = torch.zeros_like(FlatParameters(network()).data)
     assert screen.loss(point, {}, stop_above=0.19) == pytest.approx(0.2)
     assert len(seen) == 1
@@ -160,11 +160,11 @@ def test_the_search_gives_up_at_the_multiple_of_what_a_point_may_have(finder, tm
     settings = quick(**AVERAGED)
     settings.pace = PaceSettings(average=3.0, glance=1.5, margin=0.6)
     asked, _ = requests(finder(tmp_path / "run", settings=settings), 30)
-    stops = {round(request.stop_above, 9) for request in asked if isinstance(request, Judge)}
+    stops = {round(request.stop_above, 9) for request in asked if isinstance(request, EvalRequest)}
     assert 0.15 * 0.6 * 1.5 in stops
     settings.pace.glance = None
     asked, _ = requests(finder(tmp_path / "never", settings=settings), 30)
-    assert {request.stop_above for request in asked if isinstance(request, Judge)} == {math.inf}
+    assert {request.stop_above for request in asked if isinstance(request, EvalRequest)} == {math.inf}
 
 
 @pytest.mark.parametrize(("key", "value"), [("average", -1.0), ("average", math.inf), ("glance", 0.0)])

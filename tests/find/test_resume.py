@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from llpf_fast import LLPFError
-from llpf_fast.find import CorrectionSettings, DataFlowSettings, PaceSettings, Stage, StepSettings
+from llpf_fast.find import CorrectionSettings, DataFlowSettings, PaceSettings, StageSettings, StepSettings
 from llpf_fast.path import LowLossPath, RunDirectory
 
 from .conftest import quick
@@ -150,8 +150,18 @@ def lbfgs(parameters):
     [
         (HASTY, None),
         (HASTY, adamw),
-        ({**HASTY, "record_every": 3, "stages": [Stage(0, ["0.*"]), Stage(5, ["3.*"]), Stage(10)]}, None),
-        ({**HASTY, "dialect": "authors", "stages": [Stage(0, ["0.*"]), Stage(None, ["3.*"], 0.6)]}, None),
+        (
+            {
+                **HASTY,
+                "record_every": 3,
+                "stages": [StageSettings(0, ["0.*"]), StageSettings(5, ["3.*"]), StageSettings(10)],
+            },
+            None,
+        ),
+        (
+            {**HASTY, "dialect": "authors", "stages": [StageSettings(0, ["0.*"]), StageSettings(None, ["3.*"], 0.6)]},
+            None,
+        ),
         ({**HASTY, "variance": "blend"}, None),
         ({"variance": "blend"}, None),
         ({"variance": "two-legs", "shrink_ticks": 9}, None),

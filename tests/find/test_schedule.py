@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from llpf_fast import LLPFError
-from llpf_fast.find import DataFlowSettings, LayerSettings, Stage, StepSettings
+from llpf_fast.find import DataFlowSettings, LayerSettings, StageSettings, StepSettings
 from llpf_fast.path import LowLossPath
 
 from .conftest import Convolutional, changed, parameters_of, quick
@@ -53,29 +53,29 @@ def test_data_flow_of_a_convolutional_network(finder, standstill, convolutional_
 
 
 def test_stages_in_turn_by_tick_and_by_distance(finder, standstill, tmp_path) -> None:
-    stages = [Stage(0, ["0.*"]), Stage(None, ["re:[13]\\..*"], distance=0.5), Stage(5, ["5.*"])]
+    stages = [StageSettings(0, ["0.*"]), StageSettings(None, ["re:[13]\\..*"], distance=0.5), StageSettings(5, ["5.*"])]
     got = ticked(finder, tmp_path / "run", stages=stages, max_ticks=6)
     assert got == [{"0"}] * 2 + [{"1", "3"}] * 3 + [{"5"}]
 
 
 def test_whichever_comes_first(finder, standstill, tmp_path) -> None:
-    stages = [Stage(0, ["0.*"]), Stage(1, ["3.*"], distance=0.5)]
+    stages = [StageSettings(0, ["0.*"]), StageSettings(1, ["3.*"], distance=0.5)]
     assert ticked(finder, tmp_path / "tick", stages=stages, max_ticks=2) == [{"0"}, {"3"}]
-    stages = [Stage(0, ["0.*"]), Stage(90, ["3.*"], distance=0.5)]
+    stages = [StageSettings(0, ["0.*"]), StageSettings(90, ["3.*"], distance=0.5)]
     assert ticked(finder, tmp_path / "distance", stages=stages, max_ticks=3) == [{"0"}, {"0"}, {"3"}]
 
 
 def test_a_layer_that_compensates_holds_no_stage_up(finder, standstill, tmp_path) -> None:
     """It moves away: its distance grows, and waiting for it the stage would never end."""
     layers = LayerSettings(normalization="compensate")
-    stages = [Stage(0, ["0.*", "1.*"]), Stage(None, ["3.*"], distance=0.5)]
+    stages = [StageSettings(0, ["0.*", "1.*"]), StageSettings(None, ["3.*"], distance=0.5)]
     got = ticked(finder, tmp_path / "run", layers=layers, stages=stages, max_ticks=3)
     assert got == [{"0", "1"}, {"0", "1"}, {"3"}]
 
 
 def test_a_network_arrives_in_the_first_stage_already(finder, tmp_path) -> None:
     """The rest of the way to a model is all of it, whichever layers the stage moves."""
-    result = finder(tmp_path / "run", settings=quick(stages=[Stage(0, ["0.*"]), Stage(4, ["*"])])).run()
+    result = finder(tmp_path / "run", settings=quick(stages=[StageSettings(0, ["0.*"]), StageSettings(4, ["*"])])).run()
     assert result.arrived
     LowLossPath(result.folder).directory.check()
 
@@ -83,16 +83,22 @@ def test_a_network_arrives_in_the_first_stage_already(finder, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": [Stage(0, ["nothing*"])]}, r"stages\[0\].layers pattern 'nothing\*' matches no layer"),
-        ({"stages": [Stage(0), Stage(3, ["re:("])]}, r"'re:\(' is no regular expression"),
-        ({"mode": "m2o-o", "stages": [Stage(0), Stage(3, ["1.*"])]}, r"stages\[1\] moves nothing.*\(1\.\*\)"),
+        ({"stages": [StageSettings(0, ["nothing*"])]}, r"stages\[0\].layers pattern 'nothing\*' matches no layer"),
+        ({"stages": [StageSettings(0), StageSettings(3, ["re:("])]}, r"'re:\(' is no regular expression"),
+        (
+            {"mode": "m2o-o", "stages": [StageSettings(0), StageSettings(3, ["1.*"])]},
+            r"stages\[1\] moves nothing.*\(1\.\*\)",
+        ),
         ({"layers": LayerSettings(keep=["*"])}, r"moves nothing"),
         ({"layers": LayerSettings(keep=["*"]), "schedule": "data-flow"}, "data-flow moves nothing"),
         ({"layers": LayerSettings(compensate=["conv*"])}, r"layers.compensate pattern 'conv\*' matches no layer"),
         ({"schedule": "data-flow", "data_flow": DataFlowSettings(distance=None)}, "data_flow needs ticks or distance"),
         ({"mode": "infinity", "schedule": "data-flow"}, "mode infinity .* data_flow.ticks"),
-        ({"mode": "infinity", "stages": [Stage(0), Stage(None, ["*"], 0.5)]}, r"mode infinity .* stages\[...\].start"),
-        ({"stages": [Stage(0), Stage(None, ["*"])]}, r"stages\[1\] needs start"),
+        (
+            {"mode": "infinity", "stages": [StageSettings(0), StageSettings(None, ["*"], 0.5)]},
+            r"mode infinity .* stages\[...\].start",
+        ),
+        ({"stages": [StageSettings(0), StageSettings(None, ["*"])]}, r"stages\[1\] needs start"),
     ],
 )
 def test_schedules_that_cannot_work(finder, tmp_path, changes, message) -> None:

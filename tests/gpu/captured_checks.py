@@ -14,8 +14,8 @@ from llpf_fast.batches import TensorBatches
 from llpf_fast.batches.augment import augmentation
 from llpf_fast.batches.precision import Precision, float32_products
 from llpf_fast.correct import Correction
-from llpf_fast.correct.graphs import UntilClosed, capture
-from llpf_fast.correct.sgd_step import Step
+from llpf_fast.correct.graphs import LoopingReplay, capture
+from llpf_fast.correct.sgd_step import SgdStep
 from llpf_fast.correct.stacked_correction import StackedCorrection
 from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model
@@ -234,10 +234,10 @@ def check_stacked_rows(device: torch.device, how: str = "on") -> None:
 # ---- one launch a correction
 
 
-class OnTheHost(UntilClosed):
+class OnTheHost(LoopingReplay):
     """What a WHILE graph does, by the rule of csrc/core/loss_gate.h in Python: for tests without a GPU."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: SgdStep) -> None:
         self._step, self.calls, self.iterations = step, 0, 0
 
     def __call__(self) -> None:
@@ -294,7 +294,7 @@ def _one_launch(make: Callable[[], nn.Module], device: torch.device, augment: st
     replays = runs[2]._replays
     reasons = [str(warning.message) for warning in told if "capture" in str(warning.message)]
     assert replays is not None, reasons
-    assert isinstance(replays._replay, UntilClosed), reasons
+    assert isinstance(replays._replay, LoopingReplay), reasons
     assert ends[0][0].rounds == (5 if threshold else ROUNDS)
     for first, second, what in ((0, 1, "plain replays do not repeat"), (0, 2, "one launch differs")):
         label = f"{make.__name__}, {augment}, threshold {threshold}: {what}"

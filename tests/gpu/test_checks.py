@@ -256,7 +256,7 @@ def test_checks_of_captured_bits_and_stacks(monkeypatch: pytest.MonkeyPatch) -> 
     captured_checks.check_stacked_rows(CPU)
     captured_checks.check_stacked_replays(CPU)
     with monkeypatch.context() as broken:
-        broken.setattr("llpf_fast.correct.stack.Stack.keep_buffers", lambda *_: lambda _: None)
+        broken.setattr("llpf_fast.correct.stack.ParameterStack.keep_buffers", lambda *_: lambda _: None)
         with pytest.raises(AssertionError, match=r"path \d, a look every 4 iterations"):
             captured_checks.check_stacked_replays(CPU)
     # Rows of another momentum than the paths alone.

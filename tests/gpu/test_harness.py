@@ -67,6 +67,6 @@ def called_instead_of_captured(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_checks_of_captured_corrections_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     captured_checks.check_captured_values(CPU)
     captured_checks.check_closed_gate(CPU)
-    monkeypatch.setattr("llpf_fast.correct.snapshots.KeptBuffers.put_back", lambda *_: None)
+    monkeypatch.setattr("llpf_fast.correct.snapshots.BufferSnapshot.put_back", lambda *_: None)
     with pytest.raises(AssertionError, match="replays after the gate closed"):
         captured_checks.check_closed_gate(CPU)

@@ -18,8 +18,8 @@ from llpf_fast import LLPFError
 from llpf_fast.correct import Correction
 from llpf_fast.correct import graphs as captured
 from llpf_fast.correct import graphs as while_graph
-from llpf_fast.correct.graphs import UntilClosed, as_while_graph, while_unsupported
-from llpf_fast.correct.sgd_step import Step
+from llpf_fast.correct.graphs import LoopingReplay, as_while_graph, while_unsupported
+from llpf_fast.correct.sgd_step import SgdStep
 
 CPU = torch.device("cpu")
 without_a_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -28,7 +28,7 @@ without_a_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a
 def looped(**given: Any) -> tuple[Correction, list[OnTheHost]]:
     one, made = captured_checks.correction(lenet5, CPU, **given), []
 
-    def record(step: Step) -> OnTheHost:
+    def record(step: SgdStep) -> OnTheHost:
         made.append(OnTheHost(step))
         return made[0]
 
@@ -52,7 +52,7 @@ def test_a_loss_that_is_not_finite_ends_the_call_in_its_round() -> None:
 
 
 def test_a_call_that_leaves_the_gate_open_is_an_error() -> None:
-    class Nothing(UntilClosed):
+    class Nothing(LoopingReplay):
         def __call__(self) -> None:
             pass
 
@@ -149,7 +149,7 @@ def test_falling_back(monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
         yield
         done.append("captured")
 
-    class Launched(UntilClosed):
+    class Launched(LoopingReplay):
         def __init__(self, body: Graph, state: Any, *, min_rounds: int, max_rounds: int) -> None:
             if refused == "by the driver":
                 raise LLPFError("the WHILE graph fails: invalid argument (CUDA error 1)")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from llpf_fast.errors import LLPFError
-from llpf_fast.path import fit_names
+from llpf_fast.path import match_names
 from llpf_fast.path.model_file import is_averaged
 
 EXPECTED = ["conv.weight", "conv.bias", "head.weight"]
@@ -26,24 +26,24 @@ def prefixed(prefix: str) -> dict[str, int]:
     ],
 )
 def test_wrappers_are_left_out(prefix):
-    assert fit_names(prefixed(prefix), EXPECTED, "a.pt") == VALUES
-    assert list(fit_names(prefixed(prefix), EXPECTED, "a.pt")) == EXPECTED
+    assert match_names(prefixed(prefix), EXPECTED, "a.pt") == VALUES
+    assert list(match_names(prefixed(prefix), EXPECTED, "a.pt")) == EXPECTED
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model."])
 def test_a_wrapped_architecture_takes_plain_names(prefix):
-    assert fit_names(VALUES, [prefix + name for name in EXPECTED], "a.pt") == prefixed(prefix)
+    assert match_names(VALUES, [prefix + name for name in EXPECTED], "a.pt") == prefixed(prefix)
 
 
 def test_compiled_parts_inside():
     found = {"conv._orig_mod.weight": 0, "conv._orig_mod.bias": 1, "head.weight": 2}
-    assert fit_names(found, EXPECTED, "a.pt") == VALUES
+    assert match_names(found, EXPECTED, "a.pt") == VALUES
 
 
 def test_an_architecture_whose_own_attribute_is_called_so_keeps_its_names():
     own = [f"model.{name}" for name in EXPECTED]
-    assert fit_names(prefixed("model."), own, "a.pt") == prefixed("model.")
-    assert fit_names(prefixed("module.model."), own, "a.pt") == prefixed("model.")
+    assert match_names(prefixed("model."), own, "a.pt") == prefixed("model.")
+    assert match_names(prefixed("module.model."), own, "a.pt") == prefixed("model.")
 
 
 @pytest.mark.parametrize(
@@ -59,26 +59,26 @@ def test_an_architecture_whose_own_attribute_is_called_so_keeps_its_names():
     ids=["unknown prefix", "not shared", "a tensor missing", "no dot", "part of a name", "two become one"],
 )
 def test_what_does_not_fit_exactly_keeps_its_names(found):
-    assert fit_names(found, EXPECTED, "a.pt") == found
+    assert match_names(found, EXPECTED, "a.pt") == found
 
 
 def test_only_whole_attributes_are_left_out():
-    assert fit_names({"a_orig_mod.b": 0}, ["ab"], "a.pt") == {"a_orig_mod.b": 0}
-    assert fit_names({"a._orig_mod.b": 0}, ["a.b"], "a.pt") == {"a.b": 0}
+    assert match_names({"a_orig_mod.b": 0}, ["ab"], "a.pt") == {"a_orig_mod.b": 0}
+    assert match_names({"a._orig_mod.b": 0}, ["a.b"], "a.pt") == {"a.b": 0}
 
 
 def test_a_second_network_is_refused_not_guessed():
     both = prefixed("model.") | {f"criterion.{i}": i for i in range(2)}
     with pytest.raises(LLPFError, match=r"a\.pt holds the network under 'model' .* 2 under 'criterion'; save those"):
-        fit_names(both, EXPECTED, "a.pt")
+        match_names(both, EXPECTED, "a.pt")
     averaged = prefixed("module.") | {"n_averaged": 7}
     with pytest.raises(LLPFError, match=r"1 under 'n_averaged' \(averaged weights\)"):
-        fit_names(averaged, EXPECTED, "a.pt")
+        match_names(averaged, EXPECTED, "a.pt")
     twice = prefixed("model.") | prefixed("ema_model.")
     with pytest.raises(LLPFError, match=r"2 networks of the expected architecture \(under 'model' and 'ema_model'"):
-        fit_names(twice, EXPECTED, "a.pt")
+        match_names(twice, EXPECTED, "a.pt")
     with pytest.raises(LLPFError, match="under no prefix and 'ema'"):
-        fit_names(VALUES | prefixed("ema."), EXPECTED, "a.pt")
+        match_names(VALUES | prefixed("ema."), EXPECTED, "a.pt")
 
 
 def test_with_torchs_own_wrappers():
@@ -87,10 +87,10 @@ def test_with_torchs_own_wrappers():
     for wrapped in (nn.DataParallel(model), torch.compile(model), torch.compile(nn.DataParallel(model))):
         names = wrapped.state_dict().keys()
         assert names != expected.keys()
-        assert fit_names(wrapped.state_dict(), expected, "a.pt").keys() == expected.keys()
+        assert match_names(wrapped.state_dict(), expected, "a.pt").keys() == expected.keys()
     averaged = torch.optim.swa_utils.AveragedModel(model).state_dict()
     with pytest.raises(LLPFError, match="averaged weights"):
-        fit_names(averaged, expected, "a.pt")
+        match_names(averaged, expected, "a.pt")
 
 
 @pytest.mark.parametrize(

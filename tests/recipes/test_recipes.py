@@ -8,7 +8,7 @@ from llpf_fast.data import dataset_names
 from llpf_fast.errors import LLPFError
 from llpf_fast.models import model_names
 from llpf_fast.recipes import load_recipe, recipe_descriptions, recipe_names
-from llpf_fast.settings import Settings, Stage
+from llpf_fast.settings import Settings, StageSettings
 
 QUICK = "mlp-digits-m2m-quick"
 
@@ -50,7 +50,7 @@ def test_overrides_are_typed_and_later_ones_win():
     assert (settings.step.relative, settings.step.fixed, settings.seed) == (0.001, 2.0, 7)
     assert isinstance(settings.step.fixed, float)
     assert settings.step.join_bias, "an override of one key must leave its neighbours"
-    assert settings.stages == [Stage(0, ["fc1.*"]), Stage(9, ["*"])]
+    assert settings.stages == [StageSettings(0, ["fc1.*"]), StageSettings(9, ["*"])]
 
 
 def test_a_file_of_ones_own(tmp_path):

@@ -12,7 +12,7 @@ import torch
 from llpf_fast import LLPFError, Settings
 from llpf_fast.path.plain_values import check_kinds, read_yaml
 from llpf_fast.recipes import load_recipe
-from llpf_fast.settings import CorrectionSettings, LayerSettings, Stage, StepSettings
+from llpf_fast.settings import CorrectionSettings, LayerSettings, StageSettings, StepSettings
 
 QUICK = "mlp-digits-m2m-quick"
 #: A list of lists of lists ..., 10^13 items that fit into a few lines.
@@ -27,7 +27,7 @@ def test_dicts_tuples_and_numpys_numbers_become_what_a_recipe_gives():
         step={"relative": 1, "join_bias": np.bool_(True)},
         layers={"keep": ("a", "b")},
         correction={"lr": np.float64(0.1), "capture": "off"},
-        stages=({"start": 0}, Stage(5, ("x",))),
+        stages=({"start": 0}, StageSettings(5, ("x",))),
     )
     given.validate()
     plain = Settings(
@@ -37,7 +37,7 @@ def test_dicts_tuples_and_numpys_numbers_become_what_a_recipe_gives():
         step=StepSettings(relative=1.0, join_bias=True),
         layers=LayerSettings(keep=["a", "b"]),
         correction=CorrectionSettings(lr=0.1, capture="off"),
-        stages=[Stage(0), Stage(5, ["x"])],
+        stages=[StageSettings(0), StageSettings(5, ["x"])],
     )
     assert given == plain
     for value in (given.seed, given.max_ticks, given.threshold, given.step.relative, given.correction.lr):
@@ -55,9 +55,9 @@ def test_dicts_tuples_and_numpys_numbers_become_what_a_recipe_gives():
         ({"step": 0.1}, "step must be StepSettings(...) or a dict of its keys, got 0.1"),
         ({"step": LayerSettings()}, "step must be StepSettings(...) or a dict of its keys, got LayerSettings("),
         ({"step": None}, "step must be StepSettings(...)"),
-        ({"stages": Stage(0)}, "stages must be a list, got Stage("),
-        ({"stages": [3]}, "stages[0] must be Stage(...)"),
-        ({"stages": [Stage(start="0")]}, "stages[0].start must be a whole number, got '0'"),
+        ({"stages": StageSettings(0)}, "stages must be a list, got StageSettings("),
+        ({"stages": [3]}, "stages[0] must be StageSettings(...)"),
+        ({"stages": [StageSettings(start="0")]}, "stages[0].start must be a whole number, got '0'"),
         ({"layers": {"keep": "conv1"}}, "layers.keep must be a list, got 'conv1'"),
         ({"layers": {"keep": [1]}}, "layers.keep[0] must be text, got 1"),
         ({"spheres": [1.0]}, "spheres must be a dict, got [1.0]"),

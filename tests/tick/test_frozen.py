@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llpf_fast import LLPFError
 from llpf_fast.flat import FlatParameters
 from llpf_fast.ops import Destination, SegmentFlag
-from llpf_fast.tick import NormRule, Route, Rule
+from llpf_fast.tick import LayerTreatment, Route, Rule
 from llpf_fast.tick.segment_flags import treatments
 
 PAPER = Rule()
@@ -107,10 +107,10 @@ def test_the_others_move_as_they_would_without_them() -> None:
 
 def test_no_pattern_moves_them() -> None:
     flat = flat_net()
-    rule = Rule(project=False, compensate=("a.*",), compensate_twice=("b.*",), layer_norm=NormRule.COMPENSATE)
+    rule = Rule(project=False, compensate=("a.*",), compensate_twice=("b.*",), layer_norm=LayerTreatment.COMPENSATE)
     told = dict(zip(flat.table.names, treatments(rule, flat), strict=True))
-    assert {name for name, how in told.items() if how is NormRule.KEEP} == FROZEN
-    assert told["a.bias"] is NormRule.COMPENSATE
+    assert {name for name, how in told.items() if how is LayerTreatment.KEEP} == FROZEN
+    assert told["a.bias"] is LayerTreatment.COMPENSATE
 
 
 def test_rows_of_a_frozen_stack_stay() -> None:

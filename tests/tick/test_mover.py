@@ -7,7 +7,7 @@ import torch
 from llpf_fast import ops
 from llpf_fast.flat import SegmentTable
 from llpf_fast.ops import Destination
-from llpf_fast.tick import Mover, Spread
+from llpf_fast.tick import GroupStatistics, Mover
 
 LENGTHS = [300, 17, 5000]
 
@@ -17,7 +17,7 @@ def setting(**step):
     table = SegmentTable.from_lengths(LENGTHS)
     p, d = torch.randn(table.numel) * 0.3, torch.randn(table.numel) + 0.5
     moments = ops.moments(p, None, table.segments, table.chunks, table.scratch())
-    mover = Mover(table, Spread(table).variance(moments), d, **{"fixed": 0.01, "relative": 0.1, **step})
+    mover = Mover(table, GroupStatistics(table).variance(moments), d, **{"fixed": 0.01, "relative": 0.1, **step})
     return table, p, d, mover
 
 
@@ -69,7 +69,7 @@ def test_ticks_approach_and_never_overshoot() -> None:
 
 def test_distances_are_l2_to_every_kind_of_destination() -> None:
     table, p, d, mover = setting()
-    spread = Spread(table)
+    spread = GroupStatistics(table)
     toward, alone = mover.moments(p), ops.moments(p, None, table.segments, table.chunks, table.scratch())
     radius = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
 

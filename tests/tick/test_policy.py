@@ -9,7 +9,7 @@ from torch import nn
 from llpf_fast import LLPFError, ops
 from llpf_fast.flat import FlatParameters, SegmentTable
 from llpf_fast.ops import Destination, SegmentFlag
-from llpf_fast.tick import NormRule, Route, Rule, Spread, match_layers
+from llpf_fast.tick import GroupStatistics, LayerTreatment, Route, Rule, match_layers
 
 NONE, MASKED, HOLD, FREE = SegmentFlag.NONE, SegmentFlag.MASKED, SegmentFlag.HOLD, SegmentFlag.FREE
 AWAY, TWICE, FROZEN = SegmentFlag.COMPENSATE, SegmentFlag.TWICE, SegmentFlag.FROZEN
@@ -42,7 +42,7 @@ def test_variance_is_torchs_per_segment_and_pooled_per_group() -> None:
     parts = [p[r.offset : r.offset + r.length].double() for r in table.rows]
     pooled = torch.cat(parts[2:]).var()
     expected = torch.stack([parts[0].var(), torch.tensor(0.0).double(), pooled, pooled])
-    torch.testing.assert_close(Spread(table).variance(moments), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(GroupStatistics(table).variance(moments), expected, rtol=1e-12, atol=0)
 
 
 class Mixed(nn.Module):
@@ -85,13 +85,13 @@ def test_the_authors_rescale_norm_layers_and_what_they_skip() -> None:
 
 
 def test_without_projection_a_skipped_layer_costs_nothing() -> None:
-    got = flags(Rule(project=False, rescale_skipped=True, normalization=NormRule.KEEP), without="b.")
+    got = flags(Rule(project=False, rescale_skipped=True, normalization=LayerTreatment.KEEP), without="b.")
     assert got["bn.weight"] == got["b.weight"] == MASKED
     assert got["a.bias"] == FREE
 
 
 def test_norm_rules_by_type_and_by_name() -> None:
-    rule = Rule(project=False, normalization=NormRule.KEEP, layer_norm=NormRule.COMPENSATE)
+    rule = Rule(project=False, normalization=LayerTreatment.KEEP, layer_norm=LayerTreatment.COMPENSATE)
     got = flags(rule)
     assert got["bn.weight"] == MASKED
     assert got["ln.weight"] == AWAY | FREE

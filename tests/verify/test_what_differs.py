@@ -171,7 +171,7 @@ def test_a_loss_that_no_name_brings_back_is_asked_for(tmp_path, loss) -> None:
 def test_search_and_certificate_have_the_same_loss_at_the_start() -> None:
     """Also of a network that draws numbers in eval mode, and of one that mixes the samples of a batch."""
     from llpf_fast.find.build import make_task
-    from llpf_fast.find.screening import Screen
+    from llpf_fast.find.screening import ScreeningEvaluator
     from llpf_fast.flat import FlatParameters
     from llpf_fast.verify import Evaluator
 
@@ -188,6 +188,6 @@ def test_search_and_certificate_have_the_same_loss_at_the_start() -> None:
             task = make_task(settings(), module, data, None, torch.device("cpu"))
             flat = FlatParameters(module)
             before = torch.get_rng_state()
-            found = Screen(module, task).loss(flat.data, flat.buffers())
+            found = ScreeningEvaluator(module, task).loss(flat.data, flat.buffers())
             assert torch.equal(before, torch.get_rng_state())
             assert found == pytest.approx(Evaluator(module, None, data)(module.state_dict()).loss, rel=1e-6)

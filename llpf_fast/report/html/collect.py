@@ -30,7 +30,7 @@ _MODES = {
 
 
 @dataclass
-class Story:
+class RunSummary:
     """One run.
 
     ``verdict`` is a few words, ``tone`` their colour, ``notes`` what a reader must know besides. ``certificate`` is
@@ -64,9 +64,9 @@ class Story:
         return ", ".join(part for part in (" on ".join(names), mode) if part)
 
 
-def collect(name: str, run: RunDirectory) -> Story:
+def summarize(name: str, run: RunDirectory) -> RunSummary:
     """Everything the report says of ``run``; trouble inside the folder becomes its verdict or a note, not an error."""
-    story = Story(name, run, settings=_mapping(run.run.get("settings")))
+    story = RunSummary(name, run, settings=_mapping(run.run.get("settings")))
     _read_search(story)
     _check_files(story)
     _read_certificate(story)
@@ -77,7 +77,7 @@ def _mapping(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
 
 
-def _read_search(story: Story) -> None:
+def _read_search(story: RunSummary) -> None:
     try:
         story.status = dict(story.run.status or {})
     except LLPFError as error:
@@ -94,7 +94,7 @@ def _read_search(story: Story) -> None:
         )
 
 
-def _check_files(story: Story) -> None:
+def _check_files(story: RunSummary) -> None:
     try:
         waypoints = story.run.waypoints()
         story.waypoints = len(waypoints)
@@ -107,7 +107,7 @@ def _check_files(story: Story) -> None:
         story.notes.insert(0, f"The files are not those of the search, so nothing below is proved of them: {error}")
 
 
-def _read_certificate(story: Story) -> None:
+def _read_certificate(story: RunSummary) -> None:
     if not story.sound:
         return
     if story.waypoints == 0:
@@ -198,7 +198,7 @@ def _insist(*values: Any) -> None:
             raise TypeError(f"{value!r} is not a number"[:80])
 
 
-def key_numbers(story: Story) -> list[tuple[str, str]]:
+def key_numbers(story: RunSummary) -> list[tuple[str, str]]:
     """What the top of a run's section and the comparison's columns say."""
     certificate, status = story.certificate, story.status
     rows: list[tuple[str, str]] = []
@@ -300,7 +300,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def comparison(stories: Sequence[Story]) -> tuple[list[str], list[tuple[Story, list[str]]]]:
+def comparison(stories: Sequence[RunSummary]) -> tuple[list[str], list[tuple[RunSummary, list[str]]]]:
     """Columns and a row a run: every key number that any run has."""
     numbers = [dict(key_numbers(story)) for story in stories]
     columns = list(dict.fromkeys(key for row in numbers for key in row))
@@ -309,7 +309,7 @@ def comparison(stories: Sequence[Story]) -> tuple[list[str], list[tuple[Story, l
     ]
 
 
-def environment(story: Story) -> list[tuple[str, str]]:
+def environment(story: RunSummary) -> list[tuple[str, str]]:
     """Hardware and versions of the search, and of the certificate."""
     rows = [(f"search: {key}", text(value)) for key, value in _mapping(story.run.run.get("environment")).items()]
     if story.certificate is not None:
@@ -320,7 +320,7 @@ def environment(story: Story) -> list[tuple[str, str]]:
     return rows
 
 
-def provenance(story: Story) -> list[tuple[str, str]]:
+def provenance(story: RunSummary) -> list[tuple[str, str]]:
     """Where the run came from and what identifies it. Folders are named, not their place on somebody's disk."""
     given = _mapping(story.run.run.get("provenance"))
     rows = [

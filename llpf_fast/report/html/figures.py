@@ -16,7 +16,7 @@ import numpy as np
 from ...analysis.pca import Components
 from ...analysis.ticks import Ticks
 from ..ticks import to_where
-from .collect import Story
+from .collect import RunSummary
 
 #: Ticks and waypoints drawn at most: more cannot be told apart, and the file has to be mailed.
 _MOST = 400
@@ -24,7 +24,7 @@ _LOG_FROM = 10.0
 Figure = dict[str, Any]
 
 
-def path_figure(story: Story) -> Figure | None:
+def path_figure(story: RunSummary) -> Figure | None:
     """Loss and accuracy along one certified path and its straight line."""
     certificate = story.certificate
     if certificate is None:
@@ -68,7 +68,7 @@ def path_figure(story: Story) -> Figure | None:
     return {"data": data, "layout": layout, "label": label, "tall": has_accuracy}
 
 
-def comparison_figure(stories: Sequence[Story]) -> Figure | None:
+def comparison_figure(stories: Sequence[RunSummary]) -> Figure | None:
     """Loss along all certified paths."""
     certified = [story for story in stories if story.certificate is not None]
     if len(certified) < 2:

@@ -18,9 +18,8 @@ from ...errors import LLPFError
 from ...path import RunDirectory
 from ...path.durable import write_bytes
 from ...types import ProgressCallback
-from . import collect as say
-from . import figures
-from .collect import Story
+from . import collect, figures
+from .collect import RunSummary
 
 #: The first line of every report: what may be overwritten without asking.
 MARK = "<!doctype html><!-- llpf_fast report -->"
@@ -55,7 +54,7 @@ def write_report(
     names = own_names([os.fspath(run) for run in runs])
     stories = []
     for number, (name, run) in enumerate(zip(names, directories, strict=True)):
-        stories.append(say.collect(name, run))
+        stories.append(collect.summarize(name, run))
         if progress:
             progress(number + 1, len(runs), "runs read")
     found, why_not = _components(stories, progress) if components else (None, "")
@@ -73,7 +72,7 @@ def is_report(path: Path) -> bool:
         return False
 
 
-def render(stories: Sequence[Story], found: Components | None = None, why_not: str = "") -> str:
+def render(stories: Sequence[RunSummary], found: Components | None = None, why_not: str = "") -> str:
     """The page as text; the same stories give the same text."""
     import jinja2
     from plotly.offline import get_plotlyjs
@@ -95,15 +94,15 @@ def render(stories: Sequence[Story], found: Components | None = None, why_not: s
         sections.append(
             {
                 "story": story,
-                "numbers": say.key_numbers(story),
+                "numbers": collect.key_numbers(story),
                 "path": place(figures.path_figure(story)),
                 "layers": [place(figure) for figure in layers],
                 "problem": problem,
-                "words": say.certificate_words(story.certificate) if story.certificate else [],
+                "words": collect.certificate_words(story.certificate) if story.certificate else [],
                 "reasons": _reasons(story.certificate),
-                "settings": say.facts(story.settings),
-                "environment": say.environment(story),
-                "provenance": say.provenance(story),
+                "settings": collect.facts(story.settings),
+                "environment": collect.environment(story),
+                "provenance": collect.provenance(story),
             }
         )
     scripts = {"plotly": get_plotlyjs(), "page": (here / "page.js").read_text(encoding="utf-8")}
@@ -112,7 +111,7 @@ def render(stories: Sequence[Story], found: Components | None = None, why_not: s
             raise AssertionError(f"{name}'s script would end its own element")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((here / "page.html.j2").read_text(encoding="utf-8"))
-    columns, rows = say.comparison(stories)
+    columns, rows = collect.comparison(stories)
     context: dict[str, Any] = {
         "title": stories[0].name if len(stories) == 1 else f"{len(stories)} runs",
         "version": __version__,
@@ -135,7 +134,7 @@ def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _layers(story: Story) -> tuple[list[figures.Figure], str]:
+def _layers(story: RunSummary) -> tuple[list[figures.Figure], str]:
     """Figures of the search's layers, or why there are none."""
     if not story.metrics:
         return [], "The search recorded no ticks, so there is nothing to show of its layers."
@@ -145,7 +144,7 @@ def _layers(story: Story) -> tuple[list[figures.Figure], str]:
         return [], f"The search's layers cannot be shown: {error}"
 
 
-def _components(stories: Sequence[Story], progress: ProgressCallback | None) -> tuple[Components | None, str]:
+def _components(stories: Sequence[RunSummary], progress: ProgressCallback | None) -> tuple[Components | None, str]:
     """Principal components of all runs whose files are sound, or why there are none."""
     usable = [story for story in stories if story.sound and story.waypoints]
     if not usable:
