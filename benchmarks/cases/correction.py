@@ -179,7 +179,7 @@ def in_float64(model: nn.Module, batches: TensorBatches, rounds: int, lr: float,
     model = copy.deepcopy(model).double().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
     for round_ in range(rounds):
-        inputs, targets = batches.draw(round_)
+        inputs, targets = batches.batch(round_)
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs.double()), targets).backward()
         optimizer.step()
@@ -200,7 +200,7 @@ def prepare(augment: str, momentum: float, device: torch.device, pool: int) -> P
     targets = torch.randint(10, (IMAGES,), device=device)
     fresh = copy.deepcopy(model)
     run = Iterations(model, inputs, targets, augment, momentum)
-    batch = run.batches.draw(0)
+    batch = run.batches.batch(0)
 
     def error(run: Iterations) -> float:
         start = [parameter.detach().double().clone() for parameter in fresh.parameters()]

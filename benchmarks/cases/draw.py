@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from llpf_fast import ops
-from llpf_fast.batches.sampling import path_key
+from llpf_fast.batches.sampling import stream_key
 from llpf_fast.ops.draw import draw_, draw_eager
 
 from ..harness.case import OURS, Case, Contender, Cost, Prepared
@@ -22,7 +22,7 @@ FLOPS = 14
 
 def prepare(device: torch.device, pool: int) -> Prepared:
     out = torch.zeros(len(BOUNDS), BATCH, dtype=torch.int64, device=device)
-    key = torch.tensor(path_key(0, 0), dtype=torch.int64, device=device)
+    key = torch.tensor(stream_key(0, 0), dtype=torch.int64, device=device)
     first = torch.tensor(1000, dtype=torch.int64, device=device)
     gate = ops.gate_state(WINDOW, device=device)
     call = partial(draw_, out, key, first, gate, bounds=BOUNDS)

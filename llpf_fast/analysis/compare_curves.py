@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..batches.fixed_samples import held_count
+from ..batches.fixed_samples import sample_count
 from ..errors import LLPFError
 from ..find import Settings
 from ..path.fingerprint import digest
@@ -141,9 +141,9 @@ class _Work:
         self._statistics: Statistics = "reestimated" if problem.has_statistics else "stored"
         self._train = problem.evaluator("train", statistics=self._statistics)
         self._test = None if problem.test is None else problem.evaluator("test", statistics=self._statistics)
-        samples = held_count(problem.measured)
+        samples = sample_count(problem.measured)
         self._full = None
-        if samples < held_count(problem.train):
+        if samples < sample_count(problem.train):
             self._full = self._measured_on(0)
         self._screen = self._measured_on(_SCREEN_SAMPLES) if samples > _SCREEN_SAMPLES else self._train
         self._comparison = Comparison([], [], [], {})

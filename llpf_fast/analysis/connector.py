@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import FixedSamples, LoaderBatches, LossReduction, TensorBatches, as_data, compute_loss, hold
-from ..batches.fixed_samples import Held, held_count, held_subset
+from ..batches import FixedSamples, LoaderBatches, LossReduction, TensorBatches, as_data, compute_loss, materialize
+from ..batches.fixed_samples import MaterializedData, fixed_subset, sample_count
 from ..batches.forward import default_batch_size
 from ..batches.sampling import Batches
 from ..batches.statistics import STATISTICS_SIZE
@@ -77,7 +77,7 @@ def train_surface(
         weights = (weights / weights.sum()).to(values)
         flat.data.copy_(weights @ values[list(simplex)])
         flat.zero_grad()
-        loss = compute_loss(flat.module, loss_fn, *batches.draw(step))
+        loss = compute_loss(flat.module, loss_fn, *batches.batch(step))
         loss.backward()
         flat.ensure_gradients()
         value = float(loss.detach())
@@ -112,7 +112,7 @@ def certify_connector(
     """
     statistics = problem.statistics[-1]
     full = None
-    if held_count(problem.measured) < held_count(problem.train):
+    if sample_count(problem.measured) < sample_count(problem.train):
         full = problem.like(samples=0).evaluator("train", statistics=statistics)
     connector.certificate = certify_complex(
         connector.vertices,
@@ -254,7 +254,7 @@ def find_connector(
     reduction = LossReduction(loss_fn)
     if reduction.kind == "sum":
         raise LLPFError(f"the loss {reduction.name} adds up over a batch, so no batch can reach the aim: take the mean")
-    held = hold(as_data(train))
+    held = materialize(as_data(train))
     shape = Complex.of(len(optima), settings.kind)
     module = unwrapped(module)
     flat = FlatParameters(copied(module))
@@ -354,10 +354,10 @@ def _train_point(
             }
 
 
-def _with_statistics(flat: FlatParameters, values: Tensor, held: Held) -> dict[str, Tensor]:
+def _with_statistics(flat: FlatParameters, values: Tensor, held: MaterializedData) -> dict[str, Tensor]:
     """The state at ``values``; BatchNorm statistics of its own, since training went on all over the surface."""
     flat.data.copy_(values)
     device, dtype = flat.data.device, flat.data.dtype
-    few = held_subset(held, STATISTICS_SIZE)
+    few = fixed_subset(held, STATISTICS_SIZE)
     estimate(flat.module, FixedSamples(few, batch_size=default_batch_size(device), device=device, dtype=dtype))
     return flat.state_dict()

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..batches.sampling import key_of, uniform_bits
+from ..batches.sampling import random_bits, round_key
 from ..errors import LLPFError
 from ..ops.environment import describe
 from ..path import RunDirectory, state_digest
@@ -138,7 +138,7 @@ def fit(
     velocity = torch.zeros_like(inner)
     lane = torch.zeros(1, dtype=torch.int64)
     for step in range(settings.steps):
-        t = (int(uniform_bits(key_of(settings.seed, 0, step, _STREAM), lane)) + 0.5) / 2**32
+        t = (int(random_bits(round_key(settings.seed, 0, step, _STREAM), lane)) + 0.5) / 2**32
         theta = point(curve, inner, t)
         loss, slope = gradient(theta, step)
         if not math.isfinite(loss):

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..batches import TensorData, as_data
-from ..batches.fixed_samples import held_subset
+from ..batches.fixed_samples import fixed_subset
 from ..batches.forward import forward, shape_of
 from ..batches.precision import module_in
-from ..errors import LLPFError
+from ..errors import LLPFError, require
 from ..find import PathFinder, Settings, TickProgress
 from ..flat.copying import copied
 from ..path import RunDirectory, state_digest
@@ -44,7 +44,8 @@ def aligned_line(problem: Problem, a: StateDict, b: StateDict, *, seed: int = 0,
     Raises:
         LLPFError: the network cannot be traced, or has no units that may change places.
     """
-    import scipy.optimize  # noqa: F401 - before the clock runs: seconds once a process, which no search is to be charged
+    # Imported before the clock runs: it takes seconds, once a process, which are not the method's.
+    require("scipy.optimize", "weight matching")
 
     began = time.perf_counter()
     specification = trace_permutations(problem.module, _example(problem, 2))
@@ -275,7 +276,7 @@ def _train(
 
 def _look(problem: Problem, network: VectorNetwork) -> Callable[[Tensor], float]:
     """The loss on a fixed subset of training samples, with the statistics of the batch where there are any."""
-    samples = problem.fixed(held_subset(problem.train, _LOOK), batch_size=_LOOK)
+    samples = problem.fixed(fixed_subset(problem.train, _LOOK), batch_size=_LOOK)
     shares = samples.shares(network.reduction)
 
     def measure(vector: Tensor) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batches.fixed_samples import held_count
+from ..batches.fixed_samples import sample_count
 from ..batches.forward import forward
 from ..batches.loss import LossReduction, batch_loss, is_classification
 from ..batches.precision import float32_products, loss_in
@@ -52,7 +52,7 @@ def ensemble_along(
     """
     names = {name for name, _ in problem.module.named_parameters()}
     chosen = choose(folder, names, points)
-    samples = held_count(problem.samples("test"))
+    samples = sample_count(problem.samples("test"))
     states = [dict(each.load()) for each in chosen]
     networks = Networks(states, [f"waypoint {each.waypoint.index}" for each in chosen], problem.module)
 

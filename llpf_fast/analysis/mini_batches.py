@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from ..batches import BatchedData, LoaderBatches, LossReduction, TensorBatches, TensorData
-from ..batches.fixed_samples import Held
+from ..batches.fixed_samples import MaterializedData
 
 
 def mini_batches(
-    held: Held,
+    held: MaterializedData,
     batch_size: int,
     device: torch.device,
     dtype: torch.dtype,
@@ -32,6 +32,6 @@ def mini_batches(
     return LoaderBatches(BatchedData(batches, "training data"), device, dtype=dtype, reduction=reduction)
 
 
-def batches_an_epoch(held: Held, batch_size: int) -> int:
+def batches_an_epoch(held: MaterializedData, batch_size: int) -> int:
     """How many mini-batches have as many samples as there are."""
     return math.ceil(held.count / batch_size) if isinstance(held, TensorData) else len(held)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..batches import FixedSamples, LoaderBatches, LossReduction, TensorBatches, TensorData, as_data, hold
+from ..batches import FixedSamples, LoaderBatches, LossReduction, TensorBatches, TensorData, as_data, materialize
 from ..batches.data import batch_length, data_digest
-from ..batches.fixed_samples import Held, held_count, held_digest, held_subset, try_network
+from ..batches.fixed_samples import MaterializedData, fixed_subset, materialized_digest, sample_count, try_network
 from ..batches.forward import computing_dtype, default_batch_size
 from ..batches.loss import chosen_loss
 from ..batches.precision import checked_device, loss_in, module_in
@@ -106,7 +106,7 @@ class Problem:
         self.train = _held(train, "training data")
         self.test = None if test is None else _held(test, "test data")
         #: The training samples that are measured on.
-        self.measured = held_subset(self.train, samples or 0)
+        self.measured = fixed_subset(self.train, samples or 0)
         twin = module_in(copied(self.module, "the model"), self.device, self.dtype).eval().requires_grad_(False)
         self.mode, output, targets = try_network(
             twin, self.measured, device=self.device, dtype=self.dtype, channels_last=self.device.type == "cpu"
@@ -185,7 +185,7 @@ class Problem:
             self.loss_fn,
             train=self.train,
             test=self.test,
-            samples=held_count(self.measured) if samples is None else samples,
+            samples=sample_count(self.measured) if samples is None else samples,
             seed=self.seed,
             device=self.device,
             cache=self.cache,
@@ -231,11 +231,11 @@ class Problem:
         """How the loss of a set is made of the losses of its batches."""
         return LossReduction(self.loss_fn)
 
-    def estimation(self) -> Held:
+    def estimation(self) -> MaterializedData:
         """The training samples from which BatchNorm statistics are re-estimated: a fixed subset of 2,000."""
-        return held_subset(self.train, STATISTICS_SIZE)
+        return fixed_subset(self.train, STATISTICS_SIZE)
 
-    def samples(self, split: Split) -> Held:
+    def samples(self, split: Split) -> MaterializedData:
         """What ``evaluator(split)`` measures on; LLPFError where there is no test set."""
         if split == "train":
             return self.measured
@@ -243,7 +243,9 @@ class Problem:
             raise LLPFError("there is no test set; pass test=")
         return self.test
 
-    def fixed(self, held: Held, *, batch_size: int | None = None, dtype: torch.dtype | None = None) -> FixedSamples:
+    def fixed(
+        self, held: MaterializedData, *, batch_size: int | None = None, dtype: torch.dtype | None = None
+    ) -> FixedSamples:
         """``held`` in batches on the device, placed as the evaluator places them."""
         return FixedSamples(
             held,
@@ -322,7 +324,7 @@ class Problem:
         whole = identity["data"] if self.measured is self.train else self._digest("training", self.train)
         return {**identity, "data": whole, "frozen": frozen, "device": str(self.device)}
 
-    def _digest(self, what: str, held: Held) -> str:
+    def _digest(self, what: str, held: MaterializedData) -> str:
         """Of the samples, in the dtypes in which they came, and of how they came in batches."""
         if what not in self._digests:
             if isinstance(held, TensorData):
@@ -353,9 +355,9 @@ class Problem:
             "loss": loss_identity(self.loss_fn, self.reduction.name, named=self.reduction.exact),
             "data": {
                 "form": "samples" if isinstance(held, TensorData) else "batches",
-                "samples": held_count(held),
-                "digest_of": held_count(held),
-                "sha256": held_digest(held, self.dtype),
+                "samples": sample_count(held),
+                "digest_of": sample_count(held),
+                "sha256": materialized_digest(held, self.dtype),
             },
             "evaluation_batch_size": self.batch_size,
         }
@@ -367,14 +369,14 @@ class Problem:
     def about(self) -> dict[str, Any]:
         """What results say of the problem."""
         if "about" not in self._digests:
-            self._digests["about"] = held_digest(self.measured, self.dtype)
+            self._digests["about"] = materialized_digest(self.measured, self.dtype)
         return {
             "model": self._names.get("model", type(self.module).__name__),
             "data": self._names.get("data"),
             "loss": self.reduction.name,
-            "training_samples": held_count(self.train),
-            "training_samples_measured": held_count(self.measured),
-            "test_samples": None if self.test is None else held_count(self.test),
+            "training_samples": sample_count(self.train),
+            "training_samples_measured": sample_count(self.measured),
+            "test_samples": None if self.test is None else sample_count(self.test),
             "seed": self.seed,
             "device": str(self.device),
             "data_sha256": self._digests["about"],
@@ -386,13 +388,13 @@ def default_samples(device: torch.device | str) -> int:
     return 0 if torch.device(device).type == "cuda" else SCREEN_SIZE
 
 
-def _check_images(model: str, held: Held) -> None:
+def _check_images(model: str, held: MaterializedData) -> None:
     if isinstance(held, TensorData) and isinstance(held.inputs, Tensor):
         check_images(model, held.inputs)
 
 
-def _held(data: Samples, what: str) -> Held:
+def _held(data: Samples, what: str) -> MaterializedData:
     with torch.random.fork_rng(devices=[]):
         # A shuffling loader gives the samples that the certificate would see.
         torch.default_generator.manual_seed(0)
-        return hold(as_data(data, what))
+        return materialize(as_data(data, what))

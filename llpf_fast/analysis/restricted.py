@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..batches.fixed_samples import held_subset
+from ..batches.fixed_samples import fixed_subset
 from ..batches.loss import LossReduction, compute_loss
 from ..batches.precision import float32_products, loss_in
 from ..types import StateDict
@@ -56,7 +56,7 @@ class RestrictedLoss:
     ) -> None:
         self._dtype, self._device, self._gradients = dtype, problem.device, problem.mode.gradients
         self._loss_fn = loss_in(problem.loss_fn, problem.device, dtype)
-        held = held_subset(problem.measured, samples or 0)
+        held = fixed_subset(problem.measured, samples or 0)
         self._samples = problem.fixed(held, batch_size=batch_size, dtype=dtype)
         self._shares = self._samples.shares(LossReduction(self._loss_fn))
         self._batch_size = batch_size

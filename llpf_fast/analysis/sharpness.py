@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..batches.fixed_samples import held_count
+from ..batches.fixed_samples import sample_count
 from ..errors import LLPFError
 from ..path import RunDirectory, Waypoint, state_digest
 from ..path.fingerprint import code_digest
@@ -119,7 +119,7 @@ def sharpness_along(
         "rho": rho,
         "probes": probes,
         "eigenvalue_tolerance": tolerance,
-        "samples": held_count(problem.measured),
+        "samples": sample_count(problem.measured),
     }
     evaluate = None if problem.test is None else problem.evaluator("test")
     labels = _labels(problem)

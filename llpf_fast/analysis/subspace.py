@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..batches import compute_loss
-from ..batches.sampling import key_of
+from ..batches.sampling import round_key
 from ..correct import Correction
 from ..errors import LLPFError
 from ..flat import FlatParameters
@@ -58,7 +58,7 @@ class RandomBasis:
     def _blocks(self) -> Iterator[tuple[int, Tensor]]:
         """(number of the first row, rows ``[<= 32, N]``)."""
         for first in range(0, self.dimension, _BLOCK):
-            generator = torch.Generator().manual_seed(key_of(self._seed, 1, first))
+            generator = torch.Generator().manual_seed(round_key(self._seed, 1, first))
             rows = torch.randn(_BLOCK, self._mask.numel(), generator=generator, dtype=torch.float32)
             rows = rows[: self.dimension - first].to(self._mask) * self._mask
             yield first, rows / rows.norm(dim=1, keepdim=True)
@@ -138,7 +138,7 @@ def train_in_subspace(
     with seeded(problem.seed, problem.device):
         for step in range(settings.steps):
             flat.zero_grad()
-            loss = compute_loss(flat.module, problem.loss_fn, *batches.draw(step))
+            loss = compute_loss(flat.module, problem.loss_fn, *batches.batch(step))
             loss.backward()
             flat.ensure_gradients()
             z.grad = basis.coordinates(flat.grad)

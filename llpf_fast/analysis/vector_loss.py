@@ -152,7 +152,7 @@ class BatchGradient:
         self.steps = 0
 
     def __call__(self, vector: Tensor, round_: int) -> tuple[float, Tensor]:
-        inputs, targets = self._batches.draw(round_)
+        inputs, targets = self._batches.batch(round_)
         self.steps += 1
         loss, gradient = self._network.gradient(vector, inputs, targets)
         return float(loss), gradient

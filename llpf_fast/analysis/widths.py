@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..batches.sampling import key_of
+from ..batches.sampling import round_key
 from ..errors import LLPFError, unknown_name
 from ..types import ProgressCallback, StateDict
 from .cache import Evaluate
@@ -42,7 +42,7 @@ def random_direction(
     """
     if law not in LAWS:
         raise LLPFError(unknown_name("direction law", law, list(get_args(DirectionLaw))))
-    generator = torch.Generator().manual_seed(key_of(seed, 0, number))
+    generator = torch.Generator().manual_seed(round_key(seed, 0, number))
     direction = torch.randn(networks.size, generator=generator, dtype=torch.float64)
     if law == "filter":
         direction = filter_normalised(networks, state, direction)

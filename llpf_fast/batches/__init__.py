@@ -2,7 +2,7 @@
 
 from ..types import LossFunction
 from .data import BatchedData, Data, DatasetData, TensorData, as_data
-from .fixed_samples import FixedSamples, hold, stratified_subset
+from .fixed_samples import FixedSamples, materialize, stratified_subset
 from .loss import LossReduction, compute_loss
 from .sampling import Batches, IndexedBatches, LoaderBatches, TensorBatches, training_batches
 
@@ -20,7 +20,7 @@ __all__ = [
     "TensorData",
     "as_data",
     "compute_loss",
-    "hold",
+    "materialize",
     "stratified_subset",
     "training_batches",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import LLPFError
-from .sampling import mix_int, uniform_bits
+from .sampling import hash32_int, random_bits
 
 #: Value of a black pixel after MNIST's normalisation (mean 0.1307, deviation 0.3081).
 _MNIST_BLACK = -0.1307 / 0.3081
@@ -27,7 +27,7 @@ class _Drawn:
     def __call__(self, images: Tensor, key: int) -> Tensor:
         """``images [B, C, H, W]`` with draws of ``key`` (32 bits)."""
         lanes = torch.arange(len(images), device=images.device)
-        rows = [uniform_bits(mix_int(key + i), lanes) * bound >> 32 for i, bound in enumerate(self.bounds)]
+        rows = [random_bits(hash32_int(key + i), lanes) * bound >> 32 for i, bound in enumerate(self.bounds)]
         return self.apply(images, torch.stack(rows))
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:

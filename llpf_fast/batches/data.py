@@ -71,7 +71,7 @@ class TensorData:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TensorData:
         """On ``device``, floating values as ``dtype``, whole-number targets as int64; itself where nothing changes."""
-        inputs, targets = moved_batch(self.inputs, self.targets, device, dtype)
+        inputs, targets = move_batch(self.inputs, self.targets, device, dtype)
         pairs = zip(_leaves((self.inputs, self.targets)), _leaves((inputs, targets)), strict=True)
         # Digests are kept with the object: a search of many paths forms them once.
         return self if all(old is new for old, new in pairs) else TensorData(inputs, targets, self.what)
@@ -121,7 +121,7 @@ class DatasetData:
             ) from error
         return split_batch(batch, self.what)
 
-    def held(self, samples: int | None = None) -> TensorData:
+    def materialize(self, samples: int | None = None) -> TensorData:
         """All items in memory; where they are more than half of it, ``samples`` items chosen at random once.
 
         Raises:
@@ -202,7 +202,7 @@ class BatchedData:
         return True
 
     @property
-    def behind(self) -> int | None:
+    def dataset_length(self) -> int | None:
         """Samples in the data set of a loader; None where nothing says so."""
         dataset = getattr(self.source, "dataset", None)
         if dataset is None or isinstance(dataset, IterableDataset):
@@ -212,7 +212,7 @@ class BatchedData:
         except (TypeError, NotImplementedError):
             return None
 
-    def read(self, samples: int | None = None, reading: Reading | None = None) -> list[tuple[Any, Any]]:
+    def materialize(self, samples: int | None = None, reading: Reading | None = None) -> list[tuple[Any, Any]]:
         """The batches of one pass, held in memory: all of them, or the first with ``samples`` samples or more.
 
         Raises:
@@ -406,7 +406,7 @@ def batch_length(inputs: Any, targets: Any) -> int:
     return counted.most_common(1)[0][0] if counted else 0 if lengths else 1
 
 
-def moved_batch(inputs: Any, targets: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+def move_batch(inputs: Any, targets: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     """On ``device``, floating values as ``dtype``, whole-number targets as int64, as losses take them.
 
     Complex values become complex of the same width. The batch sizes of packed sequences stay on the CPU.

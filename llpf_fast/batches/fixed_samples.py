@@ -20,7 +20,7 @@ from .data import (
     TensorData,
     batch_length,
     data_digest,
-    moved_batch,
+    move_batch,
     sample_set_digest,
 )
 from .forward import ForwardMode, choose_forward_mode, forward
@@ -28,25 +28,25 @@ from .loss import LossReduction
 from .precision import as_channels_last, float32_products
 
 #: Samples in memory, or batches that stay as they came.
-Held = TensorData | list[tuple[Any, Any]]
+MaterializedData = TensorData | list[tuple[Any, Any]]
 
 
-def hold(data: Data, samples: int | None = None, reading: Reading | None = None) -> Held:
+def materialize(data: Data, samples: int | None = None, reading: Reading | None = None) -> MaterializedData:
     """``data`` in memory, read once: a shuffling or augmenting source would measure each point on other samples.
 
     ``samples``: of batches, read only the first with so many; of a Dataset, as many where not all fit into memory.
     """
     if isinstance(data, BatchedData):
-        return data.read(samples, reading)
-    return data.held(samples) if isinstance(data, DatasetData) else data
+        return data.materialize(samples, reading)
+    return data.materialize(samples) if isinstance(data, DatasetData) else data
 
 
-def held_count(held: Held) -> int:
+def sample_count(held: MaterializedData) -> int:
     """Number of samples."""
     return held.count if isinstance(held, TensorData) else sum(batch_length(*batch) for batch in held)
 
 
-def held_subset(held: Held, size: int) -> Held:
+def fixed_subset(held: MaterializedData, size: int) -> MaterializedData:
     """A fixed part of about ``size`` samples: stratified (:func:`stratified_subset`), or whole batches evenly spread.
 
     Everything where ``size`` is 0 or not less than all.
@@ -54,27 +54,27 @@ def held_subset(held: Held, size: int) -> Held:
     if isinstance(held, TensorData):
         chosen = stratified_subset(first_tensor(held.targets), size)
         return held if len(chosen) == held.count else held.subset(chosen)
-    count = held_count(held)
+    count = sample_count(held)
     if size <= 0 or size >= count:
         return held
     batches = max(1, min(len(held), round(len(held) * size / count)))
     return [held[i * len(held) // batches] for i in range(batches)]
 
 
-def held_digest(held: Held, dtype: torch.dtype) -> str:
+def materialized_digest(held: MaterializedData, dtype: torch.dtype) -> str:
     """sha256 of the samples as a network of ``dtype`` sees them: the same for NumPy's float64 as for tensors."""
     cpu = torch.device("cpu")
     if isinstance(held, TensorData):
         return held.to(cpu, dtype).sha256
-    return data_digest([moved_batch(*batch, cpu, dtype) for batch in held])
+    return data_digest([move_batch(*batch, cpu, dtype) for batch in held])
 
 
-def held_set_digest(held: Held, dtype: torch.dtype) -> str:
-    """Of the samples as :func:`held_digest` sees them, in whatever order."""
+def materialized_set_digest(held: MaterializedData, dtype: torch.dtype) -> str:
+    """Of the samples as :func:`materialized_digest` sees them, in whatever order."""
     cpu = torch.device("cpu")
     if isinstance(held, TensorData):
         return held.to(cpu, dtype).set_sha256
-    return sample_set_digest(moved_batch(*batch, cpu, dtype) for batch in held)
+    return sample_set_digest(move_batch(*batch, cpu, dtype) for batch in held)
 
 
 class FixedSamples:
@@ -94,7 +94,7 @@ class FixedSamples:
 
     def __init__(
         self,
-        held: Held,
+        held: MaterializedData,
         *,
         batch_size: int,
         device: torch.device,
@@ -102,7 +102,7 @@ class FixedSamples:
         channels_last: bool = False,
     ) -> None:
         def placed(inputs: Any, targets: Any) -> tuple[Any, Any]:
-            inputs, targets = moved_batch(inputs, targets, device, dtype)
+            inputs, targets = move_batch(inputs, targets, device, dtype)
             return (as_channels_last(inputs) if channels_last else inputs), targets
 
         if isinstance(held, TensorData):
@@ -153,7 +153,7 @@ class FixedSamples:
 
 def try_network(
     module: nn.Module,
-    held: Held,
+    held: MaterializedData,
     *,
     device: torch.device,
     dtype: torch.dtype,

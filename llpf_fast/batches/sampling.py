@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..errors import LLPFError
-from ..ops.draw import mix
-from .data import BatchedData, Data, DatasetData, TensorData, as_data, moved_batch
+from ..ops.draw import hash32
+from .data import BatchedData, Data, DatasetData, TensorData, as_data, move_batch
 from .fixed_samples import first_tensor
 from .loss import LossReduction
 from .precision import as_channels_last
@@ -23,39 +23,39 @@ _STREAM_REDRAW = 16
 _REDRAWS = 1000
 
 
-def mix_int(value: int) -> int:
-    """:func:`mix` for one Python integer."""
+def hash32_int(value: int) -> int:
+    """:func:`~llpf_fast.ops.draw.hash32` for one Python integer."""
     value &= _MASK32
     value = (value ^ (value >> 16)) * 0x7FEB352D & _MASK32
     value = (value ^ (value >> 15)) * 0x846CA68B & _MASK32
     return value ^ (value >> 16)
 
 
-def path_key(seed: int, path: int) -> int:
+def stream_key(seed: int, path: int) -> int:
     """The 32-bit key that one path's rounds are derived from: ``key`` of :func:`llpf_fast.ops.draw_`."""
-    return _absorb(mix_int(seed ^ 0x9E3779B9), seed >> 32, path)
+    return _absorb(hash32_int(seed ^ 0x9E3779B9), seed >> 32, path)
 
 
-def key_of(seed: int, path: int, round_: int, stream: int = 0) -> int:
+def round_key(seed: int, path: int, round_: int, stream: int = 0) -> int:
     """The 32-bit key of one round; ``stream`` separates batches from augmentation."""
-    return _absorb(path_key(seed, path), round_, round_ >> 32, stream)
+    return _absorb(stream_key(seed, path), round_, round_ >> 32, stream)
 
 
 def _absorb(key: int, *parts: int) -> int:
     for part in parts:
-        key = mix_int(key + mix_int(part + 0x85EBCA6B))
+        key = hash32_int(key + hash32_int(part + 0x85EBCA6B))
     return key
 
 
-def uniform_bits(key: int, lanes: Tensor) -> Tensor:
+def random_bits(key: int, lanes: Tensor) -> Tensor:
     """One 32-bit integer a lane; ``lanes`` is ``arange(n)`` int64."""
-    return mix(mix(lanes ^ key) + (key >> 7) & _MASK32)
+    return hash32(hash32(lanes ^ key) + (key >> 7) & _MASK32)
 
 
 class Batches(Protocol):
     """A source of training batches."""
 
-    def draw(self, round_: int) -> tuple[Any, Any]:
+    def batch(self, round_: int) -> tuple[Any, Any]:
         """Inputs and targets of round ``round_``."""
         ...
 
@@ -88,7 +88,7 @@ class IndexedBatches:
         reduction: of the loss, which knows the labels that do not count.
 
     Attributes:
-        counted: whether :meth:`draw_counted` can be used.
+        draws_on_device: whether :meth:`batch_on_device` can be used.
     """
 
     def __init__(
@@ -112,55 +112,55 @@ class IndexedBatches:
         if isinstance(augment, Augmentation):
             bounds, self._apply = augment.bounds, augment.apply
         self._reduction = reduction if reduction is not None and reduction.may_lack_labels(targets) else None
-        self.counted = self._augment is None and self._reduction is None
+        self.draws_on_device = self._augment is None and self._reduction is None
         self._bounds = [count, *bounds]
         self._draws = torch.empty(len(self._bounds), batch_size, dtype=torch.int64, device=device)
-        self._key = torch.tensor(path_key(seed, path), device=device)
+        self._key = torch.tensor(stream_key(seed, path), device=device)
         self._first = torch.zeros((), dtype=torch.int64, device=device)
 
     def _taken(self, index: Tensor) -> tuple[Any, Any]:
         """(inputs, targets) of the samples ``index [b]``, on the device."""
         raise NotImplementedError
 
-    def draw(self, round_: int) -> tuple[Any, Any]:
+    def batch(self, round_: int) -> tuple[Any, Any]:
         """Inputs and targets of round ``round_``.
 
         Raises:
             LLPFError: no batch with a label in as many draws as make that all but impossible.
         """
-        self.start_at(round_)
+        self.seek(round_)
         batch = self._drawn(None, round_)
         for attempt in range(1, _REDRAWS):
             if self._reduction is None or self._reduction.weight(batch[1], self._batch_size):
                 return batch
-            key = key_of(self._seed, self._path, round_, _STREAM_REDRAW + attempt)
+            key = round_key(self._seed, self._path, round_, _STREAM_REDRAW + attempt)
             lanes = torch.arange(self._batch_size, device=self._draws.device)
-            rows = [uniform_bits(mix_int(key + i), lanes) * bound >> 32 for i, bound in enumerate(self._bounds)]
+            rows = [random_bits(hash32_int(key + i), lanes) * bound >> 32 for i, bound in enumerate(self._bounds)]
             batch = self._formed(torch.stack(rows), round_)
         raise LLPFError(
             f"{_REDRAWS} batches of {self._batch_size} samples in a row have no label that counts for the loss: raise "
             "correction.batch_size, or leave samples without labels out"
         )
 
-    def start_at(self, round_: int) -> None:
-        """The round that :meth:`draw_counted` adds to; queued on the device, no waiting."""
+    def seek(self, round_: int) -> None:
+        """The round that :meth:`batch_on_device` adds to; queued on the device, no waiting."""
         self._first.fill_(round_)
 
-    def draw_counted(self, gate: Tensor) -> tuple[Any, Any]:
+    def batch_on_device(self, gate: Tensor) -> tuple[Any, Any]:
         """The batch of the round at which the correction began plus those that ``gate`` has counted.
 
         The host decides nothing, so this may be captured into a CUDA graph. ``gate`` is the state of ``loss_gate_``.
         """
-        assert self.counted
+        assert self.draws_on_device
         return self._drawn(gate, 0)
 
-    def draw_rows(self, first: Tensor, gate: Tensor) -> tuple[Any, Any]:
+    def batches_of_rows(self, first: Tensor, gate: Tensor) -> tuple[Any, Any]:
         """Batches ``[K, B, ...]`` of K paths of this stream, each of its own round; the host decides nothing.
 
-        Row k holds what :meth:`draw` gives for ``first[k]`` (int64) plus the rounds that row k of ``gate``, the state
+        Row k holds what :meth:`batch` gives for ``first[k]`` (int64) plus the rounds that row k of ``gate``, the state
         of ``loss_gate_``, has counted.
         """
-        assert self.counted
+        assert self.draws_on_device
         paths = len(first)
         draws = self._draws.new_empty(paths, *self._draws.shape)
         key = self._key.repeat(paths)
@@ -181,7 +181,7 @@ class IndexedBatches:
         if self._apply is not None:
             inputs = self._apply(inputs, draws[1:])
         if self._augment is not None:
-            inputs = self._augment(inputs, key_of(self._seed, self._path, round_, 1))
+            inputs = self._augment(inputs, round_key(self._seed, self._path, round_, 1))
         return as_channels_last(inputs) if self._channels_last else inputs, targets
 
 
@@ -216,10 +216,10 @@ class DatasetBatches(IndexedBatches):
     ) -> None:
         self._data, self._dtype = data, dtype
         super().__init__(data.count, None, batch_size, device, **options)
-        self.counted = False
+        self.draws_on_device = False
 
     def _taken(self, index: Tensor) -> tuple[Any, Any]:
-        return moved_batch(*self._data.take(index), self._draws.device, self._dtype)
+        return move_batch(*self._data.take(index), self._draws.device, self._dtype)
 
 
 class LoaderBatches:
@@ -248,7 +248,7 @@ class LoaderBatches:
         self._reduction = reduction if reduction is not None and reduction.may_lack_labels(None) else None
         self._iterator: Iterator[tuple[Any, Any]] | None = None
 
-    def draw(self, round_: int) -> tuple[Any, Any]:
+    def batch(self, round_: int) -> tuple[Any, Any]:
         passes = skipped = 0
         while passes < 2:
             if self._iterator is None:
@@ -259,7 +259,7 @@ class LoaderBatches:
                 self._iterator = None
                 passes += 1
                 continue
-            inputs, targets = moved_batch(*batch, self._device, self._dtype)
+            inputs, targets = move_batch(*batch, self._device, self._dtype)
             if self._reduction is not None and not self._reduction.weight(targets, 1):
                 skipped += 1
                 continue

@@ -135,7 +135,7 @@ class Correction:
             return f"a {self._flat.data.device.type} has no CUDA graphs"
         if self._optimizer is not None:
             return "a torch optimiser does the updates"
-        if not isinstance(self._batches, IndexedBatches) or not self._batches.counted:
+        if not isinstance(self._batches, IndexedBatches) or not self._batches.draws_on_device:
             return "the batches are not drawn by counter from tensors on the device"
         return None
 
@@ -217,7 +217,7 @@ class Correction:
 
     def _replayed(self, replays: GraphRunner, first_round: int) -> GateReading:
         assert isinstance(self._batches, IndexedBatches)
-        self._batches.start_at(first_round)
+        self._batches.seek(first_round)
         return replays.run()
 
     def _in_turn(self, first_round: int) -> GateReading:
@@ -236,7 +236,7 @@ class Correction:
 
     def _iterate(self, round_: int) -> int:
         """Train on the batch of ``round_``; how often its gradient was taken."""
-        inputs, targets = self._batches.draw(round_)
+        inputs, targets = self._batches.batch(round_)
         if self._optimizer is not None:
             return self._optimizer.train(inputs, targets)
         self._step.train(inputs, targets)

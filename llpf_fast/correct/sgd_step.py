@@ -80,7 +80,7 @@ class SgdStep:
         assert self._batches is not None
         assert self._buffers is not None
         self._buffers.keep()
-        self.train(*self._batches.draw_counted(self.state), gather=self._gather)
+        self.train(*self._batches.batch_on_device(self.state), gather=self._gather)
         self._buffers.put_back(self.state)
 
     def train(self, inputs: Any, targets: Any, *, gather: bool = False) -> None:

@@ -186,13 +186,13 @@ class StackedStep:
     def in_turn(self) -> None:
         """One iteration of the rows held, whose gates are all open, one forward and backward after the other."""
         count = len(self.stack.flats)
-        inputs, targets = self._batches.draw_rows(self.first[:count], self.state[:count])
+        inputs, targets = self._batches.batches_of_rows(self.first[:count], self.state[:count])
         self._update(self.stack.passes_in_turn(inputs, targets))
 
     def at_once(self, width: int, *, keep: bool) -> None:
         """One iteration of the first ``width`` rows together; without ``keep`` the gates of all of them are open."""
         state = self.state[:width]
-        inputs, targets = self._batches.draw_rows(self.first[:width], state)
+        inputs, targets = self._batches.batches_of_rows(self.first[:width], state)
         put_back: Callable[[Tensor], None] | None = self.stack.keep_buffers(width) if keep else None
         self._update(self.stack.passes_at_once(inputs, targets))
         if put_back is not None:

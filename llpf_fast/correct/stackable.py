@@ -99,7 +99,7 @@ def check_stackable(flat: FlatParameters, loss_fn: LossFunction, batches: Indexe
     """
     alone, together = (_pair(flat, loss_fn) for _ in range(2))
     first = torch.arange(2, device=flat.data.device)
-    inputs, targets = batches.draw_rows(first, ops.gate_state(1, 2, device=first.device))
+    inputs, targets = batches.batches_of_rows(first, ops.gate_state(1, 2, device=first.device))
     with torch.random.fork_rng(devices=[flat.data.device] if flat.data.is_cuda else []):
         kept = [_kept(alone)]
         for _ in range(_TIMES):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batches.data import Data, TensorData, as_data, moved_batch, pair_data
+from ..batches.data import Data, TensorData, as_data, move_batch, pair_data
 from ..errors import LLPFError, unknown_name
 from ..user_code import is_code, load_callable, said
 from .cifar_jpeg import load_cifar10_jpeg
@@ -60,7 +60,7 @@ class OwnData:
     def _in_memory(self, data: Data | None) -> tuple[Any, Any]:
         if not isinstance(data, TensorData):
             raise LLPFError(f"data {self.name!r} are no samples in memory, which this needs: return tensors or arrays")
-        return moved_batch(data.inputs, data.targets, torch.device("cpu"), torch.float32)
+        return move_batch(data.inputs, data.targets, torch.device("cpu"), torch.float32)
 
 
 def load_own_data(name: str, root: Path | None = None) -> OwnData:

@@ -14,7 +14,15 @@ from ..batches import Data, FixedSamples, IndexedBatches, LoaderBatches, LossRed
 from ..batches import training_batches as make_batches
 from ..batches.augment import augmentation
 from ..batches.data import BatchedData, TensorData
-from ..batches.fixed_samples import Held, held_count, held_digest, held_set_digest, held_subset, hold, try_network
+from ..batches.fixed_samples import (
+    MaterializedData,
+    fixed_subset,
+    materialize,
+    materialized_digest,
+    materialized_set_digest,
+    sample_count,
+    try_network,
+)
 from ..batches.forward import ForwardMode, default_batch_size, fixed_random_numbers, forward
 from ..batches.loss import batch_loss, chosen_loss
 from ..batches.precision import loss_in
@@ -120,8 +128,8 @@ def make_task(
     with torch.random.fork_rng(devices=[]):
         # A shuffling loader gives the same screening samples every time.
         torch.default_generator.manual_seed(settings.seed)
-        held = hold(data, settings.screen_size or None)
-    few = held_subset(held, settings.screen_size)
+        held = materialize(data, settings.screen_size or None)
+    few = fixed_subset(held, settings.screen_size)
     batch_size = settings.evaluation_batch_size or default_batch_size(device)
     mode, output, targets = try_network(
         copied(module).to(device).eval(),
@@ -148,7 +156,7 @@ def make_task(
     placed["channels_last"] = mode.channels_last
     estimation = None
     if settings.statistics == "reestimated":
-        estimation = FixedSamples(held_subset(held, STATISTICS_SIZE), **placed)
+        estimation = FixedSamples(fixed_subset(held, STATISTICS_SIZE), **placed)
     about = {
         "loss": loss_identity(loss_fn, reduction.name, named=reduction.exact),
         "data": _about_data(data, held, dtype),
@@ -261,20 +269,20 @@ def _parameter_dtype(module: nn.Module) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-def _about_data(data: Data, held: Held, dtype: torch.dtype) -> dict[str, Any]:
+def _about_data(data: Data, held: MaterializedData, dtype: torch.dtype) -> dict[str, Any]:
     """What run.yaml says of the data: how many samples, and the digest of those that were read.
 
     ``dataset``: of batches, the samples behind them, where the source says so; part of them only may have been read.
     """
     form = "batches" if isinstance(data, BatchedData) else "samples"
-    read = held_count(held)
+    read = sample_count(held)
     everything = not isinstance(data, BatchedData) and read == data.count
     return {
         "form": form,
         "in_memory": isinstance(data, TensorData),
         "samples": read if everything else None,
-        **({"dataset": data.behind} if isinstance(data, BatchedData) else {}),
+        **({"dataset": data.dataset_length} if isinstance(data, BatchedData) else {}),
         "digest_of": read,
-        "sha256": held_digest(held, dtype),
-        "set_sha256": held_set_digest(held, dtype),
+        "sha256": materialized_digest(held, dtype),
+        "set_sha256": materialized_set_digest(held, dtype),
     }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..batches.forward import fixed_random_numbers
 from ..batches.precision import checked_device
-from ..batches.sampling import key_of
+from ..batches.sampling import round_key
 from ..correct import CorrectionResult
 from ..correct.optimizer_step import LayerRates, one_group_each
 from ..errors import LLPFError, one_line, shown
@@ -157,7 +157,7 @@ class PathFinder:
             return result
 
     def _correct(self, request: TrainRequest) -> CorrectionResult:
-        key = key_of(self.settings.seed, 0, request.first_round, _STREAM_MODULE_RANDOMNESS)
+        key = round_key(self.settings.seed, 0, request.first_round, _STREAM_MODULE_RANDOMNESS)
         with fixed_random_numbers(self._device, key):
             return self._correction.run(request.first_round, go_on=request.go_on, stop_at_nan=request.stop_at_nan)
 

@@ -145,8 +145,8 @@ class StackedFinder:
                 "many paths at once draw their batches from tensors in memory, not from a Dataset or a loader: pass "
                 "(inputs, targets), or search one after the other (--together 1)"
             )
-        if not batches.counted or settings.statistics != "stored":
-            what = "re-estimated statistics" if batches.counted else "labels that do not count (ignore_index)"
+        if not batches.draws_on_device or settings.statistics != "stored":
+            what = "re-estimated statistics" if batches.draws_on_device else "labels that do not count (ignore_index)"
             raise NotStackableError(f"many paths at once know no {what}: search one after the other (--together 1)")
         least = LEAST_CPU if self._device.type == "cpu" else LEAST_GPU
         self.slow = check_stackable(flat, task.loss_fn, batches) if together >= least else None

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
-from ..batches.data import BatchedData, DatasetData, TensorData, as_data, moved_batch
+from ..batches.data import BatchedData, DatasetData, TensorData, as_data, move_batch
 from ..batches.forward import first_line, forward
 from ..batches.loss import NO_GRADIENT, LossReduction, batch_loss, chosen_loss
 from ..batches.precision import Precision, check_precision, float32_products
-from ..batches.sampling import key_of
+from ..batches.sampling import round_key
 from ..errors import LLPFError
 from ..types import LossFunction
 
@@ -110,7 +110,7 @@ def train_model(
             total, count, seen = torch.zeros((), device=device), 0, 0
             for seen, (batch, wanted) in enumerate(epoch_batches(), 1):  # noqa: B007
                 if augment is not None:
-                    batch = augment(batch, key_of(seed, 0, step, 1))
+                    batch = augment(batch, round_key(seed, 0, step, 1))
                 updates.zero_grad(set_to_none=True)
                 with narrow():
                     output = _output(model, batch, channels_last)
@@ -173,7 +173,7 @@ class _Permuted(_Epochs):
     def _take(self, index: Tensor) -> tuple[Any, Any]:
         if isinstance(self._data, TensorData):
             return self._data.take(index.to(self.device))
-        return moved_batch(*self._data.take(index), self.device, self.dtype)
+        return move_batch(*self._data.take(index), self.device, self.dtype)
 
     def __call__(self) -> Iterator[tuple[Any, Any]]:
         order = torch.randperm(self._data.count, generator=self._generator)
@@ -210,13 +210,13 @@ class _AsTheyCome(_Epochs):
         super().__init__(model)
         self._data = data
         # A stream without a length is counted once: the schedule of the learning rate needs to know.
-        self.steps = len(data.source) if data.has_length else len(data.read())  # type: ignore[arg-type]
+        self.steps = len(data.source) if data.has_length else len(data.materialize())  # type: ignore[arg-type]
         if not self.steps:
             raise LLPFError("the training data is empty")
 
     def __call__(self) -> Iterator[tuple[Any, Any]]:
         for batch in self._data:
-            yield moved_batch(*batch, self.device, self.dtype)
+            yield move_batch(*batch, self.device, self.dtype)
 
 
 def _epochs(model: nn.Module, data: Any, batch_size: int, seed: int) -> _Epochs:

@@ -27,7 +27,7 @@ def draw_(out: Tensor, key: Tensor, first: Tensor, gate: Tensor | None = None, *
 
     Args:
         out: int64 ``[R, B]`` or ``[K, R, B]``, contiguous, overwritten; R at most 4.
-        key: int64 ``[]`` (``[K]`` for K paths): :func:`llpf_fast.batches.sampling.path_key` of seed and path.
+        key: int64 ``[]`` (``[K]`` for K paths): :func:`llpf_fast.batches.sampling.stream_key` of seed and path.
         first: int64, shape of ``key``: the round at which the correction began.
         gate: float64 state of ``loss_gate_``, one row a path; ``None``: the round is ``first``.
         bounds: R integers, 1 to 2^31.
@@ -42,7 +42,7 @@ def draw_(out: Tensor, key: Tensor, first: Tensor, gate: Tensor | None = None, *
         raise refusal("draw_", error) from None
 
 
-def mix(value: Tensor) -> Tensor:
+def hash32(value: Tensor) -> Tensor:
     """A bijective scrambling of 32-bit integers held in int64 (C. Wellons' "lowbias32" constants).
 
     Plain tensor arithmetic, so the same bits come out on every device, inside a CUDA graph too.
@@ -54,7 +54,7 @@ def mix(value: Tensor) -> Tensor:
 
 def _absorb(key: Tensor, part: Tensor | int) -> Tensor:
     part = torch.as_tensor(part, device=key.device)
-    return mix(key + mix(part + 0x85EBCA6B & _MASK32) & _MASK32)
+    return hash32(key + hash32(part + 0x85EBCA6B & _MASK32) & _MASK32)
 
 
 def check_draw(out: Tensor, key: Tensor, first: Tensor, gate: Tensor | None, bounds: Sequence[int]) -> int:
@@ -120,8 +120,8 @@ def draw_eager(out: Tensor, key: Tensor, first: Tensor, gate: Tensor | None, *, 
     counted = _absorb(_absorb(key.reshape(paths), round_ & _MASK32), round_ >> 32 & _MASK32)
     lanes = torch.arange(out.shape[-1], device=out.device)
     for r, bound in enumerate(bounds):
-        stream = _absorb(counted, 0) if r == 0 else mix(_absorb(counted, 1) + (r - 1) & _MASK32)
-        bits = mix(mix(lanes ^ stream[:, None]) + (stream[:, None] >> 7) & _MASK32)
+        stream = _absorb(counted, 0) if r == 0 else hash32(_absorb(counted, 1) + (r - 1) & _MASK32)
+        bits = hash32(hash32(lanes ^ stream[:, None]) + (stream[:, None] >> 7) & _MASK32)
         rows[:, r] = bits * bound >> 32
 
 

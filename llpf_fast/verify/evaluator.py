@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batches.data import TensorData, as_data
-from ..batches.fixed_samples import FixedSamples, Held, hold, try_network
+from ..batches.fixed_samples import FixedSamples, MaterializedData, materialize, try_network
 from ..batches.forward import computing_dtype, default_batch_size, fixed_random_numbers, forward
 from ..batches.loss import LossReduction, batch_loss, chosen_loss, is_classification
 from ..batches.precision import checked_device, float32_products, loss_in, module_in
@@ -220,7 +220,7 @@ class Evaluator:
             return self._classification
         return is_classification(output, targets) and output.dim() == 2
 
-    def _fixed(self, held: Held) -> FixedSamples:
+    def _fixed(self, held: MaterializedData) -> FixedSamples:
         return FixedSamples(
             held,
             batch_size=self.batch_size,
@@ -267,14 +267,14 @@ def differs_beyond_rounding(one: float, other: float, dtype: torch.dtype) -> boo
     return abs(one - other) > (1e-10 if dtype == torch.float64 else 1e-5) * (1.0 + abs(one))
 
 
-def _held(inputs: Any, targets: Any) -> Held:
+def _held(inputs: Any, targets: Any) -> MaterializedData:
     """Samples or batches in memory, from (inputs, targets), or from ``inputs`` alone where it is all of the data."""
     if targets is not None:
-        return hold(as_data((inputs, targets), "data set"))
-    return inputs if isinstance(inputs, TensorData) else hold(as_data(inputs, "data set"))
+        return materialize(as_data((inputs, targets), "data set"))
+    return inputs if isinstance(inputs, TensorData) else materialize(as_data(inputs, "data set"))
 
 
-def _held_inputs(inputs: Any) -> Held:
+def _held_inputs(inputs: Any) -> MaterializedData:
     if isinstance(inputs, Tensor):
         return TensorData(inputs, torch.zeros(len(inputs)))
     return _held(inputs, None)

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from ..batches import Data, LossReduction, TensorData, as_data
 from ..batches.data import BatchedData, batch_length, repeats
-from ..batches.fixed_samples import Held, held_count, held_digest, held_set_digest, held_subset, hold
+from ..batches.fixed_samples import (
+    MaterializedData,
+    fixed_subset,
+    materialize,
+    materialized_digest,
+    materialized_set_digest,
+    sample_count,
+)
 from ..batches.forward import computing_dtype
 from ..batches.loss import TORCH_LOSSES
 from ..batches.precision import checked_device
@@ -183,9 +190,9 @@ def verify_run(
         statistics = "reestimated" if settings.get("statistics") == "reestimated" else "stored"
     if batch_size is None and isinstance(task.get("evaluation_batch_size"), int):
         batch_size = task["evaluation_batch_size"]
-    estimation = held_subset(held, STATISTICS_SIZE) if statistics == "reestimated" else None
+    estimation = fixed_subset(held, STATISTICS_SIZE) if statistics == "reestimated" else None
 
-    def evaluator(samples: Held) -> Evaluator:
+    def evaluator(samples: MaterializedData) -> Evaluator:
         return Evaluator(
             module,
             loss,
@@ -200,7 +207,7 @@ def verify_run(
     screen = None
     # A part of a sum is no estimate of the sum.
     if not (device.type == "cuda" if full is None else full) and not whole.adds_up:
-        part = held_subset(held, SCREEN_SIZE)
+        part = fixed_subset(held, SCREEN_SIZE)
         screen = None if part is held else evaluator(part)
     certificate = certify(
         waypoints,
@@ -228,7 +235,7 @@ def verify_run(
                 "data": settings.get("data") or None,
                 "model": settings.get("model") or type(module).__name__,
                 "loss": whole.loss_name,
-                "data_sha256": held_digest(held, computing_dtype(module)),
+                "data_sha256": materialized_digest(held, computing_dtype(module)),
                 "device": str(device),
                 **({"tf32": False} if device.type == "cuda" else {}),
             },
@@ -245,17 +252,22 @@ def verify_run(
     return certificate
 
 
-def _read(data: Data, limit: int | None, progress: ProgressCallback | None, seed: int = 0) -> Held:
+def _read(data: Data, limit: int | None, progress: ProgressCallback | None, seed: int = 0) -> MaterializedData:
     """``data`` in memory, in the order that the search read them in where ``seed`` is its seed."""
     text = f"reading {data.what}"
     reading = None if progress is None else lambda count: progress(count, max(limit or count, count), text)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return hold(data, reading=reading)
+        return materialize(data, reading=reading)
 
 
 def _differences(
-    run: RunDirectory, evaluator: Evaluator, given: Data, held: Held, statistics: Statistics, dtype: torch.dtype
+    run: RunDirectory,
+    evaluator: Evaluator,
+    given: Data,
+    held: MaterializedData,
+    statistics: Statistics,
+    dtype: torch.dtype,
 ) -> Iterator[str]:
     """In what this evaluation is not the search's, as far as run.yaml says what the search was made with."""
     settings, task = recorded_settings(run), recorded_task(run)
@@ -276,17 +288,19 @@ def _differences(
         yield "the settings in run.yaml were edited after the search"
 
 
-def _other_data(recorded: dict[str, Any], given: Data, held: Held, dtype: torch.dtype, seed: int) -> Iterator[str]:
+def _other_data(
+    recorded: dict[str, Any], given: Data, held: MaterializedData, dtype: torch.dtype, seed: int
+) -> Iterator[str]:
     """In what the training data differ from the search's, of which it may have read a part only.
 
     Where the samples are not the same from one pass to the next (a shuffling loader with a generator of its own,
     augmentation by NumPy), their numbers are compared, and nothing else can be.
     """
-    count, read, behind = held_count(held), recorded.get("digest_of"), recorded.get("dataset")
+    count, read, behind = sample_count(held), recorded.get("digest_of"), recorded.get("dataset")
     whole = recorded.get("samples")
     if whole is None and recorded.get("form") == "samples":
         whole = read
-    now_behind = given.behind if isinstance(given, BatchedData) else count
+    now_behind = given.dataset_length if isinstance(given, BatchedData) else count
     if isinstance(whole, int) and whole != count:
         yield f"the training data are {count} samples, the search's were {whole}"
     elif isinstance(behind, int) and now_behind is not None and behind != now_behind:
@@ -294,10 +308,10 @@ def _other_data(recorded: dict[str, Any], given: Data, held: Held, dtype: torch.
     elif isinstance(read, int) and count < read:
         yield f"the training data are {count} samples, the search read {read}"
     elif isinstance(read, int) and (part := _first(held, read)) is not None:
-        if recorded.get("sha256") == held_digest(part, dtype):
+        if recorded.get("sha256") == materialized_digest(part, dtype):
             return
         batches, now_batches = recorded.get("form") == "batches", isinstance(given, BatchedData)
-        if recorded.get("set_sha256") == held_set_digest(part, dtype):
+        if recorded.get("set_sha256") == materialized_set_digest(part, dtype):
             if batches == now_batches and repeats(given, (seed, seed)):
                 yield "the training data are the search's in another order"
             return
@@ -310,7 +324,7 @@ def _other_data(recorded: dict[str, Any], given: Data, held: Held, dtype: torch.
             yield "the training data are other samples than the search's, or in another order"
 
 
-def _first(held: Held, count: int) -> Held | None:
+def _first(held: MaterializedData, count: int) -> MaterializedData | None:
     """The first ``count`` samples; None where no batch ends there."""
     if isinstance(held, TensorData):
         return held if count == held.count else held.subset(torch.arange(count))

@@ -20,7 +20,7 @@ from llpf_fast.analysis.linear import linear_connectivity
 from llpf_fast.analysis.plane import loss_on_plane
 from llpf_fast.analysis.restricted import RestrictedLoss
 from llpf_fast.batches import FixedSamples, LossReduction, TensorData
-from llpf_fast.batches.fixed_samples import Held
+from llpf_fast.batches.fixed_samples import MaterializedData
 
 _COUNT, _CLASSES = 23, 4
 _WEIGHTS = torch.tensor([0.3, 2.0, 7.0, 0.0])
@@ -149,7 +149,7 @@ class Whole:
             loss = type(loss)(**{key: double(v) if isinstance(v, Tensor) else v for key, v in _options(loss).items()})
         return loss(output, double(targets))
 
-    def held(self, cut: str) -> Held:
+    def held(self, cut: str) -> MaterializedData:
         data = TensorData(*self.data)
         if "shuffled" in cut:
             data = data.subset(torch.randperm(_COUNT, generator=torch.Generator().manual_seed(1)))

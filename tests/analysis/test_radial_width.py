@@ -313,7 +313,7 @@ class TestSweep:
         batches = problem.batches(16, seed=4)
         for step in range(33):  # 11 looks of 3 steps: the 32 of two epochs, rounded up
             optimizer.zero_grad()
-            inputs, targets = batches.draw(step)
+            inputs, targets = batches.batch(step)
             F.cross_entropy(module(inputs), targets).backward()
             optimizer.step()
         found = train_network(problem, network, training).final

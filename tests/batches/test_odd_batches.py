@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from llpf_fast.batches import LossReduction, as_data, training_batches
-from llpf_fast.batches.data import batch_length, moved_batch, repeats
+from llpf_fast.batches.data import batch_length, move_batch, repeats
 from llpf_fast.errors import LLPFError
 from llpf_fast.models.training import train_model
 from llpf_fast.verify import Evaluator
@@ -95,13 +95,13 @@ def test_training_batches_of_classes_without_weight_only_are_drawn_anew(xy, smoo
     for data in (xy, DataLoader(list(zip(*xy, strict=True)), batch_size=1)):
         batches = training_batches(as_data(data), 1, CPU, torch.float32, seed=0, reduction=LossReduction(loss))
         for round_ in range(40):
-            inputs, targets = batches.draw(round_)
+            inputs, targets = batches.batch(round_)
             assert math.isfinite(float(loss(net()(inputs), targets)))
 
 
 def test_without_such_classes_batches_are_drawn_on_the_device(xy) -> None:
     loss = nn.CrossEntropyLoss(weight=torch.tensor([0.1, 1.0, 2.0]))
-    assert training_batches(as_data(xy), 4, CPU, torch.float32, seed=0, reduction=LossReduction(loss)).counted
+    assert training_batches(as_data(xy), 4, CPU, torch.float32, seed=0, reduction=LossReduction(loss)).draws_on_device
 
 
 def test_llpf_train_passes_over_batches_without_labels(xy) -> None:
@@ -317,7 +317,7 @@ def test_batches_without_a_sample_train_nothing(xy) -> None:
     x, targets = xy[0], net(seed=1)(xy[0]).detach()
     batches = [(x[:0], targets[:0]), (x, targets), (x[:0], targets[:0])]
     found = training_batches(as_data(batches), 4, CPU, torch.float32, seed=0)
-    assert [len(found.draw(i)[1]) for i in range(3)] == [COUNT] * 3
+    assert [len(found.batch(i)[1]) for i in range(3)] == [COUNT] * 3
     train_model(net(), batches, seed=0, epochs=2, loss_fn=F.mse_loss)
 
 
@@ -378,7 +378,7 @@ def test_complex_inputs_take_the_networks_width(xy) -> None:
     numbers = torch.complex(*(xy[0].double(),) * 2)
     want = float(F.cross_entropy(module.body(numbers.abs().float()), xy[1]))
     assert loss_of_set(module, None, numbers, xy[1]) == pytest.approx(want, rel=1e-6)
-    assert moved_batch(numbers, xy[1], CPU, torch.float64)[0].dtype == torch.complex128
+    assert move_batch(numbers, xy[1], CPU, torch.float64)[0].dtype == torch.complex128
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import torch
 
 from llpf_fast import LLPFError
 from llpf_fast.batches import LoaderBatches, TensorBatches
-from llpf_fast.batches.sampling import key_of, mix_int, uniform_bits
-from llpf_fast.ops.draw import mix
+from llpf_fast.batches.sampling import hash32_int, random_bits, round_key
+from llpf_fast.ops.draw import hash32
 
 
 def source(seed: int = 0, path: int = 0, size: int = 1000, batch: int = 64) -> TensorBatches:
@@ -18,25 +18,25 @@ def source(seed: int = 0, path: int = 0, size: int = 1000, batch: int = 64) -> T
 def test_same_key_same_batch_whatever_was_drawn_before() -> None:
     a, b = source(), source()
     for round_ in (5, 0, 3):
-        a.draw(round_)
-    assert torch.equal(a.draw(7)[1], b.draw(7)[1])
+        a.batch(round_)
+    assert torch.equal(a.batch(7)[1], b.batch(7)[1])
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"path": 1}, {"seed": 1 << 40}])
 def test_seed_and_path_change_the_batch(other: dict[str, int]) -> None:
-    assert not torch.equal(source().draw(0)[1], source(**other).draw(0)[1])
+    assert not torch.equal(source().batch(0)[1], source(**other).batch(0)[1])
 
 
 def test_rounds_differ_and_inputs_belong_to_targets() -> None:
     batches = source()
-    x, y = batches.draw(0)
-    assert not torch.equal(y, batches.draw(1)[1])
+    x, y = batches.batch(0)
+    assert not torch.equal(y, batches.batch(1)[1])
     assert torch.equal(x[:, 0].long(), y)
 
 
 def test_global_generator_is_untouched() -> None:
     before = torch.get_rng_state()
-    source().draw(3)
+    source().batch(3)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -44,7 +44,7 @@ def test_every_sample_is_drawn_about_equally_often() -> None:
     batches = source(size=50)
     counts = torch.zeros(50)
     for round_ in range(2000):
-        counts += torch.bincount(batches.draw(round_)[1], minlength=50)
+        counts += torch.bincount(batches.batch(round_)[1], minlength=50)
     expected = 2000 * 64 / 50
     chi2 = ((counts - expected) ** 2 / expected).sum()
     # 49 degrees of freedom: 99.99% of fair generators stay below 96.
@@ -53,7 +53,7 @@ def test_every_sample_is_drawn_about_equally_often() -> None:
 
 def test_lanes_and_rounds_are_uncorrelated() -> None:
     lanes = torch.arange(64)
-    bits = torch.stack([uniform_bits(key_of(0, 0, r), lanes) for r in range(3000)]).double()
+    bits = torch.stack([random_bits(round_key(0, 0, r), lanes) for r in range(3000)]).double()
     correlation = torch.corrcoef(bits.T) - torch.eye(64)
     assert correlation.abs().max() < 6 / 3000**0.5
     successive = torch.corrcoef(torch.stack([bits[:-1].flatten(), bits[1:].flatten()]))[0, 1]
@@ -62,7 +62,7 @@ def test_lanes_and_rounds_are_uncorrelated() -> None:
 
 def test_tensor_and_integer_mix_agree() -> None:
     values = [0, 1, 2**31, 2**32 - 1, 123456789]
-    assert mix(torch.tensor(values)).tolist() == [mix_int(v) for v in values]
+    assert hash32(torch.tensor(values)).tolist() == [hash32_int(v) for v in values]
 
 
 def test_empty_and_uneven_data_are_refused() -> None:
@@ -75,6 +75,6 @@ def test_empty_and_uneven_data_are_refused() -> None:
 def test_loader_starts_over_and_an_empty_one_is_refused() -> None:
     data = [(torch.full((2,), float(i)), torch.zeros(2)) for i in range(3)]
     batches = LoaderBatches(data, torch.device("cpu"))
-    assert [float(batches.draw(r)[0][0]) for r in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    assert [float(batches.batch(r)[0][0]) for r in range(7)] == [0, 1, 2, 0, 1, 2, 0]
     with pytest.raises(LLPFError, match="empty"):
-        LoaderBatches([], torch.device("cpu")).draw(0)
+        LoaderBatches([], torch.device("cpu")).batch(0)

@@ -30,7 +30,7 @@ def plain_loop(module, batches, *, threshold, min_rounds, max_rounds, step) -> l
     losses: list[float] = []
     module.train()
     while True:
-        x, y = batches.draw(len(losses))
+        x, y = batches.batch(len(losses))
         module.zero_grad()
         loss = nn.functional.cross_entropy(module(x), y)
         losses.append(float(loss.detach()))
@@ -99,7 +99,7 @@ def test_an_optimiser_that_asks_for_a_closure(data) -> None:
     taken = 0
     reference.train()
     while len(losses) < 3 or sum(losses[-3:]) / 3 > 0.3:
-        x, y = batches.draw(7 + len(losses))
+        x, y = batches.batch(7 + len(losses))
         at_batch: list[float] = []
 
         def closure() -> torch.Tensor:

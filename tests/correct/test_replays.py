@@ -238,7 +238,7 @@ def test_capture_on_says_why_not() -> None:
 
 def test_own_augmentation_cannot_be_counted() -> None:
     batches = TensorBatches(*images(), 4, seed=0, augment=lambda x, key: x)
-    assert not batches.counted
+    assert not batches.draws_on_device
     assert isinstance(augmentation("mnist"), Augmentation)
 
 

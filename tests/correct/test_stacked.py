@@ -202,9 +202,9 @@ def test_rows_of_batches_are_the_batches_of_each_row(data) -> None:
         batches = TensorBatches(images, data[1][:50], 8, seed=4, augment=augmentation("cifar"), channels_last=last)
         first, gate = torch.tensor([3, 1 << 40, 3]), torch.zeros(3, 9, dtype=torch.float64)
         gate[2, 2] = 5
-        x, y = batches.draw_rows(first, gate)
+        x, y = batches.batches_of_rows(first, gate)
         for row, round_ in enumerate((3, 1 << 40, 8)):
-            inputs, targets = batches.draw(round_)
+            inputs, targets = batches.batch(round_)
             assert torch.equal(x[row], inputs)
             assert x[row].stride() == inputs.stride()
             assert torch.equal(y[row], targets)

@@ -243,12 +243,12 @@ def test_an_endless_stream_trains_and_is_certified_on_its_first_samples(ends, da
 
 
 def test_memory_is_bounded(data, monkeypatch) -> None:
-    from llpf_fast.batches import as_data, hold
+    from llpf_fast.batches import as_data, materialize
 
     monkeypatch.setattr("llpf_fast.batches.data._most_bytes", lambda: 3000.0)
     for form in (Items(*data), DataLoader(TensorDataset(*data), batch_size=BATCH)):
         with pytest.raises(LLPFError, match="half of this machine's memory"):
-            hold(as_data(form))
+            materialize(as_data(form))
 
 
 def test_transforms_of_a_dataset_draw_anew_for_every_batch(ends, data, tmp_path) -> None:

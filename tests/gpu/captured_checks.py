@@ -115,7 +115,7 @@ def check_steady_replays(device: torch.device) -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         one._step.state.copy_(one._fresh)
-        one._batches.start_at(40)  # type: ignore[union-attr]
+        one._batches.seek(40)  # type: ignore[union-attr]
         for _ in range(20):
             replays._replay()
     finally:
@@ -130,7 +130,7 @@ def check_nodes(device: torch.device, nodes: Callable[[Callable[[], object]], in
     for make in (lenet5, normalized):
         one = correction(make, device, capture="on")
         one.run(0)
-        inputs, targets = one._batches.draw(0)
+        inputs, targets = one._batches.batch(0)
 
         def passes(one: Correction = one, inputs: Tensor = inputs, targets: Tensor = targets) -> None:
             for parameter in one.module.parameters():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llpf_fast import ops
-from llpf_fast.batches.sampling import key_of, mix_int, path_key
+from llpf_fast.batches.sampling import hash32_int, round_key, stream_key
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -17,8 +17,8 @@ BOUNDS = st.lists(st.one_of(st.integers(1, 100_000), st.just(1 << 31)), min_size
 
 
 def plain(seed: int, path: int, round_: int, row: int, column: int, bound: int) -> int:
-    key = key_of(seed, path, round_, 0) if row == 0 else mix_int(key_of(seed, path, round_, 1) + row - 1)
-    bits = mix_int(mix_int(column ^ key) + (key >> 7))
+    key = round_key(seed, path, round_, 0) if row == 0 else hash32_int(round_key(seed, path, round_, 1) + row - 1)
+    bits = hash32_int(hash32_int(column ^ key) + (key >> 7))
     return bits * bound >> 32
 
 
@@ -34,7 +34,7 @@ def test_equals_plain_integers(seed: int, path: int, first: int, counted: int, b
     out = torch.full((len(bounds), columns), -1)
     gate = ops.gate_state(2)
     gate[2] = counted
-    key = torch.tensor(path_key(seed, path))
+    key = torch.tensor(stream_key(seed, path))
     for counter, round_ in ((None, first), (gate, first + counted)):
         ops.draw_(out, key, torch.tensor(first), counter, bounds=bounds)
         want = [[plain(seed, path, round_, r, i, b) for i in range(columns)] for r, b in enumerate(bounds)]
@@ -42,7 +42,11 @@ def test_equals_plain_integers(seed: int, path: int, first: int, counted: int, b
 
 
 def test_rows_of_many_paths_are_those_of_each() -> None:
-    keys, first, gate = torch.tensor([path_key(4, k) for k in range(3)]), torch.tensor([0, 9, 70]), ops.gate_state(2, 3)
+    keys, first, gate = (
+        torch.tensor([stream_key(4, k) for k in range(3)]),
+        torch.tensor([0, 9, 70]),
+        ops.gate_state(2, 3),
+    )
     gate[:, 2] = torch.tensor([5.0, 0.0, 2.0])
     together = torch.zeros(3, 2, 7, dtype=torch.int64)
     ops.draw_(together, keys, first, gate, bounds=[50, 1 << 20])
@@ -54,7 +58,7 @@ def test_rows_of_many_paths_are_those_of_each() -> None:
 
 def test_a_closed_gate_draws_the_same_batch_again() -> None:
     key, first, state, out = (
-        torch.tensor(path_key(1, 0)),
+        torch.tensor(stream_key(1, 0)),
         torch.tensor(12),
         ops.gate_state(1),
         torch.zeros(1, 64).long(),

@@ -99,7 +99,7 @@ def test_an_iteration_dispatches_the_engines_six_ops_and_the_passes() -> None:
     ours.run(0)
     with Dispatched() as seen:
         ours.run(4)
-    inputs, targets = ours._batches.draw(0)
+    inputs, targets = ours._batches.batch(0)
     with Dispatched() as passes:
         nn.functional.cross_entropy(ours.module(inputs), targets).backward()
     surplus = {name: seen.names.count(name) - 4 * passes.names.count(name) for name in set(seen.names)}
@@ -112,7 +112,7 @@ def test_a_replayed_iteration_adds_only_what_keeps_buffers() -> None:
     ours = correction()
     ours.replay(lambda step: step)
     ours.run(0)
-    inputs, targets = ours._batches.draw(0)
+    inputs, targets = ours._batches.batch(0)
     with Dispatched() as passes:
         nn.functional.cross_entropy(ours.module(inputs), targets).backward()
     with Dispatched() as seen:
