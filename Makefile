@@ -83,7 +83,7 @@ $(PY):
 $(DEPS): pyproject.toml | $(PY)
 	@test -x $(BIN)/uv || $(PY) -m pip install --quiet --disable-pip-version-check uv
 	@echo "installing the dependencies (torch is large: the first time takes a while)"
-	@$(UV) -r pyproject.toml --extra dev --extra models --extra analysis
+	@$(UV) -r pyproject.toml --extra dev --extra all
 	@touch $@
 
 $(BUILT): $(DEPS) $(SOURCES)

@@ -1,4 +1,4 @@
-"""The one exception a user of the package has to know, and the words of its messages."""
+"""The package's exceptions and the words of their messages; optional packages, or the error that they are missing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import difflib
 import re
 import reprlib
 from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
 
 
 class LLPFError(ValueError):
@@ -18,6 +20,46 @@ class LLPFError(ValueError):
     def __init__(self, message: object = "") -> None:
         # A path or a user's own text may hold line breaks.
         super().__init__(" ".join(str(message).splitlines()))
+
+
+class MissingPackageError(LLPFError, ImportError):
+    """An optional package is missing, or cannot be imported."""
+
+
+#: Optional packages by the module that is imported: the name to install, and the extra in pyproject.toml.
+_OPTIONAL = {
+    "torchvision": ("torchvision", "vision"),
+    "PIL": ("pillow", "vision"),
+    "sklearn": ("scikit-learn", "digits"),
+    "timm": ("timm", "models"),
+    "vit_pytorch": ("vit-pytorch", "models"),
+    "matplotlib": ("matplotlib", "report"),
+    "plotly": ("plotly", "report"),
+    "jinja2": ("jinja2", "report"),
+    "scipy": ("scipy", "analysis"),
+    "imageio_ffmpeg": ("imageio-ffmpeg", "analysis"),
+}
+
+
+def require(module: str, user: str) -> Any:
+    """The imported ``module`` of an optional package.
+
+    Args:
+        module: e.g. "torchvision.models"; its first part is one of the modules above.
+        user: what needs it, as the subject of the message.
+
+    Raises:
+        MissingPackageError: as ``data 'mnist' needs torchvision: pip install 'llpf_fast[vision]'``.
+    """
+    try:
+        return import_module(module)
+    # A torchvision that was built for another torch raises RuntimeError: an operator does not exist.
+    except (ImportError, RuntimeError) as error:
+        name = module.partition(".")[0]
+        package, extra = _OPTIONAL[name]
+        if not (isinstance(error, ModuleNotFoundError) and error.name in (name, module)):
+            package += f", which cannot be imported ({one_line(error)})"
+        raise MissingPackageError(f"{user} needs {package}: pip install 'llpf_fast[{extra}]'") from error
 
 
 _SHORT = reprlib.Repr()

@@ -67,8 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"llpf: interrupted{_how_to_resume(arguments)}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except ModuleNotFoundError as error:
-        return _fail(f"this needs a package that is not here ({error}): pip install it")
     except Exception as error:
         if os.environ.get(_TRACEBACK) == "1":
             raise

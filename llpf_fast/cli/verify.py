@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LLPFError
+from ..errors import LLPFError, MissingPackageError
 from .options import add_device, add_quiet, check_threads, choose_device, user_path
 from .output import Progress
 
@@ -143,5 +143,5 @@ def draw(run_folder: str | os.PathLike[str]) -> str:
 
     try:
         return str(draw_path(run_folder))
-    except ImportError as error:
-        return f"none: {error}; pip install matplotlib"
+    except MissingPackageError as error:
+        return f"not drawn: {error}"

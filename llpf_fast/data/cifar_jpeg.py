@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import LLPFError
+from ..errors import LLPFError, require
 from .dataset import ImageData, from_pixels
 from .torchvision_sets import CIFAR10_MEAN, CIFAR10_STD
 
@@ -64,16 +64,13 @@ def _find(root: Path | None) -> Path:
 
 def _decode(path: Path, data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """uint8 ``[n, 32, 32, 3]``."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise LLPFError("data 'cifar10-jpeg' is decoded by Pillow: pip install pillow") from error
+    image_module = require("PIL.Image", "data 'cifar10-jpeg'")
     count = len(offsets) - 1
     pixels = np.empty((count, 32, 32, 3), dtype=np.uint8)
     stream = data.tobytes()
     for index in range(count):
         try:
-            with Image.open(io.BytesIO(stream[int(offsets[index]) : int(offsets[index + 1])])) as image:
+            with image_module.open(io.BytesIO(stream[int(offsets[index]) : int(offsets[index + 1])])) as image:
                 pixels[index] = np.asarray(image.convert("RGB"))
         except (OSError, ValueError) as error:
             raise LLPFError(f"{path}: image {index} cannot be decoded as a 32x32 JPEG: {error}") from error

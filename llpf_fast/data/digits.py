@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import LLPFError
+from ..errors import require
 from .dataset import ImageData, from_pixels
 
 _SCALE = 16.0
@@ -17,13 +17,9 @@ def load_digits(root: Path | None = None, download: bool = False) -> ImageData:
 
     ``root`` and ``download`` are what every reader is handed; the digits need neither.
     """
-    try:
-        from sklearn.datasets import load_digits as sklearn_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise LLPFError("the digits need scikit-learn: pip install scikit-learn") from error
-    digits = sklearn_digits()
-    pixels, test_pixels, targets, test_targets = train_test_split(
+    user = "data 'digits'"
+    digits = require("sklearn.datasets", user).load_digits()
+    pixels, test_pixels, targets, test_targets = require("sklearn.model_selection", user).train_test_split(
         digits.images, digits.target, test_size=0.2, random_state=0, stratify=digits.target
     )
     mean = float(pixels.mean()) / _SCALE

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import LLPFError
+from ..errors import LLPFError, require
 from .dataset import ImageData, from_pixels
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -60,15 +60,8 @@ def _read(
             raise LLPFError(f"data folder {root} does not exist; name the folder that holds {layout}")
         if not (folder / layout).is_dir():
             raise LLPFError(f"data folder {root} holds no {layout}; name the folder that does, or ask for the download")
+    kind = getattr(require("torchvision.datasets", f"data {name!r}"), class_name)
     try:
-        from torchvision import datasets
-    except ImportError as error:
-        raise LLPFError(
-            f"data {name!r} is read by torchvision, which is not installed or does not fit this torch ({error}): "
-            "pip install torchvision"
-        ) from error
-    try:
-        kind = getattr(datasets, class_name)
         train, test = (split(kind(root=str(folder), train=part, download=download)) for part in (True, False))
     # Everything that a damaged file, a full disk or a missing network can raise in torchvision.
     except Exception as error:

@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 from torch import nn
 
-from ..errors import LLPFError
-
-
-def library(module: str, network: str) -> Any:
-    """The imported ``module``; :class:`LLPFError` with what to install where it is missing or does not fit torch."""
-    try:
-        return import_module(module)
-    # A torchvision built for another torch raises RuntimeError (an operator that is not there) at import.
-    except (ImportError, RuntimeError) as error:
-        package = module.partition(".")[0].replace("_", "-")
-        what = str(error).partition("\n")[0]
-        raise LLPFError(
-            f"model {network!r} is {package}'s, which cannot be imported ({what}): pip install llpf_fast[models]"
-        ) from error
+from ..errors import require
 
 
 def regnetx_200mf(classes: int = 10) -> nn.Module:
@@ -28,7 +14,7 @@ def regnetx_200mf(classes: int = 10) -> nn.Module:
 
     As in theirs the stem has 64 channels and stride 1, the first two stages have stride 1: 8x8 leave the last stage.
     """
-    model = library("timm", "regnetx-200mf").create_model("regnetx_002", num_classes=classes, stem_width=64)
+    model = require("timm", "model 'regnetx-200mf'").create_model("regnetx_002", num_classes=classes, stem_width=64)
     model.stem.conv.stride = (1, 1)
     for stage in (model.s1, model.s2):
         stage.b1.conv2.conv.stride = (1, 1)
@@ -42,7 +28,7 @@ def dla34(classes: int = 10) -> nn.Module:
     The stem is 3x3 instead of 7x7, level1 and level2 have stride 1 instead of 2, as in the LLPF authors' version: 4x4
     leave the last level. Theirs has the same levels and channels but aggregates the trees of two levels differently.
     """
-    model = library("timm", "dla").create_model("dla34", num_classes=classes)
+    model = require("timm", "model 'dla'").create_model("dla34", num_classes=classes)
     stem = nn.Conv2d(3, 16, kernel_size=3, padding=1, bias=False)
     # The law of timm's DLA for every convolution.
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
@@ -65,7 +51,7 @@ def vit_tiny(classes: int = 10) -> nn.Module:
 
 def _vit(timm_name: str, name: str, classes: int) -> nn.Module:
     """Patches of 16x16 would leave 4 tokens of a 32x32 image; of 4x4 they leave 64."""
-    timm: Any = library("timm", name)
+    timm: Any = require("timm", f"model {name!r}")
     return timm.create_model(timm_name, img_size=32, patch_size=4, num_classes=classes)
 
 
@@ -76,6 +62,6 @@ def cct7(classes: int = 10) -> nn.Module:
     (SHI-Labs/Compact-Transformers; Hassani et al., arXiv 2104.05704), so their checkpoints load; learnable positions,
     attention dropout and stochastic depth of 0.1 as there. In train mode both draw from torch's global generator.
     """
-    return library("vit_pytorch.cct", "cct7").cct_7(
+    return require("vit_pytorch.cct", "model 'cct7'").cct_7(
         img_size=32, n_conv_layers=1, kernel_size=3, num_classes=classes, positional_embedding="learnable"
     )

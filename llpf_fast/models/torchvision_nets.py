@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from .library_nets import library
+from ..errors import require
 
 
 def resnet18(classes: int = 10) -> nn.Module:
@@ -20,7 +20,7 @@ def resnet18(classes: int = 10) -> nn.Module:
     The 7x7 stem of stride 2 becomes 3x3 of stride 1, with torch's default initial values as in their program, and the
     max pooling goes: 32x32 reach layer1, 4x4 leave layer4.
     """
-    model = library("torchvision.models", "resnet18").resnet18(num_classes=classes)
+    model = require("torchvision.models", "model 'resnet18'").resnet18(num_classes=classes)
     model.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
     model.maxpool = nn.Identity()
     return model
@@ -45,7 +45,7 @@ def _vgg(name: str, configuration: str, classes: int, *, batch_norm: bool) -> nn
     """torchvision's convolutions leave one pixel of 32x32, so one linear layer on its 512 channels takes the place of
     the pooling to 7x7 and of the two hidden layers of 4,096 (120 of 134 million parameters, 3 s to draw), as in every
     version for CIFAR."""
-    vgg = library("torchvision.models.vgg", name)
+    vgg = require("torchvision.models.vgg", f"model {name!r}")
     features = vgg.make_layers(vgg.cfgs[configuration], batch_norm=batch_norm)
     for layer in features:
         if isinstance(layer, nn.Conv2d):
@@ -75,7 +75,7 @@ def mobilenet_v2(classes: int = 10) -> nn.Module:
         [6, 160, 3, 2],
         [6, 320, 1, 1],
     ]
-    models = library("torchvision.models", "mobilenet-v2")
+    models = require("torchvision.models", "model 'mobilenet-v2'")
     model = models.mobilenet_v2(num_classes=classes, inverted_residual_setting=stages, dropout=0.0)
     model.features[0][0].stride = (1, 1)
     return model
@@ -87,7 +87,7 @@ def shufflenet_v2(classes: int = 10) -> nn.Module:
     The stem has stride 1 and the max pooling goes: 32x32 reach stage2, 4x4 leave stage4. What the LLPF authors call
     shufflenet_v2 is a ShuffleNet of the first version with one group (see the tests for its size).
     """
-    model = library("torchvision.models", "shufflenet-v2").shufflenet_v2_x1_0(num_classes=classes)
+    model = require("torchvision.models", "model 'shufflenet-v2'").shufflenet_v2_x1_0(num_classes=classes)
     model.conv1[0].stride = (1, 1)
     model.maxpool = nn.Identity()
     return model
@@ -99,6 +99,6 @@ def efficientnet_b0(classes: int = 10) -> nn.Module:
     The stem has stride 1, as in the LLPF authors' version: 2x2 leave the last stage. Theirs ends without the 1x1
     convolution to 1,280 channels.
     """
-    model: Any = library("torchvision.models", "efficientnet-b0").efficientnet_b0(num_classes=classes)
+    model: Any = require("torchvision.models", "model 'efficientnet-b0'").efficientnet_b0(num_classes=classes)
     model.features[0][0].stride = (1, 1)
     return model

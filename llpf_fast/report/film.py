@@ -13,7 +13,7 @@ import numpy as np
 
 from ..analysis.pca import Components
 from ..analysis.trajectory import CERTIFIED, Matrix
-from ..errors import LLPFError
+from ..errors import LLPFError, require
 from ..path.durable import temporary_name, write_bytes, writing
 from .style import BLUE, COLOUR_MAP, GAP, LIMIT, VERMILION, colour_bar, new_figure, plain_number, save_figure, scale
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 #: Of the film itself; the figures beside it are saved at twice that.
 _DOTS_PER_INCH = 80
 _HOLD_SECONDS = 2.0
+_MP4 = "an mp4 (a gif does not)"
 COLUMNS = ("frame", "waypoint", "fraction", "arc", "pc1", "pc2", "loss")
 
 
@@ -95,7 +96,7 @@ def check_film(kind: str, frames: int, seconds: float) -> None:
     if frames < 2 or not seconds > 0:
         raise LLPFError(f"an animation takes at least 2 frames and some time, got {frames} frames, {seconds} s")
     if kind == "mp4":
-        _ffmpeg()
+        require("imageio_ffmpeg", _MP4)
 
 
 def _frames(found: Components) -> tuple[list[_Frame], list[tuple[float, float]], float | None, str]:
@@ -219,7 +220,7 @@ def _write_gif(out: Path, images: Iterator[np.ndarray], rate: float) -> None:
 
 
 def _write_mp4(out: Path, images: Iterator[np.ndarray], rate: float) -> None:
-    ffmpeg = _ffmpeg()
+    ffmpeg = require("imageio_ffmpeg", _MP4)
     first = next(images)
     height, width = first.shape[:2]
     # The name ffmpeg writes must end as the format it shall choose.
@@ -239,14 +240,6 @@ def _write_mp4(out: Path, images: Iterator[np.ndarray], rate: float) -> None:
         finally:
             writer.close()
         os.replace(temporary, out)
-
-
-def _ffmpeg() -> Any:
-    try:
-        import imageio_ffmpeg
-    except ImportError as error:
-        raise LLPFError("an mp4 needs imageio-ffmpeg: pip install 'llpf_fast[analysis]', or choose gif") from error
-    return imageio_ffmpeg
 
 
 def _spread(count: int, most: int) -> list[int]:

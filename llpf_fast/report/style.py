@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import require
 from ..path.durable import write_bytes, writing
 
 if TYPE_CHECKING:
@@ -170,9 +171,7 @@ STYLE: Any = {
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
     """The house style inside, matplotlib's settings as they were afterwards."""
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
+    with require("matplotlib", "a picture").rc_context(STYLE):
         yield
 
 
@@ -182,10 +181,10 @@ def new_figure(width: float = 10.0, height: float = 6.0) -> Iterator[Figure]:
 
     Never pyplot: it would choose a backend for the whole process and keep every figure.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     with house_style():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure

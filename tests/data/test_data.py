@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import gzip
 import io
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -158,23 +156,6 @@ def test_empty_and_damaged_mnist_files_are_refused(tmp_path):
     (raw / "train-images-idx3-ubyte").write_bytes(gzip.compress(b"not an IDX file"))
     with pytest.raises(LLPFError, match="cannot be read"):
         load_dataset("mnist", tmp_path)
-
-
-def test_without_torchvision_the_error_names_it(tmp_path, monkeypatch):
-    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
-    whole = builtins.__import__
-
-    def without_torchvision(name, *rest):
-        if name.partition(".")[0] == "torchvision":
-            raise ImportError("No module named 'torchvision'")
-        return whole(name, *rest)
-
-    for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setattr(builtins, "__import__", without_torchvision)
-    with pytest.raises(LLPFError, match="pip install torchvision"):
-        load_dataset("mnist", tmp_path)
-    assert len(load_dataset("digits").train_inputs) == 1437
 
 
 def test_unknown_data_names_the_nearest():

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 from torch.nn import functional as F
 
-from llpf_fast.errors import LLPFError
 from llpf_fast.models import build_model, check_images, model_names
-from llpf_fast.models import library_nets as library
 
 #: Parameters for 10 and for 100 classes, and where the number is from. "Authors" is the network of the same name in the
 #: LLPF authors' programs (DFL_torch 9ded1ad, LLR2 4b2db32), counted by hand from its layers.
@@ -81,16 +77,3 @@ def test_the_stem_leaves_something_of_32x32(name):
     with torch.no_grad():
         model(torch.randn(1, 3, 32, 32))
     assert seen == [(expected, expected)]
-
-
-@pytest.mark.parametrize(("name", "module"), [("cct7", "vit_pytorch.cct"), ("dla", "timm")])
-def test_a_library_that_is_missing_is_named(name, module, monkeypatch):
-    def missing(wanted):
-        if wanted == module:
-            raise ModuleNotFoundError(f"No module named {wanted!r}")
-        return importlib.import_module(wanted)
-
-    monkeypatch.setattr(library, "import_module", missing)
-    package = module.partition(".")[0].replace("_", "-")
-    with pytest.raises(LLPFError, match=rf"model '{name}' is {package}'s, .*: pip install llpf_fast\[models\]$"):
-        build_model(name)

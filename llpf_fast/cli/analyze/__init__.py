@@ -48,8 +48,12 @@ def add_arguments(parser: ArgumentParser, chosen: str | None = None) -> None:
 
 
 def run(args: Namespace) -> int:
+    from ...errors import require
     from ..written import keeping_others
 
+    # Before hours of measurements, not after them.
+    for package in ("scipy", "matplotlib"):
+        require(package, "llpf analyze")
     name, given = args.analysis, args[args.analysis]
     module = _module(name)
     with keeping_others(Path(given.out), getattr(module, "FILES", files(name)), f"llpf analyze {name}"):

@@ -14,7 +14,7 @@ from ... import __version__
 from ...analysis.pca import Components, principal_components
 from ...analysis.ticks import read_ticks
 from ...analysis.trajectory import Trajectory, architecture, own_names
-from ...errors import LLPFError
+from ...errors import LLPFError, require
 from ...path import RunDirectory
 from ...path.durable import write_bytes
 from ...types import ProgressCallback
@@ -74,9 +74,7 @@ def is_report(path: Path) -> bool:
 
 def render(stories: Sequence[RunSummary], found: Components | None = None, why_not: str = "") -> str:
     """The page as text; the same stories give the same text."""
-    import jinja2
-    from plotly.offline import get_plotlyjs
-
+    jinja2, plotly = (require(name, "a report") for name in ("jinja2", "plotly.offline"))
     here = files(__package__)
     drawn: dict[str, figures.Figure] = {}
 
@@ -105,7 +103,7 @@ def render(stories: Sequence[RunSummary], found: Components | None = None, why_n
                 "provenance": collect.provenance(story),
             }
         )
-    scripts = {"plotly": get_plotlyjs(), "page": (here / "page.js").read_text(encoding="utf-8")}
+    scripts = {"plotly": plotly.get_plotlyjs(), "page": (here / "page.js").read_text(encoding="utf-8")}
     for name, script in scripts.items():
         if "</script" in script.lower():
             raise AssertionError(f"{name}'s script would end its own element")
