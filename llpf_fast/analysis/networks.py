@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LLPFError
-from ..flat.buffers import check_buffers, same_bits
+from ..flat.buffers import STATISTICS_BUFFERS, check_buffers, same_bits
 from ..flat.wrappers import unwrapped
 from ..path import RunDirectory, Waypoint, check_finite, compare_architectures, load_model_file, state_digest
 from ..path.endpoint import load_endpoint
-from ..path.low_loss_path import interpolate
+from ..path.polyline import interpolate
 from ..path.state import detached
 from ..types import StateDict
 
@@ -26,8 +26,6 @@ Source = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
 
 #: Weights whose sum is nearer to 1 than this leave what all networks have in common as it is.
 _AFFINE = 1e-9
-#: Buffers of normalization layers that are floating tensors but no parameters, told by name where no module is given.
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Networks:
@@ -285,7 +283,7 @@ def _tied(state: StateDict, module: nn.Module | None) -> dict[str, list[str]]:
     """First name of each parameter tensor -> all its names."""
     if module is None:
         floating = [name for name, value in state.items() if value.is_floating_point()]
-        return {name: [name] for name in floating if not name.endswith(_STATISTICS)}
+        return {name: [name] for name in floating if not name.endswith(STATISTICS_BUFFERS)}
     owners: dict[int, str] = {}
     names: dict[str, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):

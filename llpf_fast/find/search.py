@@ -16,7 +16,7 @@ from ..correct.optimizer_step import LayerRates
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..modes import can_arrive, leads_to_model
-from ..path.low_loss_path import interpolate
+from ..path.polyline import interpolate
 from ..settings import Settings
 from .endpoints import Endpoints
 from .pacing import AcceptedPoint, IterateAverage, StepController

@@ -1,4 +1,4 @@
-"""The polyline through a path's waypoints, read from wherever they are."""
+"""The polyline through a path's waypoints: its states, what changes in each segment, lengths."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LLPFError
+from ..flat.buffers import same_bits
 from ..types import StateDict
-from .low_loss_path import check_alike, interpolate, same_bits, squared_distance
 
-#: Waypoints kept in memory, for walks along the path by a few threads.
-_CACHED = 8
-#: BatchNorm's count of the batches it has seen: changes at every step of training, and no output depends on it.
+#: BatchNorm's count of batches: it changes at every step of training, and no output depends on it.
 _COUNTER = "num_batches_tracked"
 
 
 class Position(NamedTuple):
-    """A place on the polyline: ``fraction`` (0 <= fraction < 1) of the way from waypoint ``waypoint`` to the next."""
+    """A point of the polyline: ``fraction`` (0 <= fraction < 1) of the way from waypoint ``waypoint`` to the next."""
 
     waypoint: int
     fraction: float
@@ -32,9 +30,12 @@ class Position(NamedTuple):
 class Change:
     """What changes from one waypoint to the next.
 
-    ``parameters`` and ``buffers`` are L2 lengths (NaN or infinite where values are); ``any`` is whether any bit
-    differs. ``jumps`` names the tensors of integers or booleans that differ, which no straight line can join;
-    ``broken`` those with NaN or an infinity at one end where the other end has something else.
+    Attributes:
+        parameters, buffers: L2 lengths; NaN or infinite where values are.
+        any: whether any bit differs.
+        jumps: names of the tensors of integers or booleans that differ. No straight line joins them.
+        broken: names of the floating and complex tensors with an entry that is NaN or infinite in one waypoint and has
+            another value in the other.
     """
 
     parameters: float
@@ -49,16 +50,18 @@ class Polyline:
 
     Args:
         waypoints: at least one; each a state dict, a callable that returns one, or an object whose ``load()`` does.
+        cached: loaded waypoints that stay in memory. Eight serve a few threads that walk along the path.
 
     Raises:
         LLPFError: there is no waypoint.
     """
 
-    def __init__(self, waypoints: Sequence[Any]) -> None:
+    def __init__(self, waypoints: Sequence[Any], *, cached: int = 8) -> None:
         if not waypoints:
             raise LLPFError("the path has no waypoints: there is nothing to certify")
         self._waypoints = waypoints
-        self._load = functools.lru_cache(maxsize=_CACHED)(self._read)
+        #: The state dict of the waypoint with this index.
+        self.waypoint = functools.lru_cache(maxsize=cached)(self._load)
 
     def __len__(self) -> int:
         return len(self._waypoints)
@@ -67,7 +70,7 @@ class Polyline:
     def segments(self) -> int:
         return len(self) - 1
 
-    def _read(self, index: int) -> StateDict:
+    def _load(self, index: int) -> StateDict:
         waypoint = self._waypoints[index]
         if isinstance(waypoint, Mapping):
             return waypoint
@@ -77,20 +80,27 @@ class Polyline:
         return load()
 
     def state(self, position: Position) -> StateDict:
-        """The state dict there; at a waypoint the stored one itself."""
-        if position.fraction == 0:
-            return self._load(position.waypoint)
-        number = position.waypoint
-        return self._between(number, number + 1, position.fraction)
+        """The state dict at ``position``, as :func:`interpolate` gives it; a waypoint is not copied."""
+        first, fraction = position
+        return self.waypoint(first) if fraction == 0 else self._between(first, first + 1, fraction)
 
     def straight(self, fraction: float) -> StateDict:
-        """The state dict at ``fraction`` of the straight line from the first waypoint to the last."""
+        """The state dict at ``fraction`` (0..1) of the straight line from the first waypoint to the last."""
         last = len(self) - 1
-        return self._load(0 if fraction == 0 else last) if fraction in (0, 1) else self._between(0, last, fraction)
+        return self.waypoint(0 if fraction == 0 else last) if fraction in (0, 1) else self._between(0, last, fraction)
 
-    def _between(self, here: int, there: int, fraction: float) -> StateDict:
-        names = f"waypoint {here}", f"waypoint {there}"
-        return interpolate(self._load(here), self._load(there), fraction, *names)
+    def _between(self, first: int, second: int, fraction: float) -> StateDict:
+        names = f"waypoint {first}", f"waypoint {second}"
+        return interpolate(self.waypoint(first), self.waypoint(second), fraction, *names)
+
+    def distance(self, first: int, second: int, names: Collection[str] | None) -> float:
+        """:func:`distance` of two waypoints; LLPFError where they differ in names, dtypes or shapes."""
+        return distance(*self._pair(first, second), names)
+
+    def _pair(self, first: int, second: int) -> tuple[StateDict, StateDict]:
+        a, b = self.waypoint(first), self.waypoint(second)
+        check_alike(a, b, f"waypoint {first}", f"waypoint {second}")
+        return a, b
 
     def changes(self, names: Collection[str] | None) -> list[Change]:
         """What changes in each segment. ``names`` are the parameters, all other tensors buffers; None: no buffers.
@@ -104,34 +114,111 @@ class Polyline:
         """What differs between the first waypoint and the last."""
         return self._change(0, len(self) - 1, names)
 
-    def _change(self, here: int, there: int, names: Collection[str] | None) -> Change:
-        a, b = self._load(here), self._load(there)
-        check_alike(a, b, f"waypoint {here}", f"waypoint {there}")
+    def _change(self, first: int, second: int, names: Collection[str] | None) -> Change:
+        a, b = self._pair(first, second)
         changed = [name for name, value in a.items() if not same_bits(value, b[name])]
-        lines = {name for name in changed if a[name].is_floating_point() or a[name].is_complex()}
+        moving = {name for name in changed if _line_dtype(a[name]) is not None}
         return Change(
-            parameters=distance(a, b, lines if names is None else lines.intersection(names)),
-            buffers=0.0 if names is None else distance(a, b, lines.difference(names)),
+            parameters=distance(a, b, moving if names is None else moving.intersection(names)),
+            buffers=0.0 if names is None else distance(a, b, moving.difference(names)),
             any=bool(changed),
-            jumps=tuple(name for name in changed if name not in lines and not name.endswith(_COUNTER)),
-            broken=tuple(name for name in changed if name in lines and _breaks(a[name], b[name])),
+            jumps=tuple(name for name in changed if name not in moving and not name.endswith(_COUNTER)),
+            broken=tuple(name for name in changed if name in moving and _breaks(a[name], b[name])),
         )
 
-    def kind(self, name: str) -> str:
-        """What the tensor ``name`` is made of, in words."""
-        value = self._load(0)[name]
-        return "booleans" if value.dtype is torch.bool else "integers"
+
+def interpolate(
+    a: StateDict, b: StateDict, t: float, name_a: str = "the first state", name_b: str = "the second"
+) -> dict[str, Tensor]:
+    """The state dict a + t (b - a), ``t`` in 0..1: floating tensors in float64, complex ones in complex128.
+
+    The finder, the certificate and :class:`LowLossPath` all use it. What has the same bits in both states is passed
+    through: the tensor of ``a`` itself, and single entries such as infinities. Tensors of integers or booleans are
+    those of ``a``.
+
+    Raises:
+        LLPFError: a tensor is missing in one state, or has another dtype or shape there; ``name_a`` and ``name_b`` name
+            the states.
+    """
+    check_alike(a, b, name_a, name_b)
+    return {name: _between(value, b[name], t) for name, value in a.items()}
 
 
-def _breaks(a: Tensor, b: Tensor) -> bool:
-    """Whether some entry is not finite at one end and not the same at the other."""
-    wide = torch.complex128 if a.is_complex() else torch.float64
+def _between(a: Tensor, b: Tensor, t: float) -> Tensor:
+    if a.device.type != "cpu":
+        return _between_without_reading(a, b, t)
+    wide = _line_dtype(a)
+    if wide is None or same_bits(a, b):
+        return a
     left, right = a.to(wide), b.to(wide)
-    finite = left.isfinite() & right.isfinite()
-    return bool((~finite & (left != right) & ~(left.isnan() & right.isnan())).any())
+    # Not lerp: its result depends on the processor.
+    between = (right - left).mul_(t).add_(left)
+    # Infinity minus infinity is NaN; an entry that does not change keeps its value.
+    return between if bool(between.isfinite().all()) else torch.where(left == right, left, between)
+
+
+def _between_without_reading(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """The same values, but for the sign of zeros. The host reads none of them, so it does not wait for a GPU."""
+    wide = _line_dtype(a)
+    if wide is None:
+        return a
+    left, right = a.to(wide), b.to(wide)
+    return torch.where(left == right, left, (right - left).mul_(t).add_(left))
 
 
 def distance(a: StateDict, b: StateDict, names: Collection[str] | None) -> float:
     """L2 distance over the floating and complex tensors ``names`` (None: all of them), summed in float64."""
     squares = [squared_distance(value, b[name]) for name, value in a.items() if names is None or name in names]
     return math.sqrt(math.fsum(squares))
+
+
+def squared_distance(a: Tensor, b: Tensor) -> float:
+    """Sum of |b - a|^2 in float64; 0 for equal entries (NaN equals NaN) and for tensors of integers or booleans."""
+    wide = _line_dtype(a)
+    if wide is None or same_bits(a, b):
+        return 0.0
+    left, right = a.detach().to(wide), b.detach().to(wide)
+    difference = right - left
+    if not bool(difference.isfinite().all()):
+        difference = difference.masked_fill((left == right) | (left.isnan() & right.isnan()), 0)
+    return float(difference.abs().square().sum())
+
+
+def _breaks(a: Tensor, b: Tensor) -> bool:
+    """Whether an entry is NaN or infinite in one tensor and has another value in the other."""
+    wide = _line_dtype(a)
+    left, right = a.to(wide), b.to(wide)
+    finite = left.isfinite() & right.isfinite()
+    return bool((~finite & (left != right) & ~(left.isnan() & right.isnan())).any())
+
+
+def _line_dtype(value: Tensor) -> torch.dtype | None:
+    """The dtype to interpolate in; None for integers and booleans, between which no straight line leads."""
+    return torch.complex128 if value.is_complex() else torch.float64 if value.is_floating_point() else None
+
+
+def check_alike(a: StateDict, b: StateDict, name_a: str, name_b: str) -> None:
+    """LLPFError where the state dicts ``a`` and ``b`` differ in names, dtypes or shapes; names the first tensor."""
+    for state, other, name_of_state, name_of_other in ((a, b, name_a, name_b), (b, a, name_b, name_a)):
+        for name, value in state.items():
+            if name not in other:
+                raise LLPFError(
+                    f"the tensor {name} of {name_of_state} is missing in {name_of_other}: both must be states of one "
+                    "network"
+                )
+            if not isinstance(value, Tensor):
+                raise LLPFError(
+                    f"{name} of {name_of_state} is no tensor but of type {type(value).__name__}: leave it out"
+                )
+            if value.layout != torch.strided or value.is_quantized or value.is_meta:
+                raise LLPFError(f"{name} of {name_of_state} is sparse, quantized or without values: pass it dense")
+    for name, value in a.items():
+        for what, one, two in (
+            ("dtype", value.dtype, b[name].dtype),
+            ("shape", list(value.shape), list(b[name].shape)),
+        ):
+            if one != two:
+                raise LLPFError(
+                    f"the tensor {name} has {what} {one} in {name_a} and {two} in {name_b}: every tensor has one dtype "
+                    "and shape along a path"
+                )

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
-
-from llpf_fast.verify.arc_length import PathLocation
 
 from ..path.polyline import Polyline, Position
 from ..types import ProgressCallback
-from .arc_length import SPACING, ArcLength
+from .arc_length import SPACING, ArcLength, PathLocation
 from .evaluator import Evaluation, WorkerPool
 from .refinement import Gap, Refinement, find_gaps
 
@@ -271,8 +270,9 @@ class PathSampler:
         found = []
         if jumps := [(i, name) for i, change in enumerate(self._ruler.changes) for name in change.jumps]:
             number, name = jumps[0]
+            kind = "booleans" if self._line.waypoint(0)[name].dtype == torch.bool else "integers"
             found.append(
-                f"the {self._line.kind(name)} of the tensor {name} change between waypoints {number} and {number + 1}: "
+                f"the {kind} of the tensor {name} change between waypoints {number} and {number + 1}: "
                 f"no straight line leads from one to the other{_further(jumps)}"
             )
         gaps = [] if any(map(self._is_wrong, self.points.values())) else self._open_gaps()

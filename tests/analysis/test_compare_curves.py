@@ -16,7 +16,7 @@ from llpf_fast.analysis.curve_methods import METHODS, Budget, find_curve
 from llpf_fast.batches import stratified_subset
 from llpf_fast.errors import LLPFError
 from llpf_fast.path import RunDirectory
-from llpf_fast.path.low_loss_path import interpolate
+from llpf_fast.path.polyline import interpolate
 from llpf_fast.report.curves import draw_curves
 from llpf_fast.verify import verify_run
 

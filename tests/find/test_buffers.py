@@ -16,7 +16,7 @@ from llpf_fast.errors import LLPFError
 from llpf_fast.find import CorrectionSettings, Settings, StepSettings
 from llpf_fast.find.screening import ScreeningEvaluator
 from llpf_fast.find.search import _CHORD
-from llpf_fast.path.low_loss_path import interpolate
+from llpf_fast.path.polyline import interpolate
 from llpf_fast.verify import Evaluator
 
 

@@ -20,7 +20,7 @@ from llpf_fast.find import CorrectionSettings, PaceSettings, PathFinder, StepSet
 from llpf_fast.find.build import make_task
 from llpf_fast.find.screening import BatchedScreening, ScreeningEvaluator
 from llpf_fast.flat import FlatParameters
-from llpf_fast.path import low_loss_path as path
+from llpf_fast.path import polyline
 from tests.host_waits import host_waits
 
 from .conftest import State, network, quick
@@ -43,7 +43,7 @@ def test_a_replayed_search_reads_what_it_decides_by_and_nothing_else(
     changes: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(path, "_between", path._between_unseen)  # as on a GPU
+    monkeypatch.setattr(polyline, "_between", polyline._between_without_reading)  # as on a GPU
     ends = endpoints[:1] if "mode" in changes else endpoints
     settings = quick(max_ticks=6, evaluation_batch_size=2000, **changes)
     finder = PathFinder(network(), *ends, settings=settings, train=digits, out=tmp_path / "run")
@@ -140,6 +140,6 @@ def test_between_two_points_without_a_look_is_the_same() -> None:
     a = torch.tensor([0.1, -3.0, nan, inf, inf, -inf, 2.0, 1e38])
     b = torch.tensor([0.7, -3.0, nan, inf, -inf, 1.0, nan, -1e38])
     for left, right in ((a, b), (a[:2], b[:2]), (a, a), (a.to(torch.int64), b.to(torch.int64)), (a + 1j, b + 2j)):
-        expected = path._between(left, right, 0.3)
-        found = path._between_unseen(left, right, 0.3)
+        expected = polyline._between(left, right, 0.3)
+        found = polyline._between_without_reading(left, right, 0.3)
         torch.testing.assert_close(found.to(expected.dtype), expected, rtol=0, atol=0, equal_nan=True)

@@ -15,7 +15,7 @@ from torch import nn
 import llpf_fast
 from llpf_fast.errors import LLPFError
 from llpf_fast.path import RunDirectory, load_model_file, save_model_file
-from llpf_fast.path.low_loss_path import same_bits, squared_distance
+from llpf_fast.path.polyline import same_bits, squared_distance
 
 DEEP = "[" * 100_000
 

@@ -9,8 +9,7 @@ import torch
 
 from llpf_fast.errors import LLPFError
 from llpf_fast.path import LowLossPath, RunDirectory
-from llpf_fast.path.low_loss_path import interpolate
-from llpf_fast.path.polyline import Polyline, Position, distance
+from llpf_fast.path.polyline import Polyline, Position, distance, interpolate
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OTHERS = (torch.complex64, torch.int64, torch.int8, torch.uint8, torch.bool)
@@ -99,7 +98,7 @@ def test_a_path_of_complex_tensors_has_a_length(tmp_path):
 
 
 def test_the_form_of_tensors_is_kept(tmp_path):
-    with pytest.raises(LLPFError, match=r"the tensor w has shape \[1\] in one end and \[2\] in the other"):
+    with pytest.raises(LLPFError, match=r"the tensor w has shape \[1\] in the first state and \[2\] in the second"):
         interpolate({"w": torch.zeros(1)}, {"w": torch.zeros(2)}, 0.5)
     run = RunDirectory.create(tmp_path / "run", {})
     for tick, dtype in enumerate((torch.float32, torch.float64)):
