@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..batches import data, fixed_samples, forward, precision, sampling, statistics
+from ..batches import batch, data, fixed_samples, forward, precision, sampling, statistics
 from ..batches import loss as batch_loss
-from ..batches import precision as casting
 from ..errors import LLPFError
 from ..path.durable import read_bytes, write_bytes, write_whole, writing
 from ..path.fingerprint import code_digest, digest
@@ -39,7 +38,7 @@ def _versions() -> dict[str, Any]:
 
 def evaluating_code() -> str:
     """Digest of the code that decides what the loss of a set is, and what mini-batches are drawn."""
-    return code_digest(evaluate, batch_loss, casting, data, fixed_samples, forward, precision, sampling, statistics)
+    return code_digest(evaluate, batch, batch_loss, data, fixed_samples, forward, precision, sampling, statistics)
 
 
 class Answers:

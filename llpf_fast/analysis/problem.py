@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import FixedSamples, LoaderBatches, LossReduction, TensorBatches, TensorData, as_data, materialize
-from ..batches.data import batch_length, data_digest
+from ..batches.batch import batch_length
+from ..batches.digest import data_digest
 from ..batches.fixed_samples import MaterializedData, fixed_subset, materialized_digest, sample_count, try_network
 from ..batches.forward import computing_dtype, default_batch_size
 from ..batches.loss import chosen_loss

@@ -1,4 +1,4 @@
-"""``FixedSamples``: the samples that every point of a path is measured on; fixed subsets of a data set."""
+"""``FixedSamples``: the samples that every point of a path is evaluated on; fixed subsets of a data set."""
 
 from __future__ import annotations
 
@@ -12,106 +12,107 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import LLPFError
-from .data import (
-    BatchedData,
-    Data,
-    DatasetData,
-    Reading,
-    TensorData,
-    batch_length,
-    data_digest,
-    move_batch,
-    sample_set_digest,
-)
+from .batch import batch_length, first_tensor, move_batch, tensors_of
+from .data import BatchedData, Data, DatasetData, OnRead, TensorData
+from .digest import data_digest, sample_set_digest
 from .forward import ForwardMode, choose_forward_mode, forward
 from .loss import LossReduction
 from .precision import as_channels_last, float32_products
 
-#: Samples in memory, or batches that stay as they came.
+#: Data in memory: samples, or whole batches of a loader.
 MaterializedData = TensorData | list[tuple[Any, Any]]
 
 
-def materialize(data: Data, samples: int | None = None, reading: Reading | None = None) -> MaterializedData:
-    """``data`` in memory, read once: a shuffling or augmenting source would measure each point on other samples.
+def materialize(data: Data, samples: int | None = None, on_read: OnRead | None = None) -> MaterializedData:
+    """``data`` in memory, read once: a source that shuffles or augments would evaluate each point on other samples.
 
-    ``samples``: of batches, read only the first with so many; of a Dataset, as many where not all fit into memory.
+    Args:
+        samples: of batches, read the first with so many; of a ``Dataset`` too large for memory, choose so many. None:
+            all.
+        on_read: called with the number of samples so far, while batches are read.
+
+    Raises:
+        LLPFError: no data, or more than half of this machine's memory can take.
     """
     if isinstance(data, BatchedData):
-        return data.materialize(samples, reading)
+        return data.materialize(samples, on_read)
     return data.materialize(samples) if isinstance(data, DatasetData) else data
 
 
-def sample_count(held: MaterializedData) -> int:
+def sample_count(data: MaterializedData) -> int:
     """Number of samples."""
-    return held.count if isinstance(held, TensorData) else sum(batch_length(*batch) for batch in held)
+    return data.count if isinstance(data, TensorData) else sum(batch_length(*batch) for batch in data)
 
 
-def fixed_subset(held: MaterializedData, size: int) -> MaterializedData:
-    """A fixed part of about ``size`` samples: stratified (:func:`stratified_subset`), or whole batches evenly spread.
+def fixed_subset(data: MaterializedData, size: int) -> MaterializedData:
+    """About ``size`` samples, always the same: stratified (:func:`stratified_subset`), or evenly spaced whole batches.
 
-    Everything where ``size`` is 0 or not less than all.
+    All of them where ``size`` is 0 or not less than their number.
     """
-    if isinstance(held, TensorData):
-        chosen = stratified_subset(first_tensor(held.targets), size)
-        return held if len(chosen) == held.count else held.subset(chosen)
-    count = sample_count(held)
+    if isinstance(data, TensorData):
+        chosen = stratified_subset(first_tensor(data.targets), size)
+        return data if len(chosen) == data.count else data.subset(chosen)
+    count = sample_count(data)
     if size <= 0 or size >= count:
-        return held
-    batches = max(1, min(len(held), round(len(held) * size / count)))
-    return [held[i * len(held) // batches] for i in range(batches)]
+        return data
+    batches = max(1, min(len(data), round(len(data) * size / count)))
+    return [data[i * len(data) // batches] for i in range(batches)]
 
 
-def materialized_digest(held: MaterializedData, dtype: torch.dtype) -> str:
-    """sha256 of the samples as a network of ``dtype`` sees them: the same for NumPy's float64 as for tensors."""
+def materialized_digest(data: MaterializedData, dtype: torch.dtype) -> str:
+    """:func:`data_digest` of the samples as a network of ``dtype`` gets them: equal for NumPy's float64 and tensors."""
     cpu = torch.device("cpu")
-    if isinstance(held, TensorData):
-        return held.to(cpu, dtype).sha256
-    return data_digest([move_batch(*batch, cpu, dtype) for batch in held])
+    if isinstance(data, TensorData):
+        return data.to(cpu, dtype).sha256
+    return data_digest([move_batch(*batch, cpu, dtype) for batch in data])
 
 
-def materialized_set_digest(held: MaterializedData, dtype: torch.dtype) -> str:
-    """Of the samples as :func:`materialized_digest` sees them, in whatever order."""
+def materialized_set_digest(data: MaterializedData, dtype: torch.dtype) -> str:
+    """:func:`sample_set_digest` of the samples as a network of ``dtype`` gets them."""
     cpu = torch.device("cpu")
-    if isinstance(held, TensorData):
-        return held.to(cpu, dtype).set_sha256
-    return sample_set_digest(move_batch(*batch, cpu, dtype) for batch in held)
+    if isinstance(data, TensorData):
+        return data.to(cpu, dtype).set_sha256
+    return sample_set_digest(move_batch(*batch, cpu, dtype) for batch in data)
 
 
 class FixedSamples:
-    """Inputs and targets, held on one device, in batches that never change.
+    """Inputs and targets on one device, in batches that never change.
 
     Args:
-        held: tensors, cut into batches here; or batches, which stay as they came.
-        batch_size: of tensors. A last batch of one sample is joined to the one before: normalization over a batch
-            cannot take it.
+        data: samples, split into batches here; or batches, which stay whole.
+        batch_size: of samples. A last batch of one sample joins the batch before: normalization over a batch refuses
+            it.
         dtype: of floating values, inputs and targets.
-        channels_last: store 4-dimensional inputs so.
+        channels_last: whether 4-dimensional inputs lie with their channels last in memory.
 
     Attributes:
         batches: (inputs, targets, number of samples) of each.
-        count: samples in all.
+        count: number of samples in all batches.
+
+    Raises:
+        LLPFError: no samples.
     """
 
     def __init__(
         self,
-        held: MaterializedData,
+        data: MaterializedData,
         *,
         batch_size: int,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
     ) -> None:
-        def placed(inputs: Any, targets: Any) -> tuple[Any, Any]:
+        def moved(inputs: Any, targets: Any) -> tuple[Any, Any]:
             inputs, targets = move_batch(inputs, targets, device, dtype)
             return (as_channels_last(inputs) if channels_last else inputs), targets
 
-        if isinstance(held, TensorData):
-            # Moved whole, then cut: views of one piece of memory.
-            inputs, targets = placed(held.inputs, held.targets)
-            found: Sequence[tuple[Any, Any]] = list(_cut(inputs, targets, held.count, batch_size))
+        if isinstance(data, TensorData):
+            # One move, then slices: the batches are views of one tensor.
+            inputs, targets = moved(data.inputs, data.targets)
+            batches: Sequence[tuple[Any, Any]] = list(_split(inputs, targets, data.count, batch_size))
         else:
-            found = [placed(*batch) for batch in held]
-        self.batches = [(inputs, targets, batch_length(inputs, targets)) for inputs, targets in found]
+            batches = [moved(*batch) for batch in data]
+        self.batches = [(inputs, targets, batch_length(inputs, targets)) for inputs, targets in batches]
         self.count = sum(size for _, _, size in self.batches)
         if self.count == 0:
             raise LLPFError("the data set is empty: there is nothing to evaluate on")
@@ -124,7 +125,7 @@ class FixedSamples:
         return len(self.batches)
 
     def weights(self, reduction: LossReduction) -> list[float]:
-        """The denominators of the batches' losses; LLPFError where no sample has a label."""
+        """Denominator of each batch's loss (:meth:`LossReduction.weight`); LLPFError where no sample has a label."""
         weights = [reduction.weight(targets, size) for _, targets, size in self.batches]
         if not sum(weights) > 0:
             raise LLPFError(
@@ -133,13 +134,13 @@ class FixedSamples:
         return weights
 
     def shares(self, reduction: LossReduction) -> list[float]:
-        """What the loss of each batch is multiplied with, so that the sum is the loss of the set.
+        """Factor of each batch's loss, so that the sum of the products is the loss of the set.
 
-        A batch with share 0 has no label; its own loss is NaN and does not count.
+        A batch with share 0 has no label; its loss is NaN and does not count.
 
         Raises:
-            LLPFError: no label at all; or a batch whose labels all have class weight 0, where label smoothing has them
-                count all the same (:meth:`LossReduction.part` can add that up, a mean of its own cannot).
+            LLPFError: no label at all; or a batch whose labels all have class weight 0 under label smoothing, which
+                makes them count (:meth:`LossReduction.part` can add that up, the mean of the batch cannot).
         """
         weights = self.weights(reduction)
         for weight, (_, targets, _) in zip(weights, self.batches, strict=True):
@@ -153,7 +154,7 @@ class FixedSamples:
 
 def try_network(
     module: nn.Module,
-    held: MaterializedData,
+    data: MaterializedData,
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -161,17 +162,23 @@ def try_network(
     batch_size: int = 8,
     training: int = 0,
 ) -> tuple[ForwardMode, Any, Any]:
-    """How ``module``, in eval mode on ``device``, must be run; its output on the first batch, and the batch's targets.
+    """The mode in which ``module`` runs in eval mode on ``device``; its output on a first batch; that batch's targets.
 
-    With ``training``, a number of samples, it must run in that way on so many in training mode too, with gradients;
-    ``module`` is then a copy whose buffers may change. A network may do other things with batches of other sizes.
+    Args:
+        module: on ``device``. With ``training`` a copy, whose buffers may change.
+        data: its first samples are tried.
+        dtype: of floating inputs.
+        channels_last: whether that memory order is tried first.
+        batch_size: samples of the first batch.
+        training: also try so many samples in training mode, with gradients, and give channels last up where that
+            fails; 0 for none. A network may behave differently at other batch sizes.
 
     Raises:
-        LLPFError: it cannot be run on the data.
+        LLPFError: the module does not run on the data.
     """
 
     def first(size: int) -> tuple[Any, Any]:
-        few = held.subset(torch.arange(min(held.count, size))) if isinstance(held, TensorData) else held[:1]
+        few = data.subset(torch.arange(min(data.count, size))) if isinstance(data, TensorData) else data[:1]
         ((inputs, targets, _),) = FixedSamples(few, batch_size=size, device=device, dtype=dtype)
         return inputs, targets
 
@@ -180,11 +187,10 @@ def try_network(
         mode, output = choose_forward_mode(module, inputs, channels_last=channels_last)
         if training and mode.channels_last:
             some, _ = first(training)
-            images = any(isinstance(leaf, Tensor) and leaf.dim() == 4 for leaf in pytree.tree_leaves(some))
             # Where neither order can be trained on (normalization of one sample), the search will say so.
             with contextlib.suppress(LLPFError), torch.enable_grad():
                 try:
-                    if images:
+                    if any(leaf.dim() == 4 for leaf in tensors_of(some)):
                         forward(module.train(), as_channels_last(some))
                 except LLPFError:
                     forward(module, some)
@@ -192,13 +198,7 @@ def try_network(
     return mode, output, targets
 
 
-def first_tensor(value: Any) -> Tensor:
-    """The first tensor in a pytree: what samples are told apart by where a choice among them is stratified."""
-    found: Tensor = next(leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
-    return found
-
-
-def _cut(inputs: Any, targets: Any, count: int, batch_size: int) -> Iterator[tuple[Any, Any]]:
+def _split(inputs: Any, targets: Any, count: int, batch_size: int) -> Iterator[tuple[Any, Any]]:
     starts = list(range(0, count, batch_size))
     if len(starts) > 1 and starts[-1] == count - 1:
         starts.pop()
@@ -210,16 +210,16 @@ def _cut(inputs: Any, targets: Any, count: int, batch_size: int) -> Iterator[tup
 
 
 def stratified_subset(targets: Tensor, size: int, seed: int = 0) -> Tensor:
-    """``size`` indices into ``targets``, always the same for the same arguments, in ascending order.
+    """``size`` indices into ``targets`` in ascending order, a function of the arguments alone.
 
     Where the targets are integers ``[n]`` of at most ``size`` classes, every class gives the same share of its members
-    (largest remainders first), so that the mean over the subset is an unbiased estimate of the mean over everything;
-    otherwise the choice is uniform. Drawn from a generator of its own: torch's global one is not touched.
+    (largest remainders first), so the mean over the subset is an unbiased estimate of the mean over all samples.
+    Otherwise the choice is uniform. torch's global generator is not used.
 
     Args:
         targets: ``[n, ...]``, any dtype and device.
-        size: how many; all ``n`` where it is 0, negative or larger than ``n``.
-        seed: of the choice.
+        size: number of indices; all ``n`` where it is 0, negative or larger than ``n``.
+        seed: of the random choice.
 
     Returns:
         int64 ``[size]`` on the CPU.
@@ -246,7 +246,7 @@ def stratified_subset(targets: Tensor, size: int, seed: int = 0) -> Tensor:
 
 
 def _quotas(counts: Tensor, size: int) -> list[int]:
-    """``size`` split in proportion to ``counts [classes]``; the largest remainders are rounded up, ties in order."""
+    """``size`` split in proportion to ``counts [classes]``: the largest remainders round up, ties in class order."""
     scaled = counts * size
     total = int(counts.sum())
     quotas = scaled // total

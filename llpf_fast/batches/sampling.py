@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 
 from ..errors import LLPFError
 from ..ops.draw import hash32
-from .data import BatchedData, Data, DatasetData, TensorData, as_data, move_batch
-from .fixed_samples import first_tensor
+from .batch import first_tensor, move_batch
+from .data import BatchedData, Data, DatasetData, TensorData, as_data
 from .loss import LossReduction
 from .precision import as_channels_last
 

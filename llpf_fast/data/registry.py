@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batches.data import Data, TensorData, as_data, move_batch, pair_data
+from ..batches.batch import move_batch
+from ..batches.data import Data, TensorData, as_data, pair_data
 from ..errors import LLPFError, unknown_name
 from ..user_code import is_code, load_callable, said
 from .cifar_jpeg import load_cifar10_jpeg

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
-from ..batches.data import BatchedData, DatasetData, TensorData, as_data, move_batch
+from ..batches.batch import move_batch
+from ..batches.data import BatchedData, DatasetData, TensorData, as_data
 from ..batches.forward import first_line, forward
 from ..batches.loss import NO_GRADIENT, LossReduction, batch_loss, chosen_loss
 from ..batches.precision import Precision, check_precision, float32_products

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import Data, LossReduction, TensorData, as_data
-from ..batches.data import BatchedData, batch_length, repeats
+from ..batches.batch import batch_length
+from ..batches.data import BatchedData, repeats
 from ..batches.fixed_samples import (
     MaterializedData,
     fixed_subset,
@@ -258,7 +259,7 @@ def _read(data: Data, limit: int | None, progress: ProgressCallback | None, seed
     reading = None if progress is None else lambda count: progress(count, max(limit or count, count), text)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return materialize(data, reading=reading)
+        return materialize(data, on_read=reading)
 
 
 def _differences(

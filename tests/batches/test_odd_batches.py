@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from llpf_fast.batches import LossReduction, as_data, training_batches
-from llpf_fast.batches.data import batch_length, move_batch, repeats
+from llpf_fast.batches.batch import batch_length, move_batch
+from llpf_fast.batches.data import repeats
 from llpf_fast.errors import LLPFError
 from llpf_fast.models.training import train_model
 from llpf_fast.verify import Evaluator
