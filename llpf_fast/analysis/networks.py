@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LLPFError
-from ..flat.buffers import STATISTICS_BUFFERS, check_buffers, same_bits
+from ..flat.buffers import STATISTICS_BUFFERS, check_buffers
+from ..flat.tensors import same_bits
 from ..flat.wrappers import unwrapped
 from ..path import RunDirectory, Waypoint, check_finite, compare_architectures, load_model_file, state_digest
 from ..path.endpoint import load_endpoint

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import LLPFError
 from ..flat import FlatParameters, check_buffers
-from ..flat.buffers import same_bits
+from ..flat.tensors import same_bits
 from ..modes import leads_to_model
 from ..path.endpoint import load_endpoint
 from ..settings import Settings

@@ -16,7 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..errors import LLPFError, one_line
-from .buffers import overlaps_itself
+from .tensors import overlaps_itself
 from .wrappers import check_usable
 
 

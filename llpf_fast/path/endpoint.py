@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LLPFError
-from ..flat.buffers import same_bits
-from ..flat.dtypes import cast, dtype_name, exact, is_rounding
 from ..flat.parameter_sites import ties
+from ..flat.tensors import cast, dtype_name, exact, is_rounding, same_bits
 from ..flat.wrappers import unwrapped
 from .model_file import choose_state, is_extra_state, load_model_file, match_names
 from .state import check_finite, compare_architectures, detached

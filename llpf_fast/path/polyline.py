@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LLPFError
-from ..flat.buffers import same_bits
+from ..flat.tensors import same_bits
 from ..types import StateDict
 
 #: BatchNorm's count of batches: it changes at every step of training, and no output depends on it.

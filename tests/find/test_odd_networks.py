@@ -16,7 +16,8 @@ from llpf_fast.errors import LLPFError
 from llpf_fast.find import CorrectionSettings, PathFinder, Settings, StepSettings
 from llpf_fast.find.pacing import AcceptedPoint
 from llpf_fast.flat import FlatParameters, copied
-from llpf_fast.flat.buffers import all_buffers, overlaps_itself, set_buffers
+from llpf_fast.flat.buffers import all_buffers, set_buffers
+from llpf_fast.flat.tensors import overlaps_itself
 
 Data = tuple[Tensor, Tensor]
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from llpf_fast import LLPFError
 from llpf_fast.flat import FlatParameters, check_buffers, statistics, ties
-from llpf_fast.flat.buffers import fixed_buffers, same_bits
+from llpf_fast.flat.buffers import fixed_buffers
+from llpf_fast.flat.tensors import same_bits
 from llpf_fast.path import check_finite
 
 INF, NAN = math.inf, math.nan
