@@ -112,7 +112,7 @@ def together(result: dict[str, Any]) -> list[str]:
     gain = result["median_gain"]["seconds"]
     return [
         f"{result['paths']} paths between perceptrons on the digits (`{result['recipe']}`), from `together.json` "
-        f"(`python -m benchmarks.studies.together`), {_where(result)}: {seconds[0]:.1f} s in turn, "
+        f"(`python -m benchmarks.studies.stacked_searches`), {_where(result)}: {seconds[0]:.1f} s in turn, "
         f"{seconds[1]:.1f} s as one stack, {gain:.2f} times faster, judging and files included.",
     ]
 

@@ -1,4 +1,4 @@
-"""The gallery shows every committed result, as it is now."""
+"""The gallery shows every committed picture with its present numbers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from benchmarks.studies.gallery import Shown, excerpt
+from benchmarks.studies.study import small_picture
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -29,24 +34,54 @@ def test_the_page_is_current(gallery: ModuleType) -> None:
     assert gallery.PAGE.read_text(encoding="utf-8") == gallery.page(), "run: python docs/gallery.py --write"
 
 
-def test_every_link_leads_somewhere_and_every_folder_is_shown(gallery: ModuleType) -> None:
+def test_every_link_leads_to_a_file_and_every_picture_is_shown(gallery: ModuleType) -> None:
     text = gallery.page()
     links = re.findall(r"\]\(([^)]+)\)", text)
-    assert len(links) > 10
+    assert len(links) == 8
     for link in links:
         assert (gallery.PAGE.parent / link).resolve().is_file(), link
-    for folder in (gallery.RESULTS / "analysis").iterdir():
-        assert f"benchmarks/results/analysis/{folder.name}/" in text
+    for picture in (gallery.RESULTS / "gallery").glob("*.png"):
+        assert f"benchmarks/results/gallery/{picture.name}" in text
 
 
-def test_a_folder_without_description_is_noticed(
+def test_committed_results_are_small() -> None:
+    """Under 1 MB in all, no picture above 100 kB but those of the benchmark."""
+    files = [file for file in RESULTS.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 1_000_000
+    for folder in ("gallery", "paths"):
+        assert max(file.stat().st_size for file in (RESULTS / folder).iterdir()) < 100_000
+
+
+def test_a_picture_without_description_is_refused(
     gallery: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "paths").mkdir()
-    (tmp_path / "analysis" / "novelty").mkdir(parents=True)
+    (tmp_path / "gallery").mkdir()
+    (tmp_path / "gallery" / "novelty.png").write_bytes(b"")
     monkeypatch.setattr(gallery, "RESULTS", tmp_path)
-    with pytest.raises(SystemExit, match="analysis/novelty"):
+    with pytest.raises(SystemExit, match=r"gallery/novelty\.png"):
         gallery.page()
+
+
+def test_the_gallery_takes_pictures_and_numbers_from_the_studies(tmp_path: Path) -> None:
+    from PIL import Image
+
+    content = {
+        "about": {"problem": {"model": "mlp", "data": "digits"}, "commit": "abc"},
+        "environment": {"machine": "a machine", "torch": "2"},
+        "numbers": {"depth": {"loss": 0.5}, "rows": [{"a": 1, "b": 2}, {"b": 3}]},
+    }
+    shown = Shown("x case", "x/case", "x/case", {"the loss": "depth.loss"}, ("rows", ("a", "b")))
+    result = excerpt(shown, content)
+    assert result["numbers"] == {"the loss": 0.5}
+    assert (result["columns"], result["rows"]) == (["a", "b"], [[1, 2], [None, 3]])
+    assert (result["command"], result["model"]) == ("python -m benchmarks.studies.x case", "mlp")
+    picture = Image.new("RGB", (8, 8), (200, 10, 10))
+    picture.putpixel((3, 3), (0, 114, 178))
+    picture.save(tmp_path / "a.png")
+    small_picture(tmp_path / "a.png", tmp_path / "out" / "a.png")
+    with Image.open(tmp_path / "out" / "a.png") as small:
+        assert small.mode == "P"
+        assert small.convert("RGB").getpixel((3, 3)) == (0, 114, 178)
 
 
 def test_a_path_that_is_not_connected_says_why(

@@ -1,23 +1,19 @@
-"""A certified connector of three optima: all points of six triangles, not only the edges.
+"""A certified connector of three optima: six triangles, certified inside and on their edges.
 
     python -m benchmarks.studies.connector digits
     python -m benchmarks.studies.connector lenet5 --data-dir DIR [--models A B C]
 
-writes CASE.{json,csv,png,svg} to benchmarks/results/analysis/connector. LeNet5 is trained with the authors' settings
+writes CASE.{json,csv,png,svg} to runs/studies/connector. LeNet5 is trained with the authors' settings
 (20 epochs, seeds 1 to 3) where no ``--models`` are given.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.studies.record_path import commit
-from benchmarks.studies.trained import RESULTS, WORK, train
-from llpf_fast.analysis import Networks, Problem, write_result
+from benchmarks.studies.study import option_parser, parse, save, train
+from llpf_fast.analysis import Networks, Problem
 from llpf_fast.analysis.connector import ConnectorSettings, certify_connector, find_connector
 from llpf_fast.cli.output import Progress
 from llpf_fast.report.connector import draw_connector
@@ -44,7 +40,7 @@ EXPECTED = (
 
 
 def straight(problem: Problem, optima: Networks) -> dict[str, float]:
-    """What the same certificate's loss is without a connector: highest on each straight line, and at the centroid."""
+    """Highest loss on each straight line between the optima, and the loss at their centroid."""
     evaluate = problem.evaluator("train")
     lines = {}
     for a, b in ((0, 1), (0, 2), (1, 2)):
@@ -54,14 +50,9 @@ def straight(problem: Problem, optima: Networks) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=CASES)
-    parser.add_argument("--data-dir")
+    parser = option_parser(__doc__, "connector", CASES)
     parser.add_argument("--models", nargs=3, type=Path)
-    parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--out", type=Path, default=RESULTS / "connector")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = parse(parser)
     case = CASES[args.case]
     model, data = case["names"]
     files = args.models or [
@@ -82,15 +73,14 @@ def main() -> None:
         certificate = certify_connector(problem, connector, threshold=THRESHOLD, progress=progress.update)
     about = {
         **problem.about(),
-        "commit": commit(),
         "networks": dict(zip(optima.names, optima.digests(), strict=True)),
         "expected": EXPECTED,
     }
     numbers = {**connector.numbers(), "without_connector": straight(problem, optima)}
-    write_result(args.out, args.case, numbers=numbers, about=about)
+    save(args.out, args.case, numbers=numbers, about=about)
     draw_connector(connector, args.out, args.case)
-    said = "connected" if certificate.connected else "not connected"
-    print(f"{args.case}: {said}, highest loss {certificate.max_loss:.4f}; {numbers['without_connector']}")
+    verdict = "connected" if certificate.connected else "not connected"
+    print(f"{args.case}: {verdict}, highest loss {certificate.max_loss:.4f}; {numbers['without_connector']}")
 
 
 if __name__ == "__main__":

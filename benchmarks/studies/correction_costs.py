@@ -1,17 +1,15 @@
-"""What an iteration of the correction costs: LeNet5's passes in every setting, and the engine's part.
+"""Time of an iteration of the correction: LeNet5's passes in every setting, and the rest of the iteration.
 
     python -m benchmarks.studies.correction_costs [--rounds 15] [--out FILE]
 
-One thread, batches of 64, processor time (of this process, so that other programs disturb less), the ways in turn,
-medians with quartiles; writes FILE.
+One thread, batches of 64, processor time of this process (other programs disturb it less), all variants alternately,
+medians with quartiles.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
-import json
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -23,37 +21,37 @@ from torch import Tensor, nn
 
 from benchmarks.harness.clock import quartiles
 from benchmarks.harness.environment import load, record
+from benchmarks.studies.study import CPU, option_parser, parse, save_json
 from llpf_fast.batches import TensorBatches
 from llpf_fast.correct import Correction
 from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model
 
-RESULTS = Path(__file__).parent / "results" / "cpu" / "correction.json"
 BATCH, IMAGES, ITERATIONS = 64, 10_000, 20
-#: Seconds of one sample: a hundred ticks of the clock of processor time where that runs at 1 kHz.
+#: Seconds of one sample: a hundred periods of the processor-time clock where that runs at 1 kHz.
 SAMPLE = 0.1
 
 Call = Callable[[], object]
 
 
-def in_turn(calls: Mapping[str, Call], rounds: int, scale: float) -> dict[str, dict[str, float]]:
-    """Processor time of one call of each, times ``scale``."""
+def alternate(calls: Mapping[str, Call], rounds: int, scale: float) -> dict[str, dict[str, float]]:
+    """Quartiles of the processor time of one call of each, times ``scale``; the calls alternate."""
 
     def sample(call: Call, number: int) -> float:
-        began = time.process_time()
+        start = time.process_time()
         for _ in range(number):
             call()
-        return (time.process_time() - began) / number
+        return (time.process_time() - start) / number
 
     numbers = {}
     for name, call in calls.items():
         call()  # compiles, allocates
         numbers[name] = max(1, round(SAMPLE / max(sample(call, 3), 1e-6)))
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            found[name].append(scale * sample(call, numbers[name]))
-    return {name: quartiles(times) for name, times in found.items()}
+            times[name].append(scale * sample(call, numbers[name]))
+    return {name: quartiles(values) for name, values in times.items()}
 
 
 def passes(rounds: int) -> dict[str, dict[str, float]]:
@@ -81,19 +79,18 @@ def passes(rounds: int) -> dict[str, dict[str, float]]:
     inputs = images.to(memory_format=torch.channels_last)
     eager = partial(loss_of, build_model("lenet5").train())
     calls["channels last, bfloat16 under autocast"] = partial(once, eager, inputs, narrow)
-    plain = partial(torch.backends.mkldnn.flags, enabled=False)
     with_passes = partial(once, partial(loss_of, build_model("lenet5").train()), images, contextlib.nullcontext)
 
     def without_onednn() -> None:
-        with plain():
+        with torch.backends.mkldnn.flags(enabled=False):
             with_passes()
 
     calls["channels first, without oneDNN"] = without_onednn
-    return in_turn(calls, rounds, 1e3)
+    return alternate(calls, rounds, 1e3)
 
 
 class Weightless(nn.Module):
-    """A network's parameters and next to no passes: its outputs are one number of each tensor, added up."""
+    """A network's parameters with next to no passes: the output is the sum of one number of each tensor."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -103,12 +100,12 @@ class Weightless(nn.Module):
         return torch.stack([parameter.view(-1)[0] for parameter in self.network.parameters()]).sum().expand(BATCH, 10)
 
 
-def engine(rounds: int) -> dict[str, dict[str, float]]:
+def iterations(rounds: int) -> dict[str, dict[str, float]]:
     """Milliseconds of one iteration: of LeNet5, and of its parameters without its passes."""
     torch.manual_seed(0)
     images, targets = torch.randn(IMAGES, 1, 28, 28), torch.randint(10, (IMAGES,))
 
-    def iterations(model: nn.Module, momentum: float) -> Call:
+    def correction_of(model: nn.Module, momentum: float) -> Call:
         batches = TensorBatches(images, targets, BATCH, seed=1, channels_last=True)
         correction = Correction(
             FlatParameters(model),
@@ -133,29 +130,27 @@ def engine(rounds: int) -> dict[str, dict[str, float]]:
 
     lenet5 = build_model("lenet5").train()
     calls = {
-        "LeNet5": iterations(copy.deepcopy(lenet5), 0.0),
-        "LeNet5, momentum": iterations(copy.deepcopy(lenet5), 0.9),
+        "LeNet5": correction_of(copy.deepcopy(lenet5), 0.0),
+        "LeNet5, momentum": correction_of(copy.deepcopy(lenet5), 0.9),
     }
     weightless = Weightless(copy.deepcopy(lenet5))
-    calls["without its passes"] = iterations(copy.deepcopy(weightless), 0.0)
-    calls["without its passes, momentum"] = iterations(copy.deepcopy(weightless), 0.9)
+    calls["without its passes"] = correction_of(copy.deepcopy(weightless), 0.0)
+    calls["without its passes, momentum"] = correction_of(copy.deepcopy(weightless), 0.9)
     calls["what stands for the passes"] = bare_passes(weightless)
-    return in_turn(calls, rounds, 1e3 / ITERATIONS)
+    return alternate(calls, rounds, 1e3 / ITERATIONS)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    parser.add_argument("--out", type=Path, default=CPU / "correction.json")
+    args = parse(parser)
     result: dict[str, Any] = {"environment": record(torch.device("cpu")), "rounds": args.rounds}
     result["passes_ms"] = passes(args.rounds)
-    result["iteration_ms"] = engine(args.rounds)
+    result["iteration_ms"] = iterations(args.rounds)
     result["environment"]["load_after"] = load()
-    text = json.dumps(result, indent=1)
-    print(text)
-    args.out.write_text(text + "\n", encoding="utf-8")
+    save_json(args.out, result)
+    print(args.out.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

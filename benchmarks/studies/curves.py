@@ -3,23 +3,19 @@
     python -m benchmarks.studies.curves digits
     python -m benchmarks.studies.curves lenet5 --data-dir DIR [--models FILE FILE]
 
-writes CASE.{json,csv,png,svg}, CASE-{table,growth}.csv and CASE.md to benchmarks/results/analysis/curves: every curve
-certified, at equal budgets (the gradient steps that LLPF took, batches of 64) and with budgets that grow until that
-helps no more. What was trained and measured is kept, so an interrupted comparison goes on where it was. Without
+writes CASE.{json,csv,png,svg}, CASE-{table,growth}.csv and CASE.md to runs/studies/curves: every curve
+certified, at equal budgets (the gradient steps that LLPF took, batches of 64) and with budgets that grow until the
+peak stops falling. Networks and measurements are cached, so an interrupted comparison continues. Without
 --models the two networks are trained first (LeNet5: 20 epochs as in ``llpf train``).
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.studies.record_path import commit
-from benchmarks.studies.trained import RESULTS, WORK, train
-from llpf_fast.analysis import Problem, write_result
+from benchmarks.studies.study import option_parser, parse, save, train
+from llpf_fast.analysis import Problem
 from llpf_fast.analysis.compare_curves import Comparison, Plan, compare
 from llpf_fast.analysis.curve_methods import TRAINED
 from llpf_fast.batches import stratified_subset
@@ -55,7 +51,7 @@ SEEDS = (1, 2)
 
 
 def markdown(result: Comparison) -> str:
-    """The table, for people."""
+    """The table as Markdown, with notes."""
     lines = [
         "| method | budget | peak training loss | lowest test accuracy | gradient steps | seconds | connected |",
         "|---|---|---|---|---|---|---|",
@@ -69,7 +65,7 @@ def markdown(result: Comparison) -> str:
     about = result.about
     notes = [
         f"Threshold {about['threshold']:g}; peak: certified on the whole training set; no path peaks below "
-        f"{result.rows[0]['higher_end_loss']:.4f}, the higher of the ends' own losses. Test accuracy: on "
+        f"{result.rows[0]['higher_end_loss']:.4f}, the higher loss of the two endpoints. Test accuracy: on "
         f"{about['problem']['test_samples']:,} images. Equal budget: "
         f"{about['equal_budget_steps']:,} gradient steps, what LLPF took. Rates: {about['rate_rule']}. Convergence: "
         f"{about['convergence_rule']}. Seconds are of the one search that is shown, on a machine with other work. "
@@ -79,17 +75,12 @@ def markdown(result: Comparison) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=CASES)
-    parser.add_argument("--data-dir")
+    parser = option_parser(__doc__, "curves", CASES)
     parser.add_argument("--models", nargs=2, metavar="FILE")
     parser.add_argument("--most-steps", type=int)
     parser.add_argument("--test-samples", type=int, help="a fixed stratified subset of the test set")
     parser.add_argument("--equal-only", action="store_true", help="no larger budgets")
-    parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--out", type=Path, default=RESULTS / "curves")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = parse(parser)
     case = CASES[args.case]
     model, data = case["names"]
     files = args.models or [
@@ -107,7 +98,7 @@ def main() -> None:
     )
     networks = problem.networks(files, names=[f"seed {seed}" for seed in SEEDS])
     settings = load_recipe(case["recipe"])
-    # Equal budgets first: they are on disk before the long part begins, which then finds them in the cache.
+    # Equal budgets first: their results are on disk before the long part begins, which reuses them from the cache.
     for converge in (False,) if args.equal_only else (False, True):
         plan = Plan(
             threshold=settings.threshold,
@@ -134,7 +125,7 @@ def main() -> None:
 def write(result: Comparison, about: dict[str, Any], out: Path, case: str) -> None:
     tables = {"table": result.rows, "growth": result.growth}
     numbers = {"rows": result.rows, "growth": result.growth}
-    write_result(out, case, numbers=numbers, tables=tables, about={**result.about, **about, "commit": commit()})
+    save(out, case, numbers=numbers, tables=tables, about={**result.about, **about})
     draw_curves(result, out, case)
     text = markdown(result)
     (out / f"{case}.md").write_text(text, encoding="utf-8")

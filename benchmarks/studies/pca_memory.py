@@ -2,14 +2,13 @@
 
     python -m benchmarks.studies.pca_memory [--waypoints N] [--out DIR]
 
-writes resnet18-memory.json to benchmarks/results/analysis/pca. The waypoints are 8 random states under as many names
-(hard links): memory, reading and arithmetic are those of 1,000 states, the disk holds 0.4 GB. The memory is the highest
-resident set that the system saw (VmHWM) less what the process held before, torch and all.
+writes resnet18-memory.json to runs/studies/pca. The waypoints are hard links to 8 random states: memory, reading and
+arithmetic are those of 1,000 states, and the disk holds 0.4 GB. Memory is the peak resident set (VmHWM) minus the
+resident set before the analysis.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import tempfile
@@ -18,9 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.studies.record_path import commit
-from benchmarks.studies.trained import RESULTS
-from llpf_fast.analysis import write_result
+from benchmarks.studies.study import WORK, option_parser, parse, save
 from llpf_fast.analysis.pca import MEMORY, principal_components
 from llpf_fast.analysis.trajectory import Trajectory
 from llpf_fast.cli.output import Progress
@@ -58,23 +55,22 @@ def peak() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("--waypoints", type=int, default=1000)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--out", type=Path, default=RESULTS / "pca")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    parser.add_argument("--out", type=Path, default=WORK / "pca")
+    args = parse(parser)
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
         path = Trajectory(make_run(Path(folder, "run"), args.waypoints), build_model("resnet18", classes=10))
         size = sum(waypoint.path.stat().st_size for waypoint in path.waypoints)
         with open("/proc/self/clear_refs", "w") as reset:
             reset.write("5")
-        before, began = peak(), time.monotonic()
+        before, start = peak(), time.monotonic()
         with Progress("step") as progress:
-            found = principal_components([path], progress=progress.update)
-        seconds, grown = time.monotonic() - began, peak() - before
+            components = principal_components([path], progress=progress.update)
+        seconds, grown = time.monotonic() - start, peak() - before
     print(f"{grown:.0f} MB, {seconds:.0f} s")
-    write_result(
+    save(
         args.out,
         "resnet18-memory",
         numbers={
@@ -85,9 +81,9 @@ def main() -> None:
             "peak_megabytes_of_the_analysis": grown,
             "peak_megabytes_of_the_process": before + grown,
             "seconds": seconds,
-            "explained": found.whole.explained.tolist(),
+            "explained": components.whole.explained.tolist(),
         },
-        about={"commit": commit(), "distinct_states": min(DISTINCT, len(path))},
+        about={"distinct_states": min(DISTINCT, len(path))},
     )
 
 

@@ -1,23 +1,18 @@
-"""The plane through a path's ends and its farthest waypoint, and what the path's shadow on it hides.
+"""Loss in the plane through a path's endpoints and its farthest waypoint, and of the path beside the plane.
 
     python -m benchmarks.studies.plane CASE RUN [--data-dir DIR]
 
-writes CASE{,-surface}.{png,svg,csv} and CASE.json to benchmarks/results/analysis/plane: 21 x 21 points, each on a fixed
+writes CASE{,-surface}.{png,svg,csv} and CASE.json to runs/studies/plane: 21 x 21 points, each on a fixed
 stratified subset of 2,000 training samples. What is read off the picture under the path is the loss of its shadow; its
 own stands beside it.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
-import torch
-
-from benchmarks.studies.record_path import commit
-from benchmarks.studies.trained import RESULTS, WORK
-from llpf_fast.analysis import Problem, write_result
+from benchmarks.studies.study import option_parser, parse, save
+from llpf_fast.analysis import Problem
 from llpf_fast.analysis.plane import farthest_from_line, loss_on_plane
 from llpf_fast.analysis.trajectory import Trajectory
 from llpf_fast.cli.output import Progress
@@ -27,35 +22,30 @@ RESOLUTION, SAMPLES = 21, 2000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case")
+    parser = option_parser(__doc__, "plane")
     parser.add_argument("run")
     parser.add_argument("--name", help="what figures call the run")
-    parser.add_argument("--data-dir")
-    parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--out", type=Path, default=RESULTS / "plane")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = parse(parser)
     problem = Problem.from_run(args.run, data_dir=args.data_dir, samples=SAMPLES, cache=args.work / "cache")
     path = Trajectory(args.run, problem.module, name=args.name)
     beside = farthest_from_line(path)
     points = [f"{args.run}@{i}" for i in (0, len(path) - 1, beside)]
     networks = problem.networks(points, names=["start", "destination", f"waypoint {beside}"])
-    began = time.monotonic()
+    start = time.monotonic()
     with Progress("point") as progress:
-        found = loss_on_plane(
+        plane = loss_on_plane(
             problem.evaluator("train", statistics=problem.statistics[-1]),
             networks,
             path=path,
             resolution=RESOLUTION,
             progress=progress.update,
         )
-    draw_plane(found, args.out, args.case)
-    write_result(
+    draw_plane(plane, args.out, args.case)
+    save(
         args.out,
         args.case,
-        numbers={**found.numbers(), "seconds": time.monotonic() - began},
-        about={**problem.about(), "commit": commit(), "run": path.directory.index_digest()},
+        numbers={**plane.numbers(), "seconds": time.monotonic() - start},
+        about={**problem.about(), "run": path.directory.index_digest()},
     )
 
 

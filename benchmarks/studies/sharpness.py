@@ -3,23 +3,19 @@
     python -m benchmarks.studies.sharpness digits
     python -m benchmarks.studies.sharpness lenet5 NAME=RUN [NAME=RUN ...] --data-dir DIR
 
-writes CASE.{json,csv,png,svg}, CASE-{points,ensembles}.csv and CASE.md to benchmarks/results/analysis/sharpness; with
-runs toward the origin also CASE-origin.{csv,png,svg}, against the norm. ``digits`` trains two networks and finds its
-own runs: between them, and from the first toward the origin.
+writes CASE.{json,csv,png,svg}, CASE-{points,ensembles}.csv and CASE.md to runs/studies/sharpness; with
+runs toward the origin also CASE-origin.{csv,png,svg}, against the norm. ``digits`` trains two networks and searches
+two paths: between them, and from the first toward the origin.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.studies.record_path import commit
-from benchmarks.studies.trained import RESULTS, WORK, train
-from llpf_fast.analysis import Problem, write_result
+from benchmarks.studies.study import option_parser, parse, save, train
+from llpf_fast.analysis import Problem
 from llpf_fast.analysis.ensemble import ensemble_along
 from llpf_fast.analysis.sharpness import sharpness_along
 from llpf_fast.cli.find import find_between
@@ -33,7 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 RHO = 0.05
 RECIPE = "mlp-digits-m2m-quick"
-#: Toward the origin, at the pace of the recipe, as long as the norm still falls.
+#: Toward the origin with the recipe's steps, as long as the norm falls.
 ORIGIN = ("mode=m2o", "max_ticks=60")
 
 
@@ -51,7 +47,7 @@ def digits_runs(work: Path) -> dict[str, Path]:
 
 
 def toward_origin(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Test accuracy at the start, at its best and at the end, and what the rise or fall is in standard errors."""
+    """Test accuracy at the start, at its highest and at the end, and its change in standard errors."""
     start, end = rows[0], rows[-1]
     best = max(rows, key=lambda row: row["test_accuracy"])
     error = math.hypot(start["test_accuracy_standard_error"], end["test_accuracy_standard_error"])
@@ -69,7 +65,7 @@ def toward_origin(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def markdown(points: list[dict[str, Any]], ensembles: list[dict[str, Any]], origin: dict[str, Any]) -> str:
-    """The tables, for people."""
+    """The tables as Markdown."""
     lines = [
         "| run | waypoint | norm | training loss | top eigenvalue | trace | SAM, one step | test accuracy |",
         "|---|---|---|---|---|---|---|---|",
@@ -84,33 +80,29 @@ def markdown(points: list[dict[str, Any]], ensembles: list[dict[str, Any]], orig
         f"| {e['run']} | {e['what']} | {e['networks']} | {e['test_loss']:.4f} | {e['test_accuracy']:.4f} |"
         for e in ensembles
     ]
-    for name, found in origin.items():
-        errors = found["change_standard_errors"]
+    for name, summary in origin.items():
+        errors = summary["change_standard_errors"]
         lines += [
             "",
-            f"{name}, toward the origin: test accuracy {found['start']:.4f} at the start, {found['end']:.4f} at "
-            f"{found['end_norm_share']:.2f} of its norm ({errors or 0:+.1f} standard errors, regarding the two as "
-            f"independent), highest {found['best']:.4f} at {found['best_at_norm_share']:.2f}; top eigenvalue times "
-            f"{found['top_eigenvalue_ratio']:.3g}, times the squared norm {found['scaled_top_eigenvalue_ratio']:.3g}.",
+            f"{name}, toward the origin: test accuracy {summary['start']:.4f} at the start, {summary['end']:.4f} at "
+            f"{summary['end_norm_share']:.2f} of its norm ({errors or 0:+.1f} standard errors, regarding the two as "
+            f"independent), highest {summary['best']:.4f} at {summary['best_at_norm_share']:.2f}; top eigenvalue times "
+            f"{summary['top_eigenvalue_ratio']:.3g}, times the squared norm "
+            f"{summary['scaled_top_eigenvalue_ratio']:.3g}.",
         ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=CASES)
+    parser = option_parser(__doc__, "sharpness", CASES)
     parser.add_argument("runs", nargs="*", metavar="NAME=RUN")
-    parser.add_argument("--data-dir")
-    parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--out", type=Path, default=RESULTS / "sharpness")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = parse(parser)
     case = CASES[args.case]
     given = {name: Path(folder) for name, _, folder in (run.partition("=") for run in args.runs)}
     runs = given or digits_runs(args.work)
     by_run: dict[str, list[dict[str, Any]]] = {}
     ensembles: list[dict[str, Any]] = []
-    about: dict[str, Any] = {"commit": commit(), "rho": RHO, "runs": {}}
+    about: dict[str, Any] = {"rho": RHO, "runs": {}}
     with Progress("point") as progress:
         for name, folder in runs.items():
             progress.begin(name)
@@ -121,8 +113,8 @@ def main() -> None:
                 problem, folder, points=case["points"], rho=RHO, probes=case["probes"], progress=progress.update
             )
             by_run[name] = sharp.rows
-            found = ensemble_along(problem, folder, points=case["points"])
-            ensembles += [{"run": name, **row} for row in found.rows]
+            ensemble = ensemble_along(problem, folder, points=case["points"])
+            ensembles += [{"run": name, **row} for row in ensemble.rows]
             run = RunDirectory.open(folder)
             about["runs"][name] = {
                 "mode": (run.run.get("settings") or {}).get("mode"),
@@ -133,7 +125,7 @@ def main() -> None:
     origin = {name: rows for name, rows in by_run.items() if str(about["runs"][name]["mode"]).startswith("m2o")}
     summary = {name: toward_origin(rows) for name, rows in origin.items()}
     points = [{"run": name, **row} for name, rows in by_run.items() for row in rows]
-    write_result(
+    save(
         args.out,
         args.case,
         numbers={"points": points, "ensembles": ensembles, "toward_origin": summary},

@@ -1,26 +1,22 @@
-"""A shortened run on the CPU: little data, the first stages of the way. It shows that everything works, and no more.
+"""A shortened run on the CPU, with little data and the first stages only. It shows that everything works, no more.
 
-    python benchmarks/studies/short_run.py resnet18 --data DIR
-    python benchmarks/studies/short_run.py cct7 --data DIR
+    python -m benchmarks.studies.short_run resnet18 --data-dir DIR
+    python -m benchmarks.studies.short_run cct7 --data-dir DIR
 
 trains two networks on a small fixed subset as `llpf train` does, searches M2M for a few ticks with adaptive pacing,
-certifies the part of the path that was found, which does not arrive, and writes
-benchmarks/results/paths/MODEL-cifar10-m2m-cpu-short.*. The data are CIFAR-10 re-encoded as JPEG. About 15 minutes of
-one core; what --work holds already is used again.
+certifies the path, which does not arrive, and writes runs/studies/paths/MODEL-cifar10-m2m-cpu-short.{json,png}. The
+data are CIFAR-10 re-encoded as JPEG. It takes about 15 minutes of one core; files in --work are used again.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from benchmarks.studies.record_path import RESULTS, record
+from benchmarks.studies.record_path import record
+from benchmarks.studies.study import WORK, option_parser, parse
 from llpf_fast.batches import stratified_subset
 from llpf_fast.cli.train import train_endpoint
 from llpf_fast.data import ImageData, load_dataset, register_dataset
@@ -28,14 +24,13 @@ from llpf_fast.find import PathFinder
 from llpf_fast.models import build_model
 from llpf_fast.path import LowLossPath, load_model_file
 from llpf_fast.recipes import load_recipe
+from llpf_fast.types import StateDict
 from llpf_fast.verify import Refinement
-
-State = dict[str, Tensor]
 
 _SOURCE = "cifar10-jpeg"
 _TEST_IMAGES = 50
-#: A point costs 5 to 10 s: every waypoint, every middle, and a few more where the loss may be highest.
-_LOOK: dict[str, Any] = {
+#: A point costs 5 to 10 s, so: every waypoint, every middle, and a few more where the loss may be highest.
+_VERIFICATION: dict[str, Any] = {
     "interior": 1,
     "refinement": Refinement(rounds=1, gaps=4, most_rounds=2),
     "straight_points": 5,
@@ -44,7 +39,7 @@ _LOOK: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Short:
-    """What is shortened beside the data: training of the endpoints, and overrides of the quick recipe."""
+    """Number of images and ticks, training of the endpoints, and overrides of the quick recipe."""
 
     images: int
     ticks: int
@@ -54,14 +49,14 @@ class Short:
 
 _COMMON = (
     "step.relative=0.05",
-    "pacing=adaptive",
+    "pacing.kind=adaptive",
     "augmentation=none",
     "correction.batch_size=16",
-    "correction.min_rounds=2",
-    "correction.max_rounds=12",
-    "record_every=1",
-    "arrival_every=1000",
-    "checkpoint_every=1000",
+    "correction.window=2",
+    "correction.max_steps=12",
+    "record.every=1",
+    "arrival.every=1000",
+    "record.checkpoint_every=1000",
 )
 _SHORT = {
     "resnet18": Short(
@@ -69,23 +64,29 @@ _SHORT = {
         ticks=15,
         training={"epochs": 12, "batch_size": 20, "lr": 1e-3, "optimizer": "adamw", "schedule": "one-cycle"},
         overrides=(
-            "stages=[{start: 0, layers: [conv1.*, bn1.*]}, {start: 5, layers: [conv1.*, bn1.*, layer1.*]}, "
+            "schedule.stages=[{start: 0, layers: [conv1.*, bn1.*]}, {start: 5, layers: [conv1.*, bn1.*, layer1.*]}, "
             "{start: 10, layers: [conv1.*, bn1.*, layer1.*, layer2.*]}]",
-            "screen_size=100",
+            "screening.samples=100",
         ),
     ),
-    # Kept smaller than ResNet18's: an image costs more than twice as much.
+    # Fewer images than ResNet18: each costs more than twice as much.
     "cct7": Short(
         images=32,
         ticks=12,
         training={"epochs": 40, "batch_size": 4, "lr": 5e-4, "optimizer": "adamw", "schedule": "one-cycle"},
-        overrides=("schedule=data-flow", "data_flow={ticks: 2}", "screen_size=0", "correction.batch_size=8"),
+        overrides=(
+            "schedule.kind=data-flow",
+            "schedule.ticks=2",
+            "schedule.distance=null",
+            "screening.samples=0",
+            "correction.batch_size=8",
+        ),
     ),
 }
 
 
 def register_subset(images: int) -> str:
-    """Name under which a fixed stratified subset of the data is registered from now on; it says how small it is."""
+    """Register a fixed stratified subset of the data; returns its name, which contains its size."""
     name = f"{_SOURCE} ({images} of 50,000 images)"
     known: list[ImageData] = []
 
@@ -112,9 +113,9 @@ def register_subset(images: int) -> str:
     return name
 
 
-def shares_left(names: list[str], start: State, here: State, destination: State) -> dict[str, float]:
-    """Share of the distance between the ends that is left, for the layers where it is less than 98%."""
-    shares = {n: float((destination[n] - here[n]).norm() / (destination[n] - start[n]).norm()) for n in names}
+def shares_left(names: list[str], start: StateDict, point: StateDict, destination: StateDict) -> dict[str, float]:
+    """Remaining share of the distance start to destination, for the layers where it is below 98 %."""
+    shares = {n: float((destination[n] - point[n]).norm() / (destination[n] - start[n]).norm()) for n in names}
     return {name: round(share, 4) for name, share in shares.items() if share < 0.98}
 
 
@@ -124,9 +125,8 @@ def pictured(images: int) -> str:
 
 def covers(waypoints: int) -> str:
     return (
-        f"the part found, {waypoints} waypoints from the start: max_loss is the highest along it, destination_loss is "
-        "that of its last waypoint, to which straight_line leads too; connected is false because the destination is "
-        "not reached"
+        f"{waypoints} waypoints from the start: max_loss is the highest loss along them, destination_loss that of the "
+        "last waypoint, where straight_line ends too; connected is false because the destination is not reached"
     )
 
 
@@ -135,15 +135,14 @@ def short_run(model: str, data_dir: str, work: Path, out: Path, images: int | No
     images, ticks = images or short.images, ticks or short.ticks
     data_name = register_subset(images)
     work.mkdir(parents=True, exist_ok=True)
-    ends = [work / f"{model}-{images}-{seed}.model.pt" for seed in (1, 2)]
-    for seed, file in enumerate(ends, 1):
+    files = [work / f"{model}-{images}-{seed}.model.pt" for seed in (1, 2)]
+    for seed, file in enumerate(files, 1):
         if not file.exists():
             train_endpoint(model, data_name, file, seed=seed, data_dir=data_dir, **short.training)
     data = load_dataset(data_name, data_dir)
     recipe = f"{model}-cifar10-m2m-quick"
-    settings = load_recipe(recipe, [*_COMMON, *short.overrides, f"max_ticks={ticks}"])
-    settings.data = data_name
-    start, destination = (load_model_file(file).state for file in ends)
+    settings = load_recipe(recipe, [*_COMMON, *short.overrides, f"max_ticks={ticks}", f"data={data_name}"])
+    start, destination = (load_model_file(file).state for file in files)
     run = work / f"{model}-{images}-{ticks}-run"
     PathFinder(
         build_model(model, classes=data.classes),
@@ -154,39 +153,42 @@ def short_run(model: str, data_dir: str, work: Path, out: Path, images: int | No
         out=run,
         resume=run.exists(),
         progress=lambda at: print(f"tick {at.tick}: loss {at.loss:.4f}, {at.rounds} rounds, {at.seconds:.0f} s"),
-        provenance={"recipe": recipe, "start": ends[0].name, "destination": ends[1].name},
+        provenance={"recipe": recipe, "start": files[0].name, "destination": files[1].name},
     ).run()
     path = LowLossPath(run)
     names = [name for name, _ in build_model(model, classes=data.classes).named_parameters()]
     left = shares_left(names, start, path[-1], destination)
     label = {
-        "label": "shortened run on the CPU: it shows that everything works, nothing about the full data set",
+        "label": "shortened run on the CPU; it says nothing about the full data set",
         "data": f"{images} of the 50,000 training images and {_TEST_IMAGES} test images of CIFAR-10 re-encoded as JPEG",
         "covers": covers(len(path)),
         "distance_left": left,
         "endpoints": short.training,
     }
     numbers = record(
-        run, f"{model}-cifar10-m2m-cpu-short", data_dir, out=out, label=label, pictured=pictured(images), **_LOOK
+        run,
+        f"{model}-cifar10-m2m-cpu-short",
+        data_dir,
+        out=out,
+        label=label,
+        pictured=pictured(images),
+        **_VERIFICATION,
     )
-    verdict = numbers["certificate"]
-    print(
-        f"{model}: highest training loss on the part found {verdict['max_loss']:.4f}; {'; '.join(verdict['reasons'])}"
-    )
+    certificate = numbers["certificate"]
+    print(f"{model}: highest training loss {certificate['max_loss']:.4f}; {'; '.join(certificate['reasons'])}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("model", choices=sorted(_SHORT))
-    parser.add_argument("--data", required=True, help="folder that holds cifar10-jpeg.npz")
+    parser.add_argument("--data-dir", required=True, help="folder of cifar10-jpeg.npz")
     parser.add_argument("--images", type=int, help="training images (resnet18: 200, cct7: 32)")
     parser.add_argument("--ticks", type=int, help="resnet18: 15, cct7: 12")
     parser.add_argument("--work", type=Path, help="folder of endpoints and run; a temporary one when missing")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    work = arguments.work or Path(tempfile.mkdtemp(prefix="llpf-short-"))
-    short_run(arguments.model, arguments.data, work, arguments.out, arguments.images, arguments.ticks)
+    parser.add_argument("--out", type=Path, default=WORK / "paths", help="folder of the results")
+    args = parse(parser)
+    work = args.work or Path(tempfile.mkdtemp(prefix="llpf-short-"))
+    short_run(args.model, args.data_dir, work, args.out, args.images, args.ticks)
 
 
 if __name__ == "__main__":

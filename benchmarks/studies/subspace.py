@@ -4,22 +4,20 @@
     python -m benchmarks.studies.subspace digits
     python -m benchmarks.studies.subspace lenet5 --data-dir DIR
 
-writes CASE.{json,csv,png,svg} to benchmarks/results/analysis/subspace. LeNet5 trains on a fixed stratified subset of
+writes CASE.{json,csv,png,svg} to runs/studies/subspace. LeNet5 trains on a fixed stratified subset of
 10,000 MNIST images.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.studies.record_path import commit
-from benchmarks.studies.trained import RESULTS, WORK
-from llpf_fast.analysis import Problem, write_result
+from benchmarks.studies.study import option_parser, parse, save
+from llpf_fast.analysis import Problem
 from llpf_fast.analysis.subspace import SubspaceSettings, baseline_accuracy, intrinsic_dimension
 from llpf_fast.analysis.toy_landscapes import best_distance_law, is_reached, nearest_in_subspace
 from llpf_fast.batches import stratified_subset
@@ -28,7 +26,7 @@ from llpf_fast.data import load_dataset
 from llpf_fast.models import build_model
 from llpf_fast.report.widths import draw_subspace, draw_wedge_law
 
-#: Of the wedge: ambient dimension, the wedge's own, draws a subspace.
+#: Of the wedge: ambient dimension, dimension of the wedge, draws for each dimension of the subspace.
 SIZE, WEDGE, DRAWS = 100, 40, 50
 CASES: dict[str, dict[str, Any]] = {
     "digits": {
@@ -60,25 +58,25 @@ def wedge(out: Path) -> None:
     basis = torch.linalg.qr(torch.randn(SIZE, WEDGE, generator=draws, dtype=torch.float64)).Q
     rows = []
     for dimension in range(0, SIZE - WEDGE + 11, 5):
-        found = []
+        distances = []
         for _ in range(DRAWS):
             point = torch.randn(SIZE, generator=draws, dtype=torch.float64)
             directions = torch.randn(SIZE, dimension, generator=draws, dtype=torch.float64)
-            found.append(nearest_in_subspace(point, directions, basis)[1] / float(point.norm()))
+            distances.append(nearest_in_subspace(point, directions, basis)[1] / float(point.norm()))
         rows.append(
             {
                 "dimension": dimension,
                 "law": best_distance_law(1.0, SIZE, WEDGE, dimension),
-                "root_mean_square": math.sqrt(sum(value**2 for value in found) / DRAWS),
-                "nearest": min(found),
-                "farthest": max(found),
-                "reached": sum(value < 1e-9 for value in found) / DRAWS,
+                "root_mean_square": math.sqrt(sum(value**2 for value in distances) / DRAWS),
+                "nearest": min(distances),
+                "farthest": max(distances),
+                "reached": sum(value < 1e-9 for value in distances) / DRAWS,
                 "reached_by_law": float(is_reached(SIZE, WEDGE, dimension)),
             }
         )
-    about = {"D": SIZE, "n": WEDGE, "draws": DRAWS, "commit": commit(), "expected": EXPECTED["wedge"]}
+    about = {"D": SIZE, "n": WEDGE, "draws": DRAWS, "expected": EXPECTED["wedge"]}
     agrees = all(row["reached"] == row["reached_by_law"] for row in rows)
-    write_result(out, "wedge", numbers={"rows": rows, "reached_as_by_law": agrees}, about=about)
+    save(out, "wedge", numbers={"rows": rows, "reached_as_by_law": agrees}, about=about)
     draw_wedge_law(rows, SIZE, WEDGE, out, "wedge")
     print(f"wedge: reached as the law says: {agrees}")
 
@@ -100,30 +98,24 @@ def network(name: str, work: Path, data_dir: str | None, out: Path) -> None:
     with Progress("run") as progress:
         baseline = baseline_accuracy(problem, starts[0], case["settings"], progress=progress.update)
         progress.begin("subspaces")
-        found = intrinsic_dimension(
+        dimension = intrinsic_dimension(
             problem, starts, case["dimensions"], case["settings"], baseline=baseline, progress=progress.update
         )
     about = {
         **problem.about(),
-        "commit": commit(),
         "settings": vars(case["settings"]),
         "seeds": list(case["seeds"]),
         "expected": EXPECTED[name],
-        "in_words": found.in_words(),
+        "in_words": dimension.in_words(),
     }
-    write_result(out, name, numbers=found.numbers(), about=about)
-    draw_subspace({f"{model} on {loaded.label}": found}, out, name, note=found.in_words())
-    print(f"{name}: {found.in_words()}")
+    save(out, name, numbers=dimension.numbers(), about=about)
+    draw_subspace({f"{model} on {loaded.label}": dimension}, out, name, note=dimension.in_words())
+    print(f"{name}: {dimension.in_words()}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=["wedge", *CASES])
-    parser.add_argument("--data-dir")
-    parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--out", type=Path, default=RESULTS / "subspace")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    parser = option_parser(__doc__, "subspace", ["wedge", *CASES])
+    args = parse(parser)
     if args.case == "wedge":
         wedge(args.out)
     else:

@@ -1,15 +1,13 @@
-"""How far toward the origin finished runs came, and what test accuracy did on the way.
+"""Training loss and test accuracy of M2O runs against the norm of the network.
 
-    python -m benchmarks.studies.toward_origin NAME=RUN [NAME=RUN ...] --data DIR [--out STEM]
+    python -m benchmarks.studies.toward_origin NAME=RUN [NAME=RUN ...] --data-dir DIR [--out STEM]
 
-writes STEM.json, STEM.png and STEM.svg (benchmarks/results/paths/lenet5-mnist-toward-origin). Norms are the whole
-network's, as a share of the start's; every figure is of a waypoint on disk, on the whole training and test set.
+writes STEM.json, STEM.png and STEM.svg (runs/studies/toward-origin). Norms are the whole network's, as a share of the
+start's. Every value is of a waypoint on disk, on the whole training and test set.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.studies.record_path import RESULTS, commit
+from benchmarks.studies.study import WORK, commit, option_parser, parse, save_json
 from llpf_fast.data import load_dataset
 from llpf_fast.models import accuracy, build_model
 from llpf_fast.ops.environment import describe
@@ -89,16 +87,14 @@ def draw(runs: dict[str, dict[str, Any]], stem: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--out", type=Path, default=RESULTS / "lenet5-mnist-toward-origin")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    runs = {name: along(Path(folder), args.data) for name, _, folder in (run.partition("=") for run in args.runs)}
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--out", type=Path, default=WORK / "toward-origin")
+    args = parse(parser)
+    runs = {name: along(Path(folder), args.data_dir) for name, _, folder in (run.partition("=") for run in args.runs)}
     numbers = {"commit": commit(), "environment": describe(torch.device("cpu")), "runs": runs}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    save_json(args.out.with_suffix(".json"), numbers)
     draw(runs, args.out)
     for name, run in runs.items():
         for p in run["points"]:

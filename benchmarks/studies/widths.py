@@ -3,22 +3,18 @@
     python -m benchmarks.studies.widths digits
     python -m benchmarks.studies.widths lenet5 --data-dir DIR
 
-writes CASE.{json,csv,png,svg} to benchmarks/results/analysis/widths. LeNet5 trains on a fixed stratified subset of
-10,000 MNIST images for 4 epochs; trained networks are kept, so an interrupted sweep goes on where it was.
+writes CASE.{json,csv,png,svg} to runs/studies/widths. LeNet5 trains on a fixed stratified subset of
+10,000 MNIST images for 4 epochs; trained networks are cached, so an interrupted sweep continues.
 """
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from benchmarks.studies.record_path import commit
-from benchmarks.studies.trained import RESULTS, WORK
-from llpf_fast.analysis import Problem, write_result
+from benchmarks.studies.study import option_parser, parse, save
+from llpf_fast.analysis import Problem
 from llpf_fast.analysis.width_sweep import Training, WidthSweep, width_sweep
 from llpf_fast.analysis.widths import WidthSettings
 from llpf_fast.batches import stratified_subset
@@ -66,32 +62,27 @@ EXPECTED: dict[str, dict[str, int]] = {
     "width": {"final_width": 1},
 }
 SOURCE = (
-    "algorithm-facts.md C.2 (reported: higher learning rate, smaller batch, stronger L2, wider network all raise the "
-    "width) and C.3 (own digits prototype: weight decay increases only the relative width)"
+    "reported: higher learning rate, smaller batch, stronger L2 and wider network all raise the width; in a prototype "
+    "on digits, weight decay raised only the relative width"
 )
 
 
 def agreement(sweep: WidthSweep) -> list[dict[str, Any]]:
-    """A row an expectation: the sign expected, the correlation found, whether they agree."""
-    found = {(row["axis"], row["measure"]): row["rho"] for row in sweep.trends()}
+    """A row for each expectation: expected sign, measured correlation, whether they agree."""
+    correlations = {(row["axis"], row["measure"]): row["rho"] for row in sweep.trends()}
     rows = []
     for axis in sweep.axes:
         for measure, sign in EXPECTED[axis].items():
-            rho = found[axis, measure]
+            rho = correlations[axis, measure]
             agrees = None if rho is None else rho * sign > 0
             rows.append({"axis": axis, "measure": measure, "expected_sign": sign, "rho": rho, "agrees": agrees})
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=CASES)
-    parser.add_argument("--data-dir")
+    parser = option_parser(__doc__, "widths", CASES)
     parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--out", type=Path, default=RESULTS / "widths")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = parse(parser)
     case = CASES[args.case]
     model, data = case["names"]
     loaded = load_dataset(data, args.data_dir)
@@ -127,7 +118,6 @@ def main() -> None:
     tables = {"networks": [cell.row() for cell in sweep.cells], "summary": sweep.summary(), "trends": sweep.trends()}
     about = {
         **problem_of(None).about(),
-        "commit": commit(),
         "law": sweep.law,
         "base": vars(sweep.base),
         "seeds": list(args.seeds or case["seeds"]),
@@ -136,7 +126,7 @@ def main() -> None:
         "expected_from": SOURCE,
     }
     compared = agreement(sweep)
-    write_result(args.out, args.case, numbers={"axes": sweep.axes, "agreement": compared, **tables}, about=about)
+    save(args.out, args.case, numbers={"axes": sweep.axes, "agreement": compared, **tables}, about=about)
     draw_sweep(sweep, args.out, args.case)
     for row in compared:
         print(f"{args.case}: {row}")

@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.studies.split_epochs import Split, compare_children, draw_split, medians, prediction_ranks
 from llpf_fast.analysis import Problem
 from llpf_fast.analysis.linear import linear_connectivity
 from llpf_fast.analysis.predict import predict_barrier
 from llpf_fast.analysis.restricted import RestrictedLoss
-from llpf_fast.analysis.split import Split, compare_children, medians, prediction_ranks
-from llpf_fast.report.draw_split import draw_split
 
 from .toy_networks import Tanh, random_classes
 
