@@ -29,17 +29,7 @@ from ..types import LossFunction
 from ..user_code import loss_function
 from ..verify import Evaluator
 from ..verify.evaluator import Statistics
-from ..verify.run import (
-    SCREEN_SIZE,
-    Samples,
-    recorded_folder,
-    recorded_loss,
-    recorded_model,
-    recorded_name,
-    recorded_provenance,
-    recorded_settings,
-    recorded_task,
-)
+from ..verify.run import SCREEN_SIZE, RunOrigin, Samples
 from .cache import CachedEvaluator, Evaluate, evaluating_code
 from .mini_batches import mini_batches
 from .networks import Networks, Source, load_networks
@@ -133,23 +123,23 @@ class Problem:
         Points are measured as the search did: its loss, BatchNorm statistics, samples a forward pass. ``options``:
         samples, seed, device, cache, batch_size, usual_statistics.
         """
-        run = RunDirectory.open(folder)
-        settings, task = recorded_settings(run), recorded_task(run)
+        origin = RunOrigin(RunDirectory.open(folder))
+        settings, task = origin.settings, origin.task
         names = {key: value for key in ("model", "data") if isinstance(value := settings.get(key), str)}
-        module = recorded_model(run) if model is None else model
+        module = origin.model() if model is None else model
         if train is None:
-            data = load_dataset(recorded_name(run, "data"), recorded_folder(run) if data_dir is None else data_dir)
-            train, test = _held(data.train, "training data"), data.test if test is None else test
+            train_data, test_data = origin.data(data_dir)
+            train, test = _held(train_data, "training data"), test_data if test is None else test
             if model is None:
-                _check_images(recorded_name(run, "model"), train)
+                _check_images(origin.name("model"), train)
         if isinstance(task.get("evaluation_batch_size"), int):
             options.setdefault("batch_size", task["evaluation_batch_size"])
         if settings.get("statistics") == "reestimated":
             options.setdefault("usual_statistics", "reestimated")
-        named = recorded_provenance(run).get("loss")
+        named = origin.provenance.get("loss")
         if loss_fn is None and isinstance(named, str):
             names["loss"] = named
-        loss = recorded_loss(run) if loss_fn is None else loss_fn
+        loss = origin.loss() if loss_fn is None else loss_fn
         return cls(module, loss, train=train, test=test, names=names, **options)
 
     @classmethod

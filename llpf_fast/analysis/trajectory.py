@@ -19,7 +19,7 @@ from ..errors import LLPFError
 from ..path import RunDirectory, compare_architectures
 from ..path.state import differences, shapes
 from ..user_code import is_code
-from ..verify.run import recorded_model, recorded_settings
+from ..verify.run import RunOrigin
 from .networks import Networks
 
 Matrix = NDArray[np.float64]
@@ -196,11 +196,12 @@ def architecture(run: RunDirectory) -> nn.Module | None:
 
     Code that a run names is not executed for that.
     """
-    name = recorded_settings(run).get("model")
+    origin = RunOrigin(run)
+    name = origin.settings.get("model")
     if not isinstance(name, str) or is_code(name):
         return None
     try:
-        module = recorded_model(run)
+        module = origin.model()
         if known := run.waypoints():
             compare_architectures(known[0].load(), module.state_dict(), "the run", "the model")
     except LLPFError:

@@ -1,4 +1,4 @@
-"""Evaluation of points, and the certificate of a polyline. Knows nothing of how a path was found."""
+"""Evaluation of points, and the certificate of a polyline: from files and data alone, without the search."""
 
 from .arc_length import PathLocation
 from .certificate import Certificate, certify

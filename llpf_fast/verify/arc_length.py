@@ -1,4 +1,4 @@
-"""Arc length along a polyline, and how densely to look at first."""
+"""Arc length along a polyline, and the points of each segment that are evaluated first."""
 
 from __future__ import annotations
 
@@ -11,67 +11,87 @@ from dataclasses import dataclass
 from ..path.polyline import Polyline, Position
 from .refinement import Gap
 
-#: Of the path's length: what neighbouring points are apart before refinement, but for their random shifts. The closing
-#: segment of a path may be a third of its length; counting points per segment instead would look there as rarely as
-#: between ticks.
+#: Largest distance between neighbouring points before refinement, less their random shifts, as a share of the path's
+#: length. Not a number of points a segment: the closing segment may be a third of the path, and needs as dense points.
 SPACING = 1 / 64
-#: Inside every segment that changes anything: fewer show no curvature.
+#: Points inside every segment that changes anything: fewer show no curvature.
 _FEWEST = 3
-#: How far a point is shifted by itself, as a share of the distance between neighbouring points: equally spaced places
-#: a path could be made for.
-_OWN = 1 / 8
-#: Likewise, how close a point may come to a waypoint or the middle: from points that meet no curvature can be told.
-_ASIDE = 1 / 16
+#: Largest random shift of a single point, as a share of the spacing: a path could be made to be low at equally spaced
+#: points.
+_SHIFT = 1 / 8
+#: Smallest distance of a point from a waypoint or the middle, as a share of the spacing: points that coincide show no
+#: curvature.
+_CLOSEST = 1 / 16
+
+
+@dataclass(frozen=True)
+class PathLocation:
+    """A point of a path: ``fraction`` (0 <= fraction < 1) of the way from waypoint ``waypoint`` to the next.
+
+    ``arc`` is the share (0..1) of the polyline's length that lies before it.
+    """
+
+    waypoint: int
+    fraction: float
+    arc: float
+
+    def __str__(self) -> str:
+        return f"waypoint {self.waypoint}" + (f" + {self.fraction:g}" if self.fraction else "")
 
 
 class ArcLength:
     """Arc length along a polyline.
 
-    Parameters and buffers have scales of their own (weights beside BatchNorm's variances), so each is measured by
-    itself, and a segment's share of the path is the larger of its shares of the two lengths.
+    Parameters and buffers are measured separately, because they have different scales (weights beside BatchNorm's
+    variances). A segment's share of the path is the larger of its shares of the two lengths.
+
+    Args:
+        names: of the parameters; all other tensors are buffers. None: all tensors are parameters.
+
+    Attributes:
+        changes: what changes in each segment.
+        total, buffers: L2 length of the whole path, of the parameters and of the buffers.
 
     Raises:
         LLPFError: a tensor changes its dtype or shape along the path, appears or vanishes.
     """
 
     def __init__(self, line: Polyline, names: Collection[str] | None) -> None:
-        #: What changes in each segment.
         self.changes = line.changes(names)
         parameters = [change.parameters for change in self.changes]
         buffers = [change.buffers for change in self.changes]
-        #: L2 length of the whole path, of the parameters and of all other tensors.
         self.total, self.buffers = math.fsum(parameters), math.fsum(buffers)
         equal = [1 / max(line.segments, 1)] * line.segments
-        # A kind with NaN or infinities has no length: equally long segments still put the points in order.
+        # NaN or infinite values have no length: equally long segments still put the points in order.
         kinds = [
             [length / total for length in lengths] if math.isfinite(total) else equal
             for lengths, total in ((parameters, self.total), (buffers, self.buffers))
             if total != 0
         ]
         self._shares = [max(shares) for shares in zip(*kinds, strict=True)] if kinds else equal
-        self._arcs = _sums(kinds[0] if kinds else equal)
-        self._along = _sums(self._shares)
+        self._arcs = _cumulative(kinds[0] if kinds else equal)
+        self._along = _cumulative(self._shares)
 
-    def place(self, position: Position) -> PathLocation:
-        """Where that is, its ``arc`` by the parameters' length (by the buffers' where no parameter changes)."""
-        return PathLocation(*position, _at(self._arcs, position) / (self._arcs[-1] or 1.0))
+    def location(self, position: Position) -> PathLocation:
+        """``position`` with its ``arc``, by the parameters' length (by the buffers' where no parameter changes)."""
+        return PathLocation(*position, _value_at(self._arcs, position) / (self._arcs[-1] or 1.0))
 
-    def along(self, position: Position) -> float:
-        """How much of the path lies before, as the sum of the segments' shares (1 to 2 at its end)."""
-        return _at(self._along, position)
+    def distance_along(self, position: Position) -> float:
+        """The length before ``position``, as the sum of the segments' shares (1 to 2 at the last waypoint)."""
+        return _value_at(self._along, position)
 
-    def share(self, gap: Gap) -> float:
+    def gap_share(self, gap: Gap) -> float:
         """The gap's share (0..1) of the path's length."""
         return gap.width * self._shares[gap.waypoint]
 
-    def inner(self, interior: int | None, chance: random.Random) -> list[list[float]]:
-        """Where to look inside each segment, as fractions of it in ascending order.
+    def interior_points(self, count: int | None, generator: random.Random) -> list[list[float]]:
+        """The points inside each segment, as ascending fractions of it; none where nothing changes.
 
-        ``interior`` points (None: as many as a distance of ``SPACING`` takes), at least 3; none where nothing changes.
-        One is the middle; the others are equally spaced, begin at random, and are shifted a little at random each.
+        ``count`` points a segment (None: as many as a distance of ``SPACING`` takes), at least 3. One is the middle;
+        the others are equally spaced from a random offset on, and each is shifted a little at random.
         """
         return [
-            _spread(max(self._count(share) if interior is None else interior, _FEWEST), chance) if change.any else []
+            _spread(max(self._count(share) if count is None else count, _FEWEST), generator) if change.any else []
             for share, change in zip(self._shares, self.changes, strict=True)
         ]
 
@@ -82,38 +102,26 @@ class ArcLength:
         return pieces - 1
 
 
-def _spread(count: int, chance: random.Random) -> list[float]:
-    """The middle of a segment, and one place less than ``count`` around it, as fractions in ascending order."""
-    pieces, begin = count - 1, chance.random()
-    places = [pieces / 2]
+def _spread(count: int, generator: random.Random) -> list[float]:
+    """The middle of a segment and ``count`` - 1 points around it, as ascending fractions."""
+    pieces, offset = count - 1, generator.random()
+    points = [pieces / 2]
     for piece in range(pieces):
-        place = min(max(piece + begin + chance.uniform(-_OWN, _OWN), _ASIDE), pieces - _ASIDE)
-        if abs(place - places[0]) < _ASIDE:
-            place = places[0] + math.copysign(_ASIDE, place - places[0])
-        places.append(place)
-    return [place / pieces for place in sorted(places)]
+        shifted = piece + offset + generator.uniform(-_SHIFT, _SHIFT)
+        point = min(max(shifted, _CLOSEST), pieces - _CLOSEST)
+        if abs(point - points[0]) < _CLOSEST:
+            point = points[0] + math.copysign(_CLOSEST, point - points[0])
+        points.append(point)
+    return [point / pieces for point in sorted(points)]
 
 
-def _sums(shares: Sequence[float]) -> list[float]:
-    """What lies before each waypoint."""
+def _cumulative(shares: Sequence[float]) -> list[float]:
+    """The sum of ``shares`` before each waypoint."""
     return [0.0, *itertools.accumulate(shares)]
 
 
-def _at(sums: Sequence[float], position: Position) -> float:
+def _value_at(sums: Sequence[float], position: Position) -> float:
     before = sums[position.waypoint]
     if position.fraction:
         before += position.fraction * (sums[position.waypoint + 1] - before)
     return before
-
-
-@dataclass(frozen=True)
-class PathLocation:
-    """Where on a path: ``fraction`` of the way from waypoint ``waypoint`` to the next; ``arc`` is the share (0..1) of
-    the polyline's length that lies before it."""
-
-    waypoint: int
-    fraction: float
-    arc: float
-
-    def __str__(self) -> str:
-        return f"waypoint {self.waypoint}" + (f" + {self.fraction:g}" if self.fraction else "")

@@ -1,4 +1,4 @@
-"""What a certificate says."""
+"""``certify`` and ``Certificate``: whether a polyline stays below a threshold, and what that verdict rests on."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ from ..path.polyline import Polyline, Position
 from ..types import ProgressCallback
 from .arc_length import ArcLength, PathLocation
 from .evaluator import WorkerPool
-from .path_sampler import Evaluate, LinePoint, PathPoint, PathSampler, nan_highest
-from .refinement import Refinement
+from .path_sampler import Evaluate, LinePoint, PathPoint, PathSampler
+from .refinement import Refinement, nan_as_inf
 
 Verdict = Literal["connected", "not connected", "undecided"]
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """The verdict over a polyline, and everything it rests on.
+    """The verdict on a polyline, and what it rests on.
 
-    ``verdict`` is "connected" where the loss on the training set is finite and at most ``threshold`` at every
-    evaluated point, on all samples where those were evaluated and clearly below it on the screening subset elsewhere;
-    where no gap between evaluated points may exceed the threshold, estimated from the curvature; and where
-    (``verify_run``) the polyline leads from the run's start to its destination. It is "not connected" where one of
-    these is known not to hold: ``reasons`` says which. Else it is "undecided": ``undecided`` says what is open, and
-    what would settle it. ``connected`` is true where both lists are empty. What lies between evaluated points is
-    estimated, not proved; ``resolution`` says how close they are, and the ``seed`` of their random places.
+    ``verdict`` is "connected" where three conditions hold. The loss on the training set is finite and at most
+    ``threshold`` at every evaluated point: on all samples where those were evaluated, elsewhere clearly below the
+    threshold on the screening subset. No gap between evaluated points may exceed the threshold, by an estimate from the
+    curvature. With ``verify_run``, the polyline leads from the run's start to its destination.
 
-    ``differs`` says in what the data, the loss or the settings are not those of the search; ``notes`` what else a
+    ``verdict`` is "not connected" where one of these is known not to hold: ``reasons`` says which. Otherwise it is
+    "undecided": ``undecided`` says what is open and what would settle it. ``connected`` is true where both lists are
+    empty. The loss between evaluated points is estimated, not proved; ``resolution`` says how close the points are and
+    gives the ``seed`` of their random offsets.
+
+    ``differs`` says in what the data, the loss or the settings are not those of the search; ``notes`` says what else a
     reader should know. Neither changes the verdict.
 
-    Losses are means over samples; ``lengths`` are L2: ``arc`` and ``straight`` of the parameters, in their units, and
-    ``buffers_arc`` and ``buffers_straight`` of all other tensors; accuracies are 0..1. ``max_loss`` is NaN or infinite
-    where a loss is. ``max_loss_standard_error`` is None where ``max_loss`` is over all samples.
+    Losses are means over samples, NaN or infinite where they came out so. ``max_loss_standard_error`` is None where
+    ``max_loss`` is over all samples. Accuracies are 0..1. ``lengths`` are L2: ``arc`` and ``straight`` of the
+    parameters, ``buffers_arc`` and ``buffers_straight`` of all other tensors.
     """
 
     connected: bool
@@ -98,50 +100,56 @@ def certify(
     differs: Iterable[str] = (),
     notes: Iterable[str] = (),
 ) -> Certificate:
-    """Evaluate the polyline through ``waypoints`` and judge it against ``threshold``.
+    """Evaluate the polyline through ``waypoints`` and compare its training loss with ``threshold``.
 
     Every waypoint and points inside each segment that changes anything are evaluated with ``evaluate_train`` and
-    ``evaluate_test``; then the gaps where the loss may be highest, or above the threshold, are halved
-    (:class:`Refinement`; training set only).
-    Values between two waypoints a, b are a + f (b - a) in float64 or complex128; what both have alike stays as it is.
+    ``evaluate_test``. Then the gaps where the loss may be highest, or above the threshold, are halved
+    (:class:`Refinement`; training set only). The values between two waypoints a and b are a + f (b - a) in float64 or
+    complex128; values that do not change are passed through.
 
-    With ``full_train`` given, ``evaluate_train`` is taken for a screening subset of it, and ``full_train`` then
-    evaluates: the endpoints, the ``worst`` highest points (1/128 of the path apart), every point whose screened loss is
-    not clearly below the threshold (three standard errors, and twice the most by which all samples were seen to exceed
-    the subset; worst first, until one is truly above), up to ``worst`` times whatever point is highest after that, and
-    the ends of gaps that the subset leaves open. Where both are known the full value counts. A screened evaluation
-    whose standard error is None, 0 or NaN decides nothing.
+    With ``full_train``, ``evaluate_train`` is a screening subset of it. ``full_train`` then evaluates:
+
+    - the endpoints, and the ``worst`` highest points (1/128 of the path apart);
+    - every point whose screened loss is not clearly below the threshold: by three standard errors, and by twice the
+      largest excess so far of the loss on all samples over that on the subset; highest first, until one is above the
+      threshold on all samples;
+    - the point that is highest after that, up to ``worst`` times;
+    - the ends of gaps that the subset leaves open.
+
+    The value on all samples replaces the screened one. A screened evaluation whose standard error is None, 0 or NaN
+    decides nothing.
 
     Args:
         waypoints: state dicts, callables returning one, or objects with ``load()`` (and ``sha256``, which is recorded).
+        evaluate_train, evaluate_test, full_train: state dict -> :class:`Evaluation`.
         threshold: highest loss allowed, in the units of the loss; may be negative.
         interior: points inside each segment before refinement, at least 3. When missing, as many (3, 7, 15, ...) as a
-            spacing of 1/64 of the path's length takes. One is the middle; the others are equally spaced, begin at a
-            random place, and are shifted by up to an eighth of their distance each.
-        straight_points: of the straight line between the endpoints, for comparison; 0 for none.
-        parameter_names: the parameters; all other tensors are buffers, whose length is measured by itself. When missing
-            all tensors count as parameters.
-        workers: points measured at a time; on the CPU torch's number of threads when missing, else 1. With more than
-            one, ``evaluate_*`` are called from several threads.
+            spacing of 1/64 of the path's length takes. One is the middle; the others are equally spaced from a random
+            offset on, each shifted by up to an eighth of their distance.
+        straight_points: points of the straight line between the endpoints, for comparison; 0 for none.
+        parameter_names: the parameters; all other tensors are buffers, whose length is measured separately. When
+            missing all tensors count as parameters.
+        workers: points evaluated at the same time; on the CPU torch's number of threads when missing, else 1. With more
+            than one, ``evaluate_*`` are called from several threads.
         progress: called with (points done, points expected, text).
         also_wrong: further reasons why the path does not connect.
-        about: what to record in the certificate: ``evaluation``, ``run`` (plain values).
-        seed: of the random places; when missing a new one, so that no path can be made to measure. It is recorded, and
-            gives the same points again.
+        about: plain values to record in the certificate, under ``evaluation`` and ``run``.
+        seed: of the random offsets, which is recorded and gives the same points again. When missing a new one, so that
+            no path can be made to be low at the evaluated points only.
         differs: in what the data, the loss or the settings are not those of the search; recorded.
         notes: what else a reader should know; recorded.
 
     Returns:
-        The certificate. A loss that is not finite makes it not connected; so does a tensor with NaN or infinities that
-        change along the path. Gaps that may exceed the threshold after refinement, and tensors of integers or booleans
-        that change (but for BatchNorm's ``num_batches_tracked``), make it undecided.
+        The certificate. It is not connected where a loss is not finite, and where a tensor holds NaN or infinities that
+        change along the path. It is undecided where gaps may exceed the threshold after refinement, and where a tensor
+        of integers or booleans changes (but for BatchNorm's ``num_batches_tracked``).
 
     Raises:
         LLPFError: no waypoints; a threshold that is not a finite number; another argument of the wrong kind; a
-            tensor that changes its dtype or shape along the path, appears or vanishes; whatever loading or evaluating
-            raises.
+            tensor that changes its dtype or shape along the path, appears or vanishes; errors of loading and
+            evaluating.
     """
-    if not _is_number(threshold) or not math.isfinite(threshold):
+    if not isinstance(threshold, numbers.Real) or isinstance(threshold, bool) or not math.isfinite(threshold):
         raise LLPFError(f"the threshold must be a finite number, got {shown(threshold)}")
     for name, value in {
         "interior": interior,
@@ -169,24 +177,25 @@ def certify(
     if workers is None:
         device = getattr(evaluate_train, "device", None)
         workers = torch.get_num_threads() if device is not None and device.type == "cpu" else 1
-    ruler = ArcLength(line, parameter_names)
+    arc_length = ArcLength(line, parameter_names)
     seed = secrets.randbits(48) if seed is None else int(seed)
-    inside = ruler.inner(interior, random.Random(seed))
-    with torch.random.fork_rng(devices=[]), WorkerPool(workers) as crew:
-        survey = PathSampler(line, ruler, evaluate_train, evaluate_test, full_train, threshold, crew, progress)
-        survey.expect(inside, rule, worst, straight_points)
-        survey.base(inside)
-        survey.refine(rule)
-        survey.decide(rule, worst)
-        straight = survey.straight(straight_points)
+    inside = arc_length.interior_points(interior, random.Random(seed))
+    with torch.random.fork_rng(devices=[]), WorkerPool(workers) as pool:
+        sampler = PathSampler(line, arc_length, evaluate_train, evaluate_test, full_train, threshold, pool, progress)
+        sampler.plan(inside, rule, worst, straight_points)
+        sampler.grid(inside)
+        sampler.refine(rule)
+        sampler.decide(rule, worst)
+        straight = sampler.straight(straight_points)
     about = about or {}
-    at_start, at_end = survey.points[Position(0, 0.0)], survey.points[Position(line.segments, 0.0)]
-    highest = survey.highest()
-    points = [survey.point(position) for position in sorted(survey.points)]
+    start, destination = sampler.points[Position(0, 0.0)], sampler.points[Position(line.segments, 0.0)]
+    highest = sampler.highest()
+    points = [sampler.point(position) for position in sorted(sampler.points)]
     accuracies = [(point.test_accuracy, point.at) for point in points if point.test_accuracy is not None]
-    lowest, lowest_at = min(accuracies, key=lambda pair: _nan_lowest(pair[0]), default=(None, None))
+    # NaN counts as the lowest accuracy.
+    lowest, lowest_at = min(accuracies, key=lambda pair: -nan_as_inf(-pair[0]), default=(None, None))
     test_losses = [point.test_loss for point in points if point.test_loss is not None]
-    reasons, undecided = [*also_wrong, *survey.reasons()], survey.undecided()
+    reasons, undecided = [*also_wrong, *sampler.reasons()], sampler.undecided()
     straight_change = line.straight_change(parameter_names)
     return Certificate(
         connected=not (reasons or undecided),
@@ -194,26 +203,26 @@ def certify(
         reasons=reasons,
         undecided=undecided,
         threshold=threshold,
-        max_loss=survey.loss(highest),
-        max_loss_at=ruler.place(highest),
-        max_loss_standard_error=None if survey.is_full(highest) else survey.points[highest].standard_error,
-        start_loss=at_start.loss,
-        destination_loss=at_end.loss,
+        max_loss=sampler.loss(highest),
+        max_loss_at=arc_length.location(highest),
+        max_loss_standard_error=None if sampler.is_full(highest) else sampler.points[highest].standard_error,
+        start_loss=start.loss,
+        destination_loss=destination.loss,
         min_test_accuracy=lowest,
         min_test_accuracy_at=lowest_at,
-        max_test_loss=max(test_losses, key=nan_highest, default=None),
+        max_test_loss=max(test_losses, key=nan_as_inf, default=None),
         points_evaluated=len(points),
-        points_evaluated_on_test=len(survey.test),
+        points_evaluated_on_test=len(sampler.test),
         waypoints=len(line),
         segments=line.segments,
-        resolution=survey.resolution(inside, rule, seed),
+        resolution=sampler.resolution(inside, rule, seed),
         lengths={
-            "arc": ruler.total,
+            "arc": arc_length.total,
             "straight": straight_change.parameters,
-            "buffers_arc": ruler.buffers,
+            "buffers_arc": arc_length.buffers,
             "buffers_straight": straight_change.buffers,
         },
-        evaluation={**survey.evaluation(), **about.get("evaluation", {})},
+        evaluation={**sampler.evaluation(), **about.get("evaluation", {})},
         environment=_environment(workers),
         run=dict(about.get("run", {})),
         points=points,
@@ -222,14 +231,6 @@ def certify(
         differs=list(differs),
         notes=list(notes),
     )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _nan_lowest(value: float) -> float:
-    return -math.inf if math.isnan(value) else value
 
 
 def _environment(workers: int) -> dict[str, Any]:

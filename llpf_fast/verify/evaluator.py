@@ -26,20 +26,24 @@ from ..types import LossFunction
 
 Statistics = Literal["stored", "reestimated"]
 
-#: Of the order in which samples are put together anew, to see whether the loss depends on it.
+#: Seed of the other order of samples, by which the loss is checked not to depend on their order.
 _ORDER_SEED = 1
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one point measures on one set.
+    """The loss of one point on one set.
 
-    ``loss`` is that of all ``samples``; NaN or infinite as it came out, and then ``not_finite`` says for how many
-    samples (batches, where the loss gives no per-sample values). ``reduction`` is "exact" where the loss is one of
-    torch's own, so that ``loss`` is the value of one call on the whole set; "batch means" where it is the mean of the
-    batches' values, weighted by their numbers of samples. ``standard_error`` is that of ``loss``, regarding the samples
-    as drawn at random; None where there are fewer than two values to judge from. ``accuracy`` (0..1, over the labelled
-    samples) is None unless it is classification. ``statistics`` names the BatchNorm statistics used.
+    Attributes:
+        loss: of all ``samples``; may be NaN or infinite.
+        standard_error: of ``loss``, for samples drawn at random; None for fewer than two values.
+        accuracy: 0..1, over the labelled samples; None unless it is classification.
+        samples: number of samples.
+        not_finite: number of samples with a loss that is not finite (of batches, where there are no losses of single
+            samples).
+        statistics: the BatchNorm statistics used.
+        reduction: "exact" for torch's own losses: ``loss`` is the value of one call on the whole set. Otherwise it is
+            the mean of the batches' values, weighted by their numbers of samples.
     """
 
     loss: float
@@ -52,21 +56,22 @@ class Evaluation:
 
 
 class Evaluator:
-    """Measures state dicts of one architecture on one fixed set: eval mode, no autograd.
+    """Evaluates state dicts of one architecture on one fixed set: eval mode, no autograd.
 
-    Works on a copy of the module, one per thread that calls it, so the module given keeps values, mode and hooks, and
-    states are copied in, never aliased. torch's global generators are left as they were.
+    Each thread that calls it works on its copy of the module, into which states are copied. The caller's module and
+    torch's global generators do not change.
 
     Args:
-        module: the architecture; wrappers (torch.compile, DataParallel) are taken off.
+        module: the architecture; wrappers (torch.compile, DataParallel) are removed.
         loss_fn: (model output, targets) -> scalar loss of a batch (:class:`~llpf_fast.batches.loss.LossReduction` says
-            what that makes of the set); None: cross-entropy, where outputs and targets are those of classification.
-        inputs, targets: samples; or any data that :func:`~llpf_fast.batches.data.as_data` takes and None. Batches of a
-            loader stay as they come.
+            how the loss of the set follows); None: cross-entropy, where outputs and targets are those of
+            classification.
+        inputs, targets: samples; or any data that :func:`~llpf_fast.batches.data.as_data` takes, and None. A loader's
+            batches are not cut anew.
         batch_size: of samples: 125 on a CPU, 2,000 on a GPU when missing.
         device: where to compute.
-        statistics: "stored" takes BatchNorm's running statistics from the state; "reestimated" computes them anew at
-            every point from ``statistics_inputs`` (training data!).
+        statistics: "stored" takes BatchNorm's running statistics from the state; "reestimated" computes them at every
+            point from ``statistics_inputs``, which must be training data.
         statistics_inputs: data as ``inputs``, or inputs ``[m, ...]`` alone.
         classification: whether to report accuracy, argmax over logits ``[B, C]`` against integer targets ``[B]``; when
             None, wherever shapes and dtypes say so.
@@ -104,11 +109,11 @@ class Evaluator:
         self._classification = classification
         self._local = threading.local()
         with fixed_random_numbers(self.device):
-            self._held = _held(inputs, targets)
+            self._data = _in_memory(inputs, targets)
             # oneDNN's convolutions and torch's pooling are 1.4 times faster so (LeNet5, one core).
             self.mode, output, some = try_network(
                 self._copy(),
-                self._held,
+                self._data,
                 device=self.device,
                 dtype=self.dtype,
                 channels_last=self.device.type == "cpu",
@@ -116,31 +121,31 @@ class Evaluator:
             )
             self.loss_fn = loss_in(chosen_loss(loss_fn, output, some), self.device, self.dtype)
             self._reduction = LossReduction(self.loss_fn)
-            self._samples = self._fixed(self._held)
+            self._samples = self._cut(self._data)
             self._weights = self._samples.weights(self._reduction)
             self._estimation: FixedSamples | None = None
             if statistics == "reestimated":
                 if statistics_inputs is None:
                     raise LLPFError("statistics='reestimated' needs statistics_inputs: a part of the training data")
-                self._estimation = self._fixed(_held_inputs(statistics_inputs))
+                self._estimation = self._cut(_inputs_in_memory(statistics_inputs))
 
     @property
     def samples(self) -> int:
-        """How many samples one evaluation sees."""
+        """Number of samples of one evaluation."""
         return self._samples.count
 
     @property
     def adds_up(self) -> bool:
-        """Whether the loss is a sum over the samples, of which a part says nothing."""
+        """Whether the loss is a sum over the samples: the sum over a subset is no estimate of it."""
         return self._reduction.kind == "sum"
 
     @property
     def loss_name(self) -> str:
-        """What results call the loss."""
+        """Name of the loss in results and messages."""
         return self._reduction.name
 
     def __call__(self, state: Mapping[str, Tensor]) -> Evaluation:
-        """Measure ``state`` (names and shapes of the module's state dict; any float dtype, any device).
+        """Evaluate ``state`` (names and shapes of the module's state dict; any float dtype, any device).
 
         Raises:
             LLPFError: the state is of another architecture; the model or the loss fails on the data.
@@ -148,25 +153,25 @@ class Evaluator:
         return self._evaluate(state, self._samples, self._weights)
 
     def in_another_order(self, state: Mapping[str, Tensor]) -> float | None:
-        """The loss of ``state`` with the samples put together into other batches.
-
-        None where batches are given as such, and where the loss cannot take others (targets that name a batch's own
-        samples).
+        """The loss of ``state`` with the samples in another order, and so in other batches.
 
         It differs by more than rounding where the network or the loss mixes the samples of a batch (normalization
-        without statistics, negatives from the batch) or is no mean over samples: then no single number is *the* loss.
+        without statistics, negatives from the batch) or is no mean over samples: then the loss of a set is not defined.
+
+        None where the data are batches, and where the loss fails on other batches (targets that are indices into their
+        batch).
         """
-        if not isinstance(self._held, TensorData) or len(self._samples) < 2:
+        if not isinstance(self._data, TensorData) or len(self._samples) < 2:
             return None
-        order = torch.randperm(self._held.count, generator=torch.Generator().manual_seed(_ORDER_SEED))
-        samples = self._fixed(self._held.subset(order))
+        order = torch.randperm(self._data.count, generator=torch.Generator().manual_seed(_ORDER_SEED))
+        samples = self._cut(self._data.subset(order))
         try:
             return self._evaluate(state, samples, samples.weights(self._reduction)).loss
         except LLPFError:
             return None
 
     def _evaluate(self, state: Mapping[str, Tensor], samples: FixedSamples, weights: list[float]) -> Evaluation:
-        twin = self._twin()
+        module = self._thread_module()
         self._load(state)
         with (
             fixed_random_numbers(self.device),
@@ -174,14 +179,14 @@ class Evaluator:
             torch.set_grad_enabled(self.mode.gradients),
         ):
             if self._estimation is not None:
-                reestimate(twin, self._estimation)
-            return self._measure(twin, samples, weights)
+                reestimate(module, self._estimation)
+            return self._measure(module, samples, weights)
 
     def _measure(self, module: nn.Module, samples: FixedSamples, weights: list[float]) -> Evaluation:
         values: list[Tensor] = []
         numerators: list[Tensor] = []
         denominators: list[Tensor] = []
-        hits: list[Tensor] = []
+        correct: list[Tensor] = []
         labels: list[Tensor] = []
         for inputs, targets, _ in samples:
             output = forward(module, inputs)
@@ -192,9 +197,9 @@ class Evaluator:
                 numerators.append(pair[0].detach())
                 denominators.append(pair[1])
                 values.append(numerators[-1].sum() / pair[1].sum())
-            if self._counts_hits(output, targets):
+            if self._is_classification(output, targets):
                 labelled = self._reduction.labelled(targets)
-                hits.append(((output.argmax(1) == targets) & labelled).sum())
+                correct.append(((output.argmax(1) == targets) & labelled).sum())
                 labels.append(labelled.sum())
         # Transfers at the end only: .item() inside the loop would stop a GPU at every batch.
         exact = len(numerators) == len(values)
@@ -211,18 +216,18 @@ class Evaluator:
             error = _batch_standard_error(each, sizes)
             bad = int((~each.isfinite()).sum())
         counted = int(torch.stack(labels).sum()) if len(labels) == len(samples) else 0
-        accuracy = float(torch.stack(hits).sum()) / counted if counted else None
+        accuracy = float(torch.stack(correct).sum()) / counted if counted else None
         reduction: Literal["exact", "batch means"] = "exact" if exact else "batch means"
         return Evaluation(loss, error, accuracy, samples.count, bad, self.statistics, reduction)
 
-    def _counts_hits(self, output: Any, targets: Any) -> bool:
+    def _is_classification(self, output: Any, targets: Any) -> bool:
         if self._classification is not None:
             return self._classification
         return is_classification(output, targets) and output.dim() == 2
 
-    def _fixed(self, held: MaterializedData) -> FixedSamples:
+    def _cut(self, data: MaterializedData) -> FixedSamples:
         return FixedSamples(
-            held,
+            data,
             batch_size=self.batch_size,
             device=self.device,
             dtype=self.dtype,
@@ -232,17 +237,17 @@ class Evaluator:
     def _copy(self) -> nn.Module:
         return module_in(copied(self._module), self.device, self.dtype).eval().requires_grad_(False)
 
-    def _twin(self) -> nn.Module:
-        """This thread's copy of the module."""
-        if not hasattr(self._local, "twin"):
-            twin = self._copy()
+    def _thread_module(self) -> nn.Module:
+        """The calling thread's copy of the module."""
+        if not hasattr(self._local, "module"):
+            module = self._copy()
             if self.mode.channels_last:
-                twin.to(memory_format=torch.channels_last)
-            self._local.twin = twin
-            self._local.values = {k: v for k, v in twin.state_dict().items() if isinstance(v, Tensor)}
-        twin = self._local.twin
-        assert isinstance(twin, nn.Module)
-        return twin
+                module.to(memory_format=torch.channels_last)
+            self._local.module = module
+            self._local.values = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
+        module = self._local.module
+        assert isinstance(module, nn.Module)
+        return module
 
     @torch.no_grad()
     def _load(self, state: Mapping[str, Tensor]) -> None:
@@ -257,33 +262,33 @@ class Evaluator:
 
 
 def differs_beyond_rounding(one: float, other: float, dtype: torch.dtype) -> bool:
-    """Whether two ways to add up the same losses in ``dtype`` give values further apart than their rounding.
+    """Whether two sums of the same losses, computed in ``dtype``, differ by more than rounding.
 
-    The bound is wide of rounding: three other orders of 10,000 images left LeNet5's loss at every bit, one of 300
-    changed ResNet18's by 2e-10 of its size (float32). A loss that mixes the samples of a batch changes by percents.
+    The bound is far above rounding: in float32, another order of 10,000 images changed no bit of LeNet5's loss, and one
+    of 300 images changed ResNet18's by 2e-10 of its size. A loss that mixes the samples of a batch changes by percents.
     """
     if math.isnan(one) or math.isnan(other):
         return math.isnan(one) != math.isnan(other)
     return abs(one - other) > (1e-10 if dtype == torch.float64 else 1e-5) * (1.0 + abs(one))
 
 
-def _held(inputs: Any, targets: Any) -> MaterializedData:
-    """Samples or batches in memory, from (inputs, targets), or from ``inputs`` alone where it is all of the data."""
+def _in_memory(inputs: Any, targets: Any) -> MaterializedData:
+    """Samples or batches in memory, from (inputs, targets), or from ``inputs`` alone where ``targets`` is None."""
     if targets is not None:
         return materialize(as_data((inputs, targets), "data set"))
     return inputs if isinstance(inputs, TensorData) else materialize(as_data(inputs, "data set"))
 
 
-def _held_inputs(inputs: Any) -> MaterializedData:
+def _inputs_in_memory(inputs: Any) -> MaterializedData:
     if isinstance(inputs, Tensor):
         return TensorData(inputs, torch.zeros(len(inputs)))
-    return _held(inputs, None)
+    return _in_memory(inputs, None)
 
 
 def _standard_error(numerators: Tensor, denominators: Tensor, loss: float, *, total: bool) -> float | None:
-    """Of the ratio of two sums over n samples drawn at random (linearized), or of the sum itself.
+    """Standard error of r = sum(a) / sum(b) over n samples drawn at random (linearized), or of sum(a) with ``total``.
 
-    For the ratio r: sqrt(n / (n-1) sum (a - r b)^2) / sum b, which for b = 1 is the standard error of the mean.
+    Of the ratio: sqrt(n / (n-1) sum (a - r b)^2) / sum b, which for b = 1 is the standard error of the mean.
     """
     count = len(numerators)
     if count < 2:
@@ -297,7 +302,7 @@ def _standard_error(numerators: Tensor, denominators: Tensor, loss: float, *, to
 
 
 def _batch_standard_error(means: Tensor, sizes: Tensor) -> float | None:
-    """From B batch means, weighted by their sizes w: sqrt(B / (B-1) * sum w^2 (m - mean)^2) / sum w."""
+    """Standard error from B batch means, weighted by their sizes w: sqrt(B / (B-1) * sum w^2 (m - mean)^2) / sum w."""
     batches = len(means)
     if batches < 2:
         return None
@@ -311,12 +316,12 @@ Result = TypeVar("Result")
 
 
 class WorkerPool:
-    """Applies a function to many items, in order, with ``workers`` threads of one CPU thread each.
+    """Applies a function to many items, in order, with ``workers`` Python threads of one CPU thread each.
 
-    Points are independent, so whole points in parallel need no meeting inside an operation (on busy cores two threads
-    inside operations were ten times slower than one, LeNet5). torch releases the GIL in its operations; threads, unlike
-    processes, share the data set (MNIST: 188 MB) and need neither pickling nor a guard in the caller's script.
-    With one worker everything happens in the calling thread, with its number of CPU threads.
+    Points are independent, so they run in parallel without synchronizing inside an operation (on busy cores two threads
+    inside operations were ten times slower than one, LeNet5). torch releases the GIL in its operations. Threads, unlike
+    processes, share the data set (MNIST: 188 MB) and need no pickling and no guard in the caller's script. With one
+    worker everything runs in the calling thread, with its number of CPU threads.
     """
 
     def __init__(self, workers: int) -> None:
@@ -326,7 +331,8 @@ class WorkerPool:
     def __enter__(self) -> WorkerPool:
         if self._workers > 1:
             self._threads = torch.get_num_threads()
-            # In a thread of its own, set_num_threads does not touch the caller's pool, only what new threads inherit.
+            # Called in a new thread, set_num_threads does not change the caller's OpenMP pool, only what threads
+            # started later inherit.
             self._pool = ThreadPoolExecutor(self._workers, initializer=torch.set_num_threads, initargs=(1,))
         return self
 
@@ -336,5 +342,6 @@ class WorkerPool:
             torch.set_num_threads(self._threads)
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """The results in the order of ``items``, as they become available."""
         results: Iterable[Result] = map(function, items) if self._pool is None else self._pool.map(function, items)
         yield from results

@@ -1,4 +1,4 @@
-"""Where to look closer between points that were evaluated."""
+"""Refinement: which gaps between evaluated points are halved, by an estimate of the loss inside."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields
 from ..errors import LLPFError, shown
 from ..path.polyline import Position
 
-#: A parabola through three neighbouring points overshoots the higher end of a gap by at most its second divided
-#: difference times width^2 / 4; real losses are no parabolas, hence the factor (ours).
+#: A parabola through three neighbouring points exceeds the higher end of a gap by at most its second divided
+#: difference times width^2 / 4. Losses are no parabolas, hence the factor (ours).
 _SAFETY = 2.0
 
 
@@ -19,11 +19,15 @@ _SAFETY = 2.0
 class Refinement:
     """How the certificate refines (ours).
 
-    The loss inside a gap between two neighbouring points may reach about the higher end plus what the curvature seen
-    nearby allows. Each of ``rounds`` rounds halves the ``gaps`` gaps where that estimate is highest, none of them to
-    less than ``finest`` of the path's length. After that, up to ``most_rounds`` rounds in all, every gap is halved
-    whose estimate exceeds the threshold though both its ends are below it: at most ``most_points`` times in all, and
-    none to less than ``finest`` of its own segment. What is then still open makes the certificate undecided.
+    The estimate of the loss inside a gap between two neighbouring points is the loss of its higher end plus what the
+    curvature of the points nearby allows. Each of ``rounds`` rounds halves the ``gaps`` gaps with the highest estimate,
+    none of them to less than ``finest`` of the path's length. After that, up to ``most_rounds`` rounds in all, every
+    gap is halved whose estimate exceeds the threshold though both its ends are below it: at most ``most_points`` times
+    in all, and none to less than ``finest`` of its segment. Gaps that are then still open make the certificate
+    undecided.
+
+    Raises:
+        LLPFError: a value is negative or no number; all but ``finest`` must be whole numbers.
     """
 
     rounds: int = 4
@@ -34,19 +38,19 @@ class Refinement:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, share = getattr(self, field.name), field.name == "finest"
-            kind = numbers.Real if share else numbers.Integral
-            # Not "below 0": a NaN is refused too.
+            value, is_share = getattr(self, field.name), field.name == "finest"
+            kind = numbers.Real if is_share else numbers.Integral
+            # "not >= 0" rather than "< 0" refuses NaN too.
             if not isinstance(value, kind) or isinstance(value, bool) or not float(value) >= 0:
-                what = "a number" if share else "a whole number"
+                what = "a number" if is_share else "a whole number"
                 raise LLPFError(f"{field.name} of a Refinement must be {what} of at least 0, got {shown(value)}")
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Two neighbouring points of one segment; ``end`` is 1 at the next waypoint.
+    """Two neighbouring points of one segment, at the fractions ``start`` and ``end`` (1: the next waypoint) of it.
 
-    ``highest_end`` is the higher loss of its ends, ``estimate`` that plus ``rise``: what the loss between may reach.
+    ``highest_end`` is the loss of the higher end; ``rise`` is how far the loss inside may exceed it.
     """
 
     waypoint: int
@@ -57,6 +61,7 @@ class Gap:
 
     @property
     def estimate(self) -> float:
+        """An estimate of the highest loss inside."""
         return self.highest_end + self.rise
 
     @property
@@ -68,7 +73,7 @@ class Gap:
         return Position(self.waypoint, (self.start + self.end) / 2)
 
     @property
-    def ends(self) -> tuple[Position, Position]:
+    def endpoints(self) -> tuple[Position, Position]:
         last = Position(self.waypoint, self.end) if self.end < 1 else Position(self.waypoint + 1, 0.0)
         return Position(self.waypoint, self.start), last
 
@@ -76,12 +81,12 @@ class Gap:
 def find_gaps(
     losses: Mapping[Position, float], changing: Sequence[bool], levels: Mapping[Position, float] | None = None
 ) -> list[Gap]:
-    """All gaps whose ends are finite, highest estimate first (ties along the path).
+    """All gaps whose ends are finite, highest estimate first; equal ones in the order of the path.
 
     Args:
-        losses: of every evaluated point, all on one set: curvature is told from them.
+        losses: of every evaluated point, all on one set; the curvature follows from them.
         changing: whether anything changes in each segment; where nothing does there are no gaps.
-        levels: of every evaluated point, what its loss is taken for; ``losses`` when missing.
+        levels: of every evaluated point, the loss to add the curvature to; ``losses`` when missing.
     """
     inside: list[list[Position]] = [[] for _ in changing]
     for position in losses:
@@ -105,21 +110,22 @@ def _segment_gaps(
     bends = [_second_difference(*points[i - 1 : i + 2]) for i in range(1, len(points) - 1)]
     gaps = []
     for i in range(len(points) - 1):
-        highest = max(levels[positions[i]], levels[positions[i + 1]], key=_nan_highest)
+        highest = max(levels[positions[i]], levels[positions[i + 1]], key=nan_as_inf)
         if not math.isfinite(highest):
             continue
-        # bends[i - 1] is centred on the gap's left end, bends[i] on its right; upward bends count too: the curvature
+        # bends[i - 1] is centred on the gap's left end, bends[i] on its right. Upward bends count too: the curvature
         # may change its sign inside the gap. A gap at a waypoint has one bend at its ends: the next one counts as well.
         first = min(max(i - 1, 0), max(len(bends) - 2, 0))
         near = [abs(bend) for bend in bends[first : first + 2] if math.isfinite(bend)]
         width = points[i + 1][0] - points[i][0]
-        # Nothing seen of the curvature: the loss between may be anything.
+        # Without any curvature to estimate from, the loss inside may be anything.
         rise = _SAFETY * max(near) * width**2 / 4 if near else math.inf
         gaps.append(Gap(waypoint, points[i][0], points[i + 1][0], highest, rise))
     return gaps
 
 
-def _nan_highest(value: float) -> float:
+def nan_as_inf(value: float) -> float:
+    """Infinity for NaN: a key by which NaN is the highest loss."""
     return math.inf if math.isnan(value) else value
 
 

@@ -298,7 +298,7 @@ def test_a_curves_run_says_with_which_loss_it_is_judged(tmp_path) -> None:
     problem = Problem(blobs.module(norm=True), loss, train=blobs.data(), batch_size=50)
     states = list(blobs.networks(norm=True))
     write_run(FoundCurve("linear", states, 0, 0.0), tmp_path / "run", problem, threshold=9.0, about={})
-    with pytest.raises(LLPFError, match="was found with the loss cross_entropy"):
+    with pytest.raises(LLPFError, match="used the loss cross_entropy"):
         verify_run(tmp_path / "run", model=blobs.module(norm=True), train=blobs.data())
     certificate = verify_run(tmp_path / "run", model=blobs.module(norm=True), loss_fn=loss, train=blobs.data())
     evaluation = problem.evaluator(statistics="reestimated")(states[0])

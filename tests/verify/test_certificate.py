@@ -116,7 +116,7 @@ class TestVerdict:
         assert not found.connected
         assert not math.isfinite(found.max_loss)
         assert found.max_loss_at.waypoint + found.max_loss_at.fraction == where
-        assert "not finite at 1 points" in found.reasons[0]
+        assert f"not finite at 1 of {found.points_evaluated} points" in found.reasons[0]
         assert f"{found.max_loss_at}" in found.reasons[0]
 
     def test_one_sample_that_is_not_finite(self):

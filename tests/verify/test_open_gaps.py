@@ -48,7 +48,7 @@ class TestGaps:
         first = found.undecided[0]
         assert "may exceed the threshold 0.1 in" in first
         assert "between evaluated points, first between waypoint 0" in first
-        assert "where it may reach 0." in first
+        assert "where the curvature allows 0." in first
         assert "larger most_rounds" in first
         closed = certify(line(0.0, 1.0), loss, threshold=0.1, interior=3, seed=seed)
         assert (closed.connected, closed.verdict, closed.undecided) == (True, "connected", [])

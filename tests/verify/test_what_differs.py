@@ -78,7 +78,7 @@ def test_batches_are_compared_as_samples_are(tmp_path, form, seed) -> None:
             (form(X, Y), 32, ""),
             (form(X, Y, 30), 2000, ""),
             (form(X[ORDER], Y[ORDER]), 2000, "the search's in another order"),
-            (form(X, OTHER), 2000, "other samples than the search's, or in another order"),
+            (form(X, OTHER), 2000, "not the samples of the search, or are in another order"),
             (form(X[:48], Y[:48]), 2000, "are 48 samples, the search"),
             *([] if form is batches else [(form(X[:48], Y[:48]), 32, "are 48 samples, the search's were 90")]),
         )
@@ -107,7 +107,7 @@ def test_other_samples_in_another_form_are_told(tmp_path, find) -> None:
     for place, (x, y) in enumerate([(X + 0.05, Y), (X, OTHER)]):
         folder = tmp_path / str(place)
         folder.mkdir()
-        assert differs(folder, find, (x, y)) == ["the training data are other samples than the search's"]
+        assert differs(folder, find, (x, y)) == ["the training data are not the samples of the search"]
 
 
 class Noisy(Dataset):  # type: ignore[type-arg]
@@ -151,10 +151,10 @@ def test_code_that_is_called_as_a_loss_of_torchs_is_not_taken_for_it(tmp_path) -
     for folder in folders:
         folder.mkdir()
     found = differs(folders[0], (X, R), (X, R), mse_loss, F.mse_loss)
-    assert found == ["the loss mse_loss is torch's own, the search's was code of that name"]
+    assert found == ["the loss mse_loss is torch's, the search's was other code of that name"]
     found = differs(folders[1], (X, R), (X, R), F.mse_loss, mse_loss)
-    assert found == ["the loss mse_loss is code of that name, the search's was torch's own"]
-    with pytest.raises(LLPFError, match="found with the loss mse_loss, which a name cannot bring back; pass loss_fn="):
+    assert found == ["the loss mse_loss is other code, the search's was torch's of that name"]
+    with pytest.raises(LLPFError, match="used the loss mse_loss, which cannot be made from its name; pass loss_fn="):
         llpf_fast.verify_run(folders[0] / "run", model=net(), train=(X, R))
 
 
