@@ -1,4 +1,4 @@
-"""What a path may do with a module's buffers: which are statistics, which stay as they are, which cannot be passed."""
+"""A module's buffers: which are running statistics, which are fixed on a path, and how all are saved and restored."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import LLPFError
+from ..types import StateDict
 from .tensors import dtype_name, same_bits
 
 #: Names that normalization layers give their running statistics.
 STATISTICS_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+#: Names that one warning lists.
 _LISTED = 4
 
 
 def statistics(module: nn.Module) -> frozenset[str]:
     """Names (``state_dict`` keys, aliases included) of the running statistics of torch's batch and instance norms.
 
-    Told by the layer's type: BatchNorm, SyncBatchNorm, InstanceNorm and what derives from them.
+    The layer's type decides: BatchNorm, SyncBatchNorm, InstanceNorm and classes derived from them.
     """
     return frozenset(
         f"{path}.{name}" if path else name
@@ -32,19 +34,20 @@ def statistics(module: nn.Module) -> frozenset[str]:
 
 
 def fixed_buffers(module: nn.Module) -> list[str]:
-    """Names of the module's buffers that are in its ``state_dict`` and are no statistics, aliases included."""
-    kept, moving = module.state_dict(keep_vars=True), statistics(module)
-    return [name for name, _ in module.named_buffers(remove_duplicate=False) if name in kept and name not in moving]
+    """Names of the buffers in the module's ``state_dict`` that are not :func:`statistics`, aliases included."""
+    persistent, moving = module.state_dict(keep_vars=True), statistics(module)
+    names = [name for name, _ in module.named_buffers(remove_duplicate=False)]
+    return [name for name in names if name in persistent and name not in moving]
 
 
 def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """The module's buffers by first name, without those that are in no ``state_dict`` (caches)."""
-    kept = module.state_dict(keep_vars=True)
-    return {name: buffer for name, buffer in module.named_buffers() if name in kept}
+    """The module's buffers by first name, without those outside its ``state_dict`` (caches)."""
+    persistent = module.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in module.named_buffers() if name in persistent}
 
 
 def all_buffers(module: nn.Module) -> dict[str, Tensor | None]:
-    """Copies of all buffers by first name, None where a buffer is registered but not made yet."""
+    """Copies of all buffers by first name; None where a buffer is registered without a tensor."""
     empty = {
         f"{path}.{name}" if path else name: None
         for path, owner in module.named_modules()
@@ -56,10 +59,10 @@ def all_buffers(module: nn.Module) -> dict[str, Tensor | None]:
 
 @torch.no_grad()
 def set_buffers(module: nn.Module, values: Mapping[str, Tensor | None]) -> None:
-    """Put the buffers of ``module`` back to ``values``, as :func:`all_buffers` gives them.
+    """Set the buffers of ``module`` to ``values``, the copies that :func:`all_buffers` made.
 
-    In place where a buffer has still that form. One that the forward pass made anew since, in another shape, is
-    replaced; one that it registered since is taken away, and one that is missing is registered.
+    In place where shape and dtype are the same. A buffer that a forward pass replaced by one of another shape is
+    replaced again; one that it registered is deleted, and one that is missing is registered.
     """
     present = dict(module.named_buffers())
     for name, value in values.items():
@@ -68,34 +71,34 @@ def set_buffers(module: nn.Module, values: Mapping[str, Tensor | None]) -> None:
             old.copy_(value)
         elif old is not None or value is not None:
             new = None if value is None else value.clone() if old is None else value.to(old.device, copy=True)
-            for owner, attribute in _hosts(module, name, old):
+            for owner, attribute in _owners(module, name, old):
                 if attribute in owner._buffers:
                     owner._buffers[attribute] = new
                 else:
                     owner.register_buffer(attribute, new, persistent=False)
     for name in present.keys() - values.keys():
-        for owner, attribute in _hosts(module, name, present[name]):
+        for owner, attribute in _owners(module, name, present[name]):
             delattr(owner, attribute)
 
 
-def _hosts(module: nn.Module, name: str, buffer: Tensor | None) -> list[tuple[nn.Module, str]]:
-    """Every module that holds ``buffer``, and as what; the one that ``name`` says where there is none yet."""
+def _owners(module: nn.Module, name: str, buffer: Tensor | None) -> list[tuple[nn.Module, str]]:
+    """Every (module, attribute) that is ``buffer``; without a buffer, the one that ``name`` says."""
     if buffer is None:
         path, _, attribute = name.rpartition(".")
         return [(module.get_submodule(path), attribute)]
-    return [(owner, each) for owner in module.modules() for each, held in owner._buffers.items() if held is buffer]
+    return [(owner, key) for owner in module.modules() for key, value in owner._buffers.items() if value is buffer]
 
 
-def check_buffers(start: Mapping[str, Tensor], destination: Mapping[str, Tensor] | None, module: nn.Module) -> None:
-    """Whether a straight line leads from the buffers of ``start`` to those of ``destination``.
+def check_buffers(start: StateDict, destination: StateDict | None, module: nn.Module) -> None:
+    """Refuse start and destination whose buffers no straight line connects.
 
-    Statistics (:func:`statistics`) may differ; they belong to their waypoint. Every other buffer that is the same at
-    both ends, bit for bit, stays as it is, whatever its dtype and values (infinite masks too). Floating and complex
-    ones that differ are interpolated on the path's last segment: one warning names them. Nothing is converted here:
-    both ends have the dtypes and shapes of the module, as ``load_endpoint`` gives them.
+    Running statistics (:func:`statistics`) may differ: each waypoint has its own. Any other buffer with the same bits
+    in both is constant on the path, whatever its dtype and values (infinite masks too). Floating and complex buffers
+    that differ are interpolated on the path's last segment, and one warning names them.
 
     Args:
-        start, destination: complete state dicts; nothing is compared where the destination is ``None``.
+        start, destination: complete state dicts with the dtypes and shapes of ``module``, as ``load_endpoint`` gives
+            them. Nothing is compared where the destination is None.
         module: the architecture.
 
     Raises:
@@ -125,9 +128,13 @@ def check_buffers(start: Mapping[str, Tensor], destination: Mapping[str, Tensor]
         )
 
 
+def as_bytes(tensor: Tensor) -> Tensor:
+    """uint8 ``[bytes]``: the elements in row-major order, on the tensor's device."""
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+
+
 def _bits_where_not_finite(tensor: Tensor) -> Tensor:
     """uint8 ``[elements, bytes]``: the bits of every value that is infinite or NaN, 0 elsewhere."""
     wide = tensor.to(torch.float32) if tensor.element_size() == 1 else tensor
-    bits = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-    bits = bits.view(tensor.numel(), tensor.element_size())
+    bits = as_bytes(tensor).view(tensor.numel(), tensor.element_size())
     return bits.masked_fill(wide.isfinite().reshape(-1, 1), 0)

@@ -1,4 +1,4 @@
-"""Independent copies of modules: hooks, closures and bound methods of a copy refer to the copy."""
+"""``copied``: an independent copy of a module, whose hooks, closures and bound methods refer to the copy."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ from .wrappers import check_usable
 
 
 def rebind(module: nn.Module, twin_of: Mapping[int, Any]) -> None:
-    """Let what the copy of ``module`` holds refer to the copy: closures in attributes and hooks, weak references.
+    """Replace the original by the copy in closures, hooks, bound methods and weak references of the copy's attributes.
 
     Args:
         module: the original.
-        twin_of: the memo of its ``copy.deepcopy``: by the id of what was copied, the copy.
+        twin_of: the memo of its ``copy.deepcopy``: the copy by the id of the original object.
     """
     originals = (*module.modules(), *module.parameters(), *module.buffers())
     twins = {id(each): twin_of[id(each)] for each in originals if id(each) in twin_of}
     rebinding = _Rebinding(twins)
     for twin in [twins[id(each)] for each in module.modules() if id(each) in twins]:
-        held = vars(twin)
-        for name, value in list(held.items()):
+        attributes = vars(twin)
+        for name, value in list(attributes.items()):
             if name in ("_modules", "_parameters", "_buffers"):
                 continue
             if name.endswith("_hooks") and isinstance(value, dict):
                 for key, hook in list(value.items()):
                     value[key] = rebinding(hook)
                 continue
-            held[name] = rebinding(value)
+            attributes[name] = rebinding(value)
 
 
 class _Rebinding:
     def __init__(self, twins: Mapping[int, Any]) -> None:
         self._twins = twins
-        #: By id: the value itself, so that the id is not used again, and what takes its place.
+        #: By id: the value itself, so that the id is not used again, and its replacement.
         self._done: dict[int, tuple[Any, Any]] = {}
 
     def __call__(self, value: Any) -> Any:
-        """``value`` with the originals in it replaced; the very same object where there are none."""
+        """``value`` with the originals in it replaced; the same object where there are none."""
         if id(value) in self._twins:
             return self._twins[id(value)]
         if id(value) not in self._done:
-            # A function that calls itself, or a list that holds itself, stays as it is inside.
+            # Entered first with itself: inside a recursive function or list nothing is replaced.
             self._done[id(value)] = value, value
-            self._done[id(value)] = value, self._made_anew(value)
+            self._done[id(value)] = value, self._replacement(value)
         return self._done[id(value)][1]
 
-    def _made_anew(self, value: Any) -> Any:
+    def _replacement(self, value: Any) -> Any:
         if isinstance(value, types.FunctionType):
             return self._function(value)
         if isinstance(value, types.MethodType):
@@ -112,21 +112,21 @@ class _Rebinding:
 
 
 def copied(module: nn.Module, what: str = "the model") -> nn.Module:
-    """``copy.deepcopy(module)``, on the same device: parameters, buffers, hooks and flags of its own.
+    """``copy.deepcopy(module)`` on the same device, independent of the original.
 
-    Refused whether or not deepcopy happens to succeed: the old ``weight_norm`` and ``spectral_norm`` and ``prune``.
-    They keep a tensor that a forward pass computes as a plain attribute; after a pass in training it cannot be copied.
-    Functions in attributes and hooks that hold on to the module hold on to the copy (``rebinding``).
-    A buffer that was expanded gets memory of its own in the copy, so that values can be written into it.
+    Functions in attributes and hooks of the copy refer to the copy where they referred to the module (:func:`rebind`).
+    Expanded buffers get separate memory in the copy, so that values can be written into them. The old ``weight_norm``
+    and ``spectral_norm`` and ``prune`` are always refused: they store a tensor that a forward pass computes as an
+    attribute, and after a pass in training deepcopy fails on it.
 
     Args:
         module: any module; never changed.
-        what: what a message calls it.
+        what: its name in messages.
 
     Raises:
         LLPFError: one of these three; a TorchScript program or tensors on the meta device; anything else that deepcopy
-            cannot take (locks, handles, results of a pass kept in an attribute); a copy whose forward would still
-            compute with the original's parameters. The message names the submodule, the attribute and the remedy.
+            refuses (locks, handles, results of a pass in an attribute); a copy whose forward would compute with the
+            original's parameters. The message names the submodule, the attribute and the remedy.
     """
     check_usable(module, what)
     for path, each in module.named_modules():
@@ -136,14 +136,15 @@ def copied(module: nn.Module, what: str = "the model") -> nn.Module:
     try:
         twin = copy.deepcopy(module, memo)
     except Exception as error:  # a user's class may raise anything
-        raise LLPFError(_culprit(module, what) or _unknown(what, error)) from error
+        unknown = f"{what} cannot be copied ({type(error).__name__}: {one_line(error)}): make copy.deepcopy work for it"
+        raise LLPFError(_first_refused(module, what) or unknown) from error
     if not isinstance(twin, nn.Module):
         raise LLPFError(f"{what} cannot be copied: __deepcopy__ of {type(module).__name__} gives no module; remove it")
     originals = set(map(id, module.parameters()))
     shared = [name for name, parameter in twin.named_parameters() if id(parameter) in originals]
     if shared:
         raise LLPFError(
-            f"{what} cannot be copied: copy.deepcopy gives a module with the very same parameter {shared[0]!r}; let "
+            f"{what} cannot be copied: copy.deepcopy gives a module with the same parameter {shared[0]!r}; let "
             "__deepcopy__ copy it"
         )
     rebind(module, memo)
@@ -152,13 +153,13 @@ def copied(module: nn.Module, what: str = "the model") -> nn.Module:
 
 
 def own_memory(module: nn.Module) -> None:
-    """Give every buffer of ``module`` that was expanded memory of its own, in place of the one it has."""
-    done: dict[int, Tensor] = {}
+    """Replace every expanded buffer of ``module`` by a contiguous one."""
+    done: dict[int, tuple[Tensor, Tensor]] = {}
     for owner in module.modules():
         for name, buffer in owner._buffers.items():
             if buffer is not None and not is_lazy(buffer) and overlaps_itself(buffer):
-                # Tied buffers stay one tensor. The old one is held, so that its id is not used again.
-                owner._buffers[name] = done.setdefault(id(buffer), buffer.contiguous())
+                # Tied buffers stay one tensor. The old one stays referenced, so that its id is not used again.
+                _, owner._buffers[name] = done.setdefault(id(buffer), (buffer, buffer.contiguous()))
 
 
 def _refuse_computed(path: str, module: nn.Module, what: str) -> None:
@@ -183,16 +184,16 @@ def _refuse_computed(path: str, module: nn.Module, what: str) -> None:
 
 
 def _refuse_closure(path: str, module: nn.Module, whole: nn.Module, what: str) -> None:
-    """A ``forward`` set on the instance that holds on to this very network: deepcopy does not copy functions."""
+    """Refuse a ``forward`` set on the instance that refers to the network itself: deepcopy does not copy functions."""
     forward = vars(module).get("forward")
     if not isinstance(forward, types.FunctionType):
         return
-    ours = {id(value) for value in (*whole.modules(), *whole.parameters())}
-    held = [*_cells(forward), *(forward.__defaults__ or ()), *(forward.__kwdefaults__ or {}).values()]
-    if any(id(value) in ours for value in held):
+    originals = {id(value) for value in (*whole.modules(), *whole.parameters())}
+    referenced = [*_cells(forward), *(forward.__defaults__ or ()), *(forward.__kwdefaults__ or {}).values()]
+    if any(id(value) in originals for value in referenced):
         raise LLPFError(
-            f"{_layer(path, module, what)} has a forward function of its own that holds on to the network itself, so a "
-            "copy would compute with the original's parameters: define forward in the class"
+            f"{_layer(path, module, what)} has a forward function on the instance that refers to the network itself, "
+            "so a copy would compute with the original's parameters: define forward in the class"
         )
 
 
@@ -204,32 +205,28 @@ def _cells(function: types.FunctionType) -> Iterator[object]:
             continue
 
 
-def _culprit(module: nn.Module, what: str) -> str | None:
-    """What deepcopy fails at, in words; None where every attribute alone can be copied."""
+def _first_refused(module: nn.Module, what: str) -> str | None:
+    """A message about the first attribute that deepcopy refuses; None where each alone can be copied."""
     for path, each in module.named_modules():
         attributes = {**vars(each), **each._parameters, **each._buffers}
         for name, value in attributes.items():
             if name in ("_modules", "_parameters", "_buffers") or _can_be_copied(value, module):
                 continue
-            said = f"{_layer(path, each, what)} cannot be copied because of its attribute {name!r}"
+            problem = f"{_layer(path, each, what)} cannot be copied because of its attribute {name!r}"
             if isinstance(value, Tensor) and not value.is_leaf:
-                return f"{said}, the result of a pass: keep {name}.detach() there, or set it to None"
-            return f"{said}, a {type(value).__name__}: make it inside forward, or leave it out in __deepcopy__"
+                return f"{problem}, the result of a pass: store {name}.detach() there, or set it to None"
+            return f"{problem}, a {type(value).__name__}: make it inside forward, or leave it out in __deepcopy__"
     return None
 
 
 def _can_be_copied(value: object, module: nn.Module) -> bool:
-    # Submodules that an attribute points at are judged at their own place.
+    # Submodules in the attribute count as copied: each is checked by itself.
     memo: dict[int, object] = {id(each): each for each in module.modules()}
     try:
         copy.deepcopy(value, memo)
     except Exception:
         return False
     return True
-
-
-def _unknown(what: str, error: Exception) -> str:
-    return f"{what} cannot be copied ({type(error).__name__}: {one_line(error)}): make copy.deepcopy work for it"
 
 
 def _layer(path: str, module: nn.Module, what: str) -> str:

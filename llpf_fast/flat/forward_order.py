@@ -1,4 +1,4 @@
-"""The order in which data flows through a module's parameters, found from one forward pass."""
+"""``data_flow_order``: a module's parameters by layer, in the order in which one forward pass uses them."""
 
 from __future__ import annotations
 
@@ -13,78 +13,78 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..errors import LLPFError
+from ..errors import LLPFError, one_line
 from .parameter_sites import ParameterSite, bias_weights, owning_layer, parameter_sites
 
 
 @dataclass(frozen=True)
 class DataFlow:
-    """What :func:`data_flow_order` found."""
+    """The order in which data flow through a module's parameters, see :func:`data_flow_order`."""
 
-    #: Parameter names, one group a layer, in the order of use; ``unused`` is the last group if there are any.
+    #: Parameter names, one group per layer, in the order of use; ``unused`` is the last group if it is not empty.
     groups: tuple[tuple[str, ...], ...]
-    #: Parameters that the pass never used (an auxiliary head, an expert that was not chosen).
+    #: Parameters that the pass did not use (an auxiliary head, an expert that was not chosen).
     unused: tuple[str, ...]
 
 
 def data_flow_order(module: nn.Module, forward: Callable[[], object]) -> DataFlow:
-    """Group the module's parameters by layer, in the order in which one forward pass first uses them.
+    """The module's parameters by layer, in the order in which one forward pass first uses them.
 
-    A pass computes branches before it joins them, so a shortcut's layers come before whatever follows the join.
-    Every operator that reads a parameter counts, functional ones too (class tokens, positional embeddings); reading a
-    shape or dtype does not. A layer is a module without children with all its own parameters, and in a module that
-    has children the parameters of its own which follow each other, a bias always with its weight. Parametrized
-    tensors belong to the layer they parametrize; tied parameters to where they are used first.
+    A pass computes branches before it joins them, so a shortcut's layers precede whatever follows the join. Every
+    operator that reads a parameter counts, functional ones too (class tokens, positional embeddings); reading a shape
+    or dtype does not. A layer is a module without children and all its parameters; or, in a module with children, a
+    run of its direct parameters, a bias always with its weight. Parametrized tensors belong to the layer they
+    parametrize; tied parameters to their first use.
 
     The pass runs without gradients and with every module in eval mode (by its ``training`` flag alone: user-defined
-    ``train()`` methods are not called). Afterwards flags, buffers and torch's random state are what they were.
-    Random numbers of Python and NumPy are the closure's affair.
+    ``train()`` methods are not called). Flags, buffers and torch's random state are restored; the random states of
+    Python and NumPy are not.
 
     Args:
         module: its parameters are grouped.
-        forward: runs the module once, on one small batch; what it returns is ignored.
+        forward: runs the module once, on one small batch; its result is ignored.
 
     Returns:
-        names as in ``module.named_parameters()`` (the first name of tied parameters), each exactly once.
+        Names as in ``module.named_parameters()`` (the first name of tied parameters), each exactly once.
 
     Raises:
         LLPFError: the pass fails, or uses no parameter.
     """
     first: dict[nn.Parameter, ParameterSite] = {}
-    for place in parameter_sites(module):
-        first.setdefault(place.parameter, place)
-    record = _FirstUses(first)
-    with _undisturbed(module), _eager():
+    for site in parameter_sites(module):
+        first.setdefault(site.parameter, site)
+    uses = _FirstUses(first)
+    with _in_eval_mode(module), _eager():
         try:
-            with torch.no_grad(), record:
+            with torch.no_grad(), uses:
                 forward()
         except LLPFError:
             raise
         except Exception as error:
             raise LLPFError(
-                f"the forward pass of {type(module).__name__} that finds the data flow failed with "
-                f"{type(error).__name__}: {' '.join(str(error).split())}"
+                f"the forward pass of {type(module).__name__} that records the data flow failed with "
+                f"{type(error).__name__}: {one_line(error)}"
             ) from error
-    if first and not record.calls:
+    if first and not uses.calls:
         raise LLPFError(
-            f"the forward pass used no parameter of {type(module).__name__}: run this very module, not a copy"
+            f"the forward pass used no parameter of {type(module).__name__}: run this module itself, not a copy"
         )
-    groups = _layers(module, first, record.calls)
-    unused = tuple(place.name for parameter, place in first.items() if parameter not in record.calls)
+    groups = _layers(module, first, uses.calls)
+    unused = tuple(site.name for parameter, site in first.items() if parameter not in uses.calls)
     return DataFlow(groups=(*groups, unused) if unused else groups, unused=unused)
 
 
 class _FirstUses(TorchDispatchMode):
-    """Which call first read each parameter.
+    """Records which operator call first read each parameter.
 
-    Below autograd, where every operator passes, of whatever origin, and attribute reads do not.
+    It works below autograd, which every operator reaches and reads of attributes do not.
     """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """torch's hook: True (the default) imports torch._dynamo at the first operator, 5 s once a process.
+        """False: torch's default, True, imports torch._dynamo at the first operator, 5 s once per process.
 
-        False lets a compiler trace this class, which :func:`_eager` prevents.
+        A compiler could then trace this class, which :func:`_eager` prevents.
         """
         return False
 
@@ -92,7 +92,7 @@ class _FirstUses(TorchDispatchMode):
         super().__init__()
         self._parameters = {id(parameter): parameter for parameter in parameters}
         self._count = 0
-        #: Number of the call, by parameter, in the order of use.
+        #: Number of the first call by parameter, in the order of use.
         self.calls: dict[nn.Parameter, int] = {}
 
     def __torch_dispatch__(
@@ -117,7 +117,7 @@ def _layers(
             when[bias] = when[weight] = min(calls[bias], calls[weight])
     layers: dict[tuple[str, int], list[nn.Parameter]] = {}
     previous, run = "", 0
-    # The module's own order decides inside one call, which may read several layers (a fused encoder).
+    # One call may read several layers (a fused encoder): inside it the order of the module decides.
     for parameter in sorted(calls, key=lambda p: (when[p], position[p])):
         path, _ = owning_layer(first[parameter])
         run += path != previous
@@ -131,13 +131,13 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def _eager() -> AbstractContextManager[object]:
-    """Compiled modules run as written. Where nothing has imported the compiler, nothing is compiled."""
+    """Run compiled modules uncompiled. Where nothing has imported the compiler, there are none."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager
-def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """Eval mode, without a trace afterwards."""
+def _in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; flags, buffers and torch's random state restored afterwards."""
     modules = list(module.modules())
     training = [each.training for each in modules]
     buffers = [
@@ -162,7 +162,7 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
         with torch.inference_mode(False), torch.no_grad():
             for owner, name, buffer, before in buffers:
                 now = owner._buffers.get(name)
-                # A table that grew with its input (rotary embeddings) stays: its owner counts on the new size.
+                # A table that grew with its input (rotary embeddings) stays: its owner relies on the new size.
                 if now is None or now.shape == before.shape:
                     owner._buffers[name] = buffer
                     if not buffer.is_meta and not torch.equal(buffer, before):

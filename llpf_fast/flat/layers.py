@@ -1,9 +1,9 @@
-"""Kinds of layers: which parameters are weights, biases, normalization or attention, and layers by name."""
+"""Kinds of parameters (weight, bias, normalization, attention) by their layer, and layers chosen by name."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -11,15 +11,16 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ..errors import LLPFError
+from ..types import IsNorm
 from .parameter_sites import ParameterSite, owning_layer, parameter_sites
 from .wrappers import inner_of, outermost
 
 
 class LayerKind(Enum):
-    """What a parameter is for. Running statistics are buffers, never parameters, and so have no kind.
+    """What a parameter is for. Running statistics are buffers, so they have no kind.
 
-    Biases of normalization layers and of attention projections have the kind of their layer: ``is_bias`` of
-    :class:`~llpf_fast.flat.FlatParameters` tells them from the weights.
+    Biases of normalization layers and of attention projections have the kind of their layer; ``is_bias`` of
+    :class:`~llpf_fast.flat.FlatParameters` separates them from the weights.
     """
 
     #: Affine weight or bias of a normalization layer.
@@ -28,15 +29,15 @@ class LayerKind(Enum):
     BIAS = "bias"
     #: Projections stacked in one tensor, equal shares of its rows: query, key, value, or key, value.
     FUSED_ATTENTION = "fused_attention"
-    #: A projection of its own, or the rows of it that ``FlatParameters(cut_attention=True)`` cut out of a stack.
+    #: A separate projection, or the rows of one that ``FlatParameters(cut_attention=True)`` cuts out of a stack.
     QUERY = "query"
     KEY = "key"
     VALUE = "value"
     OTHER = "other"
 
 
-#: torch's own normalization layers, and those that libraries write from scratch (LlamaRMSNorm, T5LayerNorm,
-#: EvoNorm2dB0, FusedLayerNorm, ...). Anchored at the end: a LayerNormMLP holds more than a normalization.
+#: torch's normalization layers, and those that libraries write from scratch (LlamaRMSNorm, T5LayerNorm, EvoNorm2dB0,
+#: FusedLayerNorm, ...). Anchored at the end: a LayerNormMLP is more than a normalization.
 _NORM_CLASS = re.compile(
     r"(batch|layer|group|instance|rms|evo|simple|switchable|filterresponse)_?norm(alization)?"
     r"(act|tlu|fp32)*([123]d)?(act)?(\w?\d)?$",
@@ -47,44 +48,44 @@ _LAYER_NORM = re.compile("layer_?norm", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Role:
-    """All that is told of one parameter."""
+    """What one parameter is for."""
 
     kind: LayerKind
-    #: An additive term, of whatever kind: the bias of a normalization layer or of a query projection too.
+    #: An additive term of any kind: the bias of a normalization layer or of a query projection too.
     is_bias: bool
-    #: Of a layer normalization: torch's, one derived from it, or one named so; not of an RMSNorm.
+    #: Of a layer normalization: torch's, a class derived from it, or one with such a name; not of an RMSNorm.
     is_layer_norm: bool = False
-    #: What the rows of a stack of projections (FUSED_ATTENTION) are, in order and equal shares; else empty.
+    #: The projections in the rows of a stack (FUSED_ATTENTION), in order and equal shares; else empty.
     pieces: tuple[LayerKind, ...] = ()
 
 
-def layer_kinds(module: nn.Module, is_norm: Callable[[nn.Module], bool] | None = None) -> dict[str, LayerKind]:
-    """The kind of every parameter, by every name it has (``state_dict`` keys, tied names included).
+def layer_kinds(module: nn.Module, is_norm: IsNorm | None = None) -> dict[str, LayerKind]:
+    """The kind of every parameter by name (``state_dict`` keys, tied names included).
 
-    A tied parameter has the kind of its first place under each of its names. A parametrized tensor's originals have
-    the kind of the tensor they stand for.
+    A tied parameter has the kind of its first site under each of its names. The originals of a parametrized tensor
+    have the kind of that tensor.
 
     Args:
         module: any module.
-        is_norm: also counts every module for which it returns True as a normalization layer.
+        is_norm: further modules that count as normalization layers.
     """
     return {name: role.kind for name, role in roles(module, is_norm).items()}
 
 
-def roles(module: nn.Module, is_norm: Callable[[nn.Module], bool] | None = None) -> dict[str, Role]:
-    """As :func:`layer_kinds`, with all that is told of a parameter."""
+def roles(module: nn.Module, is_norm: IsNorm | None = None) -> dict[str, Role]:
+    """As :func:`layer_kinds`, with the whole :class:`Role` of each parameter."""
     by_path = dict(module.named_modules(remove_duplicate=False))
-    found: dict[str, Role] = {}
+    by_name: dict[str, Role] = {}
     first: dict[int, Role] = {}
-    for place in parameter_sites(module):
-        if id(place.parameter) not in first:
-            first[id(place.parameter)] = _role(place, by_path, is_norm)
-        found[place.name] = first[id(place.parameter)]
-    return found
+    for site in parameter_sites(module):
+        if id(site.parameter) not in first:
+            first[id(site.parameter)] = _role(site, by_path, is_norm)
+        by_name[site.name] = first[id(site.parameter)]
+    return by_name
 
 
-def _role(place: ParameterSite, by_path: dict[str, nn.Module], is_norm: Callable[[nn.Module], bool] | None) -> Role:
-    path, attribute = owning_layer(place)
+def _role(site: ParameterSite, by_path: dict[str, nn.Module], is_norm: IsNorm | None) -> Role:
+    path, attribute = owning_layer(site)
     owner = by_path[path]
     is_bias = _is_bias(attribute)
     norm_class = normalization_class(owner)
@@ -101,17 +102,17 @@ def _role(place: ParameterSite, by_path: dict[str, nn.Module], is_norm: Callable
 
 
 def is_normalization(module: nn.Module) -> bool:
-    """Whether the module is a normalization layer: its class, or one it inherits from, is named as one."""
+    """Whether the module's class, or one it inherits from, has the name of a normalization."""
     return bool(normalization_class(module))
 
 
 def normalization_class(module: nn.Module) -> str:
-    """Name of the module's class, or of the nearest it inherits from, that is named as a normalization; else ''."""
+    """Name of the first class in the module's MRO that has the name of a normalization; else ''."""
     return next((cls.__name__ for cls in type(module).__mro__ if _NORM_CLASS.search(cls.__name__)), "")
 
 
 def _is_bias(attribute: str) -> bool:
-    """torch's own layers call it bias, in_proj_bias, bias_k or bias_ih_l0; no type tells for a user's own."""
+    """By name, as no type says it: bias, in_proj_bias, bias_k, bias_ih_l0 in torch's layers."""
     return attribute == "bias" or attribute.startswith("bias_") or attribute.endswith("_bias")
 
 
@@ -121,9 +122,9 @@ _KV = _QKV[1:]
 
 #: timm, vit-pytorch and diffusers, nanoGPT, flash-attention. No ``qkv_proj``: CodeGen's interleaves its rows.
 _FUSED_QKV = ("qkv", "to_qkv", "c_attn", "Wqkv")
-#: Where the concatenated heads go in: its input width is that of one of the stacked projections.
+#: The output projection: its input width is that of one of the stacked projections.
 _OUTPUTS = ("proj", "to_out", "out_proj", "c_proj", "o_proj", "wo", "out")
-#: Names of separate projections and of a stack of key and value, which only count beside each other.
+#: Names of separate projections and of a stack of key and value; they count only in one module together.
 _FAMILIES = (
     ("q", "k", "v", "kv"),
     ("q_proj", "k_proj", "v_proj", "kv_proj"),
@@ -132,33 +133,33 @@ _FAMILIES = (
     ("wq", "wk", "wv", "wkv"),
     ("q_lin", "k_lin", "v_lin", "kv_lin"),
 )
-_OF_TORCH = {
+_MULTIHEAD_ATTENTION = {
     "in_proj_weight": _QKV,
     "in_proj_bias": _QKV,
     "q_proj_weight": (LayerKind.QUERY,),
     "k_proj_weight": (LayerKind.KEY,),
     "v_proj_weight": (LayerKind.VALUE,),
-    # One more key and value behind those of the sequence, in the projections' space.
+    # A learned key and value appended to those of the sequence, in the space of the projections.
     "bias_k": (LayerKind.KEY,),
     "bias_v": (LayerKind.VALUE,),
 }
 
 
 def projections(owner: nn.Module, attribute: str, child: str, parent: nn.Module | None) -> tuple[LayerKind, ...]:
-    """The projections that the rows of ``owner.attribute`` hold, in order and equal shares; empty if none.
+    """The projections in the rows of ``owner.attribute``, in order and equal shares; empty if none.
 
-    Recognised are ``nn.MultiheadAttention`` and ``nn.Linear`` children (called ``child``) of a class named like an
-    attention: a separate projection only beside its fellows (a value head alone is none), a stack only with as many
-    rows as its layers can share (grouped queries stay whole).
+    Recognised are ``nn.MultiheadAttention`` and ``nn.Linear`` children (called ``child``) of a class with the name of
+    an attention: a separate projection only if its parent has the others too (a value head alone is none), a stack
+    only if its rows split into equal projections (grouped queries stay whole).
     """
     if isinstance(owner, nn.MultiheadAttention):
-        return _OF_TORCH.get(attribute, ())
+        return _MULTIHEAD_ATTENTION.get(attribute, ())
     if parent is None or not isinstance(owner, nn.Linear):
         return ()
     if not any(_ATTENTION_CLASS.search(cls.__name__) for cls in type(parent).__mro__):
         return ()
     if child in _FUSED_QKV:
-        # timm's MaxViT stacks head by head: a third of its rows is no projection.
+        # timm's MaxViT stacks head by head: no third of its rows is a projection.
         interleaved = getattr(parent, "head_first", False) is True
         return _QKV if owner.out_features == 3 * _width(owner, parent) and not interleaved else ()
     for query, key, value, key_value in _FAMILIES:
@@ -173,13 +174,15 @@ def projections(owner: nn.Module, attribute: str, child: str, parent: nn.Module 
 
 
 def _linear(parent: nn.Module, child: str) -> bool:
-    found = parent._modules.get(child)
-    while found is not None and (inner := inner_of(found)) is not None:
-        found = inner
-    return isinstance(found, nn.Linear)
+    """Whether ``child`` of ``parent`` is a linear layer, wrapped or not."""
+    layer = parent._modules.get(child)
+    while layer is not None and (inner := inner_of(layer)) is not None:
+        layer = inner
+    return isinstance(layer, nn.Linear)
 
 
 def _width(owner: nn.Linear, parent: nn.Module) -> int:
+    """Rows of one projection: the input width of the output projection, or of ``owner`` where there is none."""
     for name in _OUTPUTS:
         output = parent._modules.get(name)
         for layer in output.modules() if output is not None else ():
@@ -189,14 +192,17 @@ def _width(owner: nn.Linear, parent: nn.Module) -> int:
 
 
 _REGEX = "re:"
+#: Layer names that one message lists.
 _LISTED = 8
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether the whole of ``name`` matches. A cut attention tensor (``NAME[query]``) also answers to ``NAME``.
+    """Whether ``pattern`` (shell wildcards, or ``re:`` and a regular expression) matches the whole of ``name``.
+
+    A piece of an attention tensor (``NAME[query]``) also matches as ``NAME``.
 
     Raises:
-        LLPFError: the regular expression is none.
+        LLPFError: an invalid regular expression.
     """
     names = (name, name.partition("[")[0])
     if pattern.startswith(_REGEX):
@@ -208,12 +214,12 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def match_layers(names: Sequence[str], patterns: Iterable[str], what: str = "stage pattern") -> list[bool]:
-    """Which segment names match at least one pattern; a pattern without any match is refused by name."""
+    """Whether each segment name matches at least one pattern; LLPFError names a pattern without a match."""
     chosen = [False] * len(names)
     for pattern in patterns:
-        hits = [matches(name, pattern) for name in names]
-        if not any(hits):
+        matched = [matches(name, pattern) for name in names]
+        if not any(matched):
             more = ", ..." if len(names) > _LISTED else ""
             raise LLPFError(f"{what} {pattern!r} matches no layer; layers are {', '.join(names[:_LISTED])}{more}")
-        chosen = [old or hit for old, hit in zip(chosen, hits, strict=True)]
+        chosen = [before or now for before, now in zip(chosen, matched, strict=True)]
     return chosen

@@ -1,4 +1,4 @@
-"""Where each parameter of a module hangs, and which names of a state dict stand for one tensor."""
+"""Where a module has each of its parameters, which parameters cannot be flattened, and which names are tied."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from ..errors import LLPFError
 
-#: Storage types the ops take.
+#: Storage dtypes of the ops.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class ParameterSite:
-    """Where a parameter hangs. A tied parameter has several places."""
+    """One attribute that is a parameter. A tied parameter has several sites."""
 
     #: ``state_dict`` key.
     name: str
@@ -31,38 +31,41 @@ class ParameterSite:
 
 
 def parameter_sites(module: nn.Module) -> Iterator[ParameterSite]:
-    """Every place of every parameter, in the order of ``module.named_parameters(remove_duplicate=False)``."""
+    """Every site of every parameter, in the order of ``module.named_parameters(remove_duplicate=False)``."""
     for prefix, owner in module.named_modules(remove_duplicate=False):
         for attribute, parameter in owner._parameters.items():
             if parameter is not None:
                 yield ParameterSite(f"{prefix}.{attribute}" if prefix else attribute, owner, attribute, parameter)
 
 
-def owning_layer(place: ParameterSite) -> tuple[str, str]:
-    """Path of the layer that uses the parameter, and the name it has there.
+def owning_layer(site: ParameterSite) -> tuple[str, str]:
+    """Path of the layer that uses the parameter, and the parameter's name in that layer.
 
-    HOST.parametrizations.TENSOR.original0 stands for TENSOR of HOST; every other parameter's layer is its owner.
+    LAYER.parametrizations.TENSOR.original0 belongs to TENSOR of LAYER; every other parameter to its owner.
     """
-    path, attribute = place.name.rpartition(".")[0], place.attribute
-    if isinstance(place.owner, ParametrizationList):
+    path, attribute = site.name.rpartition(".")[0], site.attribute
+    if isinstance(site.owner, ParametrizationList):
         path, _, attribute = path.rpartition(".")
         path = path.removesuffix("parametrizations").removesuffix(".")
     return path, attribute
 
 
 def bias_weights(module: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
-    """The weight of every bias: of the same submodule, named alike (``weight_ih_l0``, ``bias_ih_l0``)."""
-    found: dict[nn.Parameter, nn.Parameter] = {}
+    """The weight of every bias: of the same submodule and a matching name (``weight_ih_l0``, ``bias_ih_l0``)."""
+    weights: dict[nn.Parameter, nn.Parameter] = {}
     for owner in module.modules():
         for attribute, weight in owner._parameters.items():
             bias = owner._parameters.get(attribute.replace("weight", "bias"))
             if weight is not None and weight.numel() and bias is not None and bias is not weight:
-                found.setdefault(bias, weight)
-    return found
+                weights.setdefault(bias, weight)
+    return weights
 
 
 def check_flattenable(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Refuse what cannot become views of one buffer.
+    """Refuse a module whose parameters cannot become views of one buffer.
+
+    Args:
+        parameters: of the module, by first name.
 
     Raises:
         LLPFError: a lazy, integer, complex, sparse, subclassed or inference tensor; two dtypes or devices; two
@@ -79,8 +82,8 @@ def check_flattenable(module: nn.Module, parameters: Mapping[str, nn.Parameter])
     for name, buffer in module.named_buffers():
         if id(buffer) in by_identity:
             raise LLPFError(
-                f"buffer {name!r} is the parameter {by_identity[id(buffer)]!r} itself: keep one of the two, or make "
-                "the buffer a copy"
+                f"buffer {name!r} is the parameter {by_identity[id(buffer)]!r} itself: register one of the two, or "
+                "make the buffer a copy"
             )
     for name, tensor in (*parameters.items(), *module.named_buffers()):
         if is_lazy(tensor):
@@ -118,12 +121,12 @@ def check_flattenable(module: nn.Module, parameters: Mapping[str, nn.Parameter])
 
 
 def dense_stride(tensor: Tensor) -> tuple[int, ...]:
-    """The tensor's own strides if it covers its memory without holes, else strides of the same order without them."""
+    """The tensor's strides where it has no holes in memory, else strides of the same order without holes."""
     return torch.empty_like(tensor, device="meta").stride()
 
 
 def _counts_versions(parameter: nn.Parameter) -> bool:
-    """False for what was born in inference mode; True for a parameter that was merely given such memory since."""
+    """False for a parameter made in inference mode; True for one that was only given such memory later."""
     try:
         return parameter._version >= 0
     except RuntimeError:
@@ -144,30 +147,30 @@ def _check_memory(parameters: Mapping[str, nn.Parameter]) -> None:
 
 
 def _check_elements(members: Sequence[tuple[int, int, str, Tensor]]) -> None:
-    """Exact but slow (one int64 an element of the storage): only for ranges that overlap or have holes."""
+    """Exact but slow (one int64 per element of the storage): only for ranges that overlap or have holes."""
     end = max(member[1] for member in members)
     position = torch.arange(end)
-    taken_by = torch.full((end,), -1)
+    owner = torch.full((end,), -1)
     for i, (_, _, name, tensor) in enumerate(members):
         elements = position.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).flatten()
         if elements.unique().numel() < elements.numel():
             raise LLPFError(
-                f"parameter {name!r} holds the same memory several times (an expanded tensor): give it its own with "
+                f"parameter {name!r} has elements that share memory (an expanded tensor): give each its own with "
                 ".contiguous()"
             )
-        other = int(taken_by[elements].max())
+        other = int(owner[elements].max())
         if other >= 0:
             raise LLPFError(
                 f"parameters {members[other][2]!r} and {name!r} share memory but are two Parameter objects: tie them "
                 "by assigning the same Parameter, or clone one"
             )
-        taken_by[elements] = i
+        owner[elements] = i
 
 
 def ties(module: nn.Module) -> list[tuple[str, ...]]:
-    """Groups of two or more ``state_dict`` names that are one parameter or buffer object, in the order of the module.
+    """Groups of two or more ``state_dict`` names of one parameter or buffer object, in the order of the module.
 
-    Tied weights (``head.weight = embedding.weight``) and modules that are used in several places have them.
+    They come from tied weights (``head.weight = embedding.weight``) and from modules registered more than once.
     """
     names: dict[int, list[str]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():

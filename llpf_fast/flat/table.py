@@ -1,4 +1,4 @@
-"""``SegmentTable``: which pieces a flat buffer has, which of them move together, and how kernels walk them."""
+"""``SegmentTable``: the segments of a flat buffer, their groups and flags, and the chunks that kernels work on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 from ..errors import LLPFError
 from ..ops import SegmentFlag, scratch_numel
 
-#: Every segment of a parameter starts at a multiple of this many elements: 16-byte loads for every dtype.
+#: Every parameter starts at a multiple of this many elements: 16-byte loads for every dtype.
 ALIGNMENT = 16
-#: Elements a chunk: two float32 streams of one chunk fill a 32 KiB first-level cache, and 256 GPU threads
-#: have 16 elements each.
+#: Elements per chunk: two float32 arrays of one chunk fill a 32 KiB first-level cache, and each of 256 GPU threads
+#: has 16 elements.
 CHUNK = 4096
 
 
@@ -29,7 +29,7 @@ class Segment:
     - MASKED: counts nowhere; distance, mean and variance are those of the rest, so the target variance has to be too.
     - HOLD: counts in mean and variance but not in the distance, and is projected with the rest.
     - FREE: counts in mean, variance and distance and moves, but is not scaled, so the group as a whole misses its
-      target variance. Defined, and the same in every backend, but hardly ever wanted: set FREE on all or none.
+      target variance. Every backend does the same, but it is hardly ever useful: set FREE on all or none.
     """
 
     name: str
@@ -82,7 +82,7 @@ class SegmentTable:
         chunk: int = CHUNK,
         alignment: int = ALIGNMENT,
     ) -> SegmentTable:
-        """Lay segments of the given lengths out one after another, each start padded to ``alignment``."""
+        """Segments of the given lengths one after another, each start padded to ``alignment``."""
         rows, offset = [], 0
         for i, length in enumerate(lengths):
             rows.append(
@@ -108,9 +108,9 @@ class SegmentTable:
     def chunks(self) -> Tensor:
         """int64 ``[C, 3]`` on ``device``."""
         values = [
-            [i, row.offset + at, min(self.chunk, row.length - at)]
+            [i, row.offset + start, min(self.chunk, row.length - start)]
             for i, row in enumerate(self.rows)
-            for at in range(0, row.length, self.chunk)
+            for start in range(0, row.length, self.chunk)
         ]
         return torch.tensor(values, dtype=torch.int64).reshape(-1, 3).to(self.device)
 
@@ -126,17 +126,17 @@ class SegmentTable:
         return replace(self, device=torch.device(device))
 
     def with_flags(self, flags: Sequence[SegmentFlag]) -> SegmentTable:
-        """The same table with other flags, one a segment."""
+        """The same table with other flags, one per segment."""
         if len(flags) != len(self.rows):
             raise LLPFError(f"segment table: {len(self.rows)} segments but {len(flags)} flags")
         rows = tuple(replace(row, flags=flag) for row, flag in zip(self.rows, flags, strict=True))
         return replace(self, rows=rows)
 
     def cut(self, pieces: Mapping[int, Sequence[tuple[str, int]]]) -> SegmentTable:
-        """The same buffer with some segments (by index) cut into consecutive pieces: (suffix of the name, length).
+        """The table with some segments (by index) cut into consecutive pieces: (suffix of the name, length).
 
-        The pieces keep group labels and flags, so a tick stays what it was. A piece may start anywhere:
-        only whole parameters are aligned.
+        The pieces have the group labels and flags of their segment, so a tick computes the same. Pieces are not
+        aligned: only whole parameters are.
         """
         rows: list[Segment] = []
         for i, row in enumerate(self.rows):
@@ -151,7 +151,7 @@ class SegmentTable:
         return replace(self, rows=tuple(rows))
 
     def scratch(self, paths: int = 1) -> Tensor:
-        """Scratch for every op on this table: float64 on ``device``, contents meaningless."""
+        """Uninitialized float64 scratch memory on ``device`` for any op on this table."""
         size = scratch_numel(paths, self.chunks.shape[0], len(self.rows))
         return torch.empty(size, dtype=torch.float64, device=self.device)
 

@@ -1,4 +1,4 @@
-"""Each image has a draw of its own; shifts, mirrors and rotations are those that the key says."""
+"""Each image has separate draws; the key alone decides shifts, mirrors and rotations."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_flip_and_shift_takes_crops_of_the_reflected_image() -> None:
     padded = torch.nn.functional.pad(images[:1], [4] * 4, mode="reflect")[0]
     crops = [padded[:, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
     allowed = torch.stack(crops + [c.flip(2) for c in crops])
-    seen = set()
+    counts = set()
     for image in flip_and_shift(images, 3):
         same = (allowed == image).flatten(1).all(1).nonzero()
         assert len(same) == 1
-        seen.add(int(same))
-    assert len(seen) > 25
-    assert min(seen) < 81 <= max(seen)
+        counts.add(int(same))
+    assert len(counts) > 25
+    assert min(counts) < 81 <= max(counts)
 
 
 def test_same_key_same_batch() -> None:

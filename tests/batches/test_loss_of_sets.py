@@ -1,4 +1,4 @@
-"""The loss of a set is the loss that its user defines: one call on all of it, in plain torch and float64."""
+"""The loss of a set is that of one call of the user's loss on all of it, in torch and float64."""
 
 from __future__ import annotations
 
@@ -151,8 +151,8 @@ def test_standard_errors_agree_with_a_bootstrap(name, reduction) -> None:
     with torch.no_grad():
         output = module(inputs)
         draws = torch.randint(count, (2000, count), generator=g)
-        found = torch.stack([loss(output[i], targets[i]) for i in draws])
-    assert got.standard_error == pytest.approx(float(found.std()), rel=0.1)
+        means = torch.stack([loss(output[i], targets[i]) for i in draws])
+    assert got.standard_error == pytest.approx(float(means.std()), rel=0.1)
 
 
 def test_class_weights_do_not_depend_on_the_order() -> None:
@@ -264,7 +264,7 @@ def test_own_classes_of_torchs_losses_are_not_taken_for_them() -> None:
 
 
 def test_targets_that_torch_stretches_are_no_exact_mean() -> None:
-    """[B, 1] against [B] is [B, B] to torch: each batch's own pairs, whatever the set's would be."""
+    """[B, 1] against [B] is [B, B] to torch: the pairs of each batch, not those of the set."""
     g = torch.Generator().manual_seed(0)
     module = nn.Linear(3, 1).double()
     with pytest.warns(UserWarning, match="target size"):

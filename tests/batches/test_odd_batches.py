@@ -1,4 +1,4 @@
-"""Batches and losses that people really have: the value is plain torch's in float64, or one line says what to do."""
+"""Unusual batches and losses: the value is that of torch in float64, or one line says what to do."""
 
 from __future__ import annotations
 
@@ -317,8 +317,8 @@ def test_lengths_of_batches() -> None:
 def test_batches_without_a_sample_train_nothing(xy) -> None:
     x, targets = xy[0], net(seed=1)(xy[0]).detach()
     batches = [(x[:0], targets[:0]), (x, targets), (x[:0], targets[:0])]
-    found = training_batches(as_data(batches), 4, CPU, torch.float32, seed=0)
-    assert [len(found.batch(i)[1]) for i in range(3)] == [COUNT] * 3
+    drawn = training_batches(as_data(batches), 4, CPU, torch.float32, seed=0)
+    assert [len(drawn.batch(i)[1]) for i in range(3)] == [COUNT] * 3
     train_model(net(), batches, seed=0, epochs=2, loss_fn=F.mse_loss)
 
 

@@ -30,7 +30,7 @@ def test_fixed_and_seeded():
 @pytest.mark.parametrize(
     "targets",
     [torch.rand(300), torch.randint(5, (300, 4)), torch.arange(300)],
-    ids=["float", "two-dimensional", "more classes than places"],
+    ids=["float", "two-dimensional", "more classes than samples"],
 )
 def test_uniform_where_there_are_no_classes(targets):
     chosen = stratified_subset(targets, 50)

@@ -19,7 +19,7 @@ INF, NAN = math.inf, math.nan
 
 
 class Norm(nn.BatchNorm1d):
-    """Of a user's own, derived from torch's."""
+    """A user's class, derived from torch's."""
 
 
 class Named(nn.Module):
@@ -39,11 +39,11 @@ class Net(nn.Module):
         self.again = self.norm
         self.register_buffer("mask", torch.tensor([0.0, -INF, NAN]))
         self.register_buffer("index", torch.tensor([0, 1, 2]))
-        self.register_buffer("keep", torch.tensor([True, False]))
+        self.register_buffer("select", torch.tensor([True, False]))
         self.register_buffer("phase", torch.tensor([1 + 2j, complex(INF, NAN)]))
 
 
-def ends() -> tuple[dict[str, Tensor], dict[str, Tensor], Net]:
+def endpoints() -> tuple[dict[str, Tensor], dict[str, Tensor], Net]:
     net = Net()
     one = {name: value.clone() for name, value in net.state_dict().items()}
     two = {name: value.clone() for name, value in net.state_dict().items()}
@@ -54,12 +54,12 @@ def test_statistics_are_told_by_the_type_of_the_layer() -> None:
     three = ("running_mean", "running_var", "num_batches_tracked")
     expected = {f"{layer}.{name}" for layer in ("norm", "again", "inst", "sync") for name in three}
     assert statistics(Net()) == expected
-    assert set(fixed_buffers(Net())) == {"own.running_mean", "mask", "index", "keep", "phase"}
+    assert set(fixed_buffers(Net())) == {"own.running_mean", "mask", "index", "select", "phase"}
 
 
 @pytest.mark.filterwarnings("error")
 def test_statistics_differ_and_equal_buffers_are_whatever_they_are() -> None:
-    one, two, net = ends()
+    one, two, net = endpoints()
     two["norm.running_mean"] += 1
     two["norm.num_batches_tracked"] += 5
     two["layer.weight"] += 1
@@ -69,11 +69,11 @@ def test_statistics_differ_and_equal_buffers_are_whatever_they_are() -> None:
 
 
 def test_finite_is_asked_of_parameters_and_statistics_only() -> None:
-    one, _, net = ends()
+    one, _, net = endpoints()
     with pytest.raises(LLPFError, match=r"start: tensor 'mask' has 2 NaN or infinite of 3"):
         check_finite(one, "start")
     for name in ("layer.bias", "norm.running_var", "again.running_mean", "inst.running_mean"):
-        one, _, net = ends()
+        one, _, net = endpoints()
         one[name][0] = NAN
         with pytest.raises(LLPFError, match=rf"start: tensor '{name}' has 1 NaN of 3"):
             check_finite(one, "start", net)
@@ -81,21 +81,21 @@ def test_finite_is_asked_of_parameters_and_statistics_only() -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("mask", 0.5), ("own.running_mean", 1.0), ("phase", 2j)])
 def test_floating_buffers_that_differ_are_named_in_one_warning(name: str, value: complex) -> None:
-    one, two, net = ends()
+    one, two, net = endpoints()
     two[name][0] = value
-    with pytest.warns(UserWarning, match="interpolated on the path's last segment: ") as found:
+    with pytest.warns(UserWarning, match="interpolated on the path's last segment: ") as caught:
         check_buffers(one, two, net)
-    assert len(found) == 1
-    assert str(found[0].message).endswith(f": {name!r}")
+    assert len(caught) == 1
+    assert str(caught[0].message).endswith(f": {name!r}")
 
 
-@pytest.mark.parametrize("name", ["index", "keep"])
+@pytest.mark.parametrize("name", ["index", "select"])
 def test_integers_and_booleans_that_differ_are_refused(name: str) -> None:
-    one, two, net = ends()
+    one, two, net = endpoints()
     two[name][1] = 1 - one[name][1].long()
     if name == "index":
         two[name][1] = 7
-    kind = {"index": "int64", "keep": "bool"}[name]
+    kind = {"index": "int64", "select": "bool"}[name]
     with pytest.raises(
         LLPFError, match=rf"buffer '{name}' \({kind}\) differs between start and destination.*give both"
     ):
@@ -103,12 +103,12 @@ def test_integers_and_booleans_that_differ_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "value"),
+    ("name", "position", "value"),
     [("mask", 1, INF), ("mask", 1, 0.0), ("mask", 0, -INF), ("mask", 2, 1.0), ("phase", 1, complex(INF, 0))],
 )
-def test_values_that_are_not_finite_have_to_be_the_same(name: str, place: int, value: complex) -> None:
-    one, two, net = ends()
-    two[name][place] = value
+def test_values_that_are_not_finite_have_to_be_the_same(name: str, position: int, value: complex) -> None:
+    one, two, net = endpoints()
+    two[name][position] = value
     with pytest.raises(LLPFError, match=rf"buffer '{name}' has NaN or infinite values that differ"):
         check_buffers(one, two, net)
 
@@ -142,9 +142,9 @@ def test_ties_are_names_of_one_tensor() -> None:
     net.layer.bias = net.norm.bias
     net.extra = nn.Parameter(torch.randn(3))
     net.other = nn.Parameter(net.extra.detach().clone())
-    found = {frozenset(group) for group in ties(net)}
+    groups = {frozenset(group) for group in ties(net)}
     names = ("weight", "running_mean", "running_var", "num_batches_tracked")
-    assert found == {
+    assert groups == {
         frozenset({"layer.bias", "norm.bias", "again.bias"}),
         *(frozenset({f"norm.{name}", f"again.{name}"}) for name in names),
     }

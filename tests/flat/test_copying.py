@@ -1,4 +1,4 @@
-"""A copy of one's own, or one line that names what cannot be copied and what to do."""
+"""An independent copy, or one line that names what cannot be copied and what to do."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Keeps(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(3, 2)
-        self.seen: Tensor | None = None
+        self.output: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen = self.layer(x)
-        return self.seen
+        self.output = self.layer(x)
+        return self.output
 
 
 def old(name: str, module: nn.Module) -> nn.Module:
@@ -91,11 +91,11 @@ def test_a_result_kept_in_an_attribute_is_named() -> None:
     net(torch.randn(2, 3))
     message = refused(net)
     assert (
-        "layer '0' (Keeps) of the model cannot be copied because of its attribute 'seen', the result of a pass"
+        "layer '0' (Keeps) of the model cannot be copied because of its attribute 'output', the result of a pass"
         in message
     )
-    assert "seen.detach()" in message
-    net[0].seen = None
+    assert "output.detach()" in message
+    net[0].output = None
     copied(net)
 
 
@@ -129,7 +129,7 @@ def test_classes_that_refuse_or_share_are_named() -> None:
             return 3
 
     assert "cannot be copied (RuntimeError: one only)" in refused(Refuses(2, 2))
-    assert "the very same parameter '0.weight'" in refused(nn.Sequential(Shares(2, 2)))
+    assert "the same parameter '0.weight'" in refused(nn.Sequential(Shares(2, 2)))
     assert "gives no module" in refused(Other(2, 2))
 
 
@@ -137,7 +137,7 @@ def test_a_forward_that_holds_on_to_the_network_is_named() -> None:
     """deepcopy does not copy functions: the copy's forward would read the original's parameters."""
     net = nn.Sequential(nn.Linear(2, 2))
     net.forward = lambda x: net[0](x)  # type: ignore[method-assign]
-    assert "the model (Sequential) has a forward function of its own" in refused(net)
+    assert "the model (Sequential) has a forward function on the instance" in refused(net)
     weight = net[0].weight
     net.forward = lambda x, w=weight: x @ w  # type: ignore[method-assign]
     assert "define forward in the class" in refused(net)

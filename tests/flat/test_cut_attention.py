@@ -28,7 +28,7 @@ def _one_thread() -> None:
 
 
 class Attention(nn.Module):
-    """Odd sizes: no piece but the first is aligned. Key and value are one stack of their own."""
+    """Odd sizes: no piece but the first is aligned. Key and value are one separate stack."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,20 +64,20 @@ def test_pieces_lie_one_after_the_other_in_their_parameter() -> None:
 
 def test_kinds_and_groups_of_the_pieces() -> None:
     flat = FlatParameters(network(), cut_attention=True, join_bias=True)
-    told = {
+    roles = {
         row.name: (kind.value, bias, row.distance_group, row.variance_group)
         for row, kind, bias in zip(flat.table.rows, flat.kinds, flat.is_bias, strict=True)
     }
-    weight = [told[f"1.in_proj_weight[{name}]"] for name in NAMES]
-    bias = [told[f"1.in_proj_bias[{name}]"] for name in NAMES]
+    weight = [roles[f"1.in_proj_weight[{name}]"] for name in NAMES]
+    bias = [roles[f"1.in_proj_bias[{name}]"] for name in NAMES]
     assert [piece[:2] for piece in weight + bias] == [(n, False) for n in NAMES] + [(n, True) for n in NAMES]
     assert len({piece[2] for piece in weight + bias}) == 1
     assert len({piece[3] for piece in weight}) == len({piece[3] for piece in bias}) == 1
     assert weight[0][3] != bias[0][3]
-    assert told["2.to_q.bias"][:2] == ("query", True)
-    assert told["2.to_kv.weight[value]"][:2] == ("value", False)
-    assert told["1.out_proj.bias"][:2] == ("bias", True)
-    assert len({group for *_, group in told.values()}) == len(set(flat.parameter_names))
+    assert roles["2.to_q.bias"][:2] == ("query", True)
+    assert roles["2.to_kv.weight[value]"][:2] == ("value", False)
+    assert roles["1.out_proj.bias"][:2] == ("bias", True)
+    assert len({group for *_, group in roles.values()}) == len(set(flat.parameter_names))
 
 
 def test_without_the_option_nothing_is_cut() -> None:
@@ -192,10 +192,10 @@ def test_a_tick_of_the_pieces_is_a_tick_of_the_whole(
         SegmentFlag.MASKED if kind in (LayerKind.QUERY, LayerKind.KEY) and not bias else SegmentFlag.NONE
         for kind, bias in zip(cut.kinds, cut.is_bias, strict=True)
     ]
-    held = tick(run, cut.table.with_flags(flags), p, d, destination)
+    ticked = tick(run, cut.table.with_flags(flags), p, d, destination)
     for row, flag in zip(cut.table.rows, flags, strict=True):
         part = slice(row.offset, row.offset + row.length)
-        assert torch.equal(held[part], p[part]) == (flag is SegmentFlag.MASKED), row.name
+        assert torch.equal(ticked[part], p[part]) == (flag is SegmentFlag.MASKED), row.name
 
 
 class Transposed(nn.Module):
@@ -233,14 +233,14 @@ def test_a_memory_order_that_changes_later_is_refused_and_nothing_changed() -> N
     flat = FlatParameters(module, cut_attention=True)
     values = module[1].in_proj_weight.detach().clone()
     module[1].in_proj_weight.data = values.t().contiguous().t()
-    kept = flat.data.clone()
+    before = flat.data.clone()
     with pytest.raises(LLPFError, match=r"'1.in_proj_weight' .* cannot be cut"):
         flat.ensure()
-    assert torch.equal(flat.data, kept)
+    assert torch.equal(flat.data, before)
     assert flat.version == 0
     module[1].in_proj_weight.data = values
     flat.ensure()
-    assert torch.equal(flat.data, kept)
+    assert torch.equal(flat.data, before)
 
 
 def test_row_wise_parametrizations_are_cut() -> None:

@@ -23,7 +23,7 @@ def test_everything_goes_along() -> None:
     assert flat.data.data_ptr() == rows[0, 1].data_ptr()
     assert torch.equal(rows[0, 1], values)
     assert torch.equal(rows[1, 1], gradients)
-    assert list(module.parameters()) == parameters, "optimisers hold these objects"
+    assert list(module.parameters()) == parameters, "optimizers refer to these objects"
     rows[0, 1] = 0.5
     assert all(bool((parameter == 0.5).all()) for parameter in parameters)
     flat.zero_grad()

@@ -54,13 +54,13 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 def check_aliased(flat: FlatParameters) -> None:
-    """Address, order and values of every parameter; a write to either side is seen on the other; padding is 0."""
+    """Address, order and values of every parameter; a write to either side shows on the other; padding is 0."""
     parameters = dict(flat.module.named_parameters(remove_duplicate=False))
     assert set(flat.table.names) | set(flat.aliases) == {n for n, p in parameters.items() if p.numel()}
     for alias, name in flat.aliases.items():
         assert parameters[alias] is parameters[name]
     inside = torch.zeros(flat.table.numel, dtype=torch.bool)
-    kept = flat.data.clone()
+    before = flat.data.clone()
     ramp = torch.arange(flat.table.numel, device=flat.data.device).to(flat.data.dtype)
     for row in flat.table.rows:
         p = parameters[row.name]
@@ -72,21 +72,21 @@ def check_aliased(flat: FlatParameters) -> None:
         inside[row.offset : row.offset + row.length] = True
         flat.data[row.offset : row.offset + row.length] = ramp[row.offset : row.offset + row.length]
         assert torch.equal(p.detach().flatten().sort().values, ramp[row.offset : row.offset + row.length].sort().values)
-    flat.data.copy_(kept)
+    flat.data.copy_(before)
     assert flat.table.numel % ALIGNMENT == 0
     assert not flat.data[~inside].any()
     assert flat.table.segments.device == flat.data.device
 
 
-def check_gradients(flat: FlatParameters, expected: dict[str, Tensor | None]) -> None:
+def check_gradients(flat: FlatParameters, gradients: dict[str, Tensor | None]) -> None:
     views = flat.views(flat.grad)
-    for name, gradient in expected.items():
+    for name, expected in gradients.items():
         view = views[name]
-        torch.testing.assert_close(view, torch.zeros_like(view) if gradient is None else gradient, rtol=0, atol=0)
-        own = dict(flat.module.named_parameters())[name].grad
-        assert own is not None
-        assert own.data_ptr() == view.data_ptr()
-        assert own.stride() == view.stride()
+        torch.testing.assert_close(view, torch.zeros_like(view) if expected is None else expected, rtol=0, atol=0)
+        gradient = dict(flat.module.named_parameters())[name].grad
+        assert gradient is not None
+        assert gradient.data_ptr() == view.data_ptr()
+        assert gradient.stride() == view.stride()
     assert torch.count_nonzero(flat.grad) == sum(torch.count_nonzero(view) for view in views.values())
 
 
@@ -437,14 +437,14 @@ def share(module: nn.Module) -> None:
 def test_refused_later_by_name(break_it: Callable[[nn.Module], object], words: list[str]) -> None:
     module = network()
     flat = FlatParameters(module)
-    kept = flat.data.clone()
+    before = flat.data.clone()
     break_it(module)
     for _ in range(2):
         with pytest.raises(LLPFError) as caught:
             flat.ensure()
         for word in words:
             assert word in str(caught.value)
-    assert torch.equal(flat.data, kept)
+    assert torch.equal(flat.data, before)
 
 
 def test_cut_ties_are_restored_or_refused() -> None:
@@ -466,9 +466,9 @@ def test_cut_ties_are_restored_or_refused() -> None:
 
 
 def test_channels_last_keeps_values_aliased_and_converts() -> None:
-    plain = network()
-    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
-    flat, ordered = FlatParameters(plain), FlatParameters(last)
+    reference = network()
+    last = copy.deepcopy(reference).to(memory_format=torch.channels_last)
+    flat, ordered = FlatParameters(reference), FlatParameters(last)
     assert last[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert not last[0].weight.is_contiguous()
     assert not torch.equal(flat.data, ordered.data)
@@ -480,7 +480,7 @@ def test_channels_last_keeps_values_aliased_and_converts() -> None:
     assert torch.equal(flat.flatten(last.state_dict()), flat.data)
     ordered.data.mul_(2)
     flat.data.mul_(2)
-    assert same(values_of(plain), values_of(last))
+    assert same(values_of(reference), values_of(last))
     train(last)
     ordered.ensure_gradients()
     check_gradients(ordered, {n: p.grad.clone() for n, p in last.named_parameters() if p.grad is not None})
@@ -580,23 +580,23 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 @pytest.mark.parametrize("event", ["nothing", "channels_last", "assign"])
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_optimisers_train_the_buffer(optimiser: str, event: str) -> None:
-    plain, module = network(), network()
-    module.load_state_dict(plain.state_dict())
+    reference, module = network(), network()
+    module.load_state_dict(reference.state_dict())
     EVENTS[event](module)
-    EVENTS[event](plain)
+    EVENTS[event](reference)
     flat = FlatParameters(module)
-    optimisers = [OPTIMISERS[optimiser](m.parameters()) for m in (plain, module)]
+    optimisers = [OPTIMISERS[optimiser](m.parameters()) for m in (reference, module)]
     for _ in range(3):
         batch = torch.randn(4, 3, 4, 4)
-        for m, o in zip((plain, module), optimisers, strict=True):
+        for m, o in zip((reference, module), optimisers, strict=True):
             o.zero_grad()
             m(batch).square().mean().backward()
             if m is module:
                 flat.ensure_gradients()
                 flat.ensure()
             o.step()
-    assert same(values_of(plain), values_of(module))
-    assert same(flat.views(flat.data), values_of(plain))
+    assert same(values_of(reference), values_of(module))
+    assert same(flat.views(flat.data), values_of(reference))
     check_aliased(flat)
 
 
@@ -617,11 +617,11 @@ def test_gradients_in_every_way_they_appear() -> None:
     module.zero_grad()
     module[4](torch.randn(2, 80)).sum().backward()
     flat.ensure_gradients()
-    own = {n: p.grad.clone() if n.startswith("4.") else None for n, p in module.named_parameters()}
-    check_gradients(flat, own)
+    expected = {n: p.grad.clone() if n.startswith("4.") else None for n, p in module.named_parameters()}
+    check_gradients(flat, expected)
 
     flat.zero_grad()
-    check_gradients(flat, dict.fromkeys(own))
+    check_gradients(flat, dict.fromkeys(expected))
     buffer = flat.grad
     train(module)
     flat.ensure_gradients()
@@ -630,11 +630,11 @@ def test_gradients_in_every_way_they_appear() -> None:
 
     module.zero_grad()
     flat.zero_grad()
-    check_gradients(flat, dict.fromkeys(own))
+    check_gradients(flat, dict.fromkeys(expected))
 
     module[4].bias.grad.data = torch.ones(7)
     flat.ensure_gradients()
-    check_gradients(flat, {**dict.fromkeys(own), "4.bias": torch.ones(7)})
+    check_gradients(flat, {**dict.fromkeys(expected), "4.bias": torch.ones(7)})
 
 
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph:UserWarning")
@@ -731,12 +731,12 @@ def test_parametrizations_flatten_the_originals() -> None:
 def test_state_dict_is_the_modules_own_contiguous_and_independent() -> None:
     module = network()
     flat = FlatParameters(module)
-    state, own = flat.state_dict(), module.state_dict()
-    assert list(state) == list(own)
-    assert same(state, dict(own))
+    state, expected = flat.state_dict(), module.state_dict()
+    assert list(state) == list(expected)
+    assert same(state, dict(expected))
     other = flat.state_dict(flat.data * 2)
-    assert torch.equal(other["4.weight"], 2 * own["4.weight"])
-    assert torch.equal(other["1.running_var"], own["1.running_var"])
+    assert torch.equal(other["4.weight"], 2 * expected["4.weight"])
+    assert torch.equal(other["1.running_var"], expected["1.running_var"])
     flat.data.zero_()
     assert state["4.weight"].any()
     assert len({v.untyped_storage().data_ptr() for v in state.values()}) == len(state)
@@ -781,14 +781,14 @@ def test_a_state_that_does_not_fit_is_refused_by_name(
     change: Callable[[dict[str, Tensor]], object], words: list[str]
 ) -> None:
     flat = FlatParameters(network())
-    state, kept = flat.state_dict(), flat.data.clone()
+    state, before = flat.state_dict(), flat.data.clone()
     change(state)
     for use in (flat.flatten, flat.load):
         with pytest.raises(LLPFError) as caught:
             use(state)
         for word in words:
             assert word in str(caught.value)
-    assert torch.equal(flat.data, kept)
+    assert torch.equal(flat.data, before)
 
 
 def test_load_takes_parameters_and_buffers_or_nothing() -> None:
@@ -797,10 +797,10 @@ def test_load_takes_parameters_and_buffers_or_nothing() -> None:
     pointer = flat.data.data_ptr()
     state = dict(other.state_dict())
     del state["1.running_var"]
-    kept = flat.data.clone()
+    before = flat.data.clone()
     with pytest.raises(LLPFError, match=r"missing buffer '1.running_var' \[5\]"):
         flat.load(state)
-    assert torch.equal(flat.data, kept)
+    assert torch.equal(flat.data, before)
     flat.load(other.state_dict())
     assert same(dict(flat.module.state_dict()), dict(other.state_dict()))
     assert flat.data.data_ptr() == pointer

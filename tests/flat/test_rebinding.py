@@ -1,4 +1,4 @@
-"""A copy computes with its own parameters, wherever functions hold on to the network."""
+"""A copy computes with the parameters of the copy, wherever functions refer to the network."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Net(nn.Module):
         self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
         self.register_buffer("scale", torch.ones(4))
 
-    def plain(self, x: Tensor) -> Tensor:
+    def linear(self, x: Tensor) -> Tensor:
         return self.b(torch.tanh(self.a(x)) * self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.plain(x)
+        return self.linear(x)
 
 
 class ByLambda(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.steps = lambda x: self.plain(x)
+        self.steps = lambda x: self.linear(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.steps(x)
@@ -84,7 +84,7 @@ def test_copy_is_independent_of_the_original(make: Callable[[], Net]) -> None:
     expected = original(x)
     assert torch.equal(twin(x), expected)
     twin.load_state_dict({name: value + 1 for name, value in other.state_dict().items()})
-    # Read where nothing was copied: what plain PyTorch says of these values.
+    # Read where nothing was copied: what PyTorch gives for these values.
     original_was = {name: value.clone() for name, value in original.state_dict().items()}
     original.load_state_dict(twin.state_dict())
     assert torch.equal(twin(x), original(x))
@@ -96,18 +96,18 @@ def test_copy_is_independent_of_the_original(make: Callable[[], Net]) -> None:
 
 
 def test_what_holds_nothing_of_the_network_stays_the_same_object() -> None:
-    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
     original = Net()
 
-    def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
-        seen.append(output)
+    def record(module: nn.Module, inputs: object, output: Tensor) -> None:
+        outputs.append(output)
 
-    original.a.register_forward_hook(keep)
-    original.extra = keep
+    original.a.register_forward_hook(record)
+    original.extra = record
     twin = copied(original)
-    assert twin.extra is keep
+    assert twin.extra is record
     twin(torch.randn(2, 3))
-    assert len(seen) == 1
+    assert len(outputs) == 1
 
 
 def test_a_function_that_calls_itself_is_copied() -> None:

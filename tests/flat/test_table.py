@@ -24,11 +24,11 @@ def test_segments_are_aligned_in_order_and_apart(lengths: list[int], alignment: 
     assert table.segments.shape == (len(lengths), 5)
     assert table.segments.dtype == torch.int64
     end = 0
-    for length, (offset, kept, distance, variance, flags), row in zip(
+    for length, (offset, size, distance, variance, flags), row in zip(
         lengths, table.segments.tolist(), table.rows, strict=True
     ):
-        assert (row.offset, row.length) == (offset, kept)
-        assert kept == length
+        assert (row.offset, row.length) == (offset, size)
+        assert size == length
         assert offset % alignment == 0
         assert end <= offset < end + alignment
         assert (distance, variance, flags) == (row.distance_group, row.variance_group, 0)
@@ -44,7 +44,7 @@ def test_chunks_cover_every_element_once_and_nothing_else(lengths: list[int], ch
     assert table.chunks.dtype == torch.int64
     assert table.chunks.is_contiguous()
     assert table.chunks.shape[1] == 3
-    seen = torch.zeros(table.numel, dtype=torch.int64)
+    covered = torch.zeros(table.numel, dtype=torch.int64)
     previous = (-1, -1)
     for segment, start, length in table.chunks.tolist():
         row = table.rows[segment]
@@ -53,11 +53,11 @@ def test_chunks_cover_every_element_once_and_nothing_else(lengths: list[int], ch
         assert 1 <= length <= chunk
         assert (segment, start) > previous
         previous = (segment, start)
-        seen[start : start + length] += 1
-    inside = torch.zeros_like(seen)
+        covered[start : start + length] += 1
+    inside = torch.zeros_like(covered)
     for row in table.rows:
         inside[row.offset : row.offset + row.length] = 1
-    assert torch.equal(seen, inside)
+    assert torch.equal(covered, inside)
 
 
 def test_default_alignment_allows_16_byte_loads() -> None:

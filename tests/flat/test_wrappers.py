@@ -57,11 +57,11 @@ def test_every_wrapper_and_every_nesting_is_taken_off(make) -> None:
         lambda m: compiled(nn.DataParallel(compiled(m))),
     ):
         wrapped = wrap(net)
-        plain = unwrapped(wrapped)
-        if wrap is AveragedModel:  # holds a copy
-            assert plain is wrapped.module
+        inner = unwrapped(wrapped)
+        if wrap is AveragedModel:  # has a copy
+            assert inner is wrapped.module
         else:
-            assert plain is net
+            assert inner is net
 
 
 def test_activation_checkpoints_are_taken_off() -> None:
@@ -119,6 +119,6 @@ def test_what_lies_in_several_processes_is_refused() -> None:
         r"'weight' of the model is a DTensor, ": tensor,
     }
     for message, module in cases.items():
-        with pytest.raises(LLPFError, match=message + ".*pass the plain module inside, whole, in one process"):
+        with pytest.raises(LLPFError, match=message + ".*pass the module inside, whole, in one process"):
             unwrapped(module)
     assert unwrapped(ddp.module) is ddp.module

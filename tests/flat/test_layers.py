@@ -1,4 +1,4 @@
-"""Layer kinds are told from module types, whatever the parameters are called."""
+"""Layer kinds come from module types, whatever the names of the parameters."""
 
 from __future__ import annotations
 
@@ -171,16 +171,16 @@ def test_separate_projections(names: tuple[str, str, str]) -> None:
     assert set(layer_kinds(nn.ModuleDict({name: nn.Linear(4, 8) for name in names})).values()) == {OTHER, BIAS}
 
 
-def test_a_projection_counts_only_beside_its_fellows() -> None:
-    plain = {OTHER, BIAS}
-    assert set(layer_kinds(SomeAttention(value=(4, 1), policy=(4, 2))).values()) == plain
-    assert set(layer_kinds(SomeAttention(key=(4, 4), value=(4, 4))).values()) == plain
-    assert set(layer_kinds(SomeAttention(query=(4, 4), value=(4, 4))).values()) == plain
-    assert set(layer_kinds(SomeAttention(query=(4, 4), to_k=(4, 4), wv=(4, 4))).values()) == plain
+def test_a_projection_counts_only_with_the_others_of_its_family() -> None:
+    neither = {OTHER, BIAS}
+    assert set(layer_kinds(SomeAttention(value=(4, 1), policy=(4, 2))).values()) == neither
+    assert set(layer_kinds(SomeAttention(key=(4, 4), value=(4, 4))).values()) == neither
+    assert set(layer_kinds(SomeAttention(query=(4, 4), value=(4, 4))).values()) == neither
+    assert set(layer_kinds(SomeAttention(query=(4, 4), to_k=(4, 4), wv=(4, 4))).values()) == neither
     convolutions = SomeAttention()
     for name in ("query", "key", "value", "qkv"):
         setattr(convolutions, name, nn.Conv2d(4, 4, 1))
-    assert set(layer_kinds(convolutions).values()) == plain
+    assert set(layer_kinds(convolutions).values()) == neither
 
 
 def test_stacks_of_other_widths() -> None:
@@ -246,9 +246,9 @@ def test_layer_normalizations_are_told_from_the_others() -> None:
     }
     module = nn.ModuleDict({name.replace(" ", "_"): layer for name, (layer, _) in layers.items()})
     flat = FlatParameters(module)
-    told = dict(zip(flat.table.names, flat.is_layer_norm, strict=True))
+    is_layer_norm = dict(zip(flat.table.names, flat.is_layer_norm, strict=True))
     for name, (layer, expected) in layers.items():
-        assert {told[f"{name.replace(' ', '_')}.{p}"] for p, _ in layer.named_parameters()} == {expected}, name
+        assert {is_layer_norm[f"{name.replace(' ', '_')}.{p}"] for p, _ in layer.named_parameters()} == {expected}, name
     of_a_predicate = FlatParameters(nn.Sequential(Custom()), is_norm=lambda m: isinstance(m, Custom))
     assert of_a_predicate.kinds == (NORM, NORM)
     assert of_a_predicate.is_layer_norm == (False, False)
@@ -293,10 +293,10 @@ def test_wrapped_parts_have_the_kinds_of_what_is_inside() -> None:
 
     names = ("q_proj", "k_proj", "v_proj", "out_proj")
     for make in (WindowAttention, lambda: SomeAttention(**dict.fromkeys(names, (4, 4))), lambda: nn.BatchNorm1d(3)):
-        plain = layer_kinds(make())
-        assert short(compiled(make())) == plain
-        assert short(nn.DataParallel(make())) == plain
+        kinds = layer_kinds(make())
+        assert short(compiled(make())) == kinds
+        assert short(nn.DataParallel(make())) == kinds
         parts = make()
         for name in list(parts._modules):
             parts._modules[name] = nn.DataParallel(compiled(parts._modules[name]))
-        assert short(parts) == plain
+        assert short(parts) == kinds

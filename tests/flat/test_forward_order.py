@@ -92,11 +92,11 @@ def test_encoder_layers_and_the_fast_path(fast_path: bool) -> None:
     module = nn.TransformerEncoderLayer(6, 2, 7, batch_first=True)
     torch.backends.mha.set_fastpath_enabled(fast_path)
     try:
-        found = order(module, torch.randn(2, 3, 6))
+        groups = order(module, torch.randn(2, 3, 6))
         assert torch.backends.mha.get_fastpath_enabled() is fast_path
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
-    assert found == [
+    assert groups == [
         ["self_attn.in_proj_weight", "self_attn.in_proj_bias"],
         ["self_attn.out_proj.weight", "self_attn.out_proj.bias"],
         ["norm1.weight", "norm1.bias"],
@@ -151,7 +151,7 @@ def test_parameters_inside_lists() -> None:
 
 
 class Vision(nn.Module):
-    """Parameters of a container's own: at the input, between children, and reached by .data and .item() only."""
+    """Direct parameters of a container: at the input, between children, and reached by .data and .item() only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class Restless(nn.Module):
         self.fc = nn.Linear(3, 3)
 
     def train(self, mode: bool = True) -> Restless:
-        raise AssertionError("a user's own train() may do anything")
+        raise AssertionError("a user's train() may do anything")
 
     def forward(self, x: Tensor) -> Tensor:
         self.count += 1
@@ -275,15 +275,15 @@ def test_flags_buffers_gradients_and_random_numbers_are_left_alone() -> None:
     module.fc.weight.grad = torch.ones(3, 3)
     before, replaced = copy.deepcopy(dict(module.named_buffers())), module.replaced
     state = torch.get_rng_state()
-    seen: list[bool] = []
+    modes: list[bool] = []
 
     def forward() -> None:
-        seen.extend(each.training for each in module.modules())
+        modes.extend(each.training for each in module.modules())
         assert not torch.is_grad_enabled()
         module(torch.randn(7, 3))
 
     data_flow_order(module, forward)
-    assert not any(seen)
+    assert not any(modes)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.is_grad_enabled()
     assert [each.training for each in module.modules()] == [True, False, True, True]
