@@ -1,4 +1,4 @@
-"""Pictures of what was certified."""
+"""Figures of certified paths and of analyses, and the HTML report."""
 
 from .picture import draw_path
 

@@ -1,4 +1,4 @@
-"""Figures of connectors: the loss on a simplicial complex."""
+"""The figure of a connector: the certified loss on a simplicial complex."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ if TYPE_CHECKING:
 
 
 def draw_connector(connector: Connector, folder: str | os.PathLike[str], stem: str = "connector") -> Path:
-    """The certified loss: for three optima as a map of the complex, otherwise along its edges; and the highest of each
-    simplex.
+    """Draw the loss on the complex, and the highest loss of each simplex; returns the PNG's path.
 
-    The map puts the optima in the corners of a triangle, pair points in the middles of its sides and the centre in its
-    centre: a drawing of barycentric coordinates, not of lengths. The CSV holds every evaluated point with its weights.
-    Returns the PNG's path.
+    For three optima the loss is a map: the optima are the corners of a triangle, pair points the middles of its sides
+    and the centre its centre, so it shows barycentric coordinates, not lengths. Otherwise the loss is drawn along each
+    edge. The CSV holds every evaluated point with its weights.
+
+    Raises:
+        ValueError: the connector has no certificate.
     """
     certificate = connector.certificate
     if certificate is None:
         raise ValueError("the connector has no certificate yet")
-    flat = connector.complex.optima == 3 and connector.complex.dimension == 2
+    is_triangle = connector.complex.optima == 3 and connector.complex.dimension == 2
     with new_figure(11.0, 4.8) as figure:
         left, right = figure.subplots(1, 2, width_ratios=[1.35, 1])
-        if flat:
+        if is_triangle:
             _draw_map(figure, left, connector, certificate)
         else:
             _draw_edges(left, connector, certificate)
@@ -59,24 +61,24 @@ def _draw_map(figure: Any, axes: Axes, connector: Connector, certificate: Comple
     from matplotlib.tri import Triangulation
 
     corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
-    places = np.array([corners[list(face)].mean(0) for face in connector.complex.faces])
-    points = np.array([point.weights for point in certificate.points]) @ places
+    positions = np.array([corners[list(face)].mean(0) for face in connector.complex.faces])
+    points = np.array([point.weights for point in certificate.points]) @ positions
     losses = np.array([point.loss for point in certificate.points])
-    finite = np.isfinite(losses) & (losses > 0)
-    low, high = losses[finite].min(), max(losses[finite].max(), certificate.threshold)
-    drawn = axes.tripcolor(
-        Triangulation(*points[finite].T),
-        losses[finite],
+    known = np.isfinite(losses) & (losses > 0)
+    low, high = losses[known].min(), max(losses[known].max(), certificate.threshold)
+    loss_map = axes.tripcolor(
+        Triangulation(*points[known].T),
+        losses[known],
         shading="gouraud",
         cmap=COLOUR_MAP,
         norm=LogNorm(low, max(high, low * 1.01)),
         rasterized=True,
     )
-    axes.plot(*points[~finite].T, "x", color=GAP, label="loss not finite or 0")
+    axes.plot(*points[~known].T, "x", color=GAP, label="loss not finite or 0")
     for simplex in connector.complex.simplices:
-        outline = places[[*simplex, simplex[0]]]
+        outline = positions[[*simplex, simplex[0]]]
         axes.plot(*outline.T, color="white", linewidth=0.7, alpha=0.8)
-    top = np.array(certificate.max_loss_at) @ places
+    top = np.array(certificate.max_loss_at) @ positions
     axes.plot(*top, marker="D", color=VERMILION, markeredgecolor="white", markersize=7, linestyle="none")
     axes.annotate(
         f"highest {certificate.max_loss:.3g}",
@@ -87,12 +89,12 @@ def _draw_map(figure: Any, axes: Axes, connector: Connector, certificate: Comple
         color="black",
         bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
     )
-    for vertex, place in enumerate(places[:3]):
-        below = place[1] < 0.5
+    for vertex, corner in enumerate(corners):
+        below = corner[1] < 0.5
         name, loss = connector.vertices.names[vertex], certificate.vertex_loss[vertex]
         axes.annotate(
             f"{vertex}: {name}\n{loss:.3g}",
-            place,
+            corner,
             (0, -5 if below else 5),
             textcoords="offset points",
             ha="center",
@@ -102,7 +104,7 @@ def _draw_map(figure: Any, axes: Axes, connector: Connector, certificate: Comple
     axes.set_aspect("equal")
     axes.set_axis_off()
     axes.margins(0.08, 0.14)
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, label="training loss", format=plain_number)
+    bar = figure.colorbar(loss_map, ax=axes, shrink=0.8, label="training loss", format=plain_number)
     bar.ax.axhline(certificate.threshold, color=VERMILION, linewidth=2)
     bar.ax.minorticks_off()
     axes.set_title("barycentric coordinates, not lengths", fontsize=9, color=REMARK, y=-0.12)
@@ -111,25 +113,25 @@ def _draw_map(figure: Any, axes: Axes, connector: Connector, certificate: Comple
 def _draw_edges(axes: Axes, connector: Connector, certificate: ComplexCertificate) -> None:
     edges = sorted({(a, b) for simplex in certificate.simplices for a in simplex for b in simplex if a < b})
     for a, b in edges:
-        on = [
+        profile = [
             (point.weights[b], point.loss)
             for point in certificate.points
             if math.isclose(point.weights[a] + point.weights[b], 1.0)
         ]
-        axes.plot(*zip(*sorted(on), strict=True), color=BLUE, alpha=0.5, linewidth=1.2)
+        axes.plot(*zip(*sorted(profile), strict=True), color=BLUE, alpha=0.5, linewidth=1.2)
     axes.axhline(certificate.threshold, color=LIMIT, linestyle=":", label=f"threshold {certificate.threshold:g}")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("fraction of each edge of the complex")
     axes.set_ylabel("training loss")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend()
 
 
 def _draw_maxima(axes: Axes, connector: Connector, certificate: ComplexCertificate) -> None:
     names = [" – ".join(connector.complex.label(v) for v in simplex) for simplex in certificate.simplices]
-    finite = [loss if math.isfinite(loss) else 0.0 for loss in certificate.simplex_max]
-    axes.barh(range(len(names)), finite, color=BLUE, height=0.6)
+    lengths = [loss if math.isfinite(loss) else 0.0 for loss in certificate.simplex_max]
+    axes.barh(range(len(names)), lengths, color=BLUE, height=0.6)
     for i, loss in enumerate(certificate.simplex_max):
-        axes.annotate(f"{loss:.3g}", (finite[i], i), (3, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.annotate(f"{loss:.3g}", (lengths[i], i), (3, 0), textcoords="offset points", va="center", fontsize=8)
     axes.axvline(certificate.threshold, color=LIMIT, linestyle=":")
     if len(names) <= 24:
         axes.set_yticks(range(len(names)), names, fontsize=8)

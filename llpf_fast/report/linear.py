@@ -1,4 +1,4 @@
-"""Figures of linear mode connectivity."""
+"""The figure of linear mode connectivity."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .style import COLOUR_MAP, COLOURS, GAP, REMARK, new_figure, save_figure
+from .style import COLOUR_MAP, COLOURS, GAP, REMARK, as_table, new_figure, save_figure, write_cells
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ..analysis.linear import Line, LinearConnectivity
 
-#: With more lines than colours they are drawn alike, and the matrix tells them apart.
+#: With more lines than colours all are drawn alike; the matrix tells them apart.
 _MOST_NAMED = len(COLOURS)
 _LABELS = {"loss": "loss", "error": "error (share wrong)"}
 
 
 def draw_linear(result: LinearConnectivity, folder: str | os.PathLike[str], stem: str = "linear") -> Path:
-    """Loss, and error where it is classification, along every line; with three networks or more the matrix of barriers.
+    """Draw loss, and error for classification, along every line; returns the PNG's path.
 
-    Training values solid, test dashed; one row of panels for each kind of BatchNorm statistics. Values that are not
-    finite leave gaps with a mark at the foot. The CSV holds every point. Returns the PNG's path.
+    With three networks or more a further panel holds the matrix of barriers. Training values are solid, test values
+    dashed. Each kind of BatchNorm statistics has a row of panels. A value that is not finite leaves a gap, with a mark
+    at the bottom. The CSV holds every point.
     """
     kinds = list(dict.fromkeys(line.statistics for line in result.lines))
     measures = [m for m in _LABELS if any(name.endswith(m) for line in result.lines for name in line.values)]
@@ -40,9 +41,7 @@ def draw_linear(result: LinearConnectivity, folder: str | os.PathLike[str], stem
             if matrix:
                 _draw_matrix(figure, row[-1], result, lines)
         _legend(panels[0, 0], result)
-        rows = result.rows()
-        names = list(rows[0])
-        return save_figure(figure, folder, stem, names, [[row.get(name) for name in names] for row in rows])
+        return save_figure(figure, folder, stem, *as_table(result.rows()))
 
 
 def _title(kind: str, several: bool) -> str:
@@ -54,19 +53,19 @@ def _title(kind: str, several: bool) -> str:
 def _draw_lines(axes: Axes, result: LinearConnectivity, lines: list[Line], measure: str) -> None:
     for number, line in enumerate(lines):
         named = len(lines) <= _MOST_NAMED
-        look: dict[str, Any] = {"color": COLOURS[number] if named else COLOURS[0], "alpha": 1.0 if named else 0.35}
+        style: dict[str, Any] = {"color": COLOURS[number] if named else COLOURS[0], "alpha": 1.0 if named else 0.35}
         for split, dash in (("train", "-"), ("test", "--")):
             values = line.values.get(f"{split}_{measure}")
             if values is None:
                 continue
             label = f"{result.names[line.first]} – {result.names[line.second]}" if named and split == "train" else None
-            axes.plot(line.fractions, values, dash, linewidth=1.8 if split == "train" else 1.2, label=label, **look)
+            axes.plot(line.fractions, values, dash, linewidth=1.8 if split == "train" else 1.2, label=label, **style)
             gaps = [a for a, value in zip(line.fractions, values, strict=True) if not np.isfinite(value)]
             axes.plot(gaps, [0.02] * len(gaps), "x", color=GAP, transform=axes.get_xaxis_transform())
     axes.set_xlabel("fraction of the way")
     axes.set_ylabel(_LABELS[measure])
     axes.set_xlim(0, 1)
-    if axes.dataLim.y0 >= 0:  # a loss of one's own may be negative
+    if axes.dataLim.y0 >= 0:  # a user's loss may be negative
         axes.set_ylim(bottom=0)
 
 
@@ -74,8 +73,8 @@ def _draw_matrix(figure: Any, axes: Axes, result: LinearConnectivity, lines: lis
     count = len(result.names)
     values = np.full((count, count), np.nan)
     for line in lines:
-        found = line.barriers["train_loss"].entezari
-        values[line.first, line.second] = values[line.second, line.first] = found
+        barrier = line.barriers["train_loss"].entezari
+        values[line.first, line.second] = values[line.second, line.first] = barrier
     image = axes.imshow(values, cmap=COLOUR_MAP, vmin=0)
     axes.grid(visible=False)
     axes.set_xticks(range(count), result.names, rotation=45, ha="right", fontsize=8)
@@ -84,17 +83,6 @@ def _draw_matrix(figure: Any, axes: Axes, result: LinearConnectivity, lines: lis
     if count <= 8:
         write_cells(axes, values)
     figure.colorbar(image, ax=axes, shrink=0.85)
-
-
-def write_cells(axes: Axes, values: np.ndarray[Any, Any], size: float = 8) -> None:
-    """The numbers into the cells of an image, white on the dark half of the colour map; NaN cells stay empty."""
-    finite = values[np.isfinite(values)]
-    image = axes.images[-1]
-    for (i, j), value in np.ndenumerate(values):
-        if np.isfinite(value) and finite.size:
-            shade = np.asarray(image.norm(value)).item()
-            colour = "white" if shade < 0.6 else "black"
-            axes.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=size, color=colour)
 
 
 def _legend(axes: Axes, result: LinearConnectivity) -> None:
@@ -106,4 +94,4 @@ def _legend(axes: Axes, result: LinearConnectivity) -> None:
     if not any(name.startswith("test") for name in result.lines[0].values):
         handles, labels = handles[:-2], labels[:-2]
     if labels:
-        axes.legend(handles, labels, fontsize=8, frameon=False)
+        axes.legend(handles, labels, fontsize=8)

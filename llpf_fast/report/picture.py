@@ -1,4 +1,4 @@
-"""The picture of a certified path: loss and accuracy along it, and along the straight line for comparison."""
+"""The figure of a certified path: loss and accuracy along it, beside the straight line's."""
 
 from __future__ import annotations
 
@@ -11,15 +11,24 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LLPFError
 from ..path import RunDirectory
 from ..verify import Certificate
-from .style import BLUE, LIMIT, REMARK, VERMILION, new_figure, plain_number, save_figure
+from .style import (
+    BLUE,
+    LIMIT,
+    LOG_FROM,
+    VERMILION,
+    is_finite,
+    new_figure,
+    plain_number,
+    remark_above,
+    save_figure,
+    with_gaps,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_PATH, _STRAIGHT, _LIMIT = BLUE, VERMILION, LIMIT
-#: A loss axis whose highest and lowest values differ by more than this factor is logarithmic.
-_LOG_FROM = 10.0
+_PATH, _STRAIGHT = BLUE, VERMILION
 _COLUMNS = (
     *("line", "position", "waypoint", "fraction", "train_loss", "train_samples", "standard_error", "screened_loss"),
     *("train_accuracy", "test_loss", "test_accuracy"),
@@ -29,13 +38,13 @@ _COLUMNS = (
 def draw_path(
     source: str | os.PathLike[str] | Certificate | Mapping[str, Any], out: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Draw a certificate: training loss with the threshold, and accuracy, along the normalised arc length.
+    """Draw a certificate: training loss with the threshold, and test accuracy, against the share of each line's length.
 
     Writes a PNG (1,500 pixels wide), an SVG, and the numbers as a CSV, which differ in their suffix only.
 
     Args:
         source: a run directory with a certificate.json, or a certificate.
-        out: name of the picture, with or without suffix; ``path.png`` in the run directory when missing.
+        out: the picture's name, with or without suffix; ``path.png`` in the run directory when missing.
 
     Returns:
         The PNG's path.
@@ -52,7 +61,7 @@ def draw_path(
     if not base.parent.is_dir():
         raise LLPFError(f"{base.parent} is not a folder; make it first, or name another")
     with new_figure() as figure:
-        _fill(figure, certificate)
+        _draw(figure, certificate)
         return save_figure(figure, base.parent, base.name, _COLUMNS, _rows(certificate))
 
 
@@ -69,17 +78,17 @@ def _read(source: str | os.PathLike[str] | Certificate | Mapping[str, Any]) -> t
 
 
 def span(certificate: Mapping[str, Any]) -> str:
-    """What the certified line leads through, in words: a search that did not arrive has only one of two endpoints."""
+    """From where to where the certified line leads, in words."""
     if any(reason.startswith("the destination is not reached") for reason in certificate["reasons"]):
         return "from the start to where the search stopped, short of its destination"
     run = certificate["run"]
     if run.get("start_sha256") and not run.get("destination_sha256"):
-        # Toward the origin, infinity or the mean, or onto spheres: no second network is given.
+        # A search toward the origin, infinity, the mean or spheres has no second network.
         return "from the start to where the search ended"
     return "between the endpoints"
 
 
-def _fill(figure: Figure, certificate: Mapping[str, Any]) -> None:
+def _draw(figure: Figure, certificate: Mapping[str, Any]) -> None:
     points, straight = certificate["points"], certificate["straight_line"]
     has_accuracy = any(point["test_accuracy"] is not None for point in points)
     rows = 2 if has_accuracy else 1
@@ -106,7 +115,7 @@ def _title(axes: Axes, certificate: Mapping[str, Any]) -> None:
         basis += f"all {train['samples']:,} at {train['points_on_all_samples']} of them"
     else:
         basis += f"all {train['samples']:,} training samples at each"
-    axes.annotate(basis, (0, 1), (0, 6), "axes fraction", textcoords="offset points", fontsize=10, color=REMARK)
+    remark_above(axes, basis)
 
 
 def _draw_loss(axes: Axes, certificate: Mapping[str, Any], points: Sequence[Any], straight: Sequence[Any]) -> None:
@@ -123,9 +132,9 @@ def _draw_loss(axes: Axes, certificate: Mapping[str, Any], points: Sequence[Any]
         )
     waypoints = [point for point in points if point["at"]["fraction"] == 0]
     axes.plot(*_series(waypoints, "train_loss"), color=_PATH, linestyle="none", marker="o", markersize=3.5)
-    axes.axhline(threshold, color=_LIMIT, linewidth=1.3, linestyle=":", label=f"threshold {threshold:g}")
+    axes.axhline(threshold, color=LIMIT, linewidth=1.3, linestyle=":", label=f"threshold {threshold:g}")
     values = [value for value in (*loss, *_series(straight, "train_loss")[1], threshold) if value > 0]
-    if min(values, default=1.0) * _LOG_FROM < max(values, default=1.0):
+    if min(values, default=1.0) * LOG_FROM < max(values, default=1.0):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(plain_number)
         axes.set_ylim(min(values) / 1.5, max(values) * 2)
@@ -133,15 +142,15 @@ def _draw_loss(axes: Axes, certificate: Mapping[str, Any], points: Sequence[Any]
         axes.set_ylim(0, max(values, default=1.0) * 1.2)
     top = certificate["max_loss_at"]
     highest = certificate["max_loss"]
-    if highest is not None and math.isfinite(highest):
+    if is_finite(highest):
         _mark(axes, top["arc"], highest, f"highest on the path {highest:.3g}")
     for point in points:
-        if not _finite(point["train_loss"]):
-            axes.axvline(point["at"]["arc"], color=_LIMIT, linewidth=0.8, alpha=0.4)
-    if not _finite(highest):
-        axes.plot([], [], color=_LIMIT, linewidth=0.8, alpha=0.6, label="loss not finite")
+        if not is_finite(point["train_loss"]):
+            axes.axvline(point["at"]["arc"], color=LIMIT, linewidth=0.8, alpha=0.4)
+    if not is_finite(highest):
+        axes.plot([], [], color=LIMIT, linewidth=0.8, alpha=0.6, label="loss not finite")
     axes.set_ylabel("training loss")
-    axes.legend(frameon=False, loc="best", fontsize=10)
+    axes.legend(loc="best", fontsize=10)
 
 
 def _draw_accuracy(axes: Axes, certificate: Mapping[str, Any], points: Sequence[Any], straight: Sequence[Any]) -> None:
@@ -155,23 +164,19 @@ def _draw_accuracy(axes: Axes, certificate: Mapping[str, Any], points: Sequence[
     low, high = axes.get_ylim()
     axes.set_ylim(low, min(high, 100.5))
     axes.set_ylabel("test accuracy (%)")
-    axes.legend(frameon=False, loc="best", fontsize=10)
+    axes.legend(loc="best", fontsize=10)
 
 
 def _mark(axes: Axes, x: float, y: float, label: str) -> None:
-    """A diamond on the path; its value goes to the legend, where it hides nothing."""
-    style = {"color": _PATH, "linestyle": "none", "markeredgecolor": "white", "zorder": 4}
-    axes.plot(x, y, marker="D", markersize=7, label=label, **style)  # type: ignore[arg-type]
+    """Draw a diamond on the path; its value goes to the legend, where it hides nothing."""
+    options = {"color": _PATH, "linestyle": "none", "markeredgecolor": "white", "zorder": 4}
+    axes.plot(x, y, marker="D", markersize=7, label=label, **options)  # type: ignore[arg-type]
 
 
 def _series(points: Sequence[Any], key: str) -> tuple[list[float], list[float]]:
-    """Positions and values; what is missing or not finite is a gap in the line."""
+    """Positions and values of ``points``; a value that is missing or not finite is a gap in the line."""
     x = [point["at"]["arc"] if "at" in point else point["fraction"] for point in points]
-    return x, [point[key] if _finite(point[key]) else math.nan for point in points]
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+    return x, with_gaps(point[key] for point in points)
 
 
 def _length(value: float | None) -> str:
@@ -179,14 +184,11 @@ def _length(value: float | None) -> str:
 
 
 def _rows(certificate: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """The figure's numbers, a row a point; ``position`` is 0..1 along each line."""
+    """The CSV's rows, one a point; ``position`` is 0..1 along each line."""
     for point in certificate["points"]:
         at = point["at"]
-        place = {"line": "path", "position": at["arc"], "waypoint": at["waypoint"], "fraction": at["fraction"]}
-        yield _row({**point, **place})
+        row = {**point, "line": "path", "position": at["arc"], "waypoint": at["waypoint"], "fraction": at["fraction"]}
+        yield [row.get(name) for name in _COLUMNS]
     for point in certificate["straight_line"]:
-        yield _row({**point, "line": "straight", "position": point["fraction"], "fraction": None})
-
-
-def _row(values: Mapping[str, Any]) -> list[Any]:
-    return [values.get(name) for name in _COLUMNS]
+        row = {**point, "line": "straight", "position": point["fraction"], "fraction": None}
+        yield [row.get(name) for name in _COLUMNS]

@@ -1,4 +1,4 @@
-"""The plane through three networks: contours, and a surface, with a path's true loss beside that of its shadow."""
+"""The figures of the plane through three networks: contours and surface, with a path's loss beside its projection's."""
 
 from __future__ import annotations
 
@@ -18,78 +18,81 @@ from .style import (
     REMARK,
     VERMILION,
     colour_bar,
+    colour_scale,
+    is_finite,
+    log_if_wide,
     new_figure,
-    plain_number,
     save_figure,
-    scale,
-    scatter,
+    scatter_losses,
+    with_gaps,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LEVELS = 24
-#: The colour scale ends at this multiple of the highest loss of networks and path, or the grid's highest: what lies far
-#: above says nothing about the path and would take all colours.
-_ABOVE = 100.0
+#: The colour scale ends at this multiple of the highest loss of networks and path, or at the grid's highest: losses far
+#: above say nothing about the path and would take all colours.
+_MOST_ABOVE = 100.0
 
 
-def draw_plane(found: Plane, folder: str | os.PathLike[str], stem: str = "plane") -> list[Path]:
-    """Write ``stem`` (contours; with a path also its loss beside its shadow's) and ``stem-surface`` (3-D), each as PNG,
-    SVG and CSV.
+def draw_plane(plane: Plane, folder: str | os.PathLike[str], stem: str = "plane") -> list[Path]:
+    """Draw the loss on the plane as contours and as a 3-D surface; returns the PNGs' paths.
 
-    Where the loss is not finite the ground is hatched. Returns the PNGs.
+    Writes ``stem`` (contours, and with a path its loss beside its projection's) and ``stem-surface``, each as PNG, SVG
+    and CSV. Where the loss is not finite the contours are hatched.
     """
-    return [_contours(found, folder, stem), _surface(found, folder, f"{stem}-surface")]
+    return [_contours(plane, folder, stem), _surface(plane, folder, f"{stem}-surface")]
 
 
-def _contours(found: Plane, folder: str | os.PathLike[str], stem: str) -> Path:
-    with new_figure(13.5 if found.shadow else 9, 6.6) as figure:
-        if found.shadow is None:
-            ground = figure.subplots()
+def _contours(plane: Plane, folder: str | os.PathLike[str], stem: str) -> Path:
+    with new_figure(13.5 if plane.shadow else 9, 6.6) as figure:
+        if plane.shadow is None:
+            contours = figure.subplots()
         else:
             layout = figure.add_gridspec(2, 2, width_ratios=[1.35, 1], height_ratios=[3, 2])
-            ground = figure.add_subplot(layout[:, 0])
+            contours = figure.add_subplot(layout[:, 0])
             losses = figure.add_subplot(layout[0, 1])
-            _draw_losses(losses, found.shadow)
-            _draw_distances(figure.add_subplot(layout[1, 1], sharex=losses), found.shadow)
-        _draw_ground(figure, ground, found)
-        return save_figure(figure, folder, stem, COLUMNS, found.rows())
+            _draw_losses(losses, plane.shadow)
+            _draw_distances(figure.add_subplot(layout[1, 1], sharex=losses), plane.shadow)
+        _draw_contours(figure, contours, plane)
+        return save_figure(figure, folder, stem, COLUMNS, plane.rows())
 
 
-def _norm(found: Plane) -> Any:
-    known = found.loss[np.isfinite(found.loss)]
-    marks = [found.corner_losses, *([found.shadow.true, found.shadow.seen] if found.shadow else [])]
-    near = np.concatenate([part[np.isfinite(part)] for part in marks])
-    top = min(float(known.max(initial=0)), _ABOVE * float(near.max())) if near.size and near.max() > 0 else None
+def _norm(plane: Plane) -> Any:
+    """The colour scale; None where no loss is finite."""
+    known = plane.loss[np.isfinite(plane.loss)]
+    losses = [plane.corner_losses, *([plane.shadow.true, plane.shadow.seen] if plane.shadow else [])]
+    near = np.concatenate([part[np.isfinite(part)] for part in losses])
+    top = min(float(known.max(initial=0)), _MOST_ABOVE * float(near.max())) if near.size and near.max() > 0 else None
     values = [*known.tolist(), *near.tolist()]
-    return scale([min(value, top) if top is not None else value for value in values])
+    return colour_scale([min(value, top) if top is not None else value for value in values])
 
 
-def _draw_ground(figure: Any, axes: Axes, found: Plane) -> None:
+def _draw_contours(figure: Any, axes: Axes, plane: Plane) -> None:
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Patch
 
-    norm = _norm(found)
+    norm = _norm(plane)
     axes.grid(False)
     if norm is None:
-        axes.set_xlim(found.x[0], found.x[-1])
-        axes.set_ylim(found.y[0], found.y[-1])
+        axes.set_xlim(plane.x[0], plane.x[-1])
+        axes.set_ylim(plane.y[0], plane.y[-1])
     else:
         low, high = float(norm.vmin), float(norm.vmax)
-        spaced = np.geomspace if isinstance(norm, LogNorm) else np.linspace
-        levels = spaced(low, high, _LEVELS)
-        shown = np.ma.masked_invalid(found.loss)
-        filled = axes.contourf(found.x, found.y, shown, levels, norm=norm, cmap=COLOUR_MAP, extend="both")
-        axes.contour(found.x, found.y, shown, levels[::3], colors="white", linewidths=0.5, alpha=0.6)
-        colour_bar(figure, filled, axes, f"training loss ({found.samples:,} samples)")
-    if found.gaps:
+        interpolate = np.geomspace if isinstance(norm, LogNorm) else np.linspace
+        levels = interpolate(low, high, _LEVELS)
+        shown = np.ma.masked_invalid(plane.loss)
+        filled = axes.contourf(plane.x, plane.y, shown, levels, norm=norm, cmap=COLOUR_MAP, extend="both")
+        axes.contour(plane.x, plane.y, shown, levels[::3], colors="white", linewidths=0.5, alpha=0.6)
+        colour_bar(figure, filled, axes, f"training loss ({plane.samples:,} samples)")
+    if plane.gaps:
         axes.patch.set(facecolor="#eeeeee", hatch="///", edgecolor="#999999")
-        j, i = np.nonzero(~np.isfinite(found.loss))
-        axes.plot(found.x[i], found.y[j], linestyle="none", marker="x", markersize=4, color=LIMIT)
-    if found.shadow is not None:
-        _draw_shadow(axes, found.shadow, norm)
-    for name, (x, y) in zip(found.names, found.corners, strict=True):
+        j, i = np.nonzero(~np.isfinite(plane.loss))
+        axes.plot(plane.x[i], plane.y[j], linestyle="none", marker="x", markersize=4, color=LIMIT)
+    if plane.shadow is not None:
+        _draw_shadow(axes, plane.shadow, norm)
+    for name, (x, y) in zip(plane.names, plane.corners, strict=True):
         axes.plot(x, y, marker="X", markersize=11, color=VERMILION, markeredgecolor="white", linestyle="none", zorder=6)
         axes.annotate(
             *(name, (x, y), (8, 8), "data"),
@@ -100,22 +103,22 @@ def _draw_ground(figure: Any, axes: Axes, found: Plane) -> None:
             bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.75, "edgecolor": "none"},
         )
     handles, labels = axes.get_legend_handles_labels()
-    if found.gaps:
+    if plane.gaps:
         handles.append(Patch(facecolor="#eeeeee", hatch="///", edgecolor="#999999"))
-        labels.append(f"loss not finite ({found.gaps} grid points)")
+        labels.append(f"loss not finite ({plane.gaps} grid points)")
     if handles:
-        figure.legend(handles, labels, loc="outside lower left", ncols=3, frameon=False, fontsize=10)
+        figure.legend(handles, labels, loc="outside lower left", ncols=3, fontsize=10)
     axes.set_aspect("equal")
     axes.set_xlabel("distance in the plane")
     axes.set_ylabel("distance in the plane")
-    statistics = "" if found.statistics == "stored" else "; BatchNorm statistics re-estimated"
-    axes.set_title(f"Training loss in the plane through\n{', '.join(found.names)}{statistics}", loc="left", fontsize=11)
+    statistics = "" if plane.statistics == "stored" else "; BatchNorm statistics re-estimated"
+    axes.set_title(f"Training loss in the plane through\n{', '.join(plane.names)}{statistics}", loc="left", fontsize=11)
 
 
 def _draw_shadow(axes: Axes, shadow: Shadow, norm: Any) -> None:
     x, y = shadow.feet.T
     axes.plot(x, y, color="black", linewidth=1.2, zorder=4, label=f"shadow of the path {shadow.name}, not the path")
-    scatter(axes, (x, y), shadow.true.tolist(), norm, size=34, edgecolors="black", linewidths=0.9, zorder=5)
+    scatter_losses(axes, (x, y), shadow.true.tolist(), norm, size=34, edgecolors="black", linewidths=0.9, zorder=5)
     axes.plot(
         *([], []),
         linestyle="none",
@@ -130,10 +133,10 @@ def _draw_shadow(axes: Axes, shadow: Shadow, norm: Any) -> None:
 def _draw_losses(axes: Axes, shadow: Shadow) -> None:
     dot = "." if len(shadow.waypoints) <= 60 else ""
     axes.plot(
-        shadow.waypoints, _finite(shadow.true), color=BLUE, linewidth=2, marker=dot, label="true: of the waypoints"
+        shadow.waypoints, with_gaps(shadow.true), color=BLUE, linewidth=2, marker=dot, label="true: of the waypoints"
     )
     axes.plot(
-        *(shadow.waypoints, _finite(shadow.seen)),
+        *(shadow.waypoints, with_gaps(shadow.seen)),
         color=ORANGE,
         linewidth=1.8,
         linestyle="--",
@@ -142,15 +145,12 @@ def _draw_losses(axes: Axes, shadow: Shadow) -> None:
     )
     for values, colour in ((shadow.true, BLUE), (shadow.seen, ORANGE)):
         for waypoint, value in zip(shadow.waypoints, values, strict=True):
-            if not math.isfinite(value):
+            if not is_finite(value):
                 axes.axvline(waypoint, color=colour, linewidth=0.8, linestyle=":")
-    known = [v for v in (*shadow.true, *shadow.seen) if math.isfinite(v) and v > 0]
-    if known and max(known) > 10 * min(known):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(plain_number)
+    log_if_wide(axes, (*shadow.true, *shadow.seen))
     axes.set_ylabel("training loss")
-    axes.legend(frameon=False, fontsize=9)
-    axes.set_title("What the contours under the path are not: its loss", loc="left", fontsize=11)
+    axes.legend()
+    axes.set_title("The path's loss is not that of the contours under it", loc="left", fontsize=11)
     axes.tick_params(labelbottom=False)
 
 
@@ -161,27 +161,27 @@ def _draw_distances(axes: Axes, shadow: Shadow) -> None:
     axes.set_ylabel("distance\nfrom the plane")
 
 
-def _surface(found: Plane, folder: str | os.PathLike[str], stem: str) -> Path:
+def _surface(plane: Plane, folder: str | os.PathLike[str], stem: str) -> Path:
     from matplotlib.colors import LogNorm
 
     with new_figure(6.5, 5.6) as figure:
         axes: Any = figure.add_subplot(projection="3d")
-        norm = _norm(found)
+        norm = _norm(plane)
         log = isinstance(norm, LogNorm)
 
         def height(values: Any) -> Any:
-            """Loss, cut off above where the colours end; its logarithm where the colours are logarithmic."""
-            cut = np.where(np.isfinite(values), np.clip(values, norm.vmin, norm.vmax), math.nan)
-            return np.log10(cut) if log else cut
+            """Losses clipped to the colour scale; their logarithms where the scale is logarithmic."""
+            clipped = np.where(np.isfinite(values), np.clip(values, norm.vmin, norm.vmax), math.nan)
+            return np.log10(clipped) if log else clipped
 
-        axes.set_title(f"Training loss over the plane through\n{', '.join(found.names)}", loc="left", fontsize=11)
+        axes.set_title(f"Training loss over the plane through\n{', '.join(plane.names)}", loc="left", fontsize=11)
         if norm is None:
             axes.text2D(0.5, 0.5, "no finite loss on this plane", ha="center", transform=axes.transAxes)
         else:
-            x, y = np.meshgrid(found.x, found.y)
+            x, y = np.meshgrid(plane.x, plane.y)
             import matplotlib
 
-            colours = matplotlib.colormaps[COLOUR_MAP](norm(np.ma.masked_invalid(found.loss)))
+            colours = matplotlib.colormaps[COLOUR_MAP](norm(np.ma.masked_invalid(plane.loss)))
             options = {
                 "linewidth": 0.2,
                 "edgecolor": "white",
@@ -190,9 +190,9 @@ def _surface(found: Plane, folder: str | os.PathLike[str], stem: str) -> Path:
                 "cstride": 1,
                 "shade": False,
             }
-            axes.plot_surface(x, y, height(found.loss), facecolors=colours, **options)
-            if found.shadow is not None:
-                s = found.shadow
+            axes.plot_surface(x, y, height(plane.loss), facecolors=colours, **options)
+            if plane.shadow is not None:
+                s = plane.shadow
                 feet = s.feet.T
                 axes.plot(
                     *feet, height(s.true), color=VERMILION, linewidth=2.4, zorder=8, label="path at its true loss"
@@ -205,17 +205,13 @@ def _surface(found: Plane, folder: str | os.PathLike[str], stem: str) -> Path:
                     zorder=9,
                     label="its shadow on the surface",
                 )
-                axes.legend(frameon=False, fontsize=9, loc="upper left")
-            if found.gaps:
-                axes.text2D(0.01, 0.02, f"holes: loss not finite ({found.gaps} grid points)", transform=axes.transAxes)
-            for name, corner, loss in zip(found.names, found.corners, found.corner_losses, strict=True):
+                axes.legend(loc="upper left")
+            if plane.gaps:
+                axes.text2D(0.01, 0.02, f"holes: loss not finite ({plane.gaps} grid points)", transform=axes.transAxes)
+            for name, corner, loss in zip(plane.names, plane.corners, plane.corner_losses, strict=True):
                 axes.text(*corner, float(height(loss)), f"  {name}", fontsize=9, zorder=10)
         axes.set_xlabel("distance in the plane")
         axes.set_ylabel("distance in the plane")
         axes.set_zlabel("log₁₀ training loss" if log else "training loss")
         axes.view_init(elev=38, azim=-60)
-        return save_figure(figure, folder, stem, COLUMNS, found.rows())
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(values), values, math.nan)
+        return save_figure(figure, folder, stem, COLUMNS, plane.rows())

@@ -1,14 +1,13 @@
-"""Figures of sharpness along paths."""
+"""The figure of sharpness along paths."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .style import COLOURS, DASHES, few_labels, new_figure, save_figure
+from .style import COLOURS, DASHES, finite, is_finite, label_decades, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,10 +30,13 @@ def draw_sharpness(
     *,
     along: Literal["arc", "norm_share"] = "arc",
 ) -> Path:
-    """Eigenvalue, trace with its standard error, one-step sharpness and test accuracy of one or more runs.
+    """Draw eigenvalue, trace with its standard error, one-step sharpness and test accuracy; returns the PNG's path.
 
-    Against the share of the path's length, or against the norm as a share of the start's, falling to the right. The CSV
-    holds every row. Returns the PNG's path.
+    The CSV holds every row.
+
+    Args:
+        runs: rows of each run by its name.
+        along: what the x axis is: the share of the path's length, or the norm as a share of the start's, falling.
     """
     panels = [
         panel for panel in _PANELS if any(row.get(panel[0]) is not None for rows in runs.values() for row in rows)
@@ -47,12 +49,12 @@ def draw_sharpness(
             axes.set_xlabel("share of the path's length" if along == "arc" else "norm, share of the start's")
             if along == "norm_share":
                 axes.invert_xaxis()
-            if key != "test_accuracy" and _positive(runs, key):
+            if key != "test_accuracy" and _all_positive(runs, key):
                 axes.set_yscale("log")
-                few_labels(axes.yaxis)
+                label_decades(axes.yaxis)
         if len(runs) > 1:
             handles, labels = figure.axes[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)
+            figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         columns = ["run", *next(iter(runs.values()))[0]]
         table = [[name, *(row.get(column) for column in columns[1:])] for name, rows in runs.items() for row in rows]
         return save_figure(figure, folder, stem, columns, table)
@@ -60,11 +62,11 @@ def draw_sharpness(
 
 def _draw(axes: Axes, name: str, rows: Rows, key: str, error: str | None, along: str, number: int) -> None:
     scale = 100 if key == "test_accuracy" else 1
-    found = [row for row in rows if row.get(key) is not None and math.isfinite(row[key])]
+    rows = [row for row in rows if is_finite(row.get(key))]
     axes.errorbar(
-        [row[along] for row in found],
-        [scale * row[key] for row in found],
-        yerr=None if error is None else [scale * row[error] for row in found],
+        [row[along] for row in rows],
+        [scale * row[key] for row in rows],
+        yerr=None if error is None else [scale * row[error] for row in rows],
         color=COLOURS[number % len(COLOURS)],
         linestyle=DASHES[number % len(DASHES)],
         marker="o",
@@ -76,7 +78,6 @@ def _draw(axes: Axes, name: str, rows: Rows, key: str, error: str | None, along:
     )
 
 
-def _positive(runs: Mapping[str, Rows], key: str) -> bool:
+def _all_positive(runs: Mapping[str, Rows], key: str) -> bool:
     """Whether a logarithmic axis shows every value."""
-    values = [row[key] for rows in runs.values() for row in rows if row.get(key) is not None]
-    return all(value > 0 for value in values if math.isfinite(value))
+    return all(value > 0 for value in finite(row.get(key) for rows in runs.values() for row in rows))

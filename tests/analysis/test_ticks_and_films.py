@@ -51,7 +51,7 @@ def test_ticks_have_the_layers_names(run, tmp_path):
     assert float(rows[-1]["variance"]) == pytest.approx(0.3)
     said = texts(picture.with_suffix(".svg"))
     assert "distance to the destination" in said
-    assert "tick taken back" in said
+    assert "tick rolled back" in said
 
 
 def test_ticks_without_a_known_model_have_numbers(tmp_path):

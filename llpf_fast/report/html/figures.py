@@ -1,7 +1,7 @@
-"""The report's interactive figures: plain values that plotly.js draws.
+"""The report's interactive figures: lists and mappings that plotly.js draws.
 
-Colours are names (``@path``) that the page's theme fills in. Text comes from run directories and is shown by plotly as
-HTML of a kind, so it is escaped here.
+Colours are names (``@path``) that the page's theme fills in. Text from run directories is escaped here, because
+plotly.js shows text as a kind of HTML.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ import numpy as np
 
 from ...analysis.pca import Components
 from ...analysis.ticks import Ticks
-from ..ticks import to_where
-from .collect import RunSummary
+from ..style import LOG_FROM, evenly_spaced, finite
+from ..ticks import distance_label, module_name
+from .summary import RunSummary
 
-#: Ticks and waypoints drawn at most: more cannot be told apart, and the file has to be mailed.
+#: Ticks and waypoints drawn at most. More cannot be told apart on a screen and make the file larger.
 _MOST = 400
-_LOG_FROM = 10.0
+#: A figure as plotly.js takes it: ``data``, ``layout``; and ``label`` (for screen readers), ``tall`` for the page.
 Figure = dict[str, Any]
 
 
-def path_figure(story: RunSummary) -> Figure | None:
-    """Loss and accuracy along one certified path and its straight line."""
-    certificate = story.certificate
+def path_figure(summary: RunSummary) -> Figure | None:
+    """Loss and accuracy along a certified path and its straight line; None without a certificate."""
+    certificate = summary.certificate
     if certificate is None:
         return None
     points, straight = certificate["points"], certificate["straight_line"]
     arcs = [point["at"]["arc"] for point in points]
-    where = [_place(point) for point in points]
+    positions = [_position(point) for point in points]
     loss = [_finite(point["train_loss"]) for point in points]
-    data = [_line("path", arcs, loss, "@path", text=where)]
+    data = [_line("path", arcs, loss, "@path", text=positions)]
     waypoints = [i for i, point in enumerate(points) if point["at"]["fraction"] == 0]
     if len(waypoints) <= _MOST:
         data.append(
@@ -55,39 +56,37 @@ def path_figure(story: RunSummary) -> Figure | None:
         data.append(_line("loss not finite", [None], [None], "@limit", hover=False))
     if has_accuracy:
         accuracy = [_percent(point.get("test_accuracy")) for point in points]
-        kept = [i for i, value in enumerate(accuracy) if value is not None]
-        x, y = ([values[i] for i in kept] for values in (arcs, accuracy))
-        data.append(_second(_line("test accuracy", x, y, "@path", text=[where[i] for i in kept])))
+        measured = [i for i, value in enumerate(accuracy) if value is not None]
+        x, y = ([values[i] for i in measured] for values in (arcs, accuracy))
+        data.append(_second(_line("test accuracy", x, y, "@path", text=[positions[i] for i in measured])))
         if straight:
             x, y = [point["fraction"] for point in straight], [_percent(p.get("test_accuracy")) for p in straight]
             data.append(_second(_line("straight line's accuracy", x, y, "@straight", dash="dash")))
-        layout["yaxis"]["domain"] = [0.4, 1]
-        layout["yaxis2"] = {"title": {"text": "test accuracy (%)"}, "domain": [0, 0.3], "anchor": "x"}
-        layout["xaxis"]["anchor"] = "y2"
-    label = f"Training loss along the path of {story.name}, beside the straight line and the threshold"
+        _add_second_axis(layout, "test accuracy (%)", top=0.3, first_bottom=0.4)
+    label = f"Training loss along the path of {summary.name}, beside the straight line and the threshold"
     return {"data": data, "layout": layout, "label": label, "tall": has_accuracy}
 
 
-def comparison_figure(stories: Sequence[RunSummary]) -> Figure | None:
-    """Loss along all certified paths."""
-    certified = [story for story in stories if story.certificate is not None]
+def comparison_figure(summaries: Sequence[RunSummary]) -> Figure | None:
+    """Loss along all certified paths; None where fewer than two are certified."""
+    certified = [summary for summary in summaries if summary.certificate is not None]
     if len(certified) < 2:
         return None
     data = []
-    for number, story in enumerate(certified):
-        assert story.certificate is not None
-        points = story.certificate["points"]
+    for number, summary in enumerate(certified):
+        assert summary.certificate is not None
+        points = summary.certificate["points"]
         data.append(
             _line(
-                story.name,
+                summary.name,
                 [point["at"]["arc"] for point in points],
                 [_finite(point["train_loss"]) for point in points],
                 f"@series{number % 7}",
                 dash=("solid", "dash", "dashdot", "dot", "longdash")[number % 5],
-                text=[_place(point) for point in points],
+                text=[_position(point) for point in points],
             )
         )
-    for threshold in sorted({float(story.certificate["threshold"]) for story in certified if story.certificate}):
+    for threshold in sorted({float(summary.certificate["threshold"]) for summary in certified if summary.certificate}):
         data.append(
             _line(f"threshold {threshold:g}", [0, 1], [threshold, threshold], "@limit", dash="dot", hover=False)
         )
@@ -95,34 +94,35 @@ def comparison_figure(stories: Sequence[RunSummary]) -> Figure | None:
     return {"data": data, "layout": layout, "label": "Training loss along the paths of all runs"}
 
 
-def components_figure(found: Components) -> Figure:
+def components_figure(components: Components) -> Figure:
     """Paths in their first two principal components, loss as colour."""
-    losses = [path.losses()[0] for path in found.trajectories]
-    known = [value for path in losses for value in path if value is not None and math.isfinite(value)]
-    log = bool(known) and min(known) > 0 and max(known) > _LOG_FROM * min(known)
+    losses = [path.losses()[0] for path in components.trajectories]
+    known = finite(value for path in losses for value in path)
+    log = bool(known) and min(known) > 0 and max(known) > LOG_FROM * min(known)
     data: list[dict[str, Any]] = []
-    for number, (path, coordinates) in enumerate(zip(found.trajectories, found.whole.coordinates, strict=True)):
-        kept = _thin(len(path), _MOST)
-        x, y = (_round(coordinates[kept, k]) for k in (0, 1))
-        colours = [losses[number][i] for i in kept]
-        shown: list[float | None] = [None] * len(kept)
-        for i, value in enumerate(colours):
+    paths = zip(components.trajectories, components.whole.coordinates, strict=True)
+    for number, (path, coordinates) in enumerate(paths):
+        drawn = evenly_spaced(len(path), _MOST)
+        x, y = (_round(coordinates[drawn, k]) for k in (0, 1))
+        path_losses = [losses[number][i] for i in drawn]
+        colours: list[float | None] = [None] * len(drawn)
+        for i, value in enumerate(path_losses):
             if value is not None and math.isfinite(value) and (value > 0 or not log):
-                shown[i] = math.log10(value) if log else value
+                colours[i] = math.log10(value) if log else value
         trace = _line(path.name, x, y, f"@series{number % 7}")
         trace["mode"] = "lines+markers"
-        trace["text"] = [f"waypoint {i}: loss {_said(value)}" for i, value in zip(kept, colours, strict=True)]
+        trace["text"] = [f"waypoint {i}: loss {_loss_text(value)}" for i, value in zip(drawn, path_losses, strict=True)]
         trace["hovertemplate"] = "%{text}"
         trace["marker"] = {
-            "size": [12 if i in (0, len(kept) - 1) else 7 for i in range(len(kept))],
-            "symbol": ["star" if i == len(kept) - 1 else "circle" for i in range(len(kept))],
-            "color": shown if any(value is not None for value in shown) else "@limit",
+            "size": [12 if i in (0, len(drawn) - 1) else 7 for i in range(len(drawn))],
+            "symbol": ["star" if i == len(drawn) - 1 else "circle" for i in range(len(drawn))],
+            "color": colours if any(value is not None for value in colours) else "@limit",
             "line": {"width": 0.6, "color": "@ink"},
         }
         if known:
             trace["marker"] |= {"coloraxis": "coloraxis"}
         data.append(trace)
-    share = found.whole.explained
+    share = components.whole.explained
     layout = _layout(f"component 1 ({100 * share[0]:.1f} %)", f"component 2 ({100 * share[1]:.1f} %)", [])
     layout["yaxis"] |= {"scaleanchor": "x"}
     if known:
@@ -135,32 +135,30 @@ def components_figure(found: Components) -> Figure:
     return {"data": data, "layout": layout, "label": label, "tall": True}
 
 
-def layers_figures(found: Ticks, name: str) -> list[Figure]:
-    """Distances and variances of the layers, and loss with gradient steps, against ticks."""
-    kept = _thin(len(found.ticks), _MOST)
-    ticks = [found.ticks[i] for i in kept]
-    modules = list(dict.fromkeys(_module(layer) for layer in found.layers))
+def layers_figures(ticks: Ticks, name: str) -> list[Figure]:
+    """Distances of the layers, their variances, and loss with gradient steps: three figures against ticks."""
+    drawn = evenly_spaced(len(ticks.ticks), _MOST)
+    x = [ticks.ticks[i] for i in drawn]
+    modules = list(dict.fromkeys(module_name(layer) for layer in ticks.layers))
     figures = []
-    for title, values in ((to_where(found.mode), found.distances), ("variance", found.variances)):
+    for title, values in ((distance_label(ticks.mode), ticks.distances), ("variance", ticks.variances)):
         data = []
-        for s, layer in enumerate(found.layers):
-            rank = modules.index(_module(layer))
+        for s, layer in enumerate(ticks.layers):
+            rank = modules.index(module_name(layer))
             colour = f"@series{rank}" if len(modules) <= 7 else f"@depth{rank / max(len(modules) - 1, 1):.3f}"
-            y = [_positive(float(values[i, s])) for i in kept]
-            data.append(_line(layer, ticks, y, colour, dash="dot" if "bias" in layer else "solid", width=1.6))
+            y = [_positive(float(values[i, s])) for i in drawn]
+            data.append(_line(layer, x, y, colour, dash="dot" if "bias" in layer else "solid", width=1.6))
         layout = _layout("tick", title, _values(data))
-        layout["showlegend"] = len(found.layers) <= 14
+        layout["showlegend"] = len(ticks.layers) <= 14
         figures.append({"data": data, "layout": layout, "label": f"Each layer's {title} over the ticks of {name}"})
-    loss = [_positive(found.loss[i]) for i in kept]
-    steps = [found.rounds[i] for i in kept]
+    loss = [_positive(ticks.loss[i]) for i in drawn]
+    steps = [ticks.rounds[i] for i in drawn]
     data = [
-        _line("loss the tick's training ended with", ticks, loss, "@path"),
-        _second({"type": "bar", "name": "gradient steps", "x": ticks, "y": steps, "marker": {"color": "@series3"}}),
+        _line("loss the tick's training ended with", x, loss, "@path"),
+        _second({"type": "bar", "name": "gradient steps", "x": x, "y": steps, "marker": {"color": "@series3"}}),
     ]
     layout = _layout("tick", "loss (moving mean)", _values(data[:1]))
-    layout["yaxis"]["domain"] = [0.45, 1]
-    layout["yaxis2"] = {"title": {"text": "gradient steps"}, "domain": [0, 0.35], "anchor": "x"}
-    layout["xaxis"]["anchor"] = "y2"
+    _add_second_axis(layout, "gradient steps", top=0.35, first_bottom=0.45)
     figures.append({"data": data, "layout": layout, "label": f"Loss and gradient steps over the ticks of {name}"})
     return figures
 
@@ -191,14 +189,22 @@ def _line(
     return trace
 
 
+def _add_second_axis(layout: dict[str, Any], title: str, *, top: float, first_bottom: float) -> None:
+    """Add a y axis from 0 to ``top`` of the figure, below the first, which begins at ``first_bottom``."""
+    layout["yaxis"]["domain"] = [first_bottom, 1]
+    layout["yaxis2"] = {"title": {"text": title}, "domain": [0, top], "anchor": "x"}
+    layout["xaxis"]["anchor"] = "y2"
+
+
 def _second(trace: dict[str, Any]) -> dict[str, Any]:
+    """``trace`` on the second y axis."""
     return {**trace, "yaxis": "y2", "showlegend": False}
 
 
 def _layout(x: str, y: str, values: Iterable[float]) -> dict[str, Any]:
     positive = [value for value in values if value > 0]
     axis: dict[str, Any] = {"title": {"text": y}}
-    if positive and max(positive) > _LOG_FROM * min(positive):
+    if positive and max(positive) > LOG_FROM * min(positive):
         few = max(positive) < 1e3 * min(positive)
         # D2: labels at 1, 2 and 5 of each decade.
         axis |= {"type": "log", "exponentformat": "none", "tickformat": ".3~g", "dtick": "D2" if few else 1}
@@ -210,11 +216,11 @@ def _values(traces: Iterable[Mapping[str, Any]]) -> list[float]:
 
 
 def _round(values: Iterable[Any]) -> list[Any]:
-    """Six significant digits: more are not seen, and double the file."""
-    return [float(f"{value:.6g}") if isinstance(value, float) else value for value in map(_plain, values)]
+    """``values`` to six significant digits: more cannot be seen and double the file."""
+    return [float(f"{value:.6g}") if isinstance(value, float) else value for value in map(_to_json, values)]
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -231,32 +237,21 @@ def _percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
 
 
-def _said(value: float | None) -> str:
+def _loss_text(value: float | None) -> str:
     return f"{value:.4g}" if value is not None and math.isfinite(value) else "not finite, or not known"
 
 
-def _place(point: Mapping[str, Any]) -> str:
+def _position(point: Mapping[str, Any]) -> str:
     at = point["at"]
     fraction = f" + {at['fraction']:g}" if at["fraction"] else ""
     return f"waypoint {at['waypoint']}{fraction}, {point.get('train_samples', 0):,} samples"
 
 
 def _vertical(x: float) -> dict[str, Any]:
-    place = {"x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper"}
-    return {"type": "line", **place, "line": {"color": "@limit", "width": 1, "dash": "dot"}}
-
-
-def _thin(count: int, most: int) -> list[int]:
-    """Indices of at most ``most`` of ``count``, evenly spaced, ends included."""
-    if count <= most:
-        return list(range(count))
-    return sorted({round(k * (count - 1) / (most - 1)) for k in range(most)})
+    coordinates = {"x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper"}
+    return {"type": "line", **coordinates, "line": {"color": "@limit", "width": 1, "dash": "dot"}}
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [value for d in decades for value in (10.0**d, 2 * 10.0**d, 5 * 10.0**d) if low <= value <= high]
-
-
-def _module(name: str) -> str:
-    return name.partition("[")[0].rpartition(".")[0] or name

@@ -1,4 +1,4 @@
-"""The page: template, styles, script and plotly.js put together into one file that needs no other."""
+"""The report's page: template, style sheet, script and plotly.js in one file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,21 @@ from ...errors import LLPFError, require
 from ...path import RunDirectory
 from ...path.durable import write_bytes
 from ...types import ProgressCallback
-from . import collect, figures
-from .collect import RunSummary
+from . import figures
+from .summary import (
+    RunSummary,
+    certificate_sentences,
+    comparison,
+    environment,
+    key_numbers,
+    nested_rows,
+    provenance,
+    summarize,
+)
 
-#: The first line of every report: what may be overwritten without asking.
+#: The first line of every report. A file that begins with it may be overwritten.
 MARK = "<!doctype html><!-- llpf_fast report -->"
-#: Waypoints of all runs together are read for principal components up to this size (some 20 s).
+#: Size of all waypoints up to which principal components are computed; reading that much takes some 20 s.
 COMPONENTS_BYTES = 4 * 2**30
 
 
@@ -36,30 +45,30 @@ def write_report(
 ) -> Path:
     """Write one self-contained HTML file (5 MB, most of it plotly.js) about ``runs``; returns its path.
 
-    It opens from disk and asks for nothing from any network: its Content-Security-Policy forbids it, and forbids every
-    script but the two that belong to it. Text from the runs is escaped. A run without certificate, an unfinished one,
-    one whose files or certificate were changed is reported as just that.
+    The page loads nothing: its Content-Security-Policy forbids every request, and every script but its own two. Text
+    from the runs is escaped. Runs without certificate, unfinished runs and runs with changed files are reported as
+    such.
 
     Args:
-        components: also the paths' principal components (every waypoint is read), where all are of one architecture
-            and together at most 4 GB.
+        components: show the paths' principal components too, where all are of one architecture and their waypoints,
+            all of which are read, hold at most 4 GB.
         progress: called with (done, expected, text).
 
     Raises:
-        LLPFError: no run; one of them is not a run directory; the file cannot be written.
+        LLPFError: no run; one of them is not a run directory; a missing package; the file cannot be written.
     """
     if not runs:
         raise LLPFError("no run is given; name at least one run directory")
     directories = [RunDirectory.open(run) for run in runs]
     names = own_names([os.fspath(run) for run in runs])
-    stories = []
+    summaries = []
     for number, (name, run) in enumerate(zip(names, directories, strict=True)):
-        stories.append(collect.summarize(name, run))
+        summaries.append(summarize(name, run))
         if progress:
             progress(number + 1, len(runs), "runs read")
-    found, why_not = _components(stories, progress) if components else (None, "")
+    projection, reason = _components(summaries, progress) if components else (None, "")
     out = Path(out)
-    write_bytes(out, render(stories, found, why_not).encode(), durable=False)
+    write_bytes(out, render(summaries, projection, reason).encode(), durable=False)
     return out
 
 
@@ -72,55 +81,55 @@ def is_report(path: Path) -> bool:
         return False
 
 
-def render(stories: Sequence[RunSummary], found: Components | None = None, why_not: str = "") -> str:
-    """The page as text; the same stories give the same text."""
+def render(summaries: Sequence[RunSummary], components: Components | None = None, reason: str = "") -> str:
+    """The page as text; ``reason`` says why it shows no components. The same arguments give the same text."""
     jinja2, plotly = (require(name, "a report") for name in ("jinja2", "plotly.offline"))
     here = files(__package__)
-    drawn: dict[str, figures.Figure] = {}
+    page_figures: dict[str, figures.Figure] = {}
 
-    def place(figure: figures.Figure | None) -> str | None:
-        """The key under which the page's script finds a figure."""
+    def add(figure: figures.Figure | None) -> str | None:
+        """Add ``figure`` to the page; returns the id of its element."""
         if figure is None:
             return None
-        key = f"figure-{len(drawn)}"
-        drawn[key] = figure
+        key = f"figure-{len(page_figures)}"
+        page_figures[key] = figure
         return key
 
     sections = []
-    for story in stories:
-        layers, problem = _layers(story)
+    for summary in summaries:
+        layers, problem = _layers(summary)
         sections.append(
             {
-                "story": story,
-                "numbers": collect.key_numbers(story),
-                "path": place(figures.path_figure(story)),
-                "layers": [place(figure) for figure in layers],
+                "summary": summary,
+                "numbers": key_numbers(summary),
+                "path": add(figures.path_figure(summary)),
+                "layers": [add(figure) for figure in layers],
                 "problem": problem,
-                "words": collect.certificate_words(story.certificate) if story.certificate else [],
-                "reasons": _reasons(story.certificate),
-                "settings": collect.facts(story.settings),
-                "environment": collect.environment(story),
-                "provenance": collect.provenance(story),
+                "basis": certificate_sentences(summary.certificate) if summary.certificate else [],
+                "reasons": _reasons(summary.certificate),
+                "settings": nested_rows(summary.settings),
+                "environment": environment(summary),
+                "provenance": provenance(summary),
             }
         )
     scripts = {"plotly": plotly.get_plotlyjs(), "page": (here / "page.js").read_text(encoding="utf-8")}
     for name, script in scripts.items():
         if "</script" in script.lower():
             raise AssertionError(f"{name}'s script would end its own element")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((here / "page.html.j2").read_text(encoding="utf-8"))
-    columns, rows = collect.comparison(stories)
+    jinja = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = jinja.from_string((here / "page.html.j2").read_text(encoding="utf-8"))
+    columns, rows = comparison(summaries)
     context: dict[str, Any] = {
-        "title": stories[0].name if len(stories) == 1 else f"{len(stories)} runs",
+        "title": summaries[0].name if len(summaries) == 1 else f"{len(summaries)} runs",
         "version": __version__,
         "sections": sections,
         "columns": columns,
         "rows": rows,
-        "comparison": place(figures.comparison_figure(stories)),
-        "components": place(figures.components_figure(found)) if found else None,
-        "hidden": None if found is None else 100 * (1 - float(found.whole.explained[:2].sum())),
-        "why_not": why_not,
-        "figures": drawn,
+        "comparison": add(figures.comparison_figure(summaries)),
+        "components": add(figures.components_figure(components)) if components else None,
+        "hidden": None if components is None else 100 * (1 - float(components.whole.explained[:2].sum())),
+        "reason": reason,
+        "figures": page_figures,
         "style": (here / "page.css").read_text(encoding="utf-8"),
         "script": scripts,
         "hashes": " ".join(f"'sha256-{_digest(script)}'" for script in scripts.values()),
@@ -132,22 +141,22 @@ def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _layers(story: RunSummary) -> tuple[list[figures.Figure], str]:
-    """Figures of the search's layers, or why there are none."""
-    if not story.metrics:
+def _layers(summary: RunSummary) -> tuple[list[figures.Figure], str]:
+    """Figures of the search's layers, or the reason why there are none."""
+    if not summary.metrics:
         return [], "The search recorded no ticks, so there is nothing to show of its layers."
     try:
-        return figures.layers_figures(read_ticks(story.run), story.name), ""
+        return figures.layers_figures(read_ticks(summary.run), summary.name), ""
     except (LLPFError, KeyError, TypeError, ValueError) as error:
         return [], f"The search's layers cannot be shown: {error}"
 
 
-def _components(stories: Sequence[RunSummary], progress: ProgressCallback | None) -> tuple[Components | None, str]:
-    """Principal components of all runs whose files are sound, or why there are none."""
-    usable = [story for story in stories if story.sound and story.waypoints]
+def _components(summaries: Sequence[RunSummary], progress: ProgressCallback | None) -> tuple[Components | None, str]:
+    """Principal components of all runs whose files are intact, or the reason why there are none."""
+    usable = [summary for summary in summaries if summary.files_intact and summary.waypoint_count]
     if not usable:
         return None, "No run has waypoints that could be shown."
-    size = sum(story.bytes for story in usable)
+    size = sum(summary.waypoint_bytes for summary in usable)
     if size > COMPONENTS_BYTES:
         return None, (
             f"The waypoints hold {size / 2**30:.1f} GB, more than a report reads; llpf analyze pca draws where they go."
@@ -155,7 +164,8 @@ def _components(stories: Sequence[RunSummary], progress: ProgressCallback | None
     try:
         module = architecture(usable[0].run)
         paths = [
-            Trajectory(story.run, module, name=story.name, certified=story.certificate is not None) for story in usable
+            Trajectory(summary.run, module, name=summary.name, certified=summary.certificate is not None)
+            for summary in usable
         ]
         return principal_components(paths, components=2, progress=progress), ""
     except LLPFError as error:
@@ -163,7 +173,7 @@ def _components(stories: Sequence[RunSummary], progress: ProgressCallback | None
 
 
 def _reasons(certificate: Mapping[str, Any] | None) -> list[str]:
-    """Why it is not connected, what is open, and in what it differs from the search."""
+    """Why the path is not connected or undecided, how certificate and search differ, and notes."""
     if certificate is None:
         return []
     differs = (f"unlike the search: {line}" for line in certificate.get("differs") or ())
