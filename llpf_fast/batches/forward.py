@@ -1,4 +1,4 @@
-"""The forward pass of one batch, and the way in which a network must be run for it."""
+"""The forward pass of one batch, and the mode that a network needs for it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch.nn.utils.rnn import PackedSequence
 from ..errors import LLPFError
 from .precision import as_channels_last
 
-#: What a user's forward or loss function raises on data that it cannot take: anything.
+#: What a user's forward or loss function may raise on unsuitable data: anything.
 FAILURES = Exception
-#: Of the global generators where points are judged, so that a model that draws numbers even in eval mode repeats.
+#: Of the global generators during evaluation, so that models that draw random numbers even in eval mode repeat.
 _SEED = 0
-#: What torch says of a normalization over one sample.
+#: Part of torch's message about normalization over one sample.
 _ONE_SAMPLE = "Expected more than 1 value per channel"
-#: LeNet5 on one core, 10,000 images: 0.44 s of processor time at 125 a batch, 0.52 at 32 (calls), 0.53 at 250 and more
-#: (glibc then gives each activation back to the system, and every page faults again).
+#: LeNet5 on one core, 10,000 images: 0.44 s of processor time in batches of 125, 0.52 in batches of 32 (more calls),
+#: 0.53 from 250 on (glibc then returns each activation to the system, and every page faults again).
 _BATCH_CPU, _BATCH_GPU = 125, 2000
 
 
@@ -53,7 +53,7 @@ def forward(module: Callable[..., Any], inputs: Any) -> Any:
 def fixed_random_numbers(device: torch.device, seed: int = _SEED) -> Iterator[None]:
     """A fixed state of torch's global generators inside, the old one afterwards (20 µs).
 
-    Not ``torch.manual_seed``: where there is no GPU that takes 140 µs, and keeps the stack of its caller for good.
+    Not ``torch.manual_seed``: without a GPU that takes 140 µs, and stores the stack of its caller for good.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -66,26 +66,24 @@ def fixed_random_numbers(device: torch.device, seed: int = _SEED) -> Iterator[No
 
 @dataclass(frozen=True)
 class ForwardMode:
-    """How points are evaluated. Search and certificate choose it in the same way, from the network and one batch.
+    """How points are evaluated. Search and certificate choose it in the same way, from the network and one batch."""
 
-    ``channels_last``: images lie with their channels last in memory. ``gradients``: the forward itself takes gradients
-    (of its output with respect to its input), so autograd stays on.
-    """
-
+    #: Images have their channels last in memory.
     channels_last: bool = False
+    #: The forward itself computes gradients (of its output with respect to its input), so autograd is on.
     gradients: bool = False
 
 
 def choose_forward_mode(module: nn.Module, inputs: Any, *, channels_last: bool = True) -> tuple[ForwardMode, Any]:
-    """The first mode in which ``module`` can run on the batch ``inputs``; and its output there.
+    """The first mode in which ``module`` runs on the batch ``inputs``, and its output.
 
-    Channels last (where asked for) comes before the usual order, which a network that uses ``.view()`` after a
-    convolution needs; without autograd comes before with.
+    Channels last (if asked for) is tried before the usual order, which networks that use ``.view()`` after a
+    convolution need; no autograd before autograd.
 
     Raises:
-        LLPFError: the forward fails in every mode; the error is the one that plain ``torch.no_grad()`` gives.
+        LLPFError: the forward fails in every mode; the error is that in the usual order under ``torch.no_grad()``.
     """
-    plain: LLPFError | None = None
+    failure: LLPFError | None = None
     for gradients in (False, True):
         for last in (True, False) if channels_last else (False,):
             try:
@@ -94,23 +92,23 @@ def choose_forward_mode(module: nn.Module, inputs: Any, *, channels_last: bool =
                 return ForwardMode(last, gradients), output
             except LLPFError as error:
                 if not gradients and not last:
-                    plain = error
-    assert plain is not None
-    raise plain
+                    failure = error
+    assert failure is not None
+    raise failure
 
 
 def default_batch_size(device: torch.device) -> int:
-    """Samples a forward pass where points are evaluated and nobody says a number."""
+    """Samples per forward pass in evaluations where no batch size is given."""
     return _BATCH_CPU if device.type == "cpu" else _BATCH_GPU
 
 
 def computing_dtype(module: nn.Module) -> torch.dtype:
-    """In what a network is evaluated: float64 where its parameters are, else float32."""
+    """The dtype in which a network is evaluated: float64 if a parameter is, else float32."""
     return torch.float64 if any(p.dtype == torch.float64 for p in module.parameters()) else torch.float32
 
 
 def shape_of(value: Any) -> str:
-    """What a message says of a batch's part: its shape, or its type."""
+    """The shape of a part of a batch, or its type, for messages."""
     if isinstance(value, Tensor):
         return f"shape {list(value.shape)}"
     if isinstance(value, Mapping):
@@ -121,7 +119,7 @@ def shape_of(value: Any) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Of an error's text; its class where it has none."""
+    """The first line of an error's text; its class where it has none."""
     text = str(error).strip()
     if isinstance(error, KeyError):
         return f"KeyError {text}"

@@ -1,4 +1,4 @@
-"""The loss of one batch, how the losses of batches make up that of a set, and what a user's loss can do wrong."""
+"""The loss of one batch, and how the losses of batches combine to the loss of a set."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .precision import Precision
 
 NO_GRADIENT = "the loss depends on no parameter that trains: are all frozen, or is there a detach in the loss?"
 
-#: torch's losses by how their mean over a batch is formed: sum of the weights of the labelled elements, number of
-#: elements, number of samples.
+#: torch's losses by the denominator of their mean over a batch: the sum of the weights of the labelled elements, the
+#: number of elements, the number of samples.
 _BY_CLASS = ("cross_entropy", "nll_loss")
 _BY_ELEMENT = (
     "binary_cross_entropy",
@@ -37,10 +37,10 @@ _BY_ELEMENT = (
 )
 _REGRESSIONS = ("huber_loss", "l1_loss", "mse_loss")
 _BY_SAMPLE = ("multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss")
-#: Names of the functions whose value on a set is known exactly.
+#: Names of the functions whose value on a set can be computed exactly from batches.
 TORCH_LOSSES = (*_BY_CLASS, *_BY_ELEMENT, *_BY_SAMPLE)
 _FUNCTIONS = {getattr(F, name): name for name in TORCH_LOSSES}
-#: Loss modules of torch: the function that each calls, and the attributes that it hands on.
+#: Loss modules of torch: the function that each calls, and the attributes that it passes.
 _MODULES: dict[type, tuple[str, tuple[str, ...]]] = {
     nn.CrossEntropyLoss: ("cross_entropy", ("weight", "ignore_index", "reduction", "label_smoothing")),
     nn.NLLLoss: ("nll_loss", ("weight", "ignore_index", "reduction")),
@@ -58,17 +58,17 @@ _MODULES: dict[type, tuple[str, tuple[str, ...]]] = {
     nn.MultiLabelMarginLoss: ("multilabel_margin_loss", ("reduction",)),
     nn.MultiLabelSoftMarginLoss: ("multilabel_soft_margin_loss", ("weight", "reduction")),
 }
-#: What torch's functions take when nothing is said.
+#: Defaults of torch's functions.
 _DEFAULTS = {"weight": None, "ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0, "pos_weight": None}
 _DEFAULTS |= {"margin": 1.0, "delta": 1.0, "log_target": False, "log_input": True, "full": False, "eps": 1e-8}
 _DEFAULTS |= {"beta": 1.0, "p": 1}
 
-#: Labels that are looked at together.
-_AT_ONCE = 1 << 22
-#: torch's old words for the reduction, which win over ``reduction``.
-_OLD_WORDS = ("size_average", "reduce")
-#: Class weights spelled out in a loss's name.
-_SPELLED = 10
+#: Labels whose weights are computed at a time.
+_LABELS_AT_ONCE = 1 << 22
+#: torch's deprecated arguments for the reduction, which override ``reduction``.
+_DEPRECATED_REDUCTIONS = ("size_average", "reduce")
+#: Class weights that the name of a loss lists; above that their sha256.
+_LISTED_WEIGHTS = 10
 _CHOICES = (
     "cross-entropy needs outputs [B, C, ...] of at least two classes and whole-number targets [B, ...]; pass loss_fn "
     "(F.mse_loss, F.binary_cross_entropy_with_logits, any function of output and targets; --loss on the command line)"
@@ -86,8 +86,12 @@ def compute_loss(module: Callable[..., Any], loss_fn: LossFunction, inputs: Any,
 
 def batch_loss(loss_fn: LossFunction, output: Any, targets: Any) -> Tensor:
     """``loss_fn(output, targets)``, a scalar tensor; LLPFError where it fails or gives something else."""
+    return _scalar(_call_loss(loss_fn, output, targets))
+
+
+def _call_loss(loss_fn: LossFunction, output: Any, targets: Any) -> Any:
     try:
-        loss = loss_fn(output, targets)
+        return loss_fn(output, targets)
     except LLPFError:
         raise
     except FAILURES as error:
@@ -95,7 +99,6 @@ def batch_loss(loss_fn: LossFunction, output: Any, targets: Any) -> Tensor:
             f"the loss function fails on output of {shape_of(output)} and targets of {shape_of(targets)}: "
             f"{first_line(error)}"
         ) from error
-    return _scalar(loss)
 
 
 def _scalar(loss: Any) -> Tensor:
@@ -107,11 +110,11 @@ def _scalar(loss: Any) -> Tensor:
 
 
 def chosen_loss(loss_fn: LossFunction | None, output: Any, targets: Any) -> LossFunction:
-    """``loss_fn``; cross-entropy where none is given and output and targets are those of classification.
+    """``loss_fn``; cross-entropy where it is None and output and targets are those of classification.
 
     Raises:
-        LLPFError: none is given, and they are not: a loss that nobody chose would say nothing (cross-entropy of one
-            class is 0 whatever the network does).
+        LLPFError: ``loss_fn`` is a class or not callable; it is None and the data are not classification, where
+            cross-entropy may be meaningless (that of one class is always 0).
     """
     if isinstance(loss_fn, type):
         raise LLPFError(f"loss_fn is the class {loss_fn.__name__}; call it: loss_fn={loss_fn.__name__}()")
@@ -131,12 +134,12 @@ def chosen_loss(loss_fn: LossFunction | None, output: Any, targets: Any) -> Loss
 
 
 def is_classification(output: Any, targets: Any) -> bool:
-    """Logits ``[B, C, ...]`` of at least two classes against whole numbers ``[B, ...]``."""
+    """Whether these are logits ``[B, C, ...]`` of at least two classes and integers ``[B, ...]``."""
     return (
         isinstance(output, Tensor)
         and isinstance(targets, Tensor)
         and output.dim() >= 2
-        and output.shape[1] > 1  # one output against whole numbers is a regression of counts
+        and output.shape[1] > 1  # one output against integers is a regression of counts
         and output.is_floating_point()
         and targets.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8)
         and targets.shape == output.shape[:1] + output.shape[2:]
@@ -144,17 +147,16 @@ def is_classification(output: Any, targets: Any) -> bool:
 
 
 class LossReduction:
-    """How a loss function's values on the batches of a set make up its value on the whole set.
+    """How the values of a loss function on the batches of a set combine to its value on the set.
 
-    The mean over a set is not the mean of the means over its batches where samples weigh differently: class weights,
-    ignored labels, targets of different length, sums. For torch's own losses (functions, modules, ``functools.partial``
-    of them) the value on the set is that of one call on all of it, computed from numerators and denominators in
-    float64. Of any other callable nothing is known: the value is the mean of its values on the batches, each weighted
-    by its number of samples.
+    The mean over a set is not the mean of its batches' means where samples weigh differently: class weights, ignored
+    labels, targets of different length, sums. For torch's losses (functions, modules, ``functools.partial`` of them)
+    the value on the set is that of one call on all of it, computed from numerators and denominators in float64. For
+    any other callable it is the mean of its values on the batches, each weighted by its number of samples.
 
     Attributes:
         kind: "mean" or "sum" (torch's ``reduction``), or "batch means".
-        name: what results and run.yaml call the loss; it names every option that is not torch's default.
+        name: of the loss in results and run.yaml, with every option that differs from torch's default.
     """
 
     kind: Literal["mean", "sum", "batch means"]
@@ -164,9 +166,9 @@ class LossReduction:
         known = _torch_loss(loss_fn)
         self._function, self._options = known if known is not None else ("", {})
         reduction = self._options.get("reduction", "mean")
-        # Element weights of the regressions fit one batch only, and torch divides by their sum.
-        fixed = self._function in _REGRESSIONS and self._options.get("weight") is not None
-        if known is None or reduction not in ("mean", "sum", "batchmean") or fixed:
+        # Element weights of regressions fit one batch only, and torch divides by their sum.
+        weighted = self._function in _REGRESSIONS and self._options.get("weight") is not None
+        if known is None or reduction not in ("mean", "sum", "batchmean") or weighted:
             self.kind = "batch means"
         else:
             self.kind = "sum" if reduction == "sum" else "mean"
@@ -179,25 +181,25 @@ class LossReduction:
 
     @property
     def ignore_index(self) -> int | None:
-        """The target that counts as no label; None where the loss knows none."""
+        """The target that counts as no label; None where the loss has none."""
         return self._options.get("ignore_index", -100) if self._function in _BY_CLASS else None
 
     @property
     def smooths(self) -> bool:
-        """Whether labels are smoothed, so that every class has a part in every sample's loss."""
+        """Whether the loss smooths labels, so that every class contributes to every sample's loss."""
         return bool(self._options.get("label_smoothing"))
 
     def total(self, weights: Sequence[float]) -> float:
-        """What the sum of the batches' numerators is divided by."""
+        """Denominator of the set's loss, from the :meth:`weight` of each batch."""
         return 1.0 if self.kind == "sum" else sum(weights)
 
     def labelled(self, targets: Tensor) -> Tensor:
-        """bool, of the shape of whole-number ``targets``: which of them count."""
+        """bool, shape of the integer ``targets``: which of them count."""
         ignored = self.ignore_index
         return torch.ones_like(targets, dtype=torch.bool) if ignored is None else targets.long().ne(ignored)
 
     def weight(self, targets: Any, samples: int) -> float:
-        """Denominator of a batch: its share of the set's mean in units of labels, elements or samples. 1 for sums.
+        """Denominator of a batch's loss: labels (by class weight), elements or samples. 1 for sums.
 
         0 for a batch without a single label.
         """
@@ -208,9 +210,9 @@ class LossReduction:
         return float(self._denominators(targets).sum())
 
     def may_lack_labels(self, targets: Any) -> bool:
-        """Whether a batch of samples with these ``targets`` could have a mean over nothing.
+        """Whether a batch of samples with these ``targets`` could have no label that counts.
 
-        True where they are not known (None), and the loss knows labels that do not count.
+        True for unknown targets (None) where the loss has labels that do not count.
         """
         if self._function not in _BY_CLASS or self.kind != "mean":
             return False
@@ -218,14 +220,14 @@ class LossReduction:
             return targets is None
         if targets.is_floating_point() or not targets.numel():
             return False
-        # In parts: a float64 for each pixel of a whole set of labelled images would not fit into memory.
-        parts = targets.split(max(1, _AT_ONCE * len(targets) // targets.numel())) if targets.dim() else [targets]
+        # In parts: a float64 per pixel of a whole set of labelled images would not fit into memory.
+        parts = targets.split(max(1, _LABELS_AT_ONCE * len(targets) // targets.numel())) if targets.dim() else [targets]
         return any(bool((self._denominators(part) == 0).any()) for part in parts)
 
     def values(self, output: Any, targets: Any) -> tuple[Tensor, Tensor] | None:
-        """Numerators and denominators of each sample, float64 ``[B]``; None where the loss gives none.
+        """Numerator and denominator of each sample's loss, float64 ``[B]``; None where the loss has none per sample.
 
-        Their sums' ratio is the loss of the batch (for sums: the numerators' sum).
+        The ratio of their sums is the loss of the batch; for sums, the sum of the numerators.
 
         Raises:
             LLPFError: the loss fails on the batch.
@@ -234,22 +236,17 @@ class LossReduction:
             return None
         if not self._fits(output, targets):
             return None
-        try:
-            each: Tensor = self._separate(output, targets)
-        except FAILURES as error:
-            raise LLPFError(
-                f"the loss function fails on output of {shape_of(output)} and targets of {shape_of(targets)}: "
-                f"{first_line(error)}"
-            ) from error
+        each: Tensor = _call_loss(self._unreduced, output, targets)
         if not each.dim() or len(each) != len(targets):
             return None
         numerators = each.double().flatten(1).sum(1) if each.dim() > 1 else each.double()
         return numerators, self._denominators(targets)
 
     def part(self, output: Any, targets: Any, weight: float, total: float) -> Tensor:
-        """What a batch of ``weight`` adds to the loss of a set of weight ``total``: the sum of all parts is the loss.
+        """The contribution of a batch of ``weight`` to the loss of a set of weight ``total``, float64 ``[]``.
 
-        0 for a batch without a label. Labels of weight 0 count as far as label smoothing has them count.
+        The sum over all batches is the loss of the set. 0 for a batch without a label. Labels of class weight 0 count
+        as label smoothing makes them count.
         """
         pair = self.values(output, targets)
         if pair is not None:
@@ -257,23 +254,24 @@ class LossReduction:
         return batch_loss(self._loss_fn, output, targets).double().reshape(()) * (weight / total)
 
     def _fits(self, output: Tensor, targets: Tensor) -> bool:
-        """Targets that torch would stretch to the outputs' shape couple the samples of a batch."""
+        """False where torch would broadcast targets to the output, which couples the samples of a batch."""
         return self._function not in _BY_ELEMENT or output.shape == targets.shape
 
     @functools.cached_property
-    def _separate(self) -> LossFunction:
+    def _unreduced(self) -> LossFunction:
+        """The loss function with reduction "none"."""
         if isinstance(self._loss_fn, nn.Module):
-            alone: Any = copy.copy(self._loss_fn)
-            alone.reduction = "none"
-            separate: LossFunction = alone
-            return separate
-        plain: Callable[..., Tensor] = self._loss_fn
-        # partial(partial(f)) is one partial, which holds the words of both.
-        old = [word for word in _OLD_WORDS if word in getattr(plain, "keywords", {})]
-        return functools.partial(plain, reduction="none", **dict.fromkeys(old))
+            module: Any = copy.copy(self._loss_fn)
+            module.reduction = "none"
+            unreduced: LossFunction = module
+            return unreduced
+        function: Callable[..., Tensor] = self._loss_fn
+        # partial(partial(f)) is one partial with the keywords of both.
+        deprecated = [word for word in _DEPRECATED_REDUCTIONS if word in getattr(function, "keywords", {})]
+        return functools.partial(function, reduction="none", **dict.fromkeys(deprecated))
 
     def _denominators(self, targets: Tensor) -> Tensor:
-        """float64 ``[B]``; ``[1]`` where targets are those of one sample without a dimension for the batch."""
+        """Denominator of each sample's loss, float64 ``[B]``; ``[1]`` for one sample without a batch dimension."""
         if not targets.dim():
             targets = targets[None]
         count = len(targets)
@@ -301,24 +299,26 @@ class ForwardLoss:
     """The scalar loss of ``module`` on one batch, ready for ``backward``.
 
     Args:
-        precision: ``bfloat16`` runs the forward pass under autocast; parameters, gradients and loss stay what they are.
-        compile: let ``torch.compile`` turn forward and loss into one piece of code at the first batch.
+        precision: ``bfloat16`` runs forward and loss under autocast; parameters and gradients are not converted.
+        compile: whether forward and loss are compiled together by ``torch.compile`` at the first batch.
     """
 
     def __init__(
         self, module: nn.Module, loss_fn: LossFunction, *, precision: Precision = "float32", compile: bool = False
     ) -> None:
         self._module, self._loss_fn = module, loss_fn
-        self._narrow = precision == "bfloat16"
+        self._autocast = precision == "bfloat16"
         self._compiled = torch.compile(lambda x, y: loss_fn(forward(module, x), y)) if compile else None
 
     def __call__(self, inputs: Any, targets: Any) -> Tensor:
-        """
+        """The loss of a batch on the module's device.
+
         Raises:
-            LLPFError: the forward or the loss fails, gives no scalar tensor, or one that no parameter has a part in.
+            LLPFError: the forward or the loss fails, gives no scalar tensor, or one that depends on no parameter that
+                trains.
         """
-        if self._narrow:
-            # Its cache of converted weights must not outlive the pass: a captured graph would read what it freed.
+        if self._autocast:
+            # No cache of converted weights: it is freed after the pass, and a captured graph would read freed memory.
             device = next(leaf.device for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
             with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
                 loss = self._loss(inputs, targets)
@@ -336,13 +336,14 @@ class ForwardLoss:
         except LLPFError:
             raise
         except FAILURES as error:
-            first = first_line(error)
-            raise LLPFError(f"the compiled model or loss fails: {first}; set correction.compile to false") from error
+            raise LLPFError(
+                f"the compiled model or loss fails: {first_line(error)}; set correction.compile to false"
+            ) from error
         return loss
 
 
 def _torch_loss(loss_fn: Any) -> tuple[str, dict[str, Any]] | None:
-    """Name and options of the function of ``torch.nn.functional`` that ``loss_fn`` is; None where it is none."""
+    """Name and options of the function of ``torch.nn.functional`` that ``loss_fn`` calls; None for other callables."""
     known = _MODULES.get(type(loss_fn))
     if known is not None:
         if loss_fn._forward_hooks or loss_fn._forward_pre_hooks:
@@ -354,7 +355,7 @@ def _torch_loss(loss_fn: Any) -> tuple[str, dict[str, Any]] | None:
         if inner is None or isinstance(loss_fn.func, nn.Module):
             return None
         options = dict(loss_fn.keywords)
-        average, reduce = (options.pop(word, None) for word in _OLD_WORDS)
+        average, reduce = (options.pop(word, None) for word in _DEPRECATED_REDUCTIONS)
         if average is not None or reduce is not None:
             options["reduction"] = "none" if reduce is False else "sum" if average is False else "mean"
         return (inner[0], {**inner[1], **options}) if options.keys() <= _DEFAULTS.keys() else None
@@ -366,16 +367,16 @@ def _torch_loss(loss_fn: Any) -> tuple[str, dict[str, Any]] | None:
 
 
 def _torch_name(function: str, options: Mapping[str, Any]) -> str:
-    said = []
+    texts = []
     for key in sorted(options):
         value = options[key]
         if isinstance(value, Tensor):
             values = value.detach().cpu().double()
             digest = hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest()[:12]
-            said.append(f"{key}={values.tolist() if values.numel() <= _SPELLED else f'sha256 {digest}'}")
+            texts.append(f"{key}={values.tolist() if values.numel() <= _LISTED_WEIGHTS else f'sha256 {digest}'}")
         elif value != _DEFAULTS.get(key):
-            said.append(f"{key}={value!r}")
-    return f"{function}({', '.join(said)})" if said else function
+            texts.append(f"{key}={value!r}")
+    return f"{function}({', '.join(texts)})" if texts else function
 
 
 def _name(loss_fn: Any) -> str:

@@ -1,4 +1,4 @@
-"""In which arithmetic, memory order, dtype and device a network and its loss run."""
+"""Device, arithmetic (float32, TF32, bfloat16), memory order and dtype of a network and its loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 def checked_device(device: torch.device | str) -> torch.device:
-    """``device``, "cpu", "cuda" or "cuda:1"; LLPFError where there is no such device, or torch does not see it."""
+    """``device`` ("cpu", "cuda", "cuda:1") as a torch.device; LLPFError where torch does not see such a device."""
     try:
         device = torch.device(device)
     except (RuntimeError, ValueError, TypeError) as error:
@@ -35,7 +35,7 @@ def checked_device(device: torch.device | str) -> torch.device:
 
 
 def check_precision(precision: Precision, device: torch.device, option: str = "correction.precision") -> None:
-    """LLPFError that names the ``option`` where there is no such arithmetic, or the device has none."""
+    """Refuse an unknown ``precision``, or one that ``device`` lacks, naming the ``option`` (LLPFError)."""
     if precision not in get_args(Precision):
         raise LLPFError(f"{option} must be one of {', '.join(get_args(Precision))}; got {precision!r}")
     if precision == "tf32" and device.type != "cuda":
@@ -44,31 +44,30 @@ def check_precision(precision: Precision, device: torch.device, option: str = "c
 
 @contextlib.contextmanager
 def float32_products(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Matrix products and convolutions of float32 on a GPU are true float32 inside, or TF32 (10 bits of mantissa).
+    """Inside, float32 matrix products and convolutions on a GPU are true float32, or TF32 (10 bits of mantissa).
 
-    Torch's own default is mixed: convolutions in TF32, matrix products not. On a CPU this does nothing.
+    torch's default is mixed: TF32 in convolutions, not in matrix products. On a CPU this does nothing.
     """
     if device.type != "cuda":
         yield
         return
-    places = (torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv"))  # noqa: B009  (unknown to its stubs)
-    before = [place.fp32_precision for place in places]
+    backends = (torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv"))  # noqa: B009  (unknown to its stubs)
+    before = [backend.fp32_precision for backend in backends]
     wanted = "tf32" if precision == "tf32" else "ieee"
     try:
-        for place in places:
-            place.fp32_precision = wanted
+        for backend in backends:
+            backend.fp32_precision = wanted
         yield
     finally:
-        for place, old in zip(places, before, strict=True):
-            place.fp32_precision = old
+        for backend, old in zip(backends, before, strict=True):
+            backend.fp32_precision = old
 
 
 def as_channels_last(inputs: Any) -> Any:
-    """4-dimensional floating-point tensors ``[B, C, H, W]`` of ``inputs`` with C last in memory; the rest unchanged.
+    """``inputs`` with C last in the memory of 4-dimensional floating-point tensors ``[B, C, H, W]``.
 
-    Convolutions follow the order of their input, so parameters and the flat buffer stay as they are. With one channel
-    both orders are the same memory, and torch takes the ambiguous strides for channels first: they are set apart here,
-    without a copy.
+    Convolutions use the order of their input, so parameters are not converted. With one channel both orders are the
+    same memory and torch takes the strides for channels first: explicit strides are set, without a copy.
     """
     if not isinstance(inputs, Tensor):
         images = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim() == 4]
@@ -82,35 +81,35 @@ def as_channels_last(inputs: Any) -> Any:
 
 
 def module_in(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """``module`` itself, on ``device``, computing in ``dtype``: tensors of its parameters' dtype are cast.
+    """``module`` itself, moved to ``device``, its tensors of the parameters' dtype cast to ``dtype``.
 
-    Complex ones of the same width too, to complex numbers. A tensor of another dtype stays what it is: a network with a
-    half-precision or a float64 buffer beside float32 parameters expects just that. ``module.to(dtype)`` would cast all
-    of them, and drop the imaginary part of complex buffers.
+    Complex tensors of the same width become complex ``dtype``. Tensors of other dtypes are not cast: a network with a
+    half-precision or float64 buffer beside float32 parameters relies on it. ``module.to(dtype)`` would cast all of
+    them, and drop the imaginary part of complex buffers.
     """
-    own = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
-    own |= {kind.to_complex() for kind in own if kind in (torch.float16, torch.float32, torch.float64)}
+    kinds = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    kinds |= {kind.to_complex() for kind in kinds if kind in (torch.float16, torch.float32, torch.float64)}
 
     def cast(value: Tensor) -> Tensor:
-        return _moved(value, device, dtype) if value.dtype in own else value.to(device)
+        return _moved(value, device, dtype) if value.dtype in kinds else value.to(device)
 
     return module._apply(cast)
 
 
 def loss_in(loss_fn: LossFunction, device: torch.device, dtype: torch.dtype) -> LossFunction:
-    """``loss_fn`` with the tensors that it holds (class weights) on ``device``, floating ones as ``dtype``.
+    """``loss_fn`` with its tensors (class weights) on ``device``, floating ones as ``dtype``.
 
     torch's losses refuse weights of another dtype than the network's output. Modules and ``functools.partial`` are
-    copied where something changes; of any other callable nothing is known, so it stays as it is.
+    copied where something changes; any other callable is returned unchanged.
 
     Raises:
         LLPFError: a loss module that cannot be copied.
     """
     if isinstance(loss_fn, nn.Module):
-        held = [*loss_fn.parameters(), *loss_fn.buffers()]
-        if all(_moved(value, device, dtype) is value for value in held):
+        tensors = [*loss_fn.parameters(), *loss_fn.buffers()]
+        if all(_moved(value, device, dtype) is value for value in tensors):
             return loss_fn
-        # All of them, unlike a network's: most losses have no parameter that would say what they compute in.
+        # All tensors, unlike those of a network: most losses have no parameter that gives their dtype.
         return copied(loss_fn, "the loss")._apply(lambda value: _moved(value, device, dtype))
     if isinstance(loss_fn, functools.partial):
         options: dict[str, Any] = {key: _value(value, device, dtype) for key, value in loss_fn.keywords.items()}
