@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def supported() -> ModuleType:
-    file = Path(__file__).parents[1] / "docs" / "supported.py"
+    file = Path(__file__).parents[2] / "docs" / "supported.py"
     spec = importlib.util.spec_from_file_location("supported", file)
     assert spec is not None
     assert spec.loader is not None

@@ -13,12 +13,12 @@ import pytest
 from benchmarks.studies.gallery import Shown, excerpt
 from benchmarks.studies.study import small_picture
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 @pytest.fixture(scope="module")
 def gallery() -> ModuleType:
-    file = Path(__file__).parents[1] / "docs" / "gallery.py"
+    file = Path(__file__).parents[2] / "docs" / "gallery.py"
     spec = importlib.util.spec_from_file_location("gallery", file)
     assert spec is not None
     assert spec.loader is not None
