@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +188,11 @@ class _Work:
         """LLPF with every threshold times ``shrink``."""
         given = self._plan.llpf_settings
         assert given is not None
-        correction = replace(given.correction, threshold=given.correction.threshold * shrink)
-        settings = replace(given, threshold=self._plan.threshold * shrink, correction=correction)
+        threshold = self._plan.threshold
+        settings = given.changed(
+            threshold=threshold * shrink,
+            correction={"threshold": min(given.correction_threshold, threshold) * shrink},
+        )
         # Without an identity nothing can say that an earlier search was about the same problem: a folder of its own.
         about = {
             "problem": self._problem.training_identity() or time.time_ns(),

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import FixedSamples, LoaderBatches, LossReduction, TensorBatches, as_data, compute_loss, materialize
+from ..batches import Batches, FixedSamples, LossReduction, as_data, compute_loss, materialize, training_batches
 from ..batches.fixed_samples import MaterializedData, fixed_subset, sample_count
 from ..batches.forward import default_batch_size
-from ..batches.sampling import Batches
-from ..batches.statistics import STATISTICS_SIZE
+from ..batches.statistics import STATISTICS_SIZE, reestimate
 from ..correct import Correction
 from ..errors import LLPFError
 from ..flat import FlatParameters
@@ -27,11 +26,9 @@ from ..path.durable import write_json, writing
 from ..path.plain_values import finite_or_none
 from ..types import LossFunction, ProgressCallback
 from .complex_certificate import ComplexCertificate, certify_complex
-from .mini_batches import mini_batches
 from .networks import Networks
 from .problem import Problem
 from .simplices import Complex, ComplexKind, Hyperplane
-from .statistics import estimate
 from .vector_loss import seeded
 
 _TELL_EVERY = 50
@@ -254,16 +251,15 @@ def find_connector(
     reduction = LossReduction(loss_fn)
     if reduction.kind == "sum":
         raise LLPFError(f"the loss {reduction.name} adds up over a batch, so no batch can reach the aim: take the mean")
-    held = materialize(as_data(train))
+    data = materialize(as_data(train))
     shape = Complex.of(len(optima), settings.kind)
     module = unwrapped(module)
     flat = FlatParameters(copied(module))
 
-    def batches(vertex: int) -> TensorBatches | LoaderBatches:
+    def batches(vertex: int) -> Batches:
         device, dtype = flat.data.device, flat.data.dtype
-        return mini_batches(
-            held, settings.batch_size, device, dtype, reduction=reduction, seed=settings.seed, path=vertex
-        )
+        batch_size, seed = settings.batch_size, settings.seed
+        return training_batches(as_data(data), batch_size, device, dtype, seed=seed, path=vertex, reduction=reduction)
 
     corners = torch.stack([flat.flatten(state) for state in optima])
     planes = [Hyperplane(corners[list(face)]) for face in shape.faces[len(optima) :]]
@@ -285,7 +281,7 @@ def find_connector(
     if settings.surface_steps:
         done = total - settings.surface_steps
         with seeded(settings.seed, flat.data.device):  # dropout's numbers
-            found = train_surface(
+            surface = train_surface(
                 flat,
                 torch.stack(values),
                 planes,
@@ -299,7 +295,7 @@ def find_connector(
                 progress=None if progress is None else lambda step, text: progress(done + step, total, text),
             )
         for vertex in range(len(optima), len(shape.faces)):
-            states[vertex] = _with_statistics(flat, found[vertex], held)
+            states[vertex] = _state_at(flat, surface[vertex], data)
     names = [*optima.names, *(shape.label(v) for v in range(len(optima), len(shape.faces)))]
     return Connector(shape, Networks(states, names, module), settings, records)
 
@@ -312,7 +308,7 @@ def _train_point(
     flat: FlatParameters,
     plane: Hyperplane,
     loss_fn: LossFunction,
-    batches: TensorBatches | LoaderBatches,
+    batches: Batches,
     settings: ConnectorSettings,
     tell: Callable[[int, float], None],
 ) -> dict[str, Any]:
@@ -341,8 +337,8 @@ def _train_point(
     )
     steps, first = 0, None
     while True:
-        corrected = correction.run(steps, go_on=steps > 0)
-        steps += corrected.rounds
+        corrected = correction.run(steps, continued=steps > 0)
+        steps += corrected.steps
         first = corrected.loss if first is None else first
         tell(min(steps, settings.steps), corrected.loss)
         if corrected.met or steps >= settings.steps:
@@ -354,10 +350,12 @@ def _train_point(
             }
 
 
-def _with_statistics(flat: FlatParameters, values: Tensor, held: MaterializedData) -> dict[str, Tensor]:
-    """The state at ``values``; BatchNorm statistics of its own, since training went on all over the surface."""
+def _state_at(flat: FlatParameters, values: Tensor, data: MaterializedData) -> dict[str, Tensor]:
+    """The state at ``values`` with BatchNorm statistics re-estimated there: training was all over the surface."""
     flat.data.copy_(values)
     device, dtype = flat.data.device, flat.data.dtype
-    few = fixed_subset(held, STATISTICS_SIZE)
-    estimate(flat.module, FixedSamples(few, batch_size=default_batch_size(device), device=device, dtype=dtype))
+    subset = fixed_subset(data, STATISTICS_SIZE)
+    samples = FixedSamples(subset, batch_size=default_batch_size(device), device=device, dtype=dtype)
+    with torch.no_grad():
+        reestimate(flat.module, samples)
     return flat.state_dict()

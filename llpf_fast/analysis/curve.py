@@ -17,6 +17,7 @@ from ..batches.sampling import random_bits, round_key
 from ..errors import LLPFError
 from ..ops.environment import describe
 from ..path import RunDirectory, state_digest
+from ..path.run_directory import FORMAT
 from ..types import ProgressCallback
 from .problem import Problem
 
@@ -199,7 +200,7 @@ def write_run(
         method = (RunDirectory.open(folder).run.get("settings") or {}).get("method")
         if method is None:
             raise LLPFError(f"{folder} holds a run that is no curve of llpf analyze; choose another folder")
-        strangers = RunDirectory.open(folder).strangers()
+        strangers = RunDirectory.open(folder).foreign_files()
         if strangers:
             raise LLPFError(f"{strangers[0]} is no file of a run, and {folder} would be replaced; move it away")
         shutil.rmtree(folder)
@@ -207,7 +208,7 @@ def write_run(
     run = RunDirectory.create(
         folder,
         {
-            "llpf_fast": 1,
+            "llpf_fast": FORMAT,
             "provenance": {**about, **problem.recorded_loss()},
             "settings": {
                 **{key: value for key, value in problem.about().items() if key in ("model", "data") and value},

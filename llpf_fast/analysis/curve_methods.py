@@ -21,13 +21,12 @@ from ..find import PathFinder, Settings, TickProgress
 from ..flat.copying import copied
 from ..path import RunDirectory, state_digest
 from ..types import ProgressCallback, StateDict
-from .cache import cached_training
 from .curve import Bezier, Curve, FitSettings, FoundCurve, PolyChain, fit, point, straight
 from .elastic_band import BandSettings, auto_neb
+from .networks import load_state
 from .permutations import trace_permutations
 from .problem import Problem
-from .statistics import load_state, own_statistics
-from .vector_loss import BatchGradient, VectorNetwork, seeded
+from .vector_loss import BatchGradient, VectorLoss, seeded
 from .weight_matching import align
 
 
@@ -216,21 +215,16 @@ def find_curve(
         nodes, steps, seconds = _train(method, problem, a, b, budget, progress)
         return {"nodes": nodes, "cost": torch.tensor([steps, seconds], dtype=torch.float64)}
 
-    identity = None if problem.cache is None else problem.training_identity()
-    if problem.cache is None or identity is None:
-        found = train()
-    else:
-        key = {
-            "what": "curve",
-            "method": method,
-            "budget": asdict(budget),
-            "settings": _settings(method, budget),
-            "problem": identity,
-            "ends": [state_digest(a), state_digest(b)],
-        }
-        found = cached_training(key, problem.cache, train)
-    steps, seconds = found["cost"].tolist()
-    waypoints = _waypoints(method, problem, a, b, found["nodes"], budget)
+    key = {
+        "what": "curve",
+        "method": method,
+        "budget": asdict(budget),
+        "settings": _settings(method, budget),
+        "ends": [state_digest(a), state_digest(b)],
+    }
+    trained = problem.cached_training(key, train)
+    steps, seconds = trained["cost"].tolist()
+    waypoints = _waypoints(method, problem, a, b, trained["nodes"], budget)
     return FoundCurve(method, waypoints, int(steps), seconds, settings=_settings(method, budget))
 
 
@@ -256,7 +250,7 @@ def _train(
     method: Method, problem: Problem, a: StateDict, b: StateDict, budget: Budget, progress: ProgressCallback | None
 ) -> tuple[Tensor, int, float]:
     """Nodes ``[n, P]``, gradient steps, seconds."""
-    network = problem.vector_network(train=True)
+    network = problem.vector_loss(train=True)
     start, end = network.pack(a, "the start"), network.pack(b, "the destination")
     gradient = BatchGradient(network, problem.batches(budget.batch_size, seed=budget.seed))
     # Dropout's numbers come from torch's own generator: fixed inside, left as it was outside.
@@ -274,7 +268,7 @@ def _train(
     return nodes.cpu(), gradient.steps, seconds
 
 
-def _look(problem: Problem, network: VectorNetwork) -> Callable[[Tensor], float]:
+def _look(problem: Problem, network: VectorLoss) -> Callable[[Tensor], float]:
     """The loss on a fixed subset of training samples, with the statistics of the batch where there are any."""
     samples = problem.fixed(fixed_subset(problem.train, _LOOK), batch_size=_LOOK)
     shares = samples.shares(network.reduction)
@@ -289,7 +283,7 @@ def _look(problem: Problem, network: VectorNetwork) -> Callable[[Tensor], float]
 def _waypoints(
     method: Method, problem: Problem, a: StateDict, b: StateDict, nodes: Tensor, budget: Budget
 ) -> list[StateDict]:
-    network = problem.vector_network()
+    network = problem.vector_loss()
     if method == "autoneb":
         vectors = list(nodes)
     else:
@@ -297,4 +291,4 @@ def _waypoints(
         pieces = _PIECES if method == "bezier" else curve.nodes - 1
         vectors = [point(curve, nodes, i / pieces) for i in range(pieces + 1)]
     inner = [network.unpack(vector, a) for vector in vectors[1:-1]]
-    return [dict(a), *own_statistics(problem, inner), dict(b)]
+    return [dict(a), *problem.reestimated(inner), dict(b)]

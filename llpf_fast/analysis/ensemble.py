@@ -19,11 +19,9 @@ from ..errors import LLPFError
 from ..path import state_digest
 from ..path.fingerprint import code_digest
 from ..types import ProgressCallback
-from .cache import cached_numbers
-from .networks import Networks
+from .networks import Networks, load_state
 from .problem import Problem
 from .sharpness import choose
-from .statistics import load_state, own_statistics
 
 
 @dataclass(frozen=True)
@@ -59,23 +57,18 @@ def ensemble_along(
     def compute() -> dict[str, Any]:
         return _measured(problem, networks, progress)
 
-    identity = problem.identity("test")
-    if problem.cache is None or identity is None:
-        found = compute()
-    else:
-        key = {
-            "what": "ensemble",
-            "states": [state_digest(state) for state in states],
-            "problem": {**identity, "training": problem.identity("train")},
-            "device": str(problem.device),
-            "code": code_digest(EnsembleAlong),
-        }
-        found = cached_numbers(key, problem.cache, compute)
+    key = {
+        "what": "ensemble",
+        "states": [state_digest(state) for state in states],
+        "training": problem.identity("train"),
+        "code": code_digest(EnsembleAlong),
+    }
+    evaluation = problem.cached_numbers(key, compute, "test")
     members = [
         {"waypoint": each.waypoint.index, "arc": each.arc, "norm_share": each.norm_share, **measured}
-        for each, measured in zip(chosen, found["members"], strict=True)
+        for each, measured in zip(chosen, evaluation["members"], strict=True)
     ]
-    return EnsembleAlong(found["rows"], members, {"members": len(chosen), "test_samples": samples})
+    return EnsembleAlong(evaluation["rows"], members, {"members": len(chosen), "test_samples": samples})
 
 
 def _measured(problem: Problem, networks: Networks, progress: ProgressCallback | None) -> dict[str, Any]:
@@ -129,7 +122,7 @@ class _Predictions:
 
     def of(self, state: Mapping[str, Tensor]) -> list[Tensor]:
         if self._problem.usual_statistics == "reestimated":
-            (state,) = own_statistics(self._problem, [state])
+            (state,) = self._problem.reestimated([state])
         load_state(self._module, state)
         return [self._output(inputs).double() for inputs, _, _ in self._samples]
 

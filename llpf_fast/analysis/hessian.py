@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..batches import FixedSamples
 from ..batches.precision import float32_products
-from ..errors import LLPFError
-from .vector_loss import VectorNetwork, twice
+from ..errors import LLPFError, require
+from .vector_loss import VectorLoss, twice
 
 #: Called after every product with the number of products so far.
 Tick = Callable[[int], None]
@@ -37,7 +37,7 @@ class Hessian:
 
     def __init__(
         self,
-        network: VectorNetwork,
+        network: VectorLoss,
         vector: Tensor,
         samples: FixedSamples | Sequence[tuple[Any, Any]],
         tick: Tick | None = None,
@@ -101,8 +101,7 @@ def top_eigenvalue(hessian: Hessian, *, tolerance: float = 1e-3, most: int = 200
     Raises:
         LLPFError: no convergence within about ``most`` products.
     """
-    from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
-
+    arpack = require("scipy.sparse.linalg", "the top eigenvalue of a Hessian")
     vector = hessian._vector
     start = torch.randn(hessian.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     if hessian.size < 3:
@@ -117,10 +116,10 @@ def top_eigenvalue(hessian: Hessian, *, tolerance: float = 1e-3, most: int = 200
     def product(values: Any) -> Any:
         return (hessian @ torch.from_numpy(values.reshape(-1)).to(vector)).to("cpu", torch.float64).numpy()
 
-    operator = LinearOperator((hessian.size, hessian.size), matvec=product, dtype="float64")
+    operator = arpack.LinearOperator((hessian.size, hessian.size), matvec=product, dtype="float64")
     basis = min(20, hessian.size)
     try:
-        values = eigsh(
+        values = arpack.eigsh(
             operator,
             k=1,
             which="LA",
@@ -130,12 +129,12 @@ def top_eigenvalue(hessian: Hessian, *, tolerance: float = 1e-3, most: int = 200
             maxiter=max(1, most // basis),
             return_eigenvectors=False,
         )
-    except ArpackNoConvergence as error:
+    except arpack.ArpackNoConvergence as error:
         raise LLPFError(
             f"the top Hessian eigenvalue has not converged to {tolerance:g} within {hessian.products} products; allow "
             "more, or a larger tolerance"
         ) from error
-    except ArpackError:
+    except arpack.ArpackError:
         return math.nan
     return float(values[0])
 

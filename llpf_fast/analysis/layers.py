@@ -14,13 +14,12 @@ from ..errors import LLPFError
 from ..path.fingerprint import code_digest
 from ..types import ProgressCallback, StateDict
 from ..verify.evaluator import Statistics
-from .cache import cached_numbers
+from .directional_loss import DirectionalLoss, Taylor
 from .measures import Measures, Rank, rank_correlation
 from .networks import Networks
 from .predict import NODES, CurvatureIntegral, Prediction, curvature_integral, displacement
 from .problem import Problem
-from .restricted import RestrictedLoss, Taylor
-from .vector_loss import VectorNetwork
+from .vector_loss import VectorLoss
 
 #: "alone": one layer; the others are cumulative: from the input, from the output, in a random order.
 Order = Literal["alone", "shallow", "deep", "random"]
@@ -187,7 +186,7 @@ def layer_connectivity(
     work = _Work(progress, 2 * len(kinds) * (len(plan) + 1) + (2 + (2 * nodes if integral else 0) if predict else 0))
     expansions: list[Taylor] | None = None
     whole = found_integral = None
-    restricted = RestrictedLoss(problem, hessian_samples) if predict else None
+    restricted = DirectionalLoss(problem, hessian_samples) if predict else None
     if restricted is not None:
         expansions = [_expansion(problem, networks, layers, restricted, base, work) for base in (0, 1)]
         whole = _whole(expansions)
@@ -197,7 +196,7 @@ def layer_connectivity(
                 networks,
                 nodes=nodes,
                 progress=lambda *_: work.tell("curvature along the line"),
-                keep=lambda what, compute: _kept(problem, networks, restricted, what, compute),
+                cached=lambda key, compute: _cached(problem, networks, restricted, key, compute),
             )
     groups: list[GroupBarrier] = []
     ends: dict[str, dict[str, list[float]]] = {}
@@ -288,7 +287,7 @@ def _expansion(
     problem: Problem,
     networks: Networks,
     layers: Mapping[str, list[str]],
-    restricted: RestrictedLoss,
+    restricted: DirectionalLoss,
     base: int,
     work: _Work,
 ) -> Taylor:
@@ -303,28 +302,22 @@ def _expansion(
         return {"loss": found.loss, "slopes": found.slopes, "curvature": found.curvature}
 
     work.tell(f"second derivatives at {networks.names[base]}")
-    found = _kept(problem, networks, restricted, {"what": "layers", "base": base, "layers": layers}, compute)
-    slopes, curvature = (torch.as_tensor(found[name], dtype=torch.float64) for name in ("slopes", "curvature"))
-    return Taylor(found["loss"], slopes, curvature)
+    numbers = _cached(problem, networks, restricted, {"what": "layers", "base": base, "layers": layers}, compute)
+    slopes, curvature = (torch.as_tensor(numbers[name], dtype=torch.float64) for name in ("slopes", "curvature"))
+    return Taylor(numbers["loss"], slopes, curvature)
 
 
-def _kept(
+def _cached(
     problem: Problem,
     networks: Networks,
-    restricted: RestrictedLoss,
-    what: Mapping[str, Any],
+    restricted: DirectionalLoss,
+    key: Mapping[str, Any],
     compute: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
     """``compute()``, or what it gave before for the same networks, data and loss."""
-    identity = problem.identity("train")
-    if problem.cache is None or identity is None:
-        return compute()
-    key = {**what, "networks": networks.digests(), "problem": identity, "on": restricted.settings(), "code": _code()}
-    return cached_numbers(key, problem.cache, compute)
-
-
-def _code() -> str:
-    return code_digest(RestrictedLoss, Prediction, LayerConnectivity, VectorNetwork)
+    code = code_digest(DirectionalLoss, Prediction, LayerConnectivity, VectorLoss)
+    key = {**key, "networks": networks.digests(), "on": restricted.settings(), "code": code}
+    return problem.cached_numbers(key, compute)
 
 
 def _whole(expansions: Sequence[Taylor]) -> Prediction:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..errors import require
 from ..types import StateDict
 from ..verify.evaluator import Statistics
 from .problem import Problem, Split
@@ -53,7 +54,5 @@ def rank_correlation(predicted: Sequence[float], measured: Sequence[float]) -> R
     finite = all(map(math.isfinite, [*predicted, *measured]))
     if count < _FEWEST or not finite or len({*predicted}) < 2 or len({*measured}) < 2:
         return Rank(None, None, count)
-    from scipy.stats import spearmanr
-
-    found = spearmanr(predicted, measured)
+    found = require("scipy.stats", "a rank correlation").spearmanr(predicted, measured)
     return Rank(float(found.statistic), float(found.pvalue), count)

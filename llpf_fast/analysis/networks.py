@@ -291,3 +291,11 @@ def _tied(state: StateDict, module: nn.Module | None) -> dict[str, list[str]]:
         if name in state and parameter.is_floating_point():
             names.setdefault(owners.setdefault(id(parameter), name), []).append(name)
     return names
+
+
+def load_state(module: nn.Module, state: StateDict) -> None:
+    """Copy ``state`` (every tensor of the module's state dict, any dtype and device) into ``module``."""
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if isinstance(value, Tensor):
+                value.copy_(state[name])

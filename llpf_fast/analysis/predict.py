@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..errors import LLPFError
 from ..types import StateDict
+from .directional_loss import DirectionalLoss
 from .networks import Networks
-from .restricted import RestrictedLoss
 
 #: Fractions over which the estimate's maximum is sought.
 _GRID = 101
@@ -21,8 +21,8 @@ _GRID = 101
 NODES = 8
 
 
-#: (what is computed, its computation) -> its numbers, computed now or kept from before.
-Keep = Callable[[Mapping[str, Any], Callable[[], dict[str, Any]]], dict[str, Any]]
+#: (key, computation) -> its numbers, computed now or taken from a cache.
+Cached = Callable[[Mapping[str, Any], Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def displacement(networks: Networks, first: int = 0, second: int = 1) -> dict[st
     return {name: b[name].double() - a[name].double() for name in sorted(names)}
 
 
-def predict_barrier(restricted: RestrictedLoss, networks: Networks, first: int = 0, second: int = 1) -> Prediction:
+def predict_barrier(restricted: DirectionalLoss, networks: Networks, first: int = 0, second: int = 1) -> Prediction:
     """The second-order estimate for the line between two of ``networks``: one Hessian-vector product at each end."""
     move = displacement(networks, first, second)
     here, there = (restricted.expand(networks[i], [move]) for i in (first, second))
@@ -96,22 +96,22 @@ def predict_barrier(restricted: RestrictedLoss, networks: Networks, first: int =
 
 
 def curvature_integral(
-    restricted: RestrictedLoss,
+    restricted: DirectionalLoss,
     networks: Networks,
     first: int = 0,
     second: int = 1,
     *,
     nodes: int = NODES,
     progress: Callable[[int, int], None] | None = None,
-    keep: Keep | None = None,
+    cached: Cached | None = None,
 ) -> CurvatureIntegral:
     """The identity of ``CurvatureIntegral`` for two of ``networks``, with the buffers of ``first`` all along.
 
     Costs ``2 nodes`` Hessian-vector products. ``nodes`` are those in each half: min(t, 1-t) has its corner between.
-    ``keep`` may answer for one point of the line from an earlier, interrupted call.
+    ``cached`` may answer for single points of the line from an earlier, interrupted call.
 
     Raises:
-        LLPFError: ``nodes`` below 1; what ``RestrictedLoss`` raises.
+        LLPFError: ``nodes`` below 1; what ``DirectionalLoss`` raises.
     """
     if nodes < 1:
         raise LLPFError(f"nodes must be at least 1, got {nodes}")
@@ -127,9 +127,9 @@ def curvature_integral(
     for done, t in enumerate(fractions):
         if progress is not None:
             progress(done, len(fractions))
-        what = {"what": "curvature along the line", "from": first, "to": second, "fraction": t}
-        found = curvature(t) if keep is None else keep(what, functools.partial(curvature, t))
-        values.append(found["curvature"])
+        key = {"what": "curvature along the line", "from": first, "to": second, "fraction": t}
+        numbers = curvature(t) if cached is None else cached(key, functools.partial(curvature, t))
+        values.append(numbers["curvature"])
     total = sum(
         float(w) / 4 * min(t, 1 - t) * value
         for w, t, value in zip([*weights, *weights], fractions, values, strict=True)

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..batches import FixedSamples, LoaderBatches, LossReduction, TensorBatches, TensorData, as_data, materialize
+from ..batches import (
+    FixedSamples,
+    IndexedBatches,
+    LoaderBatches,
+    LossReduction,
+    TensorData,
+    as_data,
+    materialize,
+    training_batches,
+)
 from ..batches.batch import batch_length
 from ..batches.digest import data_digest
 from ..batches.fixed_samples import MaterializedData, fixed_subset, materialized_digest, sample_count, try_network
 from ..batches.forward import computing_dtype, default_batch_size
 from ..batches.loss import chosen_loss
 from ..batches.precision import checked_device, loss_in, module_in
-from ..batches.statistics import STATISTICS_SIZE, normalization_layers
+from ..batches.statistics import STATISTICS_SIZE, normalization_layers, reestimate
 from ..data import dataset_classes, load_dataset
 from ..errors import LLPFError
 from ..flat.copying import copied
@@ -25,15 +35,14 @@ from ..flat.wrappers import unwrapped
 from ..models import build_model, check_images
 from ..path import RunDirectory
 from ..path.fingerprint import Unidentifiable, describe_loss, describe_module, digest, loss_identity
-from ..types import LossFunction
+from ..types import LossFunction, StateDict
 from ..user_code import loss_function
 from ..verify import Evaluator
 from ..verify.evaluator import Statistics
 from ..verify.run import SCREEN_SIZE, RunOrigin, Samples
-from .cache import CachedEvaluator, Evaluate, evaluating_code
-from .mini_batches import mini_batches
-from .networks import Networks, Source, load_networks
-from .vector_loss import VectorNetwork
+from .cache import CachedEvaluator, Evaluate, cached_numbers, cached_training, evaluating_code
+from .networks import Networks, Source, load_networks, load_state
+from .vector_loss import VectorLoss
 
 Split = Literal["train", "test"]
 
@@ -192,9 +201,9 @@ class Problem:
         """The networks that ``sources`` name, checked against this architecture; see ``load_networks``."""
         return load_networks(sources, self.module, fewest=fewest, names=names)
 
-    def vector_network(self, *, train: bool = False, dtype: torch.dtype | None = None) -> VectorNetwork:
+    def vector_loss(self, *, train: bool = False, dtype: torch.dtype | None = None) -> VectorLoss:
         """The loss as a function of one flat vector, on the device and in ``dtype`` (the problem's when missing)."""
-        return VectorNetwork(
+        return VectorLoss(
             self.module,
             self.loss_fn,
             train=train,
@@ -324,20 +333,57 @@ class Problem:
                 self._digests[what] = digest([data_digest(held), [batch_length(*batch) for batch in held]])
         return self._digests[what]
 
-    def batches(self, batch_size: int, *, path: int = 0, seed: int | None = None) -> TensorBatches | LoaderBatches:
+    def batches(self, batch_size: int, *, path: int = 0, seed: int | None = None) -> IndexedBatches | LoaderBatches:
         """Mini-batches of all training samples on the device: a function of (seed, path, round) alone.
 
         Where the data came in batches, those batches in their order.
         """
-        return mini_batches(
-            self.train,
-            batch_size,
-            self.device,
-            self.dtype,
-            reduction=self.reduction,
-            seed=self.seed if seed is None else seed,
-            path=path,
+        seed = self.seed if seed is None else seed
+        data = as_data(self.train)
+        return training_batches(
+            data, batch_size, self.device, self.dtype, seed=seed, path=path, reduction=self.reduction
         )
+
+    def batches_per_epoch(self, batch_size: int) -> int:
+        """How many mini-batches have as many samples as the training set."""
+        return math.ceil(self.train.count / batch_size) if isinstance(self.train, TensorData) else len(self.train)
+
+    def reestimated(self, states: Sequence[StateDict]) -> list[dict[str, Tensor]]:
+        """``states`` with BatchNorm statistics re-estimated at each; on the CPU, in the states' dtypes."""
+        if not self.has_statistics:
+            return [dict(state) for state in states]
+        module, samples = self.copy(), self.fixed(self.estimation())
+        results = []
+        for state in states:
+            load_state(module, state)
+            with torch.set_grad_enabled(self.mode.gradients):
+                reestimate(module, samples)
+            values = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+            results.append(
+                {name: value.detach().to("cpu", state[name].dtype, copy=True) for name, value in values.items()}
+            )
+        return results
+
+    def cached_numbers(
+        self, key: Mapping[str, Any], compute: Callable[[], dict[str, Any]], split: Split = "train"
+    ) -> dict[str, Any]:
+        """``compute()``, or what it gave before under the same ``key``, on the same problem.
+
+        ``key`` names everything else that the numbers depend on: settings, digests of states, the code.
+        """
+        identity = self.identity(split)
+        if self.cache is None or identity is None:
+            return compute()
+        return cached_numbers({**key, "problem": identity, "device": str(self.device)}, self.cache, compute)
+
+    def cached_training(
+        self, key: Mapping[str, Any], train: Callable[[], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        """As :meth:`cached_numbers`, for the state dict that a training on this problem gives."""
+        identity = self.training_identity()
+        if self.cache is None or identity is None:
+            return train()
+        return cached_training({**key, "problem": identity}, self.cache, train)
 
     def task(self) -> dict[str, Any]:
         """What run.yaml records of loss and data, as a search does."""

@@ -16,11 +16,9 @@ from ..path import RunDirectory, Waypoint, state_digest
 from ..path.fingerprint import code_digest
 from ..path.polyline import distance
 from ..types import ProgressCallback
-from .cache import cached_numbers
 from .hessian import Hessian, sam_one_step, top_eigenvalue, trace
 from .problem import Problem
-from .statistics import own_statistics
-from .vector_loss import VectorNetwork
+from .vector_loss import VectorLoss
 
 
 @dataclass(frozen=True)
@@ -144,10 +142,10 @@ def _measured(
     problem: Problem, state: Mapping[str, Tensor], settings: dict[str, Any], tick: Callable[[int], None]
 ) -> dict[str, float]:
     def compute() -> dict[str, float]:
-        network = problem.vector_network()
+        network = problem.vector_loss()
         place = state
         if problem.usual_statistics == "reestimated":
-            (place,) = own_statistics(problem, [state])
+            (place,) = problem.reestimated([state])
         network.load_buffers(place)
         samples = problem.fixed(problem.measured, batch_size=_BATCH)
         hessian = Hessian(network, network.pack(place, "the run"), samples, tick)
@@ -164,20 +162,14 @@ def _measured(
             "sam_one_step": sam_one_step(hessian, settings["rho"]),
         }
 
-    identity = problem.identity()
-    if problem.cache is None or identity is None:
-        return compute()
     key = {
         "what": "sharpness",
         "state": state_digest(state),
-        "problem": identity,
         "settings": settings,
-        "device": str(problem.device),
-        "dtype": str(problem.dtype),
         "batch_size": _BATCH,
-        "code": code_digest(Hessian, VectorNetwork),
+        "code": code_digest(Hessian, VectorLoss),
     }
-    return cached_numbers(key, problem.cache, compute)
+    return problem.cached_numbers(key, compute)
 
 
 def _labels(problem: Problem) -> int:

@@ -18,7 +18,6 @@ from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..path import state_digest
 from ..types import ProgressCallback
-from .cache import cached_training
 from .problem import Problem
 from .vector_loss import seeded
 
@@ -302,7 +301,7 @@ def baseline_accuracy(
     )
     stretches = math.ceil(settings.steps / _STRETCH)
     for number in range(stretches):
-        corrected = correction.run(number * _STRETCH, go_on=True)
+        corrected = correction.run(number * _STRETCH, continued=True)
         if progress is not None:
             progress(number + 1, stretches, f"unrestricted training  loss {corrected.loss:.4f}")
     accuracy = problem.evaluator("train" if problem.test is None else "test")(flat.state_dict()).accuracy
@@ -320,22 +319,16 @@ def _run(
     progress: Callable[[int, int, str], None],
 ) -> SubspaceRun:
     train = lambda: train_in_subspace(problem, start, dimension, settings, seed=seed, progress=progress)
-    identity = problem.training_identity()
+    key = {
+        "what": "subspace",
+        "batches": problem.seed,
+        "start": state_digest(start),
+        "dimension": dimension,
+        "seed": seed,
+        "settings": {name: value for name, value in asdict(settings).items() if name != "memory"},
+    }
     try:
-        if problem.cache is None or identity is None:
-            state = train()
-        else:
-            kept = {name: value for name, value in asdict(settings).items() if name != "memory"}
-            key = {
-                "what": "subspace",
-                "problem": identity,
-                "batches": problem.seed,
-                "start": state_digest(start),
-                "dimension": dimension,
-                "seed": seed,
-                "settings": kept,
-            }
-            state = cached_training(key, problem.cache, train)
+        state = problem.cached_training(key, train)
     except LLPFError as error:
         if "training loss became" not in str(error):
             raise

@@ -1,4 +1,4 @@
-"""``VectorNetwork``: a network's loss as a function of one flat vector, for any architecture and loss."""
+"""``VectorLoss``: a network's loss as a function of one flat vector, for any architecture and loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..types import LossFunction
 from .networks import Networks
 
 
-class VectorNetwork:
+class VectorLoss:
     """The loss of ``module`` at parameters given as one vector ``[P]``; nothing of the network is rewritten.
 
     The vector is that of :class:`~llpf_fast.analysis.networks.Networks`: every floating parameter in the module's
@@ -147,7 +147,7 @@ class BatchGradient:
     in.
     """
 
-    def __init__(self, network: VectorNetwork, batches: Batches) -> None:
+    def __init__(self, network: VectorLoss, batches: Batches) -> None:
         self._network, self._batches = network, batches
         self.steps = 0
 

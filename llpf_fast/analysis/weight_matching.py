@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import LLPFError
+from ..errors import LLPFError, require
 from .permutations import PermutationSpecification, permute
 
 #: A new assignment must be better by more than this share of what it is compared with: rounding is not progress.
@@ -102,8 +102,7 @@ def _ascend(
     random_first: bool,
     max_sweeps: int,
 ) -> tuple[list[Tensor], int]:
-    from scipy.optimize import linear_sum_assignment
-
+    linear_sum_assignment = require("scipy.optimize", "weight matching").linear_sum_assignment
     permutations = specification.identity()
     count = len(permutations)
     for sweep in range(max_sweeps):

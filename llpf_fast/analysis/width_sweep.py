@@ -18,14 +18,12 @@ from ..flat.copying import copied
 from ..flat.wrappers import unwrapped
 from ..path.state import detached, state_digest
 from ..types import ProgressCallback
-from .cache import cached_training
 from .measures import Rank, rank_correlation
-from .mini_batches import batches_an_epoch
 from .problem import Problem
 from .widths import PointWidth, WidthSettings, measure_width
 
 #: How often an epoch it is looked whether the loss to be matched is reached.
-_LOOKS = 5
+_EVALUATIONS = 5
 _FINAL, _MATCHED = "final|", "matched|"
 
 
@@ -88,26 +86,20 @@ def train_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         module = unwrapped(build()).to(problem.device)
-    begins = {name: detached(value) for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    initial = {name: detached(value) for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     train = lambda: _train(problem, module, training, matched_loss, progress)
-    identity = problem.training_identity()
-    if problem.cache is None or identity is None:
-        found: Mapping[str, Tensor] = train()
-    else:
-        key: dict[str, Any] = {
-            "what": "width sweep",
-            "problem": identity,
-            "initial": state_digest(begins),
-            "training": asdict(training),
-            "looks": [_LOOKS, matched_loss, problem.identity("train")],
-        }
-        found = cached_training(key, problem.cache, train)
-    matched = _part(found, _MATCHED)
-    return Trained(_part(found, _FINAL), matched or None)
+    key: dict[str, Any] = {
+        "what": "width sweep",
+        "initial": state_digest(initial),
+        "training": asdict(training),
+        "evaluations": [_EVALUATIONS, matched_loss, problem.identity("train")],
+    }
+    states = problem.cached_training(key, train)
+    return Trained(_part(states, _FINAL), _part(states, _MATCHED) or None)
 
 
-def _part(found: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+def _part(states: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in states.items() if name.startswith(prefix)}
 
 
 def _train(
@@ -118,8 +110,8 @@ def _train(
     progress: Callable[[int, int, str], None] | None,
 ) -> dict[str, Tensor]:
     flat = FlatParameters(copied(module))
-    an_epoch = batches_an_epoch(problem.train, training.batch_size)
-    stride = max(an_epoch // _LOOKS, 1)
+    an_epoch = problem.batches_per_epoch(training.batch_size)
+    stride = max(an_epoch // _EVALUATIONS, 1)
     stretches = math.ceil(training.epochs * an_epoch / stride)
     correction = Correction(
         flat,
@@ -135,7 +127,7 @@ def _train(
     evaluate = problem.evaluator("train")
     matched: dict[str, Tensor] | None = None
     for number in range(stretches):
-        corrected = correction.run(number * stride, go_on=True)
+        corrected = correction.run(number * stride, continued=True)
         if matched_loss is not None and matched is None:
             state = flat.state_dict()
             matched = state if evaluate(state).loss <= matched_loss else None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .fixed_samples import FixedSamples
 from .forward import forward
+from .precision import float32_products
 
 #: Training samples from which statistics are re-estimated.
 STATISTICS_SIZE = 2_000
@@ -25,14 +26,15 @@ def reestimate(module: nn.Module, samples: FixedSamples) -> None:
     """Replace the running statistics by the cumulative mean over ``samples`` (as torch.optim.swa_utils.update_bn does).
 
     Interpolated running statistics belong to no network: between two modes the activations' variance collapses
-    (REPAIR, arXiv 2211.08403), so a point is fairly judged only with statistics of its own. Only the BatchNorm layers
-    are put in training mode; dropout stays off. Every batch counts the same, so a last short one is left out.
-    Does nothing to a module without such layers.
+    (REPAIR, arXiv 2211.08403), so each point is evaluated with statistics re-estimated there. Meanwhile only the
+    BatchNorm layers are in training mode; dropout is off, and products are true float32. Every batch counts the same,
+    so a last short one is left out. Does nothing to a module without such layers.
     """
     layers = list(normalization_layers(module))
     if not layers:
         return
-    modes = [(layer, layer.training, layer.momentum) for layer in layers]
+    modes = [(part, part.training) for part in module.modules()]
+    momenta = [(layer, layer.momentum) for layer in layers]
     calls = dict.fromkeys(layers, 0)
 
     def newest_share(layer: _BatchNorm, _: object) -> None:
@@ -41,17 +43,21 @@ def reestimate(module: nn.Module, samples: FixedSamples) -> None:
         layer.momentum = 1.0 / calls[layer]
 
     hooks = []
+    module.eval()
     try:
         for layer in layers:
             layer.reset_running_stats()
             layer.train()
             hooks.append(layer.register_forward_pre_hook(newest_share))
-        for inputs, _, size in samples:
-            if size >= samples.batches[0][2]:
-                forward(module, inputs)
+        assert isinstance(layers[0].running_mean, Tensor)
+        with float32_products("float32", layers[0].running_mean.device):
+            for inputs, _, size in samples:
+                if size >= samples.batches[0][2]:
+                    forward(module, inputs)
     finally:
         for hook in hooks:
             hook.remove()
-        for layer, training, momentum in modes:
-            layer.train(training)
+        for part, training in modes:
+            part.training = training
+        for layer, momentum in momenta:
             layer.momentum = momentum

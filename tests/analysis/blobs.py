@@ -51,9 +51,9 @@ def llpf_settings() -> Settings:
         threshold=0.1,
         max_ticks=200,
         step=StepSettings(relative=0.05),
-        correction=CorrectionSettings(threshold=0.05, min_rounds=2, max_rounds=50, batch_size=32, lr=0.1),
-        screen_size=0,
-        arrival_every=1,
+        correction=CorrectionSettings(threshold=0.05, window=2, max_steps=50, batch_size=32, lr=0.1),
+        screening={"samples": 0},
+        arrival={"every": 1},
     )
 
 

@@ -90,7 +90,7 @@ def test_widths_along_a_run(analyze, models, tmp_path):
     assert [float(row["position"]) for row in found] == [0, 0.5, 1]
 
 
-RUN = ["--recipe", "mlp-digits-m2m-quick", "--set", "max_ticks=30", "--set", "screen_size=200", "--quiet"]
+RUN = ["--recipe", "mlp-digits-m2m-quick", "--set", "max_ticks=30", "--set", "screening.samples=200", "--quiet"]
 
 
 def test_width_sweep(analyze, tmp_path):

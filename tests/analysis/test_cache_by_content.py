@@ -245,12 +245,12 @@ def test_an_interrupted_analysis_goes_on_where_it_was(tmp_path, monkeypatch) -> 
 
 
 def test_derivatives_are_kept_too_and_never_stale(tmp_path, monkeypatch) -> None:
-    from llpf_fast.analysis.restricted import RestrictedLoss
+    from llpf_fast.analysis.directional_loss import DirectionalLoss
 
     expansions = []
-    original = RestrictedLoss.expand
+    original = DirectionalLoss.expand
     monkeypatch.setattr(
-        RestrictedLoss, "expand", lambda self, *args, **kw: expansions.append(1) or original(self, *args, **kw)
+        DirectionalLoss, "expand", lambda self, *args, **kw: expansions.append(1) or original(self, *args, **kw)
     )
 
     def analyse(loss=F.cross_entropy, samples=0, seed=2):

@@ -130,7 +130,7 @@ def test_larger_budgets_until_they_help_no_more(tmp_path: Path) -> None:
     )
     result = compare(blobs.problem(cache=tmp_path / "cache"), blobs.networks(), plan, tmp_path / "runs")
     budgets = {(row["method"], row["budget"]): row for row in result.rows}
-    assert budgets["llpf", "equal"]["gradient_steps"] <= 50 + settings.correction.max_rounds
+    assert budgets["llpf", "equal"]["gradient_steps"] <= 50 + settings.correction.max_steps
     bezier = [row for row in result.growth if row["method"] == "bezier"]
     assert [row["gradient_steps"] for row in bezier][:2] == [50, 100]
     kept = next(row for key, row in budgets.items() if key[0] == "bezier" and key[1] != "equal")

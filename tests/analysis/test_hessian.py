@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llpf_fast.analysis.hessian import Hessian, sam_one_step, top_eigenvalue, trace
-from llpf_fast.analysis.vector_loss import VectorNetwork
+from llpf_fast.analysis.vector_loss import VectorLoss
 from llpf_fast.errors import LLPFError
 
 
@@ -35,7 +35,7 @@ def tiny() -> tuple[Hessian, Tensor]:
     torch.manual_seed(3)
     module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     inputs, targets = torch.randn(23, 3, dtype=torch.float64), torch.randint(0, 3, (23,))
-    network = VectorNetwork(module, F.cross_entropy, dtype=torch.float64)
+    network = VectorLoss(module, F.cross_entropy, dtype=torch.float64)
     vector = network.pack(module.state_dict())
     batches = list(zip(inputs.split(10), targets.split(10), strict=True))
     whole = torch.autograd.functional.hessian(lambda v: network.loss(v, inputs, targets), vector)
@@ -43,7 +43,7 @@ def tiny() -> tuple[Hessian, Tensor]:
 
 
 def quadratic(matrix: Tensor, at: Tensor) -> Hessian:
-    network = VectorNetwork(Quadratic(matrix, at), mean_output, dtype=torch.float64)
+    network = VectorLoss(Quadratic(matrix, at), mean_output, dtype=torch.float64)
     return Hessian(network, at, [(torch.zeros(4, 1), torch.zeros(4)), (torch.zeros(2, 1), torch.zeros(2))])
 
 

@@ -59,11 +59,11 @@ def test_blocks_sum_to_the_whole() -> None:
     problem = Problem(Tanh(), train=random_classes(), test=random_classes(seed=1))
     networks = problem.networks([Tanh(1), Tanh(2)])
     found = layer_connectivity(problem, networks, tensors=True, integral=False)
+    from llpf_fast.analysis.directional_loss import DirectionalLoss
     from llpf_fast.analysis.predict import predict_barrier
-    from llpf_fast.analysis.restricted import RestrictedLoss
 
     assert [place.layer for place in found.layers] == ["body.weight", "body.bias", "head.weight", "head.bias"]
-    direct = predict_barrier(RestrictedLoss(problem), networks)
+    direct = predict_barrier(DirectionalLoss(problem), networks)
     assert found.whole.midpoint == pytest.approx(direct.midpoint, rel=1e-10)
     assert found.whole.slope_2 == pytest.approx(direct.slope_2, rel=1e-10)
     assert sum(place.share for place in found.layers) == pytest.approx(1.0)

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from llpf_fast.analysis import Problem
 from llpf_fast.analysis.curve_methods import _look
+from llpf_fast.analysis.directional_loss import DirectionalLoss
 from llpf_fast.analysis.hessian import Hessian
 from llpf_fast.analysis.linear import linear_connectivity
 from llpf_fast.analysis.plane import loss_on_plane
-from llpf_fast.analysis.restricted import RestrictedLoss
 from llpf_fast.batches import FixedSamples, LossReduction, TensorData
 from llpf_fast.batches.fixed_samples import MaterializedData
 
@@ -172,7 +172,7 @@ def _options(loss: nn.Module) -> dict[str, Any]:
 def test_value_gradient_and_hessian_are_those_of_one_call(name: str, cut: str) -> None:
     whole = Whole(name)
     problem = whole.problem(cut)
-    network, vector = problem.vector_network(), whole.vector()
+    network, vector = problem.vector_loss(), whole.vector()
     assert network.dtype == torch.float64
     samples = problem.fixed(problem.measured)
     hessian = Hessian(network, vector, samples)
@@ -195,7 +195,7 @@ def test_value_gradient_and_hessian_are_those_of_one_call(name: str, cut: str) -
 def test_the_restricted_loss_is_that_of_one_call(name: str, cut: str) -> None:
     whole = Whole(name, seed=3)
     problem = whole.problem(cut)
-    restricted = RestrictedLoss(problem, batch_size=5)
+    restricted = DirectionalLoss(problem, batch_size=5)
     assert restricted.samples == _COUNT
     vector = whole.vector()
     moves = torch.randn(2, whole.size, generator=whole.generator, dtype=torch.float64)
@@ -232,7 +232,7 @@ def test_lines_and_planes_are_measured_so_too(name: str) -> None:
 
 def test_a_batch_without_a_label_has_no_part_and_a_set_without_one_is_refused() -> None:
     whole = Whole("ignored labels")
-    network = whole.problem("in fives").vector_network()
+    network = whole.problem("in fives").vector_loss()
     with pytest.raises(ValueError, match="no sample has a label"):
         Hessian(network, whole.vector(), [(torch.zeros(2, 5), torch.full((2,), -100))])
     inputs, targets = whole.data
@@ -248,7 +248,7 @@ def test_the_mean_of_another_loss_weighs_batches_by_their_samples() -> None:
     inputs, targets = torch.randn(7, 3).double(), torch.randn(7, 1).double()
     problem = Problem(net, root, train=[(inputs[:5], targets[:5]), (inputs[5:], targets[5:])])
     hessian = Hessian(
-        problem.vector_network(), problem.networks([net], fewest=1).vectors()[0], problem.fixed(problem.measured)
+        problem.vector_loss(), problem.networks([net], fewest=1).vectors()[0], problem.fixed(problem.measured)
     )
     with torch.no_grad():
         parts = [root(net(inputs[:5]), targets[:5]), root(net(inputs[5:]), targets[5:])]
@@ -261,7 +261,7 @@ def test_a_float32_network_is_differentiated_in_float64_with_its_class_weights()
     problem = Problem(_flat(), whole.case.loss, train=whole.data)
     assert problem.dtype == torch.float32
     state = {name: value.float() for name, value in whole.nets[0].state_dict().items()}
-    found = RestrictedLoss(problem).loss(state)
+    found = DirectionalLoss(problem).loss(state)
     vector = torch.cat([value.double().flatten() for value in state.values()])
     assert found == pytest.approx(float(whole.loss(vector)), rel=1e-12)
     assert problem.evaluator(dtype=torch.float64)(state).loss == pytest.approx(found, rel=1e-12)
@@ -283,7 +283,7 @@ def test_attention_is_differentiated_twice() -> None:
     net = Attention().double().eval()
     inputs, targets = torch.randn(9, 5, 8), torch.randint(3, (9,))
     problem = Problem(net, train=(inputs, targets))
-    network, vector = problem.vector_network(), problem.networks([net], fewest=1).vectors()[0]
+    network, vector = problem.vector_loss(), problem.networks([net], fewest=1).vectors()[0]
     hessian = Hessian(network, vector, problem.fixed(problem.measured, batch_size=4))
     direction = torch.randn(len(vector), dtype=torch.float64)
     product = hessian @ direction
@@ -292,7 +292,7 @@ def test_attention_is_differentiated_twice() -> None:
     there, back = (Hessian(network, vector + s, problem.fixed(problem.measured)).gradient() for s in (step, -step))
     torch.testing.assert_close(product, (there - back) / 2e-5, rtol=1e-5, atol=1e-8)
     move = problem.networks([net], fewest=1).unflatten(direction)
-    found = RestrictedLoss(problem, batch_size=4).expand(net.state_dict(), [move])
+    found = DirectionalLoss(problem, batch_size=4).expand(net.state_dict(), [move])
     assert float(found.curvature[0, 0]) == pytest.approx(float(direction @ product), rel=1e-9)
 
 

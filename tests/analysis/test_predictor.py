@@ -8,9 +8,9 @@ from torch import nn
 
 from llpf_fast import LLPFError
 from llpf_fast.analysis import Problem
+from llpf_fast.analysis.directional_loss import DirectionalLoss
 from llpf_fast.analysis.measures import rank_correlation
 from llpf_fast.analysis.predict import curvature_integral, displacement, predict_barrier
-from llpf_fast.analysis.restricted import RestrictedLoss
 
 from .toy_networks import Tanh, product_problem, product_state, random_classes
 
@@ -34,7 +34,7 @@ def _quadratic() -> tuple[Problem, list[dict[str, torch.Tensor]]]:
 def test_with_gradients_it_is_exact_on_a_quadratic(fraction: float) -> None:
     problem, states = _quadratic()
     networks = problem.networks(states)
-    loss = RestrictedLoss(problem)
+    loss = DirectionalLoss(problem)
     prediction = predict_barrier(loss, networks)
     ends = [loss.loss(state) for state in states]
     measured = loss.loss(networks.between(0, 1, fraction)) - ((1 - fraction) * ends[0] + fraction * ends[1])
@@ -47,7 +47,7 @@ def test_with_gradients_it_is_exact_on_a_quadratic(fraction: float) -> None:
 def test_the_sixteenth_is_four_times_the_hyperbolas_barrier(t: float, s: float) -> None:
     problem = product_problem()
     networks = problem.networks([product_state(t, 1 / t), product_state(s, 1 / s)])
-    prediction = predict_barrier(RestrictedLoss(problem), networks)
+    prediction = predict_barrier(DirectionalLoss(problem), networks)
     assert prediction.sixteenth == pytest.approx(4 * (t - s) ** 4 / (32 * t**2 * s**2), rel=1e-12)
     assert prediction.midpoint == pytest.approx(prediction.sixteenth, abs=1e-12)  # both gradients are 0
     assert prediction.highest >= prediction.midpoint
@@ -64,7 +64,7 @@ def test_the_maximum_is_sought_between_the_ends() -> None:
 def test_the_integral_is_exact_on_the_hyperbola() -> None:
     problem = product_problem()
     networks = problem.networks([product_state(1, 1), product_state(-1, -1)])
-    found = curvature_integral(RestrictedLoss(problem), networks, nodes=2)
+    found = curvature_integral(DirectionalLoss(problem), networks, nodes=2)
     assert found.barrier == pytest.approx(0.5, rel=1e-12)
     assert found.integral == pytest.approx(0.5, rel=1e-12)
 
@@ -72,7 +72,7 @@ def test_the_integral_is_exact_on_the_hyperbola() -> None:
 def test_the_integral_is_the_barrier_of_a_tanh_network() -> None:
     problem = Problem(Tanh(), train=random_classes())
     networks = problem.networks([Tanh(1, scale=3.0), Tanh(2, scale=3.0)])
-    found = curvature_integral(RestrictedLoss(problem), networks, nodes=24)
+    found = curvature_integral(DirectionalLoss(problem), networks, nodes=24)
     assert abs(found.barrier) > 0.1
     assert found.integral == pytest.approx(found.barrier, rel=1e-8)
 
@@ -84,14 +84,14 @@ def test_the_integral_misses_the_kinks_of_relu() -> None:
         torch.manual_seed(seed)
         states.append({name: 3 * torch.randn_like(value) for name, value in net.state_dict().items()})
     problem = Problem(net, train=random_classes())
-    found = curvature_integral(RestrictedLoss(problem), problem.networks(states), nodes=24)
+    found = curvature_integral(DirectionalLoss(problem), problem.networks(states), nodes=24)
     assert abs(found.integral - found.barrier) > 0.05 * abs(found.barrier)
 
 
 def test_derivatives_against_finite_differences() -> None:
     net = Tanh(3)
     problem = Problem(net, train=random_classes(33))
-    loss = RestrictedLoss(problem, batch_size=10)
+    loss = DirectionalLoss(problem, batch_size=10)
     theta = _doubles(net)
     generator = torch.Generator().manual_seed(0)
     directions = [
@@ -123,7 +123,7 @@ def test_the_restriction_agrees_with_the_whole_hessian() -> None:
     problem = Problem(net, train=(inputs, targets))
     networks = problem.networks([net, Tanh(5, hidden=3)])
     move = displacement(networks)
-    found = RestrictedLoss(problem).expand(_doubles(net), [move])
+    found = DirectionalLoss(problem).expand(_doubles(net), [move])
 
     def whole(vector: torch.Tensor) -> torch.Tensor:
         state = networks.unflatten(vector)
@@ -139,11 +139,11 @@ def test_the_restriction_agrees_with_the_whole_hessian() -> None:
 
 def test_a_subset_is_what_is_asked_for() -> None:
     problem = Problem(Tanh(), train=random_classes(60))
-    assert RestrictedLoss(problem, 12).samples == 12
-    assert RestrictedLoss(problem, 0).samples == 60
+    assert DirectionalLoss(problem, 12).samples == 12
+    assert DirectionalLoss(problem, 0).samples == 60
     networks = problem.networks([Tanh(1), Tanh(2)])
     with pytest.raises(LLPFError, match="nodes"):
-        curvature_integral(RestrictedLoss(problem), networks, nodes=0)
+        curvature_integral(DirectionalLoss(problem), networks, nodes=0)
 
 
 def test_attention_has_second_derivatives() -> None:
@@ -158,7 +158,7 @@ def test_attention_has_second_derivatives() -> None:
 
     inputs, targets = torch.randn(8, 5, 4), torch.randint(3, (8,))
     problem = Problem(Attention(), train=(inputs, targets))
-    prediction = predict_barrier(RestrictedLoss(problem), problem.networks([Attention(), Attention()]))
+    prediction = predict_barrier(DirectionalLoss(problem), problem.networks([Attention(), Attention()]))
     assert prediction.curvature_1 != 0
 
 

@@ -17,7 +17,7 @@ from llpf_fast.analysis.curve_methods import Budget, find_curve
 from llpf_fast.analysis.ensemble import ensemble_along
 from llpf_fast.analysis.linear import linear_connectivity
 from llpf_fast.analysis.sharpness import sharpness_along
-from llpf_fast.analysis.vector_loss import VectorNetwork
+from llpf_fast.analysis.vector_loss import VectorLoss
 from llpf_fast.batches import TensorData
 from llpf_fast.path import RunDirectory
 from llpf_fast.verify import verify_run
@@ -96,7 +96,7 @@ def test_wrappers_are_taken_off() -> None:
     networks = problem.networks([compiled, nn.DataParallel(Tanh(2)), prefixed])
     assert networks.parameter_names == [name for name, _ in net.named_parameters()]
     assert torch.equal(networks.vectors()[0], networks.vectors()[2])
-    assert VectorNetwork(compiled, F.cross_entropy).size == networks.size
+    assert VectorLoss(compiled, F.cross_entropy).size == networks.size
 
 
 def test_float64_networks_stay_so_everywhere() -> None:
@@ -106,7 +106,7 @@ def test_float64_networks_stay_so_everywhere() -> None:
     with torch.no_grad():
         wanted = float(F.cross_entropy(net(inputs.double()), targets))
     assert _loss(problem, net.state_dict()) == pytest.approx(wanted, rel=1e-14)
-    network = problem.vector_network()
+    network = problem.vector_loss()
     vector = network.pack(net.state_dict())
     assert vector.dtype == torch.float64
     assert float(network.loss(vector, inputs.double(), targets)) == pytest.approx(wanted, rel=1e-14)
@@ -161,7 +161,7 @@ def test_a_line_keeps_them_too() -> None:
     with torch.no_grad():
         wanted = [float(F.cross_entropy(net(inputs), targets)) for net in (nets[0], middle, nets[1])]
     assert line.values["train_loss"] == pytest.approx(wanted, rel=1e-5)
-    network = problem.vector_network()
+    network = problem.vector_loss()
     network.load_buffers(own)
     assert float(network.loss(network.pack(own), inputs, targets)) == pytest.approx(wanted[0], rel=1e-6)
 

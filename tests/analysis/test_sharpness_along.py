@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from llpf_fast.analysis.ensemble import ensemble_along
 from llpf_fast.analysis.sharpness import sharpness_along
-from llpf_fast.analysis.vector_loss import VectorNetwork
+from llpf_fast.analysis.vector_loss import VectorLoss
 from llpf_fast.cli.main import main
 from llpf_fast.errors import LLPFError
 from llpf_fast.models import build_model
@@ -37,7 +37,7 @@ def test_sharpness_is_that_of_the_full_hessian(run: Path, tmp_path: Path) -> Non
     for row, state in zip(found.rows, [blobs.networks()[0], None, blobs.networks()[1]], strict=True):
         if state is None:
             continue
-        network = VectorNetwork(blobs.module(), F.cross_entropy, dtype=torch.float64)
+        network = VectorLoss(blobs.module(), F.cross_entropy, dtype=torch.float64)
         inputs, targets = problem.measured.inputs, problem.measured.targets
         whole = torch.autograd.functional.hessian(
             lambda v, network=network, x=inputs, y=targets: network.loss(v, x.double(), y), network.pack(state)

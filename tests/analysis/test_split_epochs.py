@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks.studies.split_epochs import Split, compare_children, draw_split, medians, prediction_ranks
 from llpf_fast.analysis import Problem
+from llpf_fast.analysis.directional_loss import DirectionalLoss
 from llpf_fast.analysis.linear import linear_connectivity
 from llpf_fast.analysis.predict import predict_barrier
-from llpf_fast.analysis.restricted import RestrictedLoss
 
 from .toy_networks import Tanh, random_classes
 
@@ -32,7 +32,7 @@ def test_a_row_holds_what_the_analyses_found(split) -> None:
     assert split.test_error_barrier == row["test_error_barrier_frankle"]
     assert split.angle == row["base_angle"]
     assert (split.loss_1, split.loss_2) == (row["train_loss_first"], row["train_loss_second"])
-    assert split.predicted == pytest.approx(predict_barrier(RestrictedLoss(problem), children).midpoint)
+    assert split.predicted == pytest.approx(predict_barrier(DirectionalLoss(problem), children).midpoint)
     assert split.curvature_integral == pytest.approx(split.integral_barrier, abs=1e-7)
 
 

@@ -1,4 +1,4 @@
-"""``RestrictedLoss``: the loss on a few directions through a network, with exact first and second derivatives."""
+"""``DirectionalLoss``: the loss on a few directions through a network, with exact first and second derivatives."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Taylor:
     curvature: Tensor
 
 
-class RestrictedLoss:
+class DirectionalLoss:
     """phi(s) = L(theta + sum_k s_k d_k) in eval mode on fixed training samples, and its derivatives in s.
 
     L is the loss of the set (:class:`~llpf_fast.batches.LossReduction`), however it is cut into batches. Derivatives in
