@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..flat.buffers import as_bytes
 from .batch import batch_length, tensors_of
 
 
@@ -25,7 +25,7 @@ def data_digest(batches: Iterable[tuple[Any, Any]]) -> str:
             for path, leaf in pytree.tree_flatten_with_path(values)[0]:
                 if isinstance(leaf, Tensor):
                     key = json.dumps([side, pytree.keystr(path), str(leaf.dtype), list(leaf.shape[1:])])
-                    parts.setdefault(key, hashlib.sha256()).update(_bytes(leaf).reshape(-1).numpy().data)
+                    parts.setdefault(key, hashlib.sha256()).update(as_bytes(leaf).cpu().numpy().data)
     total = hashlib.sha256()
     for key in sorted(parts):
         total.update(key.encode() + parts[key].digest())
@@ -38,7 +38,7 @@ def sample_set_digest(batches: Iterable[tuple[Any, Any]]) -> str:
     for inputs, targets in batches:
         count = batch_length(inputs, targets)
         rows = [
-            _bytes(leaf).view(count, -1).numpy()
+            as_bytes(leaf).view(count, -1).cpu().numpy()
             for leaf in tensors_of((inputs, targets))
             if leaf.dim() and len(leaf) == count and leaf.numel()
         ]
@@ -48,9 +48,3 @@ def sample_set_digest(batches: Iterable[tuple[Any, Any]]) -> str:
                 sample.update(part.data)
             total += int.from_bytes(sample.digest(), "little")
     return f"{total % 2**256:064x}"
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    """uint8 ``[bytes]`` on the CPU."""
-    contiguous = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    return contiguous.reshape(-1).view(torch.uint8)

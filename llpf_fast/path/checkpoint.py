@@ -1,4 +1,4 @@
-"""The file a search resumes from."""
+"""``Checkpoint``: the file that a search resumes from."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .state import decode_state, encode_state, header
 
 
 @dataclass(frozen=True)
-class Mark:
-    """How far the run had come at a checkpoint: where to cut its files when resuming there."""
+class Cursor:
+    """The lengths of the run's files at checkpoint number ``serial``, to which resuming cuts them."""
 
     serial: int
     waypoints: int
@@ -28,8 +28,7 @@ class Mark:
 
 
 class Checkpoint:
-    """``checkpoint/checkpoint.safetensors``: tensors, plain values and the mark in one file, so that one rename
-    replaces all of them."""
+    """``checkpoint.safetensors`` in ``folder``: tensors, plain values and cursor, replaced together by one rename."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -38,29 +37,30 @@ class Checkpoint:
     def exists(self) -> bool:
         return self.path.exists()
 
-    def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], mark: Mark) -> None:
+    def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], cursor: Cursor) -> None:
         """Replace the checkpoint, durably. Integers and float64 values of ``state`` keep every bit; NaN is allowed."""
         with writing(self._folder):
             self._folder.mkdir(exist_ok=True)
-        text = json.dumps({"mark": asdict(mark), "state": to_plain(state)})
+        text = json.dumps({"mark": asdict(cursor), "state": to_plain(state)})
         write_bytes(self.path, encode_state(tensors, text))
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any], Mark]:
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any], Cursor]:
+        """Tensors on the CPU, plain values, cursor; LLPFError naming the file when it is missing or damaged."""
         data = read_bytes(self.path)
-        mark, state = self._metadata(data)
-        return decode_state(data, self.path), state, mark
+        cursor, state = self._metadata(data)
+        return decode_state(data, self.path), state, cursor
 
-    def mark(self) -> Mark:
-        """The mark alone, from the file's header."""
+    def cursor(self) -> Cursor:
+        """The cursor alone, from the file's header; errors as :meth:`load`."""
         with reading(self.path), open(self.path, "rb") as file:
             length = file.read(8)
             data = length + file.read(int.from_bytes(length, "little"))
         return self._metadata(data)[0]
 
-    def _metadata(self, data: bytes) -> tuple[Mark, dict[str, Any]]:
-        head = header(data, self.path)
+    def _metadata(self, data: bytes) -> tuple[Cursor, dict[str, Any]]:
+        entries = header(data, self.path)
         try:
-            content = json.loads(head["__metadata__"]["llpf_fast"])
-            return Mark(**content["mark"]), content["state"]
+            content = json.loads(entries["__metadata__"]["llpf_fast"])
+            return Cursor(**content["mark"]), content["state"]
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise LLPFError(f"{self.path} is damaged: not a checkpoint of llpf_fast") from error

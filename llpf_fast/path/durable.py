@@ -1,4 +1,4 @@
-"""Files written whole or not at all, files of JSON lines, and one writer a folder."""
+"""Durable files: written whole or not at all, JSON lines, and a lock that leaves a folder to one process."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 
 from ..errors import LLPFError, shown
 
-#: What to do about the errors of a disk that users meet; the rest only quote the system.
+#: What the user can do about an error of the disk; messages of other errors only quote the system.
 _REMEDY = {
     errno.ENOSPC: "free some space or choose another folder",
     errno.EDQUOT: "free some of your quota or choose another folder",
     errno.EROFS: "choose a folder that can be written",
     errno.EACCES: "choose a folder that you may write",
     errno.EPERM: "choose a folder that you may write",
-    errno.ENOTDIR: "a file stands where a folder should be",
-    errno.EISDIR: "a folder stands where a file should be",
+    errno.ENOTDIR: "there is a file where a folder is needed",
+    errno.EISDIR: "there is a folder where a file is needed",
 }
 
 
@@ -41,7 +41,7 @@ def writing(folder: Path | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: Path | str) -> Iterator[None]:
-    """Turn an OSError inside the block, or a name that no file can have, into an LLPFError that names ``path``."""
+    """Turn an OSError inside the block, or an impossible file name, into an LLPFError that names ``path``."""
     try:
         yield
     except FileNotFoundError as error:
@@ -53,18 +53,19 @@ def reading(path: Path | str) -> Iterator[None]:
     except ValueError as error:
         if isinstance(error, LLPFError) or "\0" not in str(path):
             raise
-        raise LLPFError(f"{shown(str(path))} is no name of a file: it holds a null character") from error
+        raise LLPFError(f"{shown(str(path))} is not a file name: it holds a null character") from error
 
 
 def temporary_name(path: Path) -> Path:
-    """Where the next content of ``path`` is written: hidden, in the same folder, so that a rename is atomic.
+    """Where the next content of ``path`` is written: a hidden file of this process in the same folder.
 
-    One name a process: what a killed run left behind is easy to tell (``is_temporary``) and to remove.
+    In the same folder a rename is atomic. What a killed process leaves behind is recognized by ``is_temporary``.
     """
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def is_temporary(path: Path) -> bool:
+    """Whether the name is one that ``temporary_name`` gives."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
@@ -99,16 +100,16 @@ def write_whole(handle: int, data: bytes | memoryview) -> None:
 
 
 def write_bytes(path: Path | str, data: bytes, *, durable: bool = True) -> None:
-    """Replace ``path`` by ``data``: a reader, or whoever comes after a kill -9, finds the old or the new file, whole.
+    """Replace ``path`` by ``data``, atomically: also after a kill -9, the file is the old or the new one, whole.
 
     ``durable`` also makes it survive a power failure (two fsyncs, 1 ms on a fast disk, 20 ms on a slow one). Raises
-    LLPFError naming the folder when the disk refuses; the old file is then untouched and nothing new is left behind.
+    LLPFError naming the folder when the disk refuses; then the old file is unchanged and nothing new is left.
     """
     path = Path(path)
     temporary = temporary_name(path)
     with writing(path.parent):
         try:
-            # Mode 0o666 less the umask, like any file a program writes; tempfile's 0o600 would hide it from colleagues.
+            # Mode 0o666 less the umask, as for any file; with tempfile's 0o600 no other user could read it.
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
             try:
                 write_whole(handle, data)
@@ -150,12 +151,12 @@ def read_json(path: Path | str) -> dict[str, Any]:
 
 
 class JsonLines:
-    """One such file.
+    """A file with one JSON object a line.
 
     Appending is one ``write`` and no fsync (about 0.05 ms): a kill -9 loses nothing that was appended, a power failure
-    may lose what came after the last ``sync``. A last line without its newline was torn and does not count: reading
-    skips it, the first append of a process removes it. NaN and infinity are written as Python's json writes and reads
-    them, so that every float64 comes back.
+    may lose what was appended after the last ``sync``. A last line without its newline is the rest of an interrupted
+    append: reading skips it, and the first append of a process removes it. NaN and infinity are written as Python's
+    json does, so every float64 keeps its bits.
     """
 
     def __init__(self, path: Path) -> None:
@@ -175,9 +176,9 @@ class JsonLines:
 
     def read(self) -> list[dict[str, Any]]:
         """All records; LLPFError naming file and line where one is not a JSON object."""
-        return [self.parse(line, number) for number, line in enumerate(self.lines(), start=1)]
+        return [self._parse(line, number) for number, line in enumerate(self.lines(), start=1)]
 
-    def parse(self, line: bytes, number: int) -> dict[str, Any]:
+    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -186,10 +187,6 @@ class JsonLines:
             raise LLPFError(f"{self.path} is damaged: line {number} is not a JSON object")
         return record
 
-    @staticmethod
-    def encode(record: dict[str, Any]) -> bytes:
-        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
-
     def size(self) -> int:
         """Bytes of all whole lines."""
         if self._size is None:
@@ -197,8 +194,8 @@ class JsonLines:
         return self._size
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add one line; LLPFError naming the folder when the disk refuses, and then no part of the line stays."""
-        line = self.encode(record)
+        """Add one line; LLPFError naming the folder when the disk refuses, and then no part of the line remains."""
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
         size = self.size()
         with writing(self.path.parent):
             handle = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
@@ -216,12 +213,13 @@ class JsonLines:
                 os.close(handle)
         self._size = size + len(line)
 
-    def forget_size(self) -> None:
-        """To be called after the file was replaced by other means."""
-        self._size = None
+    def replace(self, content: bytes) -> None:
+        """Replace the file, atomically, by ``content``: whole lines."""
+        write_bytes(self.path, content)
+        self._size = len(content)
 
-    def cut(self, size: int) -> None:
-        """Keep the first ``size`` bytes, which must end a line."""
+    def truncate(self, size: int) -> None:
+        """Drop all but the first ``size`` bytes, which must be whole lines."""
         with writing(self.path.parent):
             if size == 0 and not self.path.exists():
                 return
@@ -241,29 +239,29 @@ class JsonLines:
 
 try:
     import fcntl
-except ImportError:  # Windows has no POSIX locks: there, nobody keeps two processes apart
+except ImportError:  # Windows has no POSIX locks: there, two processes can write one run
     fcntl = None  # type: ignore[assignment]
 
-#: Handles by process and folder: a fork inherits the handle, but not the lock.
-_held: dict[tuple[int, Path], int] = {}
+#: Handles of locked files, by process and folder: a fork inherits the handle, but not the lock.
+_locks: dict[tuple[int, Path], int] = {}
 
 
-def hold(folder: Path) -> None:
-    """Make this process the one that writes the run in ``folder``; LLPFError when another process is.
+def lock(folder: Path) -> None:
+    """Make this process the only one that writes the run in ``folder``; LLPFError when another process writes it.
 
-    A POSIX record lock: the kernel drops it when the process ends, also by kill -9, so nothing is ever left locked.
-    File systems without locks are taken as they are. One process may open its own run any number of times.
+    A POSIX record lock: the kernel drops it when the process ends, also by kill -9. On file systems without locks
+    nothing is locked. A process may lock a folder any number of times.
     """
     if fcntl is None:
         return
     folder = folder.resolve()
     path = folder / ".lock"
     with writing(folder):
-        held = _held.get((os.getpid(), folder))
-        if held is not None:
-            if path.exists() and os.path.samestat(os.fstat(held), os.stat(path)):
+        locked = _locks.get((os.getpid(), folder))
+        if locked is not None:
+            if path.exists() and os.path.samestat(os.fstat(locked), os.stat(path)):
                 return
-            release(folder)
+            unlock(folder)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -271,11 +269,11 @@ def hold(folder: Path) -> None:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             os.close(handle)
             raise LLPFError(f"{folder} is being written by another process; wait for it or stop it") from error
-    _held[os.getpid(), folder] = handle
+    _locks[os.getpid(), folder] = handle
 
 
-def release(folder: Path) -> None:
-    """Let other processes write the run; nothing happens when this process does not hold it."""
-    handle = _held.pop((os.getpid(), folder.resolve()), None)
+def unlock(folder: Path) -> None:
+    """Let other processes write the run; nothing happens when this process has not locked it."""
+    handle = _locks.pop((os.getpid(), folder.resolve()), None)
     if handle is not None:
         os.close(handle)

@@ -1,4 +1,4 @@
-"""``RunDirectory``: everything one search leaves on disk."""
+"""``RunDirectory``: the files of one search."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ import yaml
 from torch import Tensor
 
 from ..errors import LLPFError, shown
-from . import durable as lock
-from .checkpoint import Checkpoint, Mark
-from .durable import JsonLines, read_bytes, read_json, reading, write_bytes, write_json, writing
+from .checkpoint import Checkpoint, Cursor
+from .durable import JsonLines, lock, read_bytes, read_json, reading, unlock, write_bytes, write_json, writing
 from .plain_values import check_kinds, finite_or_none, read_yaml, to_plain
 from .state import state_digest
-from .waypoints import RetiredWaypoints, Waypoint, WaypointStore
+from .waypoints import RetiredWaypoints, Waypoint, WaypointStore, is_waypoint_file
 
-#: What is read from run.yaml and status.json, and of what kind it is: both may have been edited.
+#: The kinds of the values that are read from run.yaml and status.json: both may have been edited.
 _RUN_KINDS = {
     "settings": {
         **dict.fromkeys(("model", "data", "optimizer", "is_norm", "mode", "dialect", "variance", "method"), "text"),
@@ -56,14 +55,13 @@ _METRICS_KINDS = {
     **dict.fromkeys(("met", "rolled_back"), "true or false"),
     **dict.fromkeys(("distances", "variances", "step"), "list of numbers"),
 }
-#: What a killed process leaves of a file that it was writing, and a waypoint's file.
+#: Names of temporary files, which a killed process leaves.
 _TEMPORARY = re.compile(
     r"\.((run\.yaml|waypoints\.jsonl|metrics\.jsonl|status\.json|certificate\.json|set_aside\.json|path\.(png|svg|csv)"
     r"|report\.html|(\d{6,}|checkpoint)\.safetensors))\.\d+\.tmp"
 )
-_WAYPOINT = re.compile(r"\d{6,}\.safetensors")
-#: Every other file of a run, by its place in the folder.
-_OURS = re.compile(
+#: Paths in the folder of all other files of a run.
+_RUN_FILE = re.compile(
     r"(run\.yaml|(waypoints|metrics)\.jsonl|(status|certificate)\.json|\.lock|path\.(png|svg|csv)|report\.html"
     r"|waypoints/\d{6,}\.safetensors|checkpoint/((\d{6,}|checkpoint)\.safetensors|set_aside\.json))"
 )
@@ -74,36 +72,41 @@ class RunDirectory:
 
     ::
 
-        run.yaml            what was asked for, on what; ``start_sha256`` and ``destination_sha256`` are state digests
+        run.yaml            settings, task and environment; ``start_sha256`` and ``destination_sha256``: state digests
         waypoints/          000000.safetensors ...: a complete state dict each
-        waypoints.jsonl     one line a waypoint: index, file, tick, sha256 of the file, and what else was recorded
+        waypoints.jsonl     one line a waypoint: index, file, tick, sha256 of the file, other recorded values
         metrics.jsonl       one line a tick
-        checkpoint/         what resuming needs, beside the above
+        checkpoint/         the state of the search, from which it resumes
         status.json         written last, by ``finish``
-        certificate.json    the verifier's verdict
+        certificate.json    written by ``verify_run``
 
-    A kill -9 at any moment leaves a run that opens and resumes at its last checkpoint; so does a power failure, because
-    a checkpoint is written only after all that it counts was fsynced. Opening and reading change nothing on disk. All
-    errors are LLPFError; a full or read-only disk names the folder and leaves the last checkpoint whole.
+    After a kill -9 at any moment the run opens and resumes at its last checkpoint. So it does after a power failure,
+    because a checkpoint is written only after all that it counts was fsynced. Opening and reading change nothing on
+    disk. All errors are LLPFError. When the disk is full or read-only the message names the folder, and the last
+    checkpoint is unchanged.
+
+    Attributes:
+        folder: the run's folder.
+        run: the content of run.yaml.
     """
 
     def __init__(self, folder: Path, run: dict[str, Any]) -> None:
         self.folder = folder
-        #: The content of run.yaml.
         self.run = run
-        self._set_aside = RetiredWaypoints(folder / "checkpoint")
+        self._retired = RetiredWaypoints(folder / "checkpoint")
         self._checkpoint = Checkpoint(folder / "checkpoint")
-        self._store = WaypointStore(folder, self._set_aside)
+        self._store = WaypointStore(folder, self._retired)
         self._metrics = JsonLines(folder / "metrics.jsonl")
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], run: Mapping[str, Any]) -> RunDirectory:
-        """A new run in ``folder``, which must be empty or not there; parents are made.
+        """A new run in ``folder``, which must be empty or missing; parents are made.
 
         ``run`` is written to run.yaml. Its keys ``start_sha256`` and ``destination_sha256``, where given, are the
-        ``state_digest`` of the endpoints and are what ``check`` holds the first and the last waypoint against.
-        LLPFError when the folder holds another run or anything else, is a file, or cannot be written; then nothing is
-        left.
+        ``state_digest`` of the endpoints; ``check`` compares the first and the last waypoint with them.
+
+        Raises:
+            LLPFError: the folder is not empty, is a file, or cannot be written; then no file of the run is left.
         """
         folder = _as_folder(folder)
         content = to_plain(run)
@@ -113,15 +116,15 @@ class RunDirectory:
         if exists and not folder.is_dir():
             raise LLPFError(f"{folder} is a file; name a folder for the run")
         made = _make_folders(folder)
-        _refuse_used(folder)
-        lock.hold(folder)
+        _check_empty(folder)
+        lock(folder)
         try:
             write_bytes(folder / "run.yaml", text.encode())
             with writing(folder):
                 (folder / "waypoints").mkdir(exist_ok=True)
                 (folder / "checkpoint").mkdir(exist_ok=True)
         except BaseException:
-            lock.release(folder)
+            unlock(folder)
             _remove_made(folder, made)
             raise
         return cls(folder, content)
@@ -149,22 +152,23 @@ class RunDirectory:
         check_kinds(run, _RUN_KINDS, str(path))
         return cls(folder, run)
 
-    def strangers(self) -> list[Path]:
-        """Files in the folder that neither a run nor ``llpf verify`` and ``llpf report`` write, sorted."""
+    def foreign_files(self) -> list[Path]:
+        """Files in the folder that neither a search nor ``llpf verify`` and ``llpf report`` write, sorted."""
         files = sorted(file for file in self.folder.rglob("*") if not file.is_dir())
-        return [file for file in files if not _OURS.fullmatch(file.relative_to(self.folder).as_posix())]
+        return [file for file in files if not _RUN_FILE.fullmatch(file.relative_to(self.folder).as_posix())]
 
     # Waypoints
 
     def waypoints(self) -> list[Waypoint]:
-        """All recorded waypoints in order, from the index; their files are read by ``Waypoint.load``."""
+        """All waypoints in the order of the index; ``Waypoint.load`` reads their files."""
         return list(self._store.all())
 
     def add_waypoint(self, tick: int, state: Mapping[str, Tensor], **info: Any) -> Waypoint:
         """Record the next waypoint: the complete state dict after ``tick``, and ``info`` (plain values) in the index.
 
-        Safe from kill -9 at once, from power failure at the next checkpoint. Copy, sha256 and write: LeNet5 2.5 ms,
-        ResNet18 0.4 s on a busy core. LLPFError when names or shapes differ from the first waypoint's.
+        It survives a kill -9 at once, a power failure from the next checkpoint on. Copy, sha256 and write take 2.5 ms
+        for LeNet5 and 0.4 s for ResNet18 on a busy core. LLPFError when names or shapes differ from the first
+        waypoint's.
         """
         self._refuse_complete()
         return self._store.add(tick, state, info)
@@ -172,26 +176,26 @@ class RunDirectory:
     def truncate(self, waypoints: int, metrics: int | None = None) -> None:
         """Drop all but the first ``waypoints`` waypoints (and all but the first ``metrics`` lines of the metrics).
 
-        May go behind the last checkpoint: what that needs is set aside until the next one, so a kill -9 afterwards
-        still resumes there. Metrics behind the checkpoint may not be dropped (ValueError).
+        Waypoints that the last checkpoint counts may be dropped: they are retired until the next checkpoint, so that a
+        search that is killed still resumes. ValueError for metrics that the last checkpoint counts.
         """
         self._refuse_complete()
-        lock.hold(self.folder)
-        self._refuse_strangers()
-        mark = self._checkpoint.mark() if self._checkpoint.exists() else None
+        lock(self.folder)
+        self._check_foreign_files()
+        cursor = self._checkpoint.cursor() if self._checkpoint.exists() else None
         if metrics is not None:
             size = sum(len(line) for line in self._metrics.lines()[:metrics])
-            if mark is not None and size < mark.metrics_bytes:
+            if cursor is not None and size < cursor.metrics_bytes:
                 raise ValueError(f"metrics line {metrics} is behind the last checkpoint")
-            self._metrics.cut(size)
-        self._store.cut(waypoints, mark)
+            self._metrics.truncate(size)
+        self._store.truncate(waypoints, cursor)
 
     def check(self) -> None:
-        """Verify the chain of waypoints from the files alone; LLPFError naming the first that fails.
+        """Check all waypoints; LLPFError naming the first that fails.
 
-        Indices are consecutive; no file is missing, changed or unknown; names and shapes agree; the index is the one
-        the run was finished with; the first waypoint is bit-identical to the start (``start_sha256``) and, where the
-        run arrived, the last to the destination. Reads every file once (about 1 ms a megabyte).
+        Indices are consecutive; no file is missing, changed or unknown; names and shapes agree; the index is that of
+        the finished run; the first waypoint is bit-identical to the start (``start_sha256``) and, where the run
+        arrived, the last to the destination. Reads every file once (about 1 ms a megabyte).
         """
         status = self.status
         known = self._store.all()
@@ -213,17 +217,17 @@ class RunDirectory:
             raise LLPFError(f"waypoint {waypoint.path.name} of {self.folder} is not bit-identical to the {name}")
 
     def index_digest(self) -> str:
-        """sha256 of the waypoint index, which holds every file's sha256: it names the path, bit for bit."""
+        """sha256 of the waypoint index. The index has every file's sha256, so this identifies the path bit for bit."""
         return hashlib.sha256(self._store.index.content()).hexdigest()
 
     # Metrics
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one line of plain values (about 0.05 ms); float64 and NaN come back as they were."""
+        """Add one line of plain values (about 0.05 ms); float64 values, NaN included, keep their bits."""
         self._metrics.append(to_plain(record))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All records; a last line torn by a kill is left out."""
+        """All records, without an incomplete last line that a kill left."""
         records = self._metrics.read()
         for number, record in enumerate(records, start=1):
             check_kinds(record, _METRICS_KINDS, f"line {number} of {self._metrics.path}")
@@ -232,40 +236,42 @@ class RunDirectory:
     # Checkpoint
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint by ``tensors`` and plain values ``state``, and note how far waypoints and metrics are.
+        """Replace the checkpoint by ``tensors``, plain values ``state`` and the lengths of waypoints and metrics.
 
-        Everything it counts is fsynced first, then the checkpoint itself, then it takes the old one's place by one
-        rename. LeNet5 on a busy virtual disk: 30 ms (eight fsyncs), and 4 ms for each waypoint since the last one. On
-        error the old one stays.
+        Everything it counts is fsynced first, then the new file, which one rename then puts in the old one's place.
+        LeNet5 on a busy virtual disk: 30 ms (eight fsyncs), and 4 ms for each waypoint since the last checkpoint. On an
+        error the old checkpoint remains.
         """
         self._refuse_complete()
         self._store.sync()
         self._metrics.sync()
-        serial = self._checkpoint.mark().serial + 1 if self._checkpoint.exists() else 1
+        serial = self._checkpoint.cursor().serial + 1 if self._checkpoint.exists() else 1
         index = self._store.index.content()
-        mark = Mark(serial, len(self._store.all()), len(index), hashlib.sha256(index).hexdigest(), self._metrics.size())
-        self._checkpoint.save(tensors, state, mark)
-        self._set_aside.clear()
+        sha256 = hashlib.sha256(index).hexdigest()
+        cursor = Cursor(serial, len(self._store.all()), len(index), sha256, self._metrics.size())
+        self._checkpoint.save(tensors, state, cursor)
+        self._retired.clear()
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The checkpoint's tensors (on the CPU) and state; None, and nothing changes, where there is none.
+        """The checkpoint's tensors (on the CPU) and state; None where there is none.
 
-        An unfinished run goes back to that moment: waypoints and metrics recorded after it are removed, dropped ones
-        come back. Then this process is the run's writer; LLPFError when another one is. A complete run is not changed.
+        An unfinished run goes back to the checkpoint: waypoints and metrics recorded after it are removed, dropped ones
+        are restored. From then on only this process may write the run; LLPFError when another one does. A complete run
+        is not changed.
         """
         if not self._checkpoint.exists():
             if not self.complete:
-                lock.hold(self.folder)
+                lock(self.folder)
             return None
         if self.complete:
             return self._checkpoint.load()[:2]
-        lock.hold(self.folder)
-        self._refuse_strangers()
-        tensors, state, mark = self._checkpoint.load()
-        if self._metrics.size() < mark.metrics_bytes:
+        lock(self.folder)
+        self._check_foreign_files()
+        tensors, state, cursor = self._checkpoint.load()
+        if self._metrics.size() < cursor.metrics_bytes:
             raise LLPFError(f"{self._metrics.path} is shorter than the checkpoint says; cannot resume")
-        self._store.restore(mark)
-        self._metrics.cut(mark.metrics_bytes)
+        self._store.restore(cursor)
+        self._metrics.truncate(cursor.metrics_bytes)
         self._remove_temporary()
         return tensors, state
 
@@ -276,22 +282,22 @@ class RunDirectory:
                     if _TEMPORARY.fullmatch(file.name):
                         file.unlink()
 
-    def _refuse_strangers(self) -> None:
-        """LLPFError where going back would remove a file that only looks like a waypoint or a remainder."""
+    def _check_foreign_files(self) -> None:
+        """LLPFError for a file that is not the run's, but has a name much like a waypoint's or a temporary file's."""
         for folder in (self.folder / "waypoints", self.folder / "checkpoint"):
             with writing(self.folder):
                 names = [file.name for file in folder.iterdir()] if folder.exists() else []
             for name in sorted(names):
-                ours = _WAYPOINT.fullmatch(name) or _TEMPORARY.fullmatch(name)
-                if not ours and (name[:1].isdecimal() or name.endswith(".tmp")):
+                of_run = is_waypoint_file(folder / name) or _TEMPORARY.fullmatch(name)
+                if not of_run and (name[:1].isdecimal() or name.endswith(".tmp")):
                     raise LLPFError(f"{folder / name} is no part of the run; move it away")
 
     # Results
 
     def finish(self, *, arrived: bool = True, **info: Any) -> None:
-        """Mark the run complete: no waypoint may be added or dropped any more. ``info`` goes to status.json.
+        """Complete the run: no waypoint may be added or dropped after this. ``info`` goes to status.json.
 
-        ``arrived`` says that the last waypoint is the destination, which ``check`` then insists on.
+        ``arrived``: the last waypoint is the destination, bit for bit; ``check`` verifies it.
         """
         self._refuse_complete()
         self._store.sync()
@@ -304,8 +310,8 @@ class RunDirectory:
             **to_plain(info),
         }
         write_json(self.folder / "status.json", finite_or_none(status))
-        self._set_aside.clear()
-        lock.release(self.folder)
+        self._retired.clear()
+        unlock(self.folder)
 
     @property
     def status(self) -> dict[str, Any] | None:
@@ -328,16 +334,17 @@ class RunDirectory:
         return status is not None and bool(status.get("arrived"))
 
     def write_certificate(self, certificate: Mapping[str, Any]) -> None:
-        """Write certificate.json, atomically; NaN and infinity become null (strict JSON)."""
+        """Write certificate.json, atomically; NaN and infinity become null, as strict JSON has neither."""
         write_json(self.folder / "certificate.json", finite_or_none(to_plain(certificate)))
 
     def certificate(self) -> dict[str, Any] | None:
+        """The content of certificate.json; None where there is none."""
         path = self.folder / "certificate.json"
         return read_json(path) if path.exists() else None
 
     def _refuse_complete(self) -> None:
         if self.complete:
-            raise LLPFError(f"{self.folder} holds a complete run; it is not written to any more")
+            raise LLPFError(f"{self.folder} holds a complete run, which cannot be changed")
 
 
 def _as_folder(given: object) -> Path:
@@ -351,7 +358,7 @@ def _as_folder(given: object) -> Path:
 
 
 def _make_folders(folder: Path) -> list[Path]:
-    """Make ``folder`` and its parents; those made, innermost first."""
+    """Make ``folder`` and its parents; returns those made, innermost first."""
     missing = [folder, *folder.parents]
     made = missing[: next((i for i, parent in enumerate(missing) if parent.exists()), len(missing))]
     with writing(folder):
@@ -363,18 +370,18 @@ def _make_folders(folder: Path) -> list[Path]:
     return made
 
 
-def _refuse_used(folder: Path) -> None:
+def _check_empty(folder: Path) -> None:
     if (folder / "run.yaml").exists():
         raise LLPFError(f"{folder} holds another run; choose another folder, or resume that run")
     with writing(folder):
-        # A process killed while it created a run leaves its lock and a temporary file, nothing else.
+        # A process that is killed while it creates a run leaves its lock and a temporary file.
         used = [file for file in folder.iterdir() if not _TEMPORARY.fullmatch(file.name) and file.name != ".lock"]
     if used:
         raise LLPFError(f"{folder} is not empty (it holds {min(used).name}); choose another folder")
 
 
 def _remove_made(folder: Path, made: list[Path]) -> None:
-    """Undo a failed ``create`` of what was an empty folder: our own files, and the folders made for it."""
+    """Remove what a failed ``create`` made in an empty folder: its files, and the folders ``made``."""
     for name in ("run.yaml", ".lock"):
         with contextlib.suppress(OSError):
             (folder / name).unlink()

@@ -1,4 +1,4 @@
-"""State dicts: their bytes, their digest, what makes two of them one architecture."""
+"""State dicts: safetensors bytes, digest, and whether two of them are of one architecture."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LLPFError
-from ..flat.buffers import fixed_buffers
+from ..flat.buffers import as_bytes, fixed_buffers
 
 _SHOWN_DIFFERENCES = 3
-#: Complex dtypes that safetensors does not know, by what ends the name in the file: there the values are pairs of real
-#: ones.
+#: Complex dtypes that safetensors does not have, by the suffix of their names in a file that stores them as pairs of
+#: real values.
 _AS_PAIRS = {":complex128": torch.complex128, ":complex32": torch.complex32}
 _SUFFIXES = {dtype: suffix for suffix, dtype in _AS_PAIRS.items()}
 
 
 def detached(tensor: Tensor) -> Tensor:
-    """Its own contiguous copy on the CPU: views of one flat buffer and tied tensors become independent."""
-    plain_tensor = tensor.detach().resolve_conj().resolve_neg()
-    return plain_tensor.to("cpu", copy=True, memory_format=torch.contiguous_format).contiguous()
+    """A contiguous copy on the CPU: views of one flat buffer and tied tensors become independent."""
+    resolved = tensor.detach().resolve_conj().resolve_neg()
+    return resolved.to("cpu", copy=True, memory_format=torch.contiguous_format).contiguous()
 
 
 def encode_state(state: Mapping[str, Tensor], metadata: str | None = None) -> bytes:
-    """A safetensors file of ``state``, with ``metadata`` under the one key ``llpf_fast``.
+    """The bytes of a safetensors file of ``state``, with ``metadata`` under the key ``llpf_fast``.
 
-    One key only: safetensors writes several in random order, and equal states must give equal bytes. Names are sorted,
-    so the bytes do not depend on the dict's order. Complex tensors that safetensors has no dtype for are written as
-    pairs of real ones, which ``decode_state`` puts together again.
+    Equal states give equal bytes: names are sorted, and there is one key because safetensors writes several in random
+    order. Complex dtypes that safetensors does not have are written as pairs of real values, which ``decode_state``
+    joins.
 
     Raises:
         LLPFError: a tensor of a dtype or name that the file cannot hold.
@@ -57,22 +57,22 @@ def encode_state(state: Mapping[str, Tensor], metadata: str | None = None) -> by
 def decode_state(data: bytes, path: Path | str) -> dict[str, Tensor]:
     """The tensors of a safetensors file read from ``path``; LLPFError naming it when they are damaged."""
     try:
-        found = safetensors.torch.load(data)
+        tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise LLPFError(f"{path} is damaged or cut off: not a whole safetensors file") from error
     return {
-        _plain(name): tensor if _plain(name) == name else torch.view_as_complex(tensor)
-        for name, tensor in found.items()
+        _without_suffix(name): tensor if _without_suffix(name) == name else torch.view_as_complex(tensor)
+        for name, tensor in tensors.items()
     }
 
 
-def _plain(name: str) -> str:
-    """The name without what says that its values are pairs."""
+def _without_suffix(name: str) -> str:
+    """The tensor's name, without the suffix for pairs."""
     return next((name.removesuffix(suffix) for suffix in _AS_PAIRS if name.endswith(suffix)), name)
 
 
 def header(data: bytes, path: Path | str) -> dict[str, Any]:
-    """The header of a safetensors file: per tensor its dtype, shape and place; LLPFError naming ``path``."""
+    """The header of a safetensors file: dtype, shape and offsets of each tensor; LLPFError naming ``path``."""
     length = int.from_bytes(data[:8], "little")
     try:
         value = json.loads(data[8 : 8 + length])
@@ -86,19 +86,21 @@ def header(data: bytes, path: Path | str) -> dict[str, Any]:
 def shapes(data: bytes, path: Path | str) -> dict[str, list[int]]:
     """Name to shape, from a safetensors file's header alone."""
     entries = {name: list(entry["shape"]) for name, entry in header(data, path).items() if name != "__metadata__"}
-    return {_plain(name): shape if _plain(name) == name else shape[:-1] for name, shape in entries.items()}
+    return {
+        _without_suffix(name): shape if _without_suffix(name) == name else shape[:-1] for name, shape in entries.items()
+    }
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """The elements of ``tensor`` in row-major order, as stored (little-endian on every machine torch runs on)."""
-    return detached(tensor).reshape(-1).view(torch.uint8).numpy().data
+    """The elements of ``tensor`` in row-major order, little-endian (on every machine torch runs on)."""
+    return as_bytes(tensor).cpu().numpy().data
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:
     """sha256 over sorted names, dtypes, shapes and bytes, as 64 hexadecimal digits.
 
-    Equal exactly where two states are bit-identical, whatever file format, device or order of names they came in
-    (0.0 and -0.0 differ, NaNs of one payload agree). About 1 ms a megabyte.
+    Two states have equal digests where they are bit-identical, whatever the file format, device or order of names (0.0
+    and -0.0 differ, NaNs of one payload agree). About 1 ms a megabyte.
     """
     digest = hashlib.sha256(b"llpf_fast state 1\n")
     for name in sorted(state):
@@ -112,7 +114,7 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
 def check_finite(state: Mapping[str, Tensor], path: Path | str, module: nn.Module | None = None) -> None:
     """LLPFError naming ``path`` and the first tensor that holds NaN or infinity.
 
-    With ``module``, the architecture, only parameters and running statistics are looked at: a mask may be infinite.
+    With ``module``, the architecture, only parameters and running statistics are checked: a mask may be infinite.
     """
     fixed = frozenset[str]() if module is None else frozenset(fixed_buffers(module))
     for name, tensor in state.items():
@@ -135,26 +137,26 @@ def _shape(shape: Sequence[int] | None) -> str:
 
 
 def differences(a: Mapping[str, Sequence[int]], b: Mapping[str, Sequence[int]], name_a: str, name_b: str) -> str:
-    """The first tensors (name to shape) in which ``a`` and ``b`` differ, in words; empty where they do not."""
+    """A text on the first tensors (name to shape) in which ``a`` and ``b`` differ; empty where they do not."""
     names = list(a) + [name for name in b if name not in a]
     differing = [name for name in names if name not in a or name not in b or list(a[name]) != list(b[name])]
-    said = [
+    texts = [
         f"{name_a} has {name} {_shape(a.get(name))}, {name_b} has {_shape(b.get(name))}"
         for name in differing[:_SHOWN_DIFFERENCES]
     ]
-    rest = len(differing) - len(said)
-    return "; ".join(said) + (f"; and {rest} more of {len(names)}" if rest else "")
+    rest = len(differing) - len(texts)
+    return "; ".join(texts) + (f"; and {rest} more of {len(names)}" if rest else "")
 
 
 def compare_architectures(a: Mapping[str, Any], b: Mapping[str, Any], name_a: str, name_b: str) -> None:
     """LLPFError listing the first differing names and shapes where the two states are not of one architecture.
 
-    ``name_a`` and ``name_b`` say whose they are ("start", "destination", "the model"). dtypes are not compared, nor
-    entries that are no tensors (of ``get_extra_state``).
+    ``name_a`` and ``name_b`` name the states ("start", "destination", "the model"). dtypes and entries that are no
+    tensors (of ``get_extra_state``) are not compared.
     """
     shapes_a, shapes_b = (
         {name: tensor.shape for name, tensor in state.items() if isinstance(tensor, Tensor)} for state in (a, b)
     )
-    said = differences(shapes_a, shapes_b, name_a, name_b)
-    if said:
-        raise LLPFError(f"{name_a} and {name_b} are different architectures: {said}")
+    text = differences(shapes_a, shapes_b, name_a, name_b)
+    if text:
+        raise LLPFError(f"{name_a} and {name_b} are different architectures: {text}")

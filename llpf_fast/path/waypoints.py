@@ -1,4 +1,4 @@
-"""Waypoints on disk: one file each, listed in order; those taken back are kept aside until the next is written."""
+"""Waypoints on disk: a file each and an index in order; dropped ones are retired until the next checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import LLPFError
-from .checkpoint import Mark
+from .checkpoint import Cursor
 from .durable import (
     JsonLines,
     is_temporary,
@@ -29,7 +29,7 @@ from .durable import (
 from .plain_values import to_plain
 from .state import decode_state, differences, encode_state, shapes
 
-OWN_KEYS = ("index", "file", "tick", "sha256")
+_INDEX_KEYS = ("index", "file", "tick", "sha256")
 
 
 def waypoint_name(index: int) -> str:
@@ -37,15 +37,15 @@ def waypoint_name(index: int) -> str:
 
 
 def is_waypoint_file(path: Path) -> bool:
-    """Whether a file's name is one that a run gives a waypoint, or a waypoint that is being written."""
+    """Whether the name is that of a waypoint's file, or of its temporary file."""
     return re.fullmatch(r"\d{6,}\.safetensors|\.\d{6,}\.safetensors\.\d+\.tmp", path.name) is not None
 
 
 @dataclass(frozen=True)
 class Waypoint:
-    """A waypoint as its run's index records it: the file ``path``, its sha256, the tick after which it was taken.
+    """An entry of the index: the file ``path``, its sha256, and the tick after which it was recorded.
 
-    ``info`` is whatever else was recorded with it (a loss, rounds).
+    ``info`` has the other values of the entry (a loss, numbers of steps).
     """
 
     index: int
@@ -55,27 +55,27 @@ class Waypoint:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self) -> bytes:
-        """The file's bytes; LLPFError by name when the file is missing or is not the one that was recorded."""
+        """The file's bytes; LLPFError naming the file when it is missing or is not the one that was recorded."""
         data = read_bytes(self.path)
-        found = hashlib.sha256(data).hexdigest()
-        if found != self.sha256:
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 != self.sha256:
             raise LLPFError(
                 f"waypoint {self.path.name} was changed after it was recorded "
-                f"(sha256 {found[:12]}... != {self.sha256[:12]}...) in {self.path.parent}"
+                f"(sha256 {sha256[:12]}... != {self.sha256[:12]}...) in {self.path.parent}"
             )
         return data
 
     def load(self) -> dict[str, Tensor]:
-        """Its state dict on the CPU (``model.load_state_dict`` takes it), buffers included; errors as ``read``."""
+        """The state dict on the CPU, buffers included, as ``model.load_state_dict`` takes it; errors as ``read``."""
         return decode_state(self.read(), self.path)
 
     def record(self) -> dict[str, Any]:
-        """Its line in ``waypoints.jsonl``."""
+        """The waypoint's line in ``waypoints.jsonl``."""
         return {"index": self.index, "file": self.path.name, "tick": self.tick, "sha256": self.sha256, **self.info}
 
     @staticmethod
     def from_record(record: dict[str, Any], index: int, folder: Path, source: Path) -> Waypoint:
-        """A line of ``source``; LLPFError when it is not waypoint number ``index``.
+        """The waypoint of a line of ``source``; LLPFError when it is not waypoint number ``index``.
 
         The file name is computed, not read: a changed index cannot point outside the run.
         """
@@ -87,16 +87,16 @@ class Waypoint:
                 f"{source}: line {index + 1} is waypoint {record['index']} ({record['file']}), expected {index} "
                 f"({waypoint_name(index)}); waypoints were deleted or re-ordered"
             )
-        info = {key: value for key, value in record.items() if key not in OWN_KEYS}
+        info = {key: value for key, value in record.items() if key not in _INDEX_KEYS}
         return Waypoint(index, record["tick"], folder / waypoint_name(index), record["sha256"], info)
 
 
 class RetiredWaypoints:
-    """Dropped waypoints, kept in the checkpoint's folder until the next checkpoint replaces the one that needs them.
+    """Dropped waypoints in the checkpoint's folder, until the next checkpoint no longer needs them.
 
     A search may drop waypoints that are older than its last checkpoint (a rollback, a thinning) and record others under
-    the same numbers. Killed then, it resumes at the checkpoint, which counts the dropped ones. So their index lines go
-    to ``set_aside.json`` and their files are renamed into this folder: no copying.
+    the same numbers. A search that is killed then resumes at the checkpoint, which counts the dropped ones. So their
+    index lines go to ``set_aside.json``, and their files are renamed into this folder, not copied.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -104,7 +104,7 @@ class RetiredWaypoints:
         self._list = folder / "set_aside.json"
 
     def read(self, serial: int) -> tuple[int, list[bytes]] | None:
-        """Number of the first dropped waypoint and the index lines from it on, for checkpoint ``serial``."""
+        """Number of the first dropped waypoint and the index lines from it on; None without any of this checkpoint."""
         if not self._list.exists():
             return None
         content = read_json(self._list)
@@ -113,6 +113,7 @@ class RetiredWaypoints:
         return content["first"], [line.encode() + b"\n" for line in content["lines"]]
 
     def write(self, serial: int, first: int, lines: list[bytes]) -> None:
+        """List the waypoints from ``first`` on, whose index ``lines`` checkpoint ``serial`` counts."""
         with writing(self._folder):
             self._folder.mkdir(exist_ok=True)
         text = [line.decode().rstrip("\n") for line in lines]
@@ -126,14 +127,14 @@ class RetiredWaypoints:
             sync_folder(self._folder)
 
     def give_back(self, files: list[Path]) -> None:
-        """Move back those of ``files`` that lie here; the others were never taken, or were given back before a kill."""
+        """Move back those of ``files`` that are here; the others were not moved, or moved back before a kill."""
         with writing(self._folder):
             for file in files:
                 if (self._folder / file.name).exists():
                     os.replace(self._folder / file.name, file)
 
     def clear(self) -> None:
-        """Forget everything: the list first, so that it never names files that are gone."""
+        """Remove everything: the list first, so that it never names files that are gone."""
         if not self._folder.exists():
             return
         with writing(self._folder):
@@ -146,20 +147,20 @@ class WaypointStore:
     """``waypoints/`` and ``waypoints.jsonl`` of the run in ``folder``.
 
     A file is written under a temporary name and renamed, then its line is appended: a kill -9 leaves at most files
-    without a line, never a line without its file. Neither is fsynced then (4 ms a waypoint on a busy disk; a resume
-    does not trust what came after its checkpoint); ``sync`` does it for all, before anything that must outlive a power
-    failure refers to them.
+    without a line, never a line without its file. Neither is fsynced then: that takes 4 ms a waypoint on a busy disk,
+    and resuming drops what came after the checkpoint. ``sync`` fsyncs all before a checkpoint counts them.
     """
 
-    def __init__(self, folder: Path, set_aside: RetiredWaypoints) -> None:
+    def __init__(self, folder: Path, retired: RetiredWaypoints) -> None:
         self.folder = folder / "waypoints"
         self.index = JsonLines(folder / "waypoints.jsonl")
-        self._set_aside = set_aside
+        self._retired = retired
         self._known: list[Waypoint] | None = None
         self._shapes: dict[str, list[int]] | None = None
         self._unsynced: list[Path] = []
 
     def all(self) -> list[Waypoint]:
+        """The waypoints in the index; LLPFError where it is damaged."""
         if self._known is None:
             records = self.index.read()
             self._known = [
@@ -169,9 +170,10 @@ class WaypointStore:
         return self._known
 
     def add(self, tick: int, state: Mapping[str, Tensor], info: Mapping[str, Any]) -> Waypoint:
-        own = [key for key in info if key in OWN_KEYS]
-        if own:
-            raise ValueError(f"waypoint info may not be called {own[0]!r}: the index uses that name")
+        """Record the next waypoint; LLPFError where it is of another architecture than the first."""
+        reserved = [key for key in info if key in _INDEX_KEYS]
+        if reserved:
+            raise ValueError(f"waypoint info may not be called {reserved[0]!r}: the index uses that name")
         known = self.all()
         data = encode_state(state)
         self._check_shapes(data, f"waypoint {len(known)}")
@@ -197,59 +199,57 @@ class WaypointStore:
                 self._shapes = shapes(data, name)
                 return
             self._shapes = shapes(known[0].read(), known[0].path)
-        said = differences(self._shapes, shapes(data, name), "waypoint 0", name)
-        if said:
-            raise LLPFError(f"{name} of {self.folder.parent} is of another architecture: {said}")
+        problems = differences(self._shapes, shapes(data, name), "waypoint 0", name)
+        if problems:
+            raise LLPFError(f"{name} of {self.folder.parent} is of another architecture: {problems}")
 
-    def cut(self, keep: int, mark: Mark | None) -> None:
-        """Drop all but the first ``keep`` waypoints; those that the checkpoint of ``mark`` needs are set aside.
+    def truncate(self, count: int, cursor: Cursor | None) -> None:
+        """Drop all but the first ``count`` waypoints; those that the checkpoint of ``cursor`` needs are retired.
 
-        The order is what makes a kill -9 at any line harmless: the list of what to bring back, then the index, then the
-        files.
+        A kill -9 at any line loses nothing because of the order: the list of what to bring back, the index, the files.
         """
         lines = self.index.lines()
-        if keep < len(lines):
+        if count < len(lines):
             moved: list[Path] = []
-            if mark is not None:
-                first, kept = self._set_aside.read(mark.serial) or (mark.waypoints, [])
-                if not kept:
-                    self._set_aside.clear()
-                if keep < first:
-                    self._set_aside.write(mark.serial, keep, lines[keep:first] + kept)
-                    moved = [self.folder / waypoint_name(number) for number in range(keep, first)]
-            self._write_index(b"".join(lines[:keep]))
-            self._set_aside.take(moved)
-        self._remove_unindexed(keep)
+            if cursor is not None:
+                first, retired = self._retired.read(cursor.serial) or (cursor.waypoints, [])
+                if not retired:
+                    self._retired.clear()
+                if count < first:
+                    self._retired.write(cursor.serial, count, lines[count:first] + retired)
+                    moved = [self.folder / waypoint_name(number) for number in range(count, first)]
+            self._write_index(b"".join(lines[:count]))
+            self._retired.take(moved)
+        self._remove_unindexed(count)
 
-    def restore(self, mark: Mark) -> None:
-        """Go back to the waypoints that ``mark`` counts; LLPFError where index or files are not those it counted."""
-        aside = self._set_aside.read(mark.serial)
-        if aside is None:
-            content = self.index.content()[: mark.index_bytes]
+    def restore(self, cursor: Cursor) -> None:
+        """Go back to the waypoints of ``cursor``; LLPFError where the index or the files are not those it counted."""
+        retired = self._retired.read(cursor.serial)
+        if retired is None:
+            content = self.index.content()[: cursor.index_bytes]
         else:
-            first, kept = aside
-            content = b"".join(self.index.lines()[:first] + kept)
-        if hashlib.sha256(content).hexdigest() != mark.index_sha256:
+            first, lines = retired
+            content = b"".join(self.index.lines()[:first] + lines)
+        if hashlib.sha256(content).hexdigest() != cursor.index_sha256:
             raise LLPFError(f"{self.index.path} was changed after the checkpoint that counts its lines; cannot resume")
-        if aside is not None:
-            # While files are exchanged the index must not list them: a kill here still leaves a run that checks.
-            self._write_index(b"".join(self.index.lines()[: aside[0]]))
-            files = [self.folder / waypoint_name(number) for number in range(aside[0], mark.waypoints)]
-            self._set_aside.give_back(files)
+        if retired is not None:
+            # The index must not list files while they are moved: a kill here still leaves a run that checks.
+            self._write_index(b"".join(self.index.lines()[:first]))
+            files = [self.folder / waypoint_name(number) for number in range(first, cursor.waypoints)]
+            self._retired.give_back(files)
         self._write_index(content)
-        self._set_aside.clear()
-        self._remove_unindexed(mark.waypoints)
+        self._retired.clear()
+        self._remove_unindexed(cursor.waypoints)
         for waypoint in self.all():
             if not waypoint.path.exists():
                 raise LLPFError(f"{waypoint.path} is missing; cannot resume")
 
     def _write_index(self, content: bytes) -> None:
-        write_bytes(self.index.path, content)
-        self.index.forget_size()
+        self.index.replace(content)
         self._known = None
 
     def _remove_unindexed(self, count: int) -> None:
-        """Remove what a killed process or a cut left in ``waypoints/``: numbers from ``count`` on, temporary files."""
+        """Remove the files of waypoints from number ``count`` on, and temporary files."""
         if count == 0:
             self._shapes = None
         if not self.folder.exists():
@@ -272,9 +272,9 @@ class WaypointStore:
         self.index.sync()
 
     def check(self, complete: bool) -> None:
-        """Read every file: LLPFError by name where one is missing, changed, of another architecture or unknown.
+        """Read every file: LLPFError naming one that is missing, changed, of another architecture or unknown.
 
-        While a run is not ``complete``, files numbered beyond the index are what a kill -9 leaves, and are allowed.
+        A run that is not ``complete`` may have files with numbers beyond the index: a kill -9 leaves them.
         """
         known = self.all()
         if not known:

@@ -50,7 +50,7 @@ def test_create_refuses_used_folders_and_changes_nothing(finished, tmp_path):
         RunDirectory.create(tmp_path / "other", {})
     with pytest.raises(LLPFError, match=r"thesis\.tex is a file"):
         RunDirectory.create(tmp_path / "other" / "thesis.tex", {})
-    with pytest.raises(LLPFError, match=r"cannot write in .*/run: .* a file stands where a folder should be"):
+    with pytest.raises(LLPFError, match=r"cannot write in .*/run: .* there is a file where a folder is needed"):
         RunDirectory.create(tmp_path / "other" / "thesis.tex" / "sub" / "run", {})
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "other", tmp_path / "other" / "thesis.tex"])
 

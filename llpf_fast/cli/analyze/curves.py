@@ -85,7 +85,7 @@ def _check_runs(folder: Path) -> None:
     from ...path import RunDirectory
 
     for run in sorted(folder.glob("*/run.yaml")):
-        strangers = RunDirectory.open(run.parent).strangers()
+        strangers = RunDirectory.open(run.parent).foreign_files()
         if strangers:
             raise LLPFError(f"{strangers[0]} is no part of the run that would be replaced; move it away")
 
