@@ -1,4 +1,4 @@
-"""The package's exceptions and the words of their messages; optional packages, or the error that they are missing."""
+"""The package's exceptions, parts of their messages, and imports of optional packages."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 
 class LLPFError(ValueError):
-    """Wrong input or an impossible request, said in one line.
+    """Wrong input or an impossible request; the message is one line.
 
-    The message names the culprit (a file, a layer, a key, both sizes that differ) and what to do about it. The command
-    line prints it without a traceback and exits with status 2; a library user catches it, or catches ValueError.
+    It names the cause (a file, a layer, a key, both sizes that differ) and the remedy. The command line prints it
+    without a traceback and exits with status 2.
     """
 
     def __init__(self, message: object = "") -> None:
-        # A path or a user's own text may hold line breaks.
+        # Paths and texts of users may contain line breaks.
         super().__init__(" ".join(str(message).splitlines()))
 
 
@@ -67,17 +67,32 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 3, 60, 60, 
 
 
 def one_line(text: object) -> str:
+    """``str(text)`` with every run of white space as one space."""
     return " ".join(str(text).split())
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; its class where it has none."""
+    text = str(error).strip()
+    if isinstance(error, KeyError):
+        return f"KeyError {text}"
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def describe_error(error: BaseException) -> str:
+    """Class and text of an error in one line: ``KeyError: 'x'``."""
+    text = one_line(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def shown(value: object) -> str:
-    """Enough of a value to know it again, in at most some 60 characters: it may be anything, of any size."""
+    """``repr`` of a value of any size, abbreviated to 60 characters."""
     text = one_line(_SHORT.repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """``unknown recipe 'lenet-mnist'; did you mean 'lenet5-mnist-m2m'?``, or every known name where none is near."""
+    """``unknown recipe 'lenet-mnist'; did you mean 'lenet5-mnist-m2m'?``, or all known names where none is similar."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if near:

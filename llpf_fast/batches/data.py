@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
-from ..errors import LLPFError
-from ..user_code import said
+from ..errors import LLPFError, describe_error, first_line
 from .batch import (
     TARGET_NAMES,
     as_tensors,
@@ -29,7 +28,6 @@ from .batch import (
     with_dicts,
 )
 from .digest import data_digest, sample_set_digest
-from .forward import first_line
 
 #: Samples after which data without a length count as endless, where no limit is given.
 STREAM_LIMIT = 100_000
@@ -206,7 +204,7 @@ class BatchedData:
         text = str(error)
         kind = f"{type(error).__name__}: "
         at_end = text.startswith("Caught ") and text.rfind(f"\n{kind}")
-        what = " ".join(text[at_end:].split()) if at_end and at_end > 0 else said(error)
+        what = " ".join(text[at_end:].split()) if at_end and at_end > 0 else describe_error(error)
         return LLPFError(f"the {self.what}: reading a batch fails: {what}")
 
     @property

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..errors import LLPFError
+from ..errors import LLPFError, first_line
 from .precision import as_channels_last
 
 #: What a user's forward or loss function may raise on unsuitable data: anything.
@@ -116,11 +116,3 @@ def shape_of(value: Any) -> str:
     if isinstance(value, (tuple, list)) and value and all(isinstance(item, Tensor) for item in value):
         return "shapes " + ", ".join(str(list(item.shape)) for item in value)
     return f"type {type(value).__name__}"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text; its class where it has none."""
-    text = str(error).strip()
-    if isinstance(error, KeyError):
-        return f"KeyError {text}"
-    return text.splitlines()[0] if text else type(error).__name__

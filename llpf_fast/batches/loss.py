@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from ..errors import LLPFError, shown
+from ..errors import LLPFError, first_line, shown
 from ..types import LossFunction
-from .forward import FAILURES, first_line, forward, shape_of
+from .forward import FAILURES, forward, shape_of
 from .precision import Precision
 
 NO_GRADIENT = "the loss depends on no parameter that trains: are all frozen, or is there a detach in the loss?"

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches.forward import first_line
 from ..batches.loss import ForwardLoss
-from ..errors import LLPFError
+from ..errors import LLPFError, first_line
 from ..flat import FlatParameters
 from .sgd_step import SgdStep
 

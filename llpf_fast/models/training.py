@@ -17,11 +17,11 @@ from torch.optim import lr_scheduler
 
 from ..batches.batch import move_batch
 from ..batches.data import BatchedData, DatasetData, TensorData, as_data
-from ..batches.forward import first_line, forward
+from ..batches.forward import forward
 from ..batches.loss import NO_GRADIENT, LossReduction, batch_loss, chosen_loss
 from ..batches.precision import Precision, check_precision, float32_products
 from ..batches.sampling import round_key
-from ..errors import LLPFError
+from ..errors import LLPFError, first_line
 from ..types import LossFunction
 
 OptimizerName = Literal["sgd", "adamw"]
