@@ -87,8 +87,8 @@ def cpu_part(torch: tuple[Path, str, str | None]) -> Part:
     build = f"torch {version}, {first_line(*CXX, '--version')}"
     part = Part("_C", demanded=wanted("LLPF_CPP") is True, compile=core_sources([]))
     include = [f"-isystem{home}/include", f"-isystem{home}/include/torch/csrc/api/include"]
-    part.compile[ROOT / "csrc/torch/cpu.cpp"] = [*CXX, *OPTIMISE, "-O2", *STABLE_ABI, *include]
-    part.compile[ROOT / "csrc/torch/common/build.cpp"] = [*CXX, *OPTIMISE, f'-DLLPF_BUILD="{build}"']
+    part.compile[ROOT / "csrc/torch/ops.cpp"] = [*CXX, *OPTIMISE, "-O2", *STABLE_ABI, *include]
+    part.compile[ROOT / "csrc/torch/build.cpp"] = [*CXX, *OPTIMISE, f'-DLLPF_BUILD="{build}"']
     part.link = [*CXX, "-shared", f"-L{home}/lib", "-ltorch_cpu"]
     return part
 
@@ -142,9 +142,9 @@ def cuda_part(torch: tuple[Path, str, str | None]) -> Part | None:
     for source in sorted((ROOT / "csrc/core/cuda").glob("*.cu")):
         # No --use_fast_math and no contraction: the bits are those of the same functions on the CPU.
         part.compile[source] = [nvcc, "-std=c++20", "-O3", "--fmad=false", "-ccbin", CXX[0], *host, *architectures()]
-    for source in sorted((ROOT / "csrc/torch").glob("cuda*.cpp")):
+    for source in (ROOT / "csrc/torch/ops.cpp", ROOT / "csrc/torch/cuda_while.cpp"):
         part.compile[source] = [*CXX, *OPTIMISE, "-O2", *STABLE_ABI, "-DUSE_CUDA", *include]
-    part.compile[ROOT / "csrc/torch/common/build.cpp"] = [*CXX, *OPTIMISE, f'-DLLPF_BUILD="{build}"']
+    part.compile[ROOT / "csrc/torch/build.cpp"] = [*CXX, *OPTIMISE, f'-DLLPF_BUILD="{build}"']
     libraries = next((toolkit / name for name in ("lib64", "lib") if (toolkit / name).is_dir()), toolkit)
     part.link = [*CXX, "-shared", f"-L{home}/lib", f"-L{libraries}", "-ltorch_cpu", "-ltorch_cuda", "-lcudart"]
     return part if any(source.suffix == ".cu" for source in part.compile) else None

@@ -8,6 +8,7 @@ Parameters of kernels carry no types because Triton would evaluate them (hence `
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 try:
@@ -17,23 +18,14 @@ except ImportError as missing:
         "llpf_fast.kernels needs triton, which is not installed: pip install triton, or choose another backend"
     ) from missing
 
-from .affine import affine_triton
-from .coefficients import coefficients_triton
-from .draw import draw_triton
-from .loss_gate import loss_gate_triton
-from .moments import moments_triton
-from .sgd import sgd_triton
-from .tick import tick_triton
+from llpf_fast.ops.library import EAGER
+
+
+def _launcher(stem: str) -> Callable[..., Any]:
+    return getattr(import_module(f".{stem}", __name__), f"{stem}_triton")
+
 
 #: Launchers by the name of their op in ``torch.ops.llpf_fast``.
-KERNELS: dict[str, Callable[..., Any]] = {
-    "moments": moments_triton,
-    "coefficients": coefficients_triton,
-    "affine_": affine_triton,
-    "tick_": tick_triton,
-    "sgd_": sgd_triton,
-    "loss_gate_": loss_gate_triton,
-    "draw_": draw_triton,
-}
+KERNELS = {op: _launcher(op.rstrip("_")) for op in EAGER}
 
 __all__ = ["KERNELS"]

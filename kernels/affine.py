@@ -10,8 +10,8 @@ from torch import Tensor
 
 from llpf_fast.ops.affine import check_affine, inspect_affine
 
-from .flags import MASKED
-from .launch import WARPS, gate_columns, launch, paths_and_length, row_stride, walk_constants
+from .constants import MASKED
+from .launch import WARPS, launch, paths_and_length, row_columns, row_stride, walk_constants
 from .walk import chunk_of_program, is_whole, load_tile, store_tile, tile_at, tile_mask
 
 #: The largest and the smallest normal number of float32.
@@ -33,9 +33,9 @@ def launch_maps(
     segments: Tensor,
     chunks: Tensor,
     waypoint: Tensor | None,
-    gate: Tensor | None,
+    active: Tensor | None,
 ) -> None:
-    """Write a p + b d + c into p and, in the same pass, a0 p + c0 into ``waypoint`` for the paths that are open."""
+    """Write a p + b d + c into p and, in the same pass, a0 p + c0 into ``waypoint`` for the active paths."""
     paths, length = paths_and_length(p)
     launch(
         map_kernel,
@@ -47,11 +47,11 @@ def launch_maps(
         segments,
         chunks,
         waypoint,
-        gate,
+        active,
         length,
         row_stride(d, length),
         segments.shape[0],
-        GATE=gate_columns(gate, paths),
+        ACTIVE=row_columns(active, paths),
         warps=WARPS,
         **walk_constants(p),
     )
@@ -144,7 +144,9 @@ def wide_tile(
     tl.store(p + at + lane, tl.where(wide_tick, widely, new), mask=mask & moving)
 
 
-@triton.jit(do_not_specialize=["length", "d_stride", "segment_count"], do_not_specialize_on_alignment=["maps", "gate"])
+@triton.jit(
+    do_not_specialize=["length", "d_stride", "segment_count"], do_not_specialize_on_alignment=["maps", "active"]
+)
 def map_kernel(
     p,
     d,
@@ -152,11 +154,11 @@ def map_kernel(
     segments,
     chunks,
     waypoint,
-    gate,
+    active,
     length,
     d_stride,
     segment_count,
-    GATE: tl.constexpr,
+    ACTIVE: tl.constexpr,
     ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -182,8 +184,8 @@ def map_kernel(
         projects = ~((wide_a0 == 1) & (wide_c0 == 0))
         wide_projection = is_wide(wide_a0) | (tl.abs(wide_c0) > _MOST)
         wanted = size > 0
-        if GATE > 0:
-            wanted = tl.load(gate + row * GATE) != 0
+        if ACTIVE > 0:
+            wanted = tl.load(active + row * ACTIVE) != 0
     if a.dtype == tl.float32:  # noqa: SIM102, known when compiling
         if wanted & (wide_tick | wide_projection):
             wanted = size < 0

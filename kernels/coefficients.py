@@ -9,9 +9,8 @@ from torch import Tensor
 
 from llpf_fast.ops.coefficients import DEGENERATE, OF_MEAN, SMALLEST_SQUARE, check_coefficients, inspect_coefficients
 from llpf_fast.ops.library import COEFFICIENT_COLUMNS
-from llpf_fast.ops.loss_gate import OPEN
 
-from .flags import (
+from .constants import (
     COMPENSATE,
     FREE,
     HOLD,
@@ -24,7 +23,7 @@ from .flags import (
     VARIANCE_SPHERE,
 )
 from .groups import first_head, group_count, group_members, group_of, group_spread, group_total, pool
-from .launch import gate_columns, launch, row_stride
+from .launch import launch, row_columns, row_stride
 
 #: Segments a program treats at once, and members of a group a step. 64 x 8 float64 over 128 threads is 8 registers a
 #: value; one program covers LeNet5 and ResNet18, and thousands of small groups spread over many programs.
@@ -33,15 +32,13 @@ _DEGENERATE = tl.constexpr(DEGENERATE)
 _OF_MEAN = tl.constexpr(OF_MEAN)
 _SMALLEST_SQUARE = tl.constexpr(SMALLEST_SQUARE)
 
-assert OPEN == 0, "the kernels read the first column of the gate"
-
 
 def coefficients_triton(
     moments: Tensor,
     segments: Tensor,
     target_variance: Tensor,
     step: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
     radius: Tensor | None,
     *,
     destination: int,
@@ -51,13 +48,13 @@ def coefficients_triton(
     project_first: bool,
 ) -> Tensor:
     """The op :func:`llpf_fast.ops.coefficients`, same arguments and errors."""
-    check_coefficients(moments, segments, target_variance, step, gate, radius, destination, epsilon)
-    inspect_coefficients(moments, segments, target_variance, step, gate, radius, destination)
+    check_coefficients(moments, segments, target_variance, step, active, radius, destination, epsilon)
+    inspect_coefficients(moments, segments, target_variance, step, active, radius, destination)
     shape = (*moments.shape[:-1], COEFFICIENT_COLUMNS)
     # Result and workspace in one allocation.
     both = moments.new_empty((2, *shape))
     launch_coefficients(
-        moments, segments, target_variance, step, gate, radius, both[1], both[0],
+        moments, segments, target_variance, step, active, radius, both[1], both[0],
         destination=destination, epsilon=epsilon, combine_sum=combine_sum, clamp=clamp, project_first=project_first,
     )  # fmt: skip
     return both[0]
@@ -68,7 +65,7 @@ def launch_coefficients(
     segments: Tensor,
     target_variance: Tensor,
     step: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
     radius: Tensor | None,
     work: Tensor,
     out: Tensor,
@@ -90,7 +87,7 @@ def launch_coefficients(
         segments,
         target_variance,
         step,
-        gate,
+        active,
         radius,
         work,
         out,
@@ -98,7 +95,7 @@ def launch_coefficients(
         row_stride(target_variance, count),
         row_stride(step, 2),
         epsilon,
-        GATE=gate_columns(gate, paths),
+        ACTIVE=row_columns(active, paths),
         DESTINATION=int(destination),
         SUM=combine_sum,
         CLAMP=clamp,
@@ -132,7 +129,7 @@ def pooled_square(
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Squared L2 norm of each lane's variance group after its projection; each member has its own FREE flag."""
+    """Squared L2 norm of each lane's variance group after its projection; each member has its inside FREE flag."""
     squared = tl.zeros([LANES], tl.float64)
     done, most = tl.full([], 0, tl.int64), tl.max(size, 0)
     while done < most:
@@ -171,11 +168,11 @@ def project(
     """Phase 1: the moments of P, the values on their spheres, and of the way from P to the destination."""
     ABOUT_MEAN: tl.constexpr = (DESTINATION == MEAN) | (DESTINATION == VARIANCE_SPHERE)
     lane = low + tl.arange(0, LANES)
-    own = lane < end
-    flags = tl.load(segments + 5 * lane + 4, mask=own, other=0)
-    there = own & (flags & MASKED == 0)
+    inside = lane < end
+    flags = tl.load(segments + 5 * lane + 4, mask=inside, other=0)
+    there = inside & (flags & MASKED == 0)
     n = tl.load(segments + 5 * lane + 1, mask=there, other=0).to(tl.float64)
-    first, size = group_of(segments + 3, lane, own, count, WIDTH)
+    first, size = group_of(segments + 3, lane, inside, count, WIDTH)
     n_group = group_count(segments, first, size, LANES, WIDTH)
     group_mean, group_m2 = pool(moments, moments + 2, segments, first, size, n_group, LANES, WIDTH)
     mean_q = tl.load(moments + 5 * lane, mask=there, other=0.0)
@@ -221,16 +218,16 @@ def project(
     moving = there & (flags & HOLD == 0)
 
     mine, result = work + 5 * lane, out + 5 * lane
-    tl.store(mine, mean_p, mask=own)
-    tl.store(mine + 1, m2_p, mask=own)
-    tl.store(mine + 2, mean_delta, mask=own)
-    tl.store(mine + 3, c, mask=own)
-    tl.store(mine + 4, m2_delta, mask=own)
-    tl.store(result, tl.where(moving, m2_delta + n * mean_delta * mean_delta, 0.0), mask=own)
-    tl.store(result + 1, alpha, mask=own)
-    tl.store(result + 2, tl.where(there, group_mean, 0.0), mask=own)
-    tl.store(result + 3, tl.where(there, s0, 1.0), mask=own)
-    tl.store(result + 4, tl.where(there, back * group_mean, 0.0), mask=own)
+    tl.store(mine, mean_p, mask=inside)
+    tl.store(mine + 1, m2_p, mask=inside)
+    tl.store(mine + 2, mean_delta, mask=inside)
+    tl.store(mine + 3, c, mask=inside)
+    tl.store(mine + 4, m2_delta, mask=inside)
+    tl.store(result, tl.where(moving, m2_delta + n * mean_delta * mean_delta, 0.0), mask=inside)
+    tl.store(result + 1, alpha, mask=inside)
+    tl.store(result + 2, tl.where(there, group_mean, 0.0), mask=inside)
+    tl.store(result + 3, tl.where(there, s0, 1.0), mask=inside)
+    tl.store(result + 4, tl.where(there, back * group_mean, 0.0), mask=inside)
 
 
 @triton.jit
@@ -249,9 +246,9 @@ def move(
 ):
     """Phase 2: the fraction t of each distance group, and the moments of m, the moved values."""
     lane = low + tl.arange(0, LANES)
-    own = lane < end
-    flags = tl.load(segments + 5 * lane + 4, mask=own, other=0)
-    first, size = group_of(segments + 2, lane, own, count, WIDTH)
+    inside = lane < end
+    flags = tl.load(segments + 5 * lane + 4, mask=inside, other=0)
+    first, size = group_of(segments + 2, lane, inside, count, WIDTH)
     squared = group_total(out, 5, first, size, LANES, WIDTH)
     distance = tl.sqrt(squared)
     fixed, share = tl.load(step), tl.load(step + 1) * distance
@@ -263,22 +260,22 @@ def move(
     t = tl.where(flags & COMPENSATE != 0, tl.where(flags & TWICE != 0, -2.0, -1.0) * t, t)
 
     mine = work + 5 * lane
-    mean_p, m2_p = tl.load(mine, mask=own, other=0.0), tl.load(mine + 1, mask=own, other=0.0)
-    mean_delta, c = tl.load(mine + 2, mask=own, other=0.0), tl.load(mine + 3, mask=own, other=0.0)
-    m2_delta = tl.load(mine + 4, mask=own, other=0.0)
+    mean_p, m2_p = tl.load(mine, mask=inside, other=0.0), tl.load(mine + 1, mask=inside, other=0.0)
+    mean_delta, c = tl.load(mine + 2, mask=inside, other=0.0), tl.load(mine + 3, mask=inside, other=0.0)
+    m2_delta = tl.load(mine + 4, mask=inside, other=0.0)
     m2_m = m2_p + 2 * t * c + t * t * m2_delta
     mean_m = mean_p + t * mean_delta
     # What the group's variance will be summed from, but for the move's part between segments.
-    n = tl.load(segments + 5 * lane + 1, mask=own & (flags & MASKED == 0), other=0).to(tl.float64)
-    off = mean_p - tl.load(out + 5 * lane + 2, mask=own, other=0.0)
+    n = tl.load(segments + 5 * lane + 1, mask=inside & (flags & MASKED == 0), other=0).to(tl.float64)
+    off = mean_p - tl.load(out + 5 * lane + 2, mask=inside, other=0.0)
     terms = m2_p + t * t * m2_delta + n * (off * off + _OF_MEAN * (mean_p * mean_p + mean_m * mean_m))
     # A tile smaller than the program lives in several threads at once: all have read their row before one writes it.
     tl.debug_barrier()
-    tl.store(mine, mean_m, mask=own)
-    tl.store(mine + 1, tl.where(m2_m < 0, 0.0, m2_m), mask=own)
-    tl.store(mine + 2, terms, mask=own)
-    tl.store(mine + 3, t, mask=own)
-    tl.store(mine + 4, mean_m - off, mask=own)
+    tl.store(mine, mean_m, mask=inside)
+    tl.store(mine + 1, tl.where(m2_m < 0, 0.0, m2_m), mask=inside)
+    tl.store(mine + 2, terms, mask=inside)
+    tl.store(mine + 3, t, mask=inside)
+    tl.store(mine + 4, mean_m - off, mask=inside)
 
 
 @triton.jit
@@ -298,10 +295,10 @@ def rescale(
     """Phase 3: back onto the spheres, and the map itself."""
     ABOUT_MEAN: tl.constexpr = (DESTINATION == MEAN) | (DESTINATION == VARIANCE_SPHERE)
     lane = low + tl.arange(0, LANES)
-    own = lane < end
-    flags = tl.load(segments + 5 * lane + 4, mask=own, other=0)
-    there = own & (flags & MASKED == 0)
-    first, size = group_of(segments + 3, lane, own, count, WIDTH)
+    inside = lane < end
+    flags = tl.load(segments + 5 * lane + 4, mask=inside, other=0)
+    there = inside & (flags & MASKED == 0)
+    first, size = group_of(segments + 3, lane, inside, count, WIDTH)
     n_group = group_count(segments, first, size, LANES, WIDTH)
     group_mean, group_m2 = pool(work, work + 1, segments, first, size, n_group, LANES, WIDTH)
     reference = group_total(work + 2, 5, first, size, LANES, WIDTH)
@@ -311,14 +308,14 @@ def rescale(
     s = to_target(target, epsilon, n_group, group_m2, reference, fixed)
 
     result = out + 5 * lane
-    t = tl.load(work + 5 * lane + 3, mask=own, other=0.0)
-    s0, c0 = tl.load(result + 3, mask=own, other=0.0), tl.load(result + 4, mask=own, other=0.0)
+    t = tl.load(work + 5 * lane + 3, mask=inside, other=0.0)
+    s0, c0 = tl.load(result + 3, mask=inside, other=0.0), tl.load(result + 4, mask=inside, other=0.0)
     if DESTINATION == POINT:
         keep = s * (1.0 - t)
         b = s * t
         c = keep * c0 + (1.0 - s) * group_mean
     else:
-        alpha, mean_q = tl.load(result + 1, mask=own, other=0.0), tl.load(result + 2, mask=own, other=0.0)
+        alpha, mean_q = tl.load(result + 1, mask=inside, other=0.0), tl.load(result + 2, mask=inside, other=0.0)
         keep = s * (1.0 - t + t * alpha)
         b = tl.zeros([LANES], tl.float64)
         c = keep * c0
@@ -326,21 +323,21 @@ def rescale(
             c += s * t * (1.0 - alpha) * mean_q
         c += (1.0 - s) * group_mean
     tl.debug_barrier()
-    tl.store(result, tl.where(there, keep * s0, 1.0), mask=own)
-    tl.store(result + 1, tl.where(there, b, 0.0), mask=own)
-    tl.store(result + 2, tl.where(there, c, 0.0), mask=own)
+    tl.store(result, tl.where(there, keep * s0, 1.0), mask=inside)
+    tl.store(result + 1, tl.where(there, b, 0.0), mask=inside)
+    tl.store(result + 2, tl.where(there, c, 0.0), mask=inside)
 
 
 @triton.jit(
     do_not_specialize=["count", "target_stride", "step_stride"],
-    do_not_specialize_on_alignment=["moments", "target_variance", "step", "gate", "radius", "work", "out"],
+    do_not_specialize_on_alignment=["moments", "target_variance", "step", "active", "radius", "work", "out"],
 )
 def coefficient_kernel(
     moments,
     segments,
     target_variance,
     step,
-    gate,
+    active,
     radius,
     work,
     out,
@@ -348,7 +345,7 @@ def coefficient_kernel(
     target_stride,
     step_stride,
     epsilon: tl.float64,
-    GATE: tl.constexpr,
+    ACTIVE: tl.constexpr,
     DESTINATION: tl.constexpr,
     SUM: tl.constexpr,
     CLAMP: tl.constexpr,
@@ -375,10 +372,10 @@ def coefficient_kernel(
     work += 5 * row * count
     out += 5 * row * count
     target_variance += row * target_stride
-    is_open = low >= 0
-    if GATE > 0:
-        is_open = tl.load(gate + row * GATE) != 0
-    if is_open:
+    is_active = low >= 0
+    if ACTIVE > 0:
+        is_active = tl.load(active + row * ACTIVE) != 0
+    if is_active:
         begin = first_head(segments, low, count, LANES)
         if begin < tl.minimum(low + LANES, count):
             beyond = low + LANES
@@ -407,10 +404,10 @@ def coefficient_kernel(
                 at += LANES
     else:
         lane = low + tl.arange(0, LANES)
-        own = lane < count
+        inside = lane < count
         one, nothing = tl.full([LANES], 1.0, tl.float64), tl.zeros([LANES], tl.float64)
-        tl.store(out + 5 * lane, one, mask=own)
-        tl.store(out + 5 * lane + 1, nothing, mask=own)
-        tl.store(out + 5 * lane + 2, nothing, mask=own)
-        tl.store(out + 5 * lane + 3, one, mask=own)
-        tl.store(out + 5 * lane + 4, nothing, mask=own)
+        tl.store(out + 5 * lane, one, mask=inside)
+        tl.store(out + 5 * lane + 1, nothing, mask=inside)
+        tl.store(out + 5 * lane + 2, nothing, mask=inside)
+        tl.store(out + 5 * lane + 3, one, mask=inside)
+        tl.store(out + 5 * lane + 4, nothing, mask=inside)

@@ -1,7 +1,7 @@
 # mypy: allow-untyped-defs
 """Sums over neighbouring segments, a tile of segments at a time: what ``coefficients`` is built from.
 
-Lane i of a tile is segment i. It looks at the members of its own group, WIDTH at a time and always from the first
+Lane i of a tile is segment i. It reads the members of its group, WIDTH at a time and always from the first
 member on, so that all members of a group get the same bits.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .flags import MASKED
+from .constants import MASKED
 
 
 @triton.jit
@@ -30,26 +30,26 @@ def first_head(segments, low, count, LANES: tl.constexpr):
 
 
 @triton.jit
-def group_of(labels, lane, own, count, WIDTH: tl.constexpr):
+def group_of(labels, lane, inside, count, WIDTH: tl.constexpr):
     """First member and size of each lane's group; ``labels`` points at the label of segment 0.
 
     Groups are contiguous and their labels unique, so the equal labels among the next WIDTH neighbours are the next
     members. A group of at most WIDTH on either side, nearly every one, takes one step.
     """
     reach = tl.arange(0, WIDTH)[None, :]
-    mine = tl.load(labels + 5 * lane, mask=own, other=0)[:, None]
+    mine = tl.load(labels + 5 * lane, mask=inside, other=0)[:, None]
     first, last = lane, lane
     more = tl.full([], 1, tl.int64)
     while more > 0:
         left, right = first[:, None] - 1 - reach, last[:, None] + 1 + reach
-        on_left, on_right = own[:, None] & (left >= 0), own[:, None] & (right < count)
+        on_left, on_right = inside[:, None] & (left >= 0), inside[:, None] & (right < count)
         on_left = on_left & (tl.load(labels + 5 * left, mask=on_left, other=0) == mine)
         on_right = on_right & (tl.load(labels + 5 * right, mask=on_right, other=0) == mine)
         to_left, to_right = tl.sum(on_left.to(tl.int64), 1), tl.sum(on_right.to(tl.int64), 1)
         first -= to_left
         last += to_right
         more = (tl.max(tl.maximum(to_left, to_right), 0) == WIDTH).to(tl.int64)
-    return first, tl.where(own, last - first + 1, 0)
+    return first, tl.where(inside, last - first + 1, 0)
 
 
 @triton.jit

@@ -30,7 +30,7 @@ _INTERPRETED = bool(triton.knobs.runtime.interpret)
 def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, warps: int, **constants: Any) -> None:
     """Run ``kernel`` on the device and the current stream of ``like``.
 
-    Products and sums are never fused behind our back: where a fused multiply-add is wanted the kernel says ``tl.fma``,
+    Products and sums are not fused by the compiler: where a fused multiply-add is wanted the kernel says ``tl.fma``,
     so that the two ways through a chunk (whole, ragged) and two versions of Triton give the same bits.
 
     Kernels are not specialised on counts, strides or the alignment of small float64 arguments: slices of scratch begin
@@ -68,9 +68,9 @@ def row_stride(value: Tensor | None, width: int) -> int:
     return 0 if value is None or value.dim() < 2 else width
 
 
-def gate_columns(gate: Tensor | None, paths: int) -> int:
-    """Columns of a gate, one row a path whatever its shape; 0 without one."""
-    return 0 if gate is None else gate.numel() // max(paths, 1)
+def row_columns(value: Tensor | None, paths: int) -> int:
+    """Columns of a tensor with one row a path, whatever its shape; 0 without one."""
+    return 0 if value is None else value.numel() // max(paths, 1)
 
 
 def walk_constants(p: Tensor) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from llpf_fast.ops.sgd import check_sgd, inspect_sgd
 
-from .flags import FROZEN
-from .launch import WARPS, gate_columns, launch, paths_and_length, row_stride, walk_constants
+from .constants import FROZEN
+from .launch import WARPS, launch, paths_and_length, row_columns, row_stride, walk_constants
 from .walk import chunk_of_program, is_whole, load_tile, store_tile, tile_at
 
 
@@ -21,15 +21,15 @@ def sgd_triton(
     lr: Tensor,
     segments: Tensor,
     chunks: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
     *,
     momentum: float,
     weight_decay: float,
     nesterov: bool,
 ) -> None:
     """The op :func:`llpf_fast.ops.sgd_`, same arguments and errors."""
-    check_sgd(p, g, momentum_buffer, lr, segments, chunks, gate, momentum, weight_decay, nesterov)
-    inspect_sgd(p, g, momentum_buffer, lr, segments, chunks, gate)
+    check_sgd(p, g, momentum_buffer, lr, segments, chunks, active, momentum, weight_decay, nesterov)
+    inspect_sgd(p, g, momentum_buffer, lr, segments, chunks, active)
     paths, length = paths_and_length(p)
     launch(
         sgd_kernel,
@@ -41,7 +41,7 @@ def sgd_triton(
         lr,
         segments,
         chunks,
-        gate,
+        active,
         length,
         row_stride(lr, lr.shape[-1] if lr.dim() else 1),
         int(lr.dim() > 0 and lr.shape[-1] > 1),
@@ -49,7 +49,7 @@ def sgd_triton(
         weight_decay,
         DECAY=weight_decay != 0.0,
         NESTEROV=nesterov,
-        GATE=gate_columns(gate, paths),
+        ACTIVE=row_columns(active, paths),
         warps=WARPS,
         **walk_constants(p),
     )
@@ -85,7 +85,7 @@ def update_tile(
     store_tile(tile, tl.fma(-rate, direction, old).to(stored.dtype), left, VECTOR, BLOCK)
 
 
-@triton.jit(do_not_specialize=["length", "lr_row", "lr_column"], do_not_specialize_on_alignment=["lr", "gate"])
+@triton.jit(do_not_specialize=["length", "lr_row", "lr_column"], do_not_specialize_on_alignment=["lr", "active"])
 def sgd_kernel(
     p,
     g,
@@ -93,7 +93,7 @@ def sgd_kernel(
     lr,
     segments,
     chunks,
-    gate,
+    active,
     length,
     lr_row,
     lr_column,
@@ -101,7 +101,7 @@ def sgd_kernel(
     weight_decay: tl.float64,
     DECAY: tl.constexpr,
     NESTEROV: tl.constexpr,
-    GATE: tl.constexpr,
+    ACTIVE: tl.constexpr,
     ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -111,8 +111,8 @@ def sgd_kernel(
     """One chunk; scalars are rounded once to the arithmetic's type."""
     row, segment, start, size, flags = chunk_of_program(segments, chunks)
     trains = flags & FROZEN == 0
-    if GATE > 0:
-        trains = trains & (tl.load(gate + row * GATE) != 0)
+    if ACTIVE > 0:
+        trains = trains & (tl.load(active + row * ACTIVE) != 0)
     if trains:
         rate = tl.load(lr + row * lr_row + segment * lr_column).to(COMPUTE)
         beta = tl.full([], momentum, COMPUTE)

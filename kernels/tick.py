@@ -24,7 +24,7 @@ def tick_triton(
     chunks: Tensor,
     target_variance: Tensor,
     step: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
     radius: Tensor | None,
     moments_in: Tensor | None,
     waypoint: Tensor | None,
@@ -43,26 +43,23 @@ def tick_triton(
     Combining inside the coefficient kernel would save one launch, 2 us in a CUDA graph, but lets one program combine
     all members of a group one after another: 2 us each, 100 us where a whole network shares one distance.
     """
-    check_tick(
-        p, d, segments, chunks, target_variance, step, gate, radius, moments_in, waypoint, scratch, destination, epsilon
-    )  # fmt: skip
-    inspect_tick(
-        p, d, segments, chunks, target_variance, step, gate, radius, moments_in, waypoint, scratch, destination
-    )  # fmt: skip
+    tensors = (p, d, segments, chunks, target_variance, step, active, radius, moments_in, waypoint, scratch)
+    check_tick(*tensors, destination, epsilon)
+    inspect_tick(*tensors, destination)
     paths, count, pieces = rows(p), segments.shape[0], chunks.shape[0]
     scratch = scratch.view(-1)
     partial, rest = scratch[: 5 * paths * pieces], scratch[5 * paths * pieces :]
-    own, maps = rest[: MOMENT_COLUMNS * paths * count], rest[MOMENT_COLUMNS * paths * count :]
+    moments, maps = rest[: MOMENT_COLUMNS * paths * count], rest[MOMENT_COLUMNS * paths * count :]
     maps = maps[: COEFFICIENT_COLUMNS * paths * count]
     if moments_in is not None:
-        measured, work = moments_in, own
+        measured, work = moments_in, moments
     else:
-        launch_moments(p, d, segments, chunks, partial, own)
+        launch_moments(p, d, segments, chunks, partial, moments)
         # The partial sums are used up. Only a table with segments of no elements has too few of them.
-        measured = own
+        measured = moments
         work = partial if pieces >= count else torch.empty_like(maps)
     launch_coefficients(
-        measured, segments, target_variance, step, gate, radius, work, maps,
+        measured, segments, target_variance, step, active, radius, work, maps,
         destination=destination, epsilon=epsilon, combine_sum=combine_sum, clamp=clamp, project_first=project_first,
     )  # fmt: skip
-    launch_maps(p, d, maps, segments, chunks, waypoint, gate)
+    launch_maps(p, d, maps, segments, chunks, waypoint, active)

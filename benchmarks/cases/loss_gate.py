@@ -14,7 +14,7 @@ from llpf_fast.ops.loss_gate import loss_gate_eager
 from ..harness.case import OURS, Case, Contender, Cost, Prepared
 
 WINDOW = 20
-RULE: dict[str, Any] = {"threshold": 0.0, "min_rounds": WINDOW, "max_rounds": 1 << 40}
+RULE: dict[str, Any] = {"threshold": 0.0, "window": WINDOW, "max_steps": 1 << 40}
 
 
 def prepare(device: torch.device, pool: int) -> Prepared:

@@ -62,8 +62,8 @@ class Stacked(Way):
             # One path too is timed as a stack: what that costs is the point of the row.
             least=1,
             threshold=0.0,
-            min_rounds=rounds,
-            max_rounds=rounds,
+            window=rounds,
+            max_steps=rounds,
             lr=LR,
         )
         self.paths = [self.stack.take(flat) for flat in self.flats]
@@ -89,7 +89,7 @@ class InTurn(Way):
         super().__init__()
         self.flats = [FlatParameters(module) for module in modules]
         self.rounds, self.round = rounds, 0
-        rule = {"threshold": 0.0, "min_rounds": rounds, "max_rounds": rounds, "lr": LR, "precision": PRECISION}
+        rule = {"threshold": 0.0, "window": rounds, "max_steps": rounds, "lr": LR, "precision": PRECISION}
         self.corrections = [
             Correction(flat, nn.functional.cross_entropy, batches, **rule)  # type: ignore[arg-type]
             for flat in self.flats

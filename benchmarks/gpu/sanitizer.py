@@ -55,7 +55,7 @@ def main() -> int:
     given = parser.parse_args()
     emit = writer(given.to, "program", line)
     results = []
-    for argument in ARGUMENTS[given.tool] if given.device == "cuda" else ["draw"]:
+    for argument in ARGUMENTS[given.tool] if given.device == "cuda" else ["counter_randint"]:
         started = time.monotonic()
         row = {"tool": given.tool, "cases": argument or "all"} | one(given.program, given.tool, argument)
         emit(row | {"seconds": round(time.monotonic() - started, 1)})

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llpf_fast.ops.environment import describe
+from llpf_fast.ops.info import describe
 
 from ..gpu import environment as gpu
 

@@ -31,7 +31,7 @@ from llpf_fast.data import load_dataset
 from llpf_fast.find import PathFinder
 from llpf_fast.find.resume import all_settings
 from llpf_fast.models import build_model
-from llpf_fast.ops.environment import describe
+from llpf_fast.ops.info import describe
 from llpf_fast.path import load_model_file, open_path
 from llpf_fast.recipes import load_recipe
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.studies.study import ROOT, commit, option_parser, save_json, small_picture
-from llpf_fast.ops.environment import processor_name
+from llpf_fast.ops.info import processor_name
 from llpf_fast.path import RunDirectory
 from llpf_fast.report import draw_path
 from llpf_fast.verify import verify_run

@@ -29,7 +29,7 @@ from benchmarks.studies.study import CPU, option_parser, parse, save_json
 from llpf_fast.data import load_dataset
 from llpf_fast.find import PathFinder
 from llpf_fast.models import build_model
-from llpf_fast.ops.environment import describe
+from llpf_fast.ops.info import describe
 from llpf_fast.path import RunDirectory, load_model_file
 from llpf_fast.recipes import load_recipe
 from llpf_fast.verify import verify_run

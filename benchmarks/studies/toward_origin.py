@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from benchmarks.studies.study import WORK, commit, option_parser, parse, save_json
 from llpf_fast.data import load_dataset
 from llpf_fast.models import accuracy, build_model
-from llpf_fast.ops.environment import describe
+from llpf_fast.ops.info import describe
 from llpf_fast.path import RunDirectory
 
 POINTS = 16

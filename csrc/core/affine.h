@@ -1,9 +1,10 @@
 #pragma once
 
+#include "arguments.h"
 #include "convert.h"
 #include "macros.h"
 
-// x = a p + b d + c for one segment.
+// `affine_`: x = a p + b d + c, one map a segment.
 namespace llpf {
 
 /// A segment's map, rounded once to the type of the elementwise arithmetic.
@@ -55,6 +56,37 @@ LLPF_HD P widely(const Map<double>& map, P p, const D* d) {
   const double value = widen(p);
   return narrow<P>(static_cast<Compute<P>>(
       d != nullptr && map.reads_destination() ? map(value, static_cast<double>(widen(*d))) : map(value)));
+}
+
+struct AffineArguments {
+  Values values;
+  Table table;
+  const double* coefficients;  // [paths, S, 5]
+
+  template <class A>
+  static AffineArguments of(const A& p, const std::optional<A>& d, const A& coefficients, const A& segments,
+                            const A& chunks) {
+    constexpr auto op = "affine_";
+    check::parameters(op, p);
+    check::destination(op, p, d);
+    check::table(op, p, segments, &chunks);
+    check::per_segment(op, p, "coefficients", coefficients, segments.size(0), 5);
+    check::Memory<A>(op)
+        .writes("p", p)
+        .reads_or_is("p", "d", d)
+        .reads("coefficients", coefficients)
+        .reads("segments", segments)
+        .reads("chunks", chunks);
+    return {Values::of(p, d), table_of(segments, chunks), pointer(coefficients)};
+  }
+};
+
+namespace cpu {
+void affine(const AffineArguments& arguments, const Threads& threads);
+}
+namespace cuda {
+/// One launch.
+Error affine(const AffineArguments& arguments, Stream stream);
 }
 
 }  // namespace llpf

@@ -10,13 +10,10 @@
 #include <string_view>
 #include <type_traits>
 
-#include "coefficients.h"
 #include "convert.h"
-#include "draw.h"
-#include "table.h"
 
-// What every op checks of its arguments, for any framework and device: the rules of llpf_fast/ops/library.py, with both
-// values in the message.
+// What the ops' checks of their arguments are made of, for any framework and device: the rules of llpf_fast/ops/library.py,
+// with both values in the message.
 //
 // An array type A (torch's Tensor, the Array of csrc/python) has dim, size, sizes, strides, numel, is_contiguous and
 // data_ptr, and a specialisation of ArrayTraits.
@@ -193,37 +190,20 @@ void scratch(const char* op, const A& p, const A& segments, const A& chunks, con
   same_device(op, p, "scratch", value);
 }
 
+/// `value` must be float64 with a row for each path, of whatever shape.
 template <class A>
-void gate(const char* op, const A& like, int64_t paths, const std::optional<A>& value) {
+void row_per_path(const char* op, const A& like, int64_t paths, const char* name, const std::optional<A>& value) {
   if (!value) return;
   const bool whole = value->numel() >= paths && (paths == 0 || value->numel() % paths == 0);
-  LLPF_CHECK(element_of(*value) == Element::kFloat64 && whole, op, ": gate must be float64 with ", paths,
+  LLPF_CHECK(element_of(*value) == Element::kFloat64 && whole, op, ": ", name, " must be float64 with ", paths,
              " rows (one a path), got ", describe(*value));
-  contiguous(op, "gate", *value);
-  same_device(op, like, "gate", *value);
+  contiguous(op, name, *value);
+  same_device(op, like, name, *value);
 }
 
 /// A scalar that must be a number of at least 0.
 inline void not_negative(const char* op, const char* name, double value) {
   LLPF_CHECK(value >= 0, op, ": ", name, " must be at least 0, got ", value);
-}
-
-/// What `coefficients` and `tick_` check of their common arguments.
-template <class A>
-void rule(const char* op, const A& like, int64_t paths, int64_t segments, const A& target_variance, const A& step,
-          const std::optional<A>& gate_, const std::optional<A>& radius, int64_t destination, double epsilon) {
-  float64(op, like, "target_variance", target_variance, {{segments}, {paths, segments}});
-  float64(op, like, "step", step, {{2}, {paths, 2}});
-  gate(op, like, paths, gate_);
-  LLPF_CHECK(destination >= 0 && destination <= static_cast<int64_t>(Destination::kNormSphere), op,
-             ": destination must be one of [0, 1, 2, 3, 4, 5], got ", destination);
-  const auto kind = static_cast<Destination>(destination);
-  const bool sphere = kind == Destination::kVarianceSphere || kind == Destination::kNormSphere;
-  LLPF_CHECK(radius.has_value() == sphere, op,
-             ": radius belongs to the sphere destinations and to them only, got destination ", destination,
-             " with radius ", radius ? "given" : "missing");
-  if (radius) float64(op, like, "radius", *radius, {{segments}});
-  not_negative(op, "epsilon", epsilon);
 }
 
 inline int64_t bytes_of(Element element) {
@@ -278,150 +258,5 @@ class Memory {
   Span spans_[kMost];
   int count_ = 0;
 };
-
-// ---- whole argument lists
-
-template <class A>
-void sgd(const A& p, const A& g, const std::optional<A>& momentum_buffer, const A& lr, const A& segments,
-         const A& chunks, const std::optional<A>& gate_, double momentum, double weight_decay, bool nesterov) {
-  constexpr auto op = "sgd_";
-  parameters(op, p);
-  like(op, p, "g", g);
-  table(op, p, segments, &chunks);
-  const int64_t k = paths(p), s = segments.size(0);
-  float64(op, p, "lr", lr, {{}, {1}, {s}, {k, 1}, {k, s}});
-  not_negative(op, "momentum", momentum);
-  not_negative(op, "weight_decay", weight_decay);
-  LLPF_CHECK(momentum_buffer.has_value() == (momentum != 0.0), op,
-             ": momentum_buffer belongs to momentum != 0 and to it only, got momentum ", momentum, " with buffer ",
-             momentum_buffer ? "given" : "missing");
-  LLPF_CHECK(!nesterov || momentum != 0.0, op, ": nesterov needs momentum, got momentum ", momentum);
-  if (momentum_buffer) like(op, p, "momentum_buffer", *momentum_buffer);
-  gate(op, p, k, gate_);
-  Memory<A>(op)
-      .writes("p", p)
-      .writes("momentum_buffer", momentum_buffer)
-      .reads_or_is("p", "g", g)
-      .reads("lr", lr)
-      .reads("segments", segments)
-      .reads("chunks", chunks)
-      .reads("gate", gate_);
-}
-
-template <class A>
-void tick(const A& p, const std::optional<A>& d, const A& segments, const A& chunks, const A& target_variance,
-          const A& step, const std::optional<A>& gate_, const std::optional<A>& radius,
-          const std::optional<A>& moments_in, const std::optional<A>& waypoint, const A& scratch_,
-          int64_t destination_, double epsilon) {
-  constexpr auto op = "tick_";
-  parameters(op, p);
-  destination(op, p, d);
-  table(op, p, segments, &chunks);
-  rule(op, p, paths(p), segments.size(0), target_variance, step, gate_, radius, destination_, epsilon);
-  const bool to_point = destination_ == static_cast<int64_t>(Destination::kPoint);
-  LLPF_CHECK(d.has_value() == to_point, op, ": d belongs to destination POINT and to it only, got destination ",
-             destination_, " with d ", d ? "given" : "missing");
-  if (moments_in) per_segment(op, p, "moments_in", *moments_in, segments.size(0), kMomentColumns);
-  if (waypoint) like(op, p, "waypoint", *waypoint);
-  scratch(op, p, segments, chunks, scratch_);
-  LLPF_CHECK(!waypoint || p.numel() == 0 || waypoint->data_ptr() != p.data_ptr(), op, ": waypoint must not be p itself");
-  // The waypoint is written before d is read, so that even an exact alias would be wrong.
-  Memory<A>(op)
-      .writes("p", p)
-      .writes("waypoint", waypoint)
-      .writes("scratch", scratch_)
-      .reads_or_is("p", "d", d)
-      .reads("segments", segments)
-      .reads("chunks", chunks)
-      .reads("target_variance", target_variance)
-      .reads("step", step)
-      .reads("gate", gate_)
-      .reads("radius", radius)
-      .reads("moments_in", moments_in);
-}
-
-template <class A>
-void moments(const A& p, const std::optional<A>& d, const A& segments, const A& chunks, const A& scratch_) {
-  constexpr auto op = "moments";
-  parameters(op, p);
-  destination(op, p, d);
-  table(op, p, segments, &chunks);
-  scratch(op, p, segments, chunks, scratch_);
-  Memory<A>(op).writes("scratch", scratch_).reads("p", p).reads("d", d).reads("segments", segments).reads("chunks", chunks);
-}
-
-template <class A>
-void affine(const A& p, const std::optional<A>& d, const A& coefficients, const A& segments, const A& chunks) {
-  constexpr auto op = "affine_";
-  parameters(op, p);
-  destination(op, p, d);
-  table(op, p, segments, &chunks);
-  per_segment(op, p, "coefficients", coefficients, segments.size(0), 5);
-  Memory<A>(op)
-      .writes("p", p)
-      .reads_or_is("p", "d", d)
-      .reads("coefficients", coefficients)
-      .reads("segments", segments)
-      .reads("chunks", chunks);
-}
-
-/// Number of paths of `moments` [S, 5] or [K, S, 5].
-template <class A>
-int64_t coefficients(const A& moments, const A& segments, const A& target_variance, const A& step,
-                     const std::optional<A>& gate_, const std::optional<A>& radius, int64_t destination,
-                     double epsilon) {
-  constexpr auto op = "coefficients";
-  table(op, moments, segments, nullptr);
-  const int64_t s = segments.size(0), k = moments.dim() == 3 ? moments.size(0) : 1;
-  float64(op, moments, "moments", moments, {{s, kMomentColumns}, {k, s, kMomentColumns}});
-  rule(op, moments, k, s, target_variance, step, gate_, radius, destination, epsilon);
-  return k;
-}
-
-/// Number of paths.
-template <class A>
-int64_t loss_gate(const A& state, const A& loss, double threshold, int64_t min_rounds, int64_t max_rounds) {
-  constexpr auto op = "loss_gate_";
-  LLPF_CHECK(1 <= min_rounds && min_rounds <= max_rounds, op, ": needs 1 <= min_rounds <= max_rounds, got ", min_rounds,
-             " and ", max_rounds);
-  LLPF_CHECK(threshold == threshold, op, ": threshold must be a number, got ", threshold);
-  const int64_t width = 4 + min_rounds, k = state.dim() == 2 ? state.size(0) : 1;
-  float64(op, state, "state", state, {{width}, {k, width}});
-  LLPF_CHECK(is_floating(element_of(loss)) && loss.numel() == k && loss.is_contiguous(), op,
-             ": loss must be floating point, contiguous, with ", k, " elements, got ", describe(loss));
-  same_device(op, state, "loss", loss);
-  Memory<A>(op).writes("state", state).reads("loss", loss);
-  return k;
-}
-
-/// The rule of `draw_`; `out` is [R, B] or [K, R, B].
-template <class A, class Bounds>
-Draw draw(const A& out, const A& key, const A& first, const std::optional<A>& gate_, const Bounds& bounds) {
-  constexpr auto op = "draw_";
-  LLPF_CHECK(element_of(out) == Element::kInt64 && (out.dim() == 2 || out.dim() == 3) && out.is_contiguous(), op,
-             ": out must be contiguous int64 [R, B] or [K, R, B], got ", describe(out));
-  const int64_t k = out.dim() == 3 ? out.size(0) : 1;
-  const auto counter = [&](const char* name, const A& value) {
-    LLPF_CHECK(element_of(value) == Element::kInt64 && value.dim() < 2 && value.numel() == k && value.is_contiguous(), op,
-               ": ", name, " must be contiguous int64 with ", k, " elements, got ", describe(value));
-    same_device(op, out, name, value);
-  };
-  counter("key", key);
-  counter("first", first);
-  gate(op, out, k, gate_);
-  LLPF_CHECK(!gate_ || k == 0 || gate_->numel() > LossGate::kRounds * k, op, ": gate must be the state of loss_gate_, got ",
-             describe(*gate_));
-  Memory<A>(op).writes("out", out).reads("key", key).reads("first", first).reads("gate", gate_);
-  Draw rule{out.size(out.dim() - 2), out.size(out.dim() - 1), {}};
-  const auto count = static_cast<int64_t>(bounds.size());
-  LLPF_CHECK(count == rule.rows && 1 <= count && count <= Draw::kMostRows, op, ": bounds must be ", rule.rows,
-             " integers (at most ", Draw::kMostRows, "), got ", text(bounds));
-  for (int64_t row = 0; row < count; ++row) {
-    rule.bounds[row] = bounds[static_cast<size_t>(row)];
-    LLPF_CHECK(1 <= rule.bounds[row] && rule.bounds[row] <= int64_t{1} << 31, op,
-               ": bounds must lie between 1 and 2^31, got ", text(bounds));
-  }
-  return rule;
-}
 
 }  // namespace llpf::check

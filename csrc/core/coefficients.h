@@ -2,10 +2,11 @@
 
 #include <cmath>
 
+#include "arguments.h"
 #include "moments.h"
 #include "table.h"
 
-// From moments to one affine map a segment; the formulas are those of llpf_fast/ops/coefficients.py, sums serial in
+// `coefficients`: from moments to one affine map a segment. The formulas are those of llpf_fast/ops/coefficients.py, sums serial in
 // table order as there.
 //
 // Four stages, each a loop over the segments of one path, with a barrier between stages. A stage first summarises a
@@ -32,6 +33,16 @@ constexpr double kOfMean = 0x1p-56;
 /// A sum of squares up to this has lost digits to float64's smallest numbers and counts as 0.
 constexpr double kSmallestSquare = 0x1p-960;
 
+/// Where a tick moves to: Destination of llpf_fast/ops/flags.py; tests/ops/test_flags.py compares.
+enum class Destination : int64_t {
+  kPoint = 0,
+  kOrigin = 1,
+  kInfinity = 2,
+  kMean = 3,
+  kVarianceSphere = 4,
+  kNormSphere = 5,
+};
+
 /// The rule of one tick, the same for all paths.
 struct Rule {
   Destination destination = Destination::kPoint;
@@ -51,7 +62,7 @@ struct PathArguments {
   const double* target_variance;  // [S]
   const double* step;             // fixed length, share of the distance
   const double* radius;           // [S]
-  bool open = true;               // a closed path gets identities
+  bool active = true;             // a path that is not gets identities
 };
 
 class Coefficients {
@@ -159,7 +170,7 @@ class Coefficients {
 
   LLPF_HD void compose(int64_t s) const {
     double* row = at(s);
-    if (masked(s) || !path_.open) {
+    if (masked(s) || !path_.active) {
       row[0] = row[3] = 1.0;
       row[1] = row[2] = row[4] = 0.0;
       return;
@@ -296,5 +307,64 @@ class Coefficients {
   const PathArguments& path_;
   double* out_;
 };
+
+/// What `coefficients` and `tick_` have in common.
+struct RuleArguments {
+  Rule rule;
+  Rows target_variance, step;
+  const double* radius = nullptr;
+  Active active;
+
+  template <class A>
+  static RuleArguments of(const char* op, const A& like, int64_t paths, int64_t segments, const A& target_variance,
+                          const A& step, const std::optional<A>& active, const std::optional<A>& radius,
+                          const Rule& rule) {
+    check::float64(op, like, "target_variance", target_variance, {{segments}, {paths, segments}});
+    check::float64(op, like, "step", step, {{2}, {paths, 2}});
+    check::row_per_path(op, like, paths, "active", active);
+    const auto destination = static_cast<int64_t>(rule.destination);
+    LLPF_CHECK(destination >= 0 && destination <= static_cast<int64_t>(Destination::kNormSphere), op,
+               ": destination must be one of [0, 1, 2, 3, 4, 5], got ", destination);
+    const bool sphere =
+        rule.destination == Destination::kVarianceSphere || rule.destination == Destination::kNormSphere;
+    LLPF_CHECK(radius.has_value() == sphere, op,
+               ": radius belongs to the sphere destinations and to them only, got destination ", destination,
+               " with radius ", radius ? "given" : "missing");
+    if (radius) check::float64(op, like, "radius", *radius, {{segments}});
+    check::not_negative(op, "epsilon", rule.epsilon);
+    return {rule, Rows::of(target_variance), Rows::of(step), pointer<const double>(radius), {Rows::of(active, paths)}};
+  }
+
+  LLPF_HD PathArguments path(int64_t k, const double* moments, int64_t segment_count) const {
+    return {moments + k * segment_count * kMomentColumns, target_variance[k], step[k], radius, active(k)};
+  }
+};
+
+struct CoefficientsArguments {
+  const double* moments;  // [paths, S, 5]
+  int64_t paths;
+  Table table;  // without chunks
+  RuleArguments rule;
+
+  template <class A>
+  static CoefficientsArguments of(const A& moments, const A& segments, const A& target_variance, const A& step,
+                                  const std::optional<A>& active, const std::optional<A>& radius, const Rule& rule) {
+    constexpr auto op = "coefficients";
+    check::table(op, moments, segments, nullptr);
+    const int64_t s = segments.size(0), k = moments.dim() == 3 ? moments.size(0) : 1;
+    check::float64(op, moments, "moments", moments, {{s, kMomentColumns}, {k, s, kMomentColumns}});
+    return {pointer<const double>(moments), k, table_of(segments),
+            RuleArguments::of(op, moments, k, s, target_variance, step, active, radius, rule)};
+  }
+};
+
+/// `out` is [paths, S, 5].
+namespace cpu {
+void coefficients(const CoefficientsArguments& arguments, double* out, const Threads& threads);
+}
+namespace cuda {
+/// One launch.
+Error coefficients(const CoefficientsArguments& arguments, double* out, Stream stream);
+}
 
 }  // namespace llpf

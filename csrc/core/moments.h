@@ -1,9 +1,10 @@
 #pragma once
 
+#include "arguments.h"
 #include "convert.h"
 #include "macros.h"
 
-// Centred moments of p and delta = d - p: sums within a piece, and how pieces combine.
+// `moments`: centred moments of p and delta = d - p, as sums within a piece and a rule by which pieces combine.
 namespace llpf {
 
 /// Columns of float64 `moments[S, 5]`.
@@ -50,7 +51,7 @@ struct Shift {
   }
 };
 
-/// Sums of one lane about the shift of its piece: plain sums, so lanes of one piece combine by addition.
+/// Sums of one lane about the shift of its piece. Lanes of one piece combine by addition.
 ///
 /// float64 throughout. A difference or product of two float32 values is then (nearly) exact, so that p within 1e-6 of
 /// d, and a mean a million times the deviation, cost no digits; float32 runs would hide a variance that truly vanishes.
@@ -91,5 +92,39 @@ struct ShiftedSums {
             m2_delta < 0 ? 0 : m2_delta};
   }
 };
+
+struct MomentsArguments {
+  Values values;
+  Table table;
+  double* scratch;
+
+  template <class A>
+  static MomentsArguments of(const A& p, const std::optional<A>& d, const A& segments, const A& chunks,
+                             const A& scratch) {
+    constexpr auto op = "moments";
+    check::parameters(op, p);
+    check::destination(op, p, d);
+    check::table(op, p, segments, &chunks);
+    check::scratch(op, p, segments, chunks, scratch);
+    check::Memory<A>(op)
+        .writes("scratch", scratch)
+        .reads("p", p)
+        .reads("d", d)
+        .reads("segments", segments)
+        .reads("chunks", chunks);
+    return {Values::of(p, d), table_of(segments, chunks), pointer(scratch)};
+  }
+};
+
+/// `out` is [paths, S, 5].
+namespace cpu {
+void moments(const MomentsArguments& arguments, double* out, const Threads& threads);
+/// The moments as a GPU's block of threads computes them, lane by lane: slow, for tests.
+void moments_device_blocking(const MomentsArguments& arguments, double* out);
+}  // namespace cpu
+namespace cuda {
+/// Two launches: a block per chunk, then a block per segment.
+Error moments(const MomentsArguments& arguments, double* out, Stream stream);
+}
 
 }  // namespace llpf

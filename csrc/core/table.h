@@ -2,11 +2,20 @@
 
 #include <cstdint>
 
-#include "flags.h"
 #include "macros.h"
 
 // The segment table: which pieces a flat buffer has, which of them move together, and how kernels walk them.
 namespace llpf {
+
+/// What may happen to a segment: SegmentFlag of llpf_fast/ops/flags.py, which explains them; tests/ops/test_flags.py compares.
+enum Flag : int64_t {
+  kMasked = 1,
+  kHold = 2,
+  kCompensate = 4,
+  kTwice = 8,
+  kFree = 16,
+  kFrozen = 32,
+};
 
 /// One row of int64 `segments[S, 5]`.
 struct Segment {

@@ -1,7 +1,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "../core/cpu/checked.h"
+#include "../core/cpu/chunk.h"
+#include "../core/cpu/threads.h"
+#include "../core/loss_gate.h"
+#include "../core/sgd.h"
+#include "../core/tick.h"
 #include "array.h"
 
 // llpf_fast._core: the ops for NumPy arrays and whatever else offers the buffer protocol or DLPack on the CPU. Needs no
@@ -11,7 +15,6 @@ namespace {
 using namespace llpf;
 using namespace pybind11::literals;
 namespace py = pybind11;
-namespace checked = cpu::checked;
 using python::Array;
 
 using Object = const py::object&;
@@ -38,43 +41,54 @@ std::vector<int64_t> moments_shape(const Array& p, const Array& segments) {
 py::array moments(Object p_, Object d_, Object segments_, Object chunks_) {
   const Array p = input(p_, "p"), segments = input(segments_, "segments"), chunks = input(chunks_, "chunks");
   const Array scratch = new_scratch(p, segments, chunks);
-  return checked::moments(p, optional_input(d_, "d"), segments, chunks, scratch, cpu::Threads{},
-                          [&] { return Array::make(moments_shape(p, segments)); })
-      .made();
+  const std::optional<Array> d = optional_input(d_, "d");
+  const auto arguments = MomentsArguments::of(p, d, segments, chunks, scratch);
+  const Array out = Array::make(moments_shape(p, segments));
+  cpu::moments(arguments, pointer(out), {});
+  return out.made();
 }
 
-py::array coefficients(Object moments_, Object segments, Object target_variance, Object step, Object gate,
-                       Object radius, int64_t destination, double epsilon, bool combine_sum, bool clamp,
+py::array coefficients(Object moments_, Object segments_, Object target_variance_, Object step_, Object active_,
+                       Object radius_, int64_t destination, double epsilon, bool combine_sum, bool clamp,
                        bool project_first) {
-  const Array moments = input(moments_, "moments");
+  const Array moments = input(moments_, "moments"), segments = input(segments_, "segments");
+  const Array target_variance = input(target_variance_, "target_variance"), step = input(step_, "step");
+  const std::optional<Array> active = optional_input(active_, "active"), radius = optional_input(radius_, "radius");
   const Rule rule{static_cast<Destination>(destination), epsilon, combine_sum, clamp, project_first};
-  return checked::coefficients(moments, input(segments, "segments"), input(target_variance, "target_variance"),
-                               input(step, "step"), optional_input(gate, "gate"), optional_input(radius, "radius"),
-                               rule, [&] { return Array::make(moments.sizes()); })
-      .made();
+  const auto arguments = CoefficientsArguments::of(moments, segments, target_variance, step, active, radius, rule);
+  const Array out = Array::make(moments.sizes());
+  cpu::coefficients(arguments, pointer(out), {});
+  return out.made();
 }
 
 void affine_(Object p, Object d, Object coefficients, Object segments, Object chunks) {
-  checked::affine(output(p, "p"), optional_input(d, "d"), input(coefficients, "coefficients"),
-                  input(segments, "segments"), input(chunks, "chunks"), cpu::Threads{});
+  cpu::affine(AffineArguments::of(output(p, "p"), optional_input(d, "d"), input(coefficients, "coefficients"),
+                                  input(segments, "segments"), input(chunks, "chunks")),
+              {});
 }
 
-void tick_(Object p_, Object d, Object segments_, Object chunks_, Object target_variance, Object step, Object gate,
+void tick_(Object p_, Object d, Object segments_, Object chunks_, Object target_variance, Object step, Object active,
            Object radius, Object moments_in, Object waypoint, int64_t destination, double epsilon, bool combine_sum,
            bool clamp, bool project_first) {
   const Array p = output(p_, "p"), segments = input(segments_, "segments"), chunks = input(chunks_, "chunks");
   const Rule rule{static_cast<Destination>(destination), epsilon, combine_sum, clamp, project_first};
-  checked::tick(p, optional_input(d, "d"), segments, chunks, input(target_variance, "target_variance"),
-                input(step, "step"), optional_input(gate, "gate"), optional_input(radius, "radius"),
-                optional_input(moments_in, "moments_in"), optional_output(waypoint, "waypoint"),
-                new_scratch(p, segments, chunks), rule, cpu::Threads{});
+  cpu::tick(TickArguments::of(p, optional_input(d, "d"), segments, chunks, input(target_variance, "target_variance"),
+                              input(step, "step"), optional_input(active, "active"), optional_input(radius, "radius"),
+                              optional_input(moments_in, "moments_in"), optional_output(waypoint, "waypoint"),
+                              new_scratch(p, segments, chunks), rule),
+            {});
 }
 
-void sgd_(Object p, Object g, Object momentum_buffer, Object lr, Object segments, Object chunks, Object gate,
+void sgd_(Object p, Object g, Object momentum_buffer, Object lr, Object segments, Object chunks, Object active,
           double momentum, double weight_decay, bool nesterov) {
-  checked::sgd(output(p, "p"), input(g, "g"), optional_output(momentum_buffer, "momentum_buffer"), input(lr, "lr"),
-               input(segments, "segments"), input(chunks, "chunks"), optional_input(gate, "gate"),
-               {momentum, weight_decay, nesterov}, cpu::Threads{});
+  cpu::sgd(SgdArguments::of(output(p, "p"), input(g, "g"), optional_output(momentum_buffer, "momentum_buffer"),
+                            input(lr, "lr"), input(segments, "segments"), input(chunks, "chunks"),
+                            optional_input(active, "active"), {momentum, weight_decay, nesterov}),
+           {});
+}
+
+void loss_gate_(Object state, Object loss, double threshold, int64_t window, int64_t max_steps) {
+  cpu::loss_gate(LossGateArguments::of(output(state, "state"), input(loss, "loss"), {threshold, window, max_steps}), {});
 }
 
 /// llpf_fast.errors.LLPFError; ValueError where this module was taken out of the package.
@@ -84,10 +98,6 @@ py::object refusal() {
   } catch (const py::error_already_set&) {
     return py::reinterpret_borrow<py::object>(PyExc_ValueError);
   }
-}
-
-void loss_gate_(Object state, Object loss, double threshold, int64_t min_rounds, int64_t max_rounds) {
-  checked::loss_gate(output(state, "state"), input(loss, "loss"), {threshold, min_rounds, max_rounds});
 }
 
 }  // namespace
@@ -113,23 +123,23 @@ PYBIND11_MODULE(_core, m) {
       "Centred moments of p and d - p for every segment: float64 [S, 5], or [K, S, 5] for p [K, N].\n\n"
       "p float32, float64, float16 or bfloat16 [N] or [K, N]; d of p's dtype, or 16-bit beside float32, [N] or of p's\n"
       "shape, or None; segments int64 [S, 5]; chunks int64 [C, 3].");
-  m.def("coefficients", &coefficients, "moments"_a, "segments"_a, "target_variance"_a, "step"_a, "gate"_a = none,
+  m.def("coefficients", &coefficients, "moments"_a, "segments"_a, "target_variance"_a, "step"_a, "active"_a = none,
         "radius"_a = none, py::kw_only(), "destination"_a = 0, "epsilon"_a = 0.0, "combine_sum"_a = true,
         "clamp"_a = true, "project_first"_a = false,
         "The affine map of one tick for every segment: float64 of moments' shape, columns a, b, c, a0, c0.\n\n"
-        "moments float64 [S, 5] or [K, S, 5]; target_variance float64 [S] or [K, S]; step float64 [2] or [K, 2]; gate\n"
-        "float64, one row a path, or None; radius float64 [S] for the sphere destinations.");
+        "moments float64 [S, 5] or [K, S, 5]; target_variance float64 [S] or [K, S]; step float64 [2] or [K, 2];\n"
+        "active float64, one row a path, or None; radius float64 [S] for the sphere destinations.");
   m.def("affine_", &affine_, "p"_a, "d"_a, "coefficients"_a, "segments"_a, "chunks"_a,
         "p = a p + b d + c for every segment that is not masked; coefficients float64 [S, 5] or [K, S, 5].");
-  m.def("tick_", &tick_, "p"_a, "d"_a, "segments"_a, "chunks"_a, "target_variance"_a, "step"_a, "gate"_a = none,
+  m.def("tick_", &tick_, "p"_a, "d"_a, "segments"_a, "chunks"_a, "target_variance"_a, "step"_a, "active"_a = none,
         "radius"_a = none, "moments_in"_a = none, "waypoint"_a = none, py::kw_only(), "destination"_a = 0,
         "epsilon"_a = 0.0, "combine_sum"_a = true, "clamp"_a = true, "project_first"_a = false,
         "One LLPF tick on p, in place: moments, coefficients and affine_ together.");
-  m.def("sgd_", &sgd_, "p"_a, "g"_a, "momentum_buffer"_a, "lr"_a, "segments"_a, "chunks"_a, "gate"_a = none,
+  m.def("sgd_", &sgd_, "p"_a, "g"_a, "momentum_buffer"_a, "lr"_a, "segments"_a, "chunks"_a, "active"_a = none,
         py::kw_only(), "momentum"_a = 0.0, "weight_decay"_a = 0.0, "nesterov"_a = false,
         "torch.optim.SGD's update of every segment that is not frozen, in place; lr float64 [], [1], [S], [K, 1], [K, "
         "S].");
-  m.def("loss_gate_", &loss_gate_, "state"_a, "loss"_a, py::kw_only(), "threshold"_a, "min_rounds"_a, "max_rounds"_a,
-        "Take one batch loss a path into account; state float64 [4 + min_rounds] or [K, 4 + min_rounds].");
+  m.def("loss_gate_", &loss_gate_, "state"_a, "loss"_a, py::kw_only(), "threshold"_a, "window"_a, "max_steps"_a,
+        "Take one batch loss a path into account; state float64 [4 + window] or [K, 4 + window].");
   m.def("isa", [] { return cpu::chunk_kernels().isa; }, "The instruction set in use: plain, avx2 or avx512.");
 }

@@ -5,17 +5,18 @@
 #include <cstdlib>
 #include <type_traits>
 
-#include "../core/cuda/launch.h"
+#include "../core/counter_randint.h"
 #include "../core/cuda/while_graph.h"
+#include "../core/tick.h"
 #include "host.h"
 #include "report.h"
 
 namespace llpf::test {
 namespace {
 
-void must(cudaError_t error, const std::string& what) {
+void must(int error, const std::string& what) {
   if (error == cudaSuccess) return;
-  std::printf("CUDA error in %s: %s\n", what.c_str(), cudaGetErrorString(error));
+  std::printf("CUDA error in %s: %s\n", what.c_str(), cudaGetErrorString(static_cast<cudaError_t>(error)));
   std::exit(2);
 }
 
@@ -52,12 +53,13 @@ constexpr Dtype kDtype = std::is_same_v<T, float>      ? Dtype::kFloat32
                          : std::is_same_v<T, Bfloat16> ? Dtype::kBfloat16
                                                        : Dtype::kFloat16;
 
-/// No gate; one whose last path is closed and whose first is the last round; columns as in loss_gate_'s state.
-std::vector<HostGate> gates(int64_t paths) {
-  HostGate partly{std::vector<double>(static_cast<size_t>(paths * 4), 0.0), 4};
+/// All paths active; all but the last, by rows like those of loss_gate_'s state, in which the first path's step is the final
+/// one.
+std::vector<HostActive> choices(int64_t paths) {
+  HostActive partly{std::vector<double>(static_cast<size_t>(paths * 4), 0.0), 4};
   for (int64_t k = 0; k < paths; ++k) partly.rows[static_cast<size_t>(k * 4)] = paths == 1 || k + 1 < paths;
   partly.rows[1] = 1;
-  return {HostGate{}, partly};
+  return {HostActive{}, partly};
 }
 
 template <class P, class D>
@@ -73,16 +75,16 @@ class Checks {
   void run() {
     moments();
     for (int64_t kind = 0; kind <= 5; ++kind)
-      for (const HostGate& gate : gates(c_.paths)) tick(static_cast<Destination>(kind), gate);
+      for (const HostActive& active : choices(c_.paths)) tick(static_cast<Destination>(kind), active);
     if constexpr (std::is_same_v<P, D>)  // the update has no d
-      for (const HostGate& gate : gates(c_.paths))
-        for (const double momentum : {0.0, 0.9}) sgd(gate, momentum);
+      for (const HostActive& active : choices(c_.paths))
+        for (const double momentum : {0.0, 0.9}) sgd(active, momentum);
   }
 
   /// What joins chunks, once.
   void run_joins() {
     moments();
-    tick(Destination::kPoint, HostGate{});
+    tick(Destination::kPoint, HostActive{});
   }
 
  private:
@@ -94,7 +96,7 @@ class Checks {
     return OnDevice<double>(nans(c_.paths * (5 * host_.chunk_count + 10 * host_.segment_count)));
   }
 
-  cuda::Values values(P* p, bool with_d) const {
+  Values values(P* p, bool with_d) const {
     return {p, kDtype<P>, c_.paths, c_.numel, with_d ? d_device_.data() : nullptr, kDtype<D>, c_.d_shared};
   }
   const D* d_row(int64_t k, bool with_d) const { return with_d ? d_.data() + k * c_.d_stride() : nullptr; }
@@ -111,15 +113,15 @@ class Checks {
     for (const bool with_d : {true, false}) {
       const OnDevice<P> p(p_);
       const OnDevice<double> scratch = this->scratch(), out(nans(rows() * kMomentColumns));
-      must(cuda::moments(values(p.data(), with_d), table_, scratch.data(), out.data(), nullptr), "moments");
+      must(cuda::moments({values(p.data(), with_d), table_, scratch.data()}, out.data(), nullptr), "moments");
       report_.same_bits(out.host(), host_moments(p_, with_d), label_ + ", moments " + (with_d ? "with d" : "without d"));
     }
   }
 
   /// Coefficients, affine and the tick in every plan.
-  void tick(Destination destination, const HostGate& gate) {
+  void tick(Destination destination, const HostActive& active) {
     const std::string label = label_ + ", destination " + std::to_string(static_cast<int>(destination)) +
-                              (gate.rows.empty() ? "" : ", gated");
+                              (active.rows.empty() ? "" : ", some paths");
     const bool with_d = destination == Destination::kPoint;
     const bool sphere = destination == Destination::kVarianceSphere || destination == Destination::kNormSphere;
     Rule rule;
@@ -135,31 +137,29 @@ class Checks {
     const std::vector<P> before_record = recorded;
     for (int64_t k = 0; k < c_.paths; ++k) {
       const PathArguments path{measured.data() + k * count * kMomentColumns, target_.data() + k * count, kStep,
-                               sphere ? radius_.data() : nullptr, gate.open(k)};
+                               sphere ? radius_.data() : nullptr, active(k)};
       double* const mine = maps.data() + k * count * kCoefficientColumns;
       Coefficients(host_, rule, path, mine).run({0, count});
       const int64_t row = k * c_.numel;
       write(host_, mine, affined.data() + row, d_row(k, with_d), static_cast<P*>(nullptr));
-      if (gate.open(k)) write(host_, mine, ticked.data() + row, d_row(k, with_d), recorded.data() + row);
+      if (active(k)) write(host_, mine, ticked.data() + row, d_row(k, with_d), recorded.data() + row);
     }
 
-    const OnDevice<double> gate_device(gate.rows.empty() ? std::vector<double>{0.0} : gate.rows);
-    const cuda::RuleArguments arguments{
+    const OnDevice<double> active_device(active.rows.empty() ? std::vector<double>{0.0} : active.rows);
+    const RuleArguments arguments{
         .rule = rule,
-        .target_variance = target_device_.data(),
-        .target_variance_stride = count,
-        .step = step_device_.data(),
-        .step_stride = 0,
+        .target_variance = {target_device_.data(), count},
+        .step = {step_device_.data(), 0},
         .radius = sphere ? radius_device_.data() : nullptr,
-        .gate = gate.rows.empty() ? cuda::Gate{} : cuda::Gate{gate_device.data(), gate.columns},
+        .active = active.rows.empty() ? Active{} : Active{{active_device.data(), active.columns}},
     };
     const OnDevice<double> moments_device(measured), maps_device(nans(rows() * kCoefficientColumns));
-    must(cuda::coefficients(moments_device.data(), c_.paths, table_, arguments, maps_device.data(), nullptr),
+    must(cuda::coefficients({moments_device.data(), c_.paths, table_, arguments}, maps_device.data(), nullptr),
          "coefficients");
     report_.same_bits(maps_device.host(), maps, label + ", coefficients");
 
     const OnDevice<P> p(p_);
-    must(cuda::affine(values(p.data(), with_d), table_, maps_device.data(), nullptr), "affine");
+    must(cuda::affine({values(p.data(), with_d), table_, maps_device.data()}, nullptr), "affine");
     report_.same_bits(p.host(), affined, label + ", affine");
 
     struct Plan {
@@ -174,45 +174,45 @@ class Checks {
                              Plan{"from moments", cuda::TickPlan::kChoose, true, true}}) {
       const OnDevice<P> moved(p_), waypoint(before_record);
       const OnDevice<double> scratch = this->scratch();
-      must(cuda::tick(values(moved.data(), with_d), table_, arguments, plan.moments_in ? moments_device.data() : nullptr,
-                      plan.records ? waypoint.data() : nullptr, scratch.data(), plan.plan, nullptr),
+      must(cuda::tick({values(moved.data(), with_d), table_, arguments, plan.moments_in ? moments_device.data() : nullptr,
+                       plan.records ? waypoint.data() : nullptr, scratch.data()},
+                      nullptr, plan.plan),
            plan.name);
       report_.same_bits(moved.host(), ticked, label + ", tick " + plan.name);
       report_.same_bits(waypoint.host(), plan.records ? recorded : before_record, label + ", waypoint " + plan.name);
     }
   }
 
-  void sgd(const HostGate& gate, double momentum) {
+  void sgd(const HostActive& active, double momentum) {
     const std::string label =
-        label_ + ", sgd" + (momentum == 0 ? "" : " with momentum") + (gate.rows.empty() ? "" : ", gated");
+        label_ + ", sgd" + (momentum == 0 ? "" : " with momentum") + (active.rows.empty() ? "" : ", some paths");
     const double decay = 1e-3;
     const bool nesterov = momentum != 0;
     const auto g = random_values<P>(c_, c_.paths, 8);
     const auto rates = random_by_group(c_, c_.paths, 9);
     std::vector<P> p = p_, buffer = random_values<P>(c_, c_.paths, 10);
     const std::vector<P> before = buffer;
-    const auto rule = SgdRule<Compute<P>>::of(momentum, decay, nesterov);
+    const auto rule = SgdRule<Compute<P>>::of({momentum, decay, nesterov});
     for (int64_t k = 0; k < c_.paths; ++k) {
-      if (!gate.open(k)) continue;
+      if (!active(k)) continue;
       const int64_t row = k * c_.numel;
       test::sgd(host_, rule, rates.data() + k * host_.segment_count, p.data() + row, g.data() + row,
                 momentum == 0 ? nullptr : buffer.data() + row);
     }
 
     const OnDevice<P> p_device(p_), g_device(g), buffer_device(before);
-    const OnDevice<double> rates_device(rates), gate_device(gate.rows.empty() ? std::vector<double>{0.0} : gate.rows);
-    const cuda::SgdArguments arguments{
+    const OnDevice<double> rates_device(rates), active_device(active.rows.empty() ? std::vector<double>{0.0} : active.rows);
+    const SgdArguments arguments{
+        .values = values(p_device.data(), false),
+        .table = table_,
         .g = g_device.data(),
         .momentum_buffer = momentum == 0 ? nullptr : buffer_device.data(),
-        .rates = rates_device.data(),
-        .path_stride = host_.segment_count,
-        .segment_stride = 1,
-        .momentum = momentum,
-        .weight_decay = decay,
-        .nesterov = nesterov,
-        .gate = gate.rows.empty() ? cuda::Gate{} : cuda::Gate{gate_device.data(), gate.columns},
+        .rates = {rates_device.data(), host_.segment_count},
+        .rate_stride = 1,
+        .rule = {momentum, decay, nesterov},
+        .active = active.rows.empty() ? Active{} : Active{{active_device.data(), active.columns}},
     };
-    must(cuda::sgd(values(p_device.data(), false), table_, arguments, nullptr), "sgd");
+    must(cuda::sgd(arguments, nullptr), "sgd");
     report_.same_bits(p_device.host(), p, label + ", p");
     report_.same_bits(buffer_device.host(), buffer, label + ", momentum buffer");
   }
@@ -233,44 +233,47 @@ class Checks {
   const OnDevice<double> radius_device_, step_device_;
 };
 
-/// Ten losses for each of three paths, which close at different rounds.
+/// Ten losses for each of three paths, which close at different steps.
 void check_loss_gate(Report& report) {
-  constexpr int64_t kPaths = 3, kRounds = 2;
-  const LossGate rule{0.5, kRounds, 6};
-  const int64_t width = LossGate::kWindow + kRounds;
+  constexpr int64_t kPaths = 3, kLosses = 2;
+  const LossGate rule{0.5, kLosses, 6};
+  const int64_t width = LossGate::kWindow + kLosses;
   std::vector<double> state(static_cast<size_t>(kPaths * width), 0.0);
   for (int64_t k = 0; k < kPaths; ++k) state[static_cast<size_t>(k * width)] = 1;
   const OnDevice<double> device(state);
-  for (int round = 0; round < 10; ++round) {
-    const std::vector<float> loss = {1.0f / static_cast<float>(round + 1), 2.0f, round < 3 ? INFINITY : 0.25f};
+  for (int step = 0; step < 10; ++step) {
+    const std::vector<float> loss = {1.0f / static_cast<float>(step + 1), 2.0f, step < 3 ? INFINITY : 0.25f};
     const OnDevice<float> loss_device(loss);
-    must(cuda::loss_gate(device.data(), loss_device.data(), Dtype::kFloat32, kPaths, rule, nullptr), "loss_gate");
+    must(cuda::loss_gate({device.data(), loss_device.data(), Dtype::kFloat32, kPaths, rule}, nullptr), "loss_gate");
     for (int64_t k = 0; k < kPaths; ++k) rule(&state[static_cast<size_t>(k * width)], loss[static_cast<size_t>(k)]);
-    report.same_bits(device.host(), state, "loss gate after round " + std::to_string(round));
+    report.same_bits(device.host(), state, "loss gate after step " + std::to_string(step));
   }
 }
 
-/// Two paths, with and without a gate, over more columns than a block has.
-void check_draw(Report& report) {
+/// Two paths, with and without a state, over more columns than a block has.
+void check_counter_randint(Report& report) {
   constexpr int64_t kPaths = 2, kWidth = LossGate::kWindow + 1;
-  const Draw rule{3, 300, {60000, int64_t{1} << 31, 5}};
+  const CounterRandint rule{3, 300, {60000, int64_t{1} << 31, 5}};
   const std::vector<int64_t> key{0xFEDCBA98, 3}, first{(int64_t{1} << 32) + 5, 7};
-  const std::vector<double> gate{1, 0, 9, 0, 0, 0, 0, 2, 0, 0};
+  const std::vector<double> state{1, 0, 9, 0, 0, 0, 0, 2, 0, 0};
   const OnDevice<int64_t> key_device(key), first_device(first);
-  const OnDevice<double> gate_device(gate);
-  for (const bool gated : {false, true}) {
+  const OnDevice<double> state_device(state);
+  for (const bool with_state : {false, true}) {
     const std::vector<int64_t> poison(static_cast<size_t>(kPaths * rule.rows * rule.columns), -1);
     const OnDevice<int64_t> out(poison);
-    must(cuda::draw(rule, out.data(), key_device.data(), first_device.data(),
-                    gated ? cuda::Gate{gate_device.data(), kWidth} : cuda::Gate{}, kPaths, nullptr), "draw");
+    must(cuda::counter_randint({rule, out.data(), key_device.data(), first_device.data(),
+                                with_state ? Rows{state_device.data(), kWidth} : Rows{}, kPaths},
+                               nullptr),
+         "counter_randint");
     std::vector<int64_t> want;
     for (int64_t k = 0; k < kPaths; ++k) {
       const auto at = static_cast<size_t>(k);
-      const int64_t round = Draw::round(first[at], gated ? &gate[at * kWidth] : nullptr);
+      const int64_t round = CounterRandint::round(first[at], with_state ? &state[at * kWidth] : nullptr);
       for (int64_t row = 0; row < rule.rows; ++row)
-        for (int64_t i = 0; i < rule.columns; ++i) want.push_back(rule.element(Draw::stream(key[at], round, row), row, i));
+        for (int64_t i = 0; i < rule.columns; ++i)
+          want.push_back(rule.element(CounterRandint::stream(key[at], round, row), row, i));
     }
-    report.same_bits(out.host(), want, gated ? "draw with a gate" : "draw without a gate");
+    report.same_bits(out.host(), want, with_state ? "integers with a state" : "integers without a state");
   }
 }
 
@@ -286,8 +289,8 @@ cudaGraph_t captured(cudaStream_t stream, F&& queue) {
 
 /// One launch that repeats `loss_gate` until no gate goes on: how often, and with which bits in the state.
 void check_while(Report& report) {
-  constexpr int64_t kPaths = 2, kRounds = 3, kWidth = LossGate::kWindow + kRounds;
-  const LossGate rule{0.5, kRounds, 7};
+  constexpr int64_t kPaths = 2, kLosses = 3, kWidth = LossGate::kWindow + kLosses;
+  const LossGate rule{0.5, kLosses, 7};
   struct Run {
     const char* name;
     std::vector<float> loss;
@@ -297,7 +300,7 @@ void check_while(Report& report) {
   cudaStream_t stream = nullptr;
   must(cudaStreamCreate(&stream), "cudaStreamCreate");
   for (const Run& run : {Run{"both meet the threshold", {0.25f, 0.125f}, 100, 3, 0},
-                         Run{"one goes on to the last round", {0.25f, 2.0f}, 100, 7, 0},
+                         Run{"one goes on to the last step", {0.25f, 2.0f}, 100, 7, 0},
                          Run{"neither is finite", {INFINITY, INFINITY}, 100, 1, 0},
                          Run{"one is not finite", {INFINITY, 0.25f}, 100, 3, 0},
                          Run{"the count ends it", {2.0f, 2.0f}, 4, 4, 3}}) {
@@ -307,10 +310,10 @@ void check_while(Report& report) {
     const OnDevice<float> loss(run.loss);
     const OnDevice<int64_t> left(std::vector<int64_t>{-1});
     const cudaGraph_t body = captured(stream, [&] {
-      must(cuda::loss_gate(device.data(), loss.data(), Dtype::kFloat32, kPaths, rule, stream), "loss_gate in a capture");
+      must(cuda::loss_gate({device.data(), loss.data(), Dtype::kFloat32, kPaths, rule}, stream), "loss_gate in a capture");
     });
     cuda::WhileGraph graph;
-    must(cuda::make_while(body, {device.data(), kPaths, kRounds, run.allowed, left.data()}, graph), "make_while");
+    must(cuda::make_while(body, {device.data(), kPaths, kLosses, run.allowed, left.data()}, graph), "make_while");
     must(cudaGraphDestroy(body), "cudaGraphDestroy");
     for (const int64_t iterations : {run.first, run.second}) {
       for (int64_t i = 0; i < iterations; ++i)
@@ -350,7 +353,7 @@ int main(int argc, char** argv) {
   }
   Report report;
   check_loss_gate(report);
-  check_draw(report);
+  check_counter_randint(report);
   if (argc < 2 || std::string(argv[1]) == "while") check_while(report);
   if (argc < 2 || std::string(argv[1]) == "rows") {
     const Case c = long_rows();

@@ -12,11 +12,11 @@
 // What the CUDA kernels must compute, bit for bit: their blocking run lane by lane on the host, by the same functions.
 namespace llpf::test {
 
-/// The gate rows of a call; empty: every path is open.
-struct HostGate {
+/// The rows of `active` of a call; empty: every path is active.
+struct HostActive {
   std::vector<double> rows;
   int64_t columns = 1;
-  bool open(int64_t k) const { return rows.empty() || rows[k * columns] != 0; }
+  bool operator()(int64_t k) const { return rows.empty() || rows[k * columns] != 0; }
 };
 
 template <class P, class D>

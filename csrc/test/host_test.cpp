@@ -1,5 +1,5 @@
 // The GPU's blocking, run on a CPU: against plain sums in long double, and against what a tick promises. No GPU, no torch.
-#include "../core/draw.h"
+#include "../core/counter_randint.h"
 
 #include "host.h"
 #include "report.h"
@@ -123,23 +123,23 @@ void check_goes_on(Report& report) {
 /// A number of rounds that is none closes the row, shows in its mean, and moves nothing beside it.
 void check_damaged_gate(Report& report) {
   const double infinite = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
-  for (const double rounds : {nan, infinite, -infinite, -1.0, 0.5, 0x1p54, -1e300, 1e300}) {
+  for (const double steps : {nan, infinite, -infinite, -1.0, 0.5, 0x1p54, -1e300, 1e300}) {
     std::vector<double> memory(64, 7.0);
     double* state = memory.data() + 29;
-    state[LossGate::kOpen] = 1;
-    state[LossGate::kLast] = 0;
-    state[LossGate::kRounds] = rounds;
+    state[LossGate::kActive] = 1;
+    state[LossGate::kFinal] = 0;
+    state[LossGate::kSteps] = steps;
     std::vector<double> want = memory;
-    want[29 + LossGate::kOpen] = 0;
+    want[29 + LossGate::kActive] = 0;
     want[29 + LossGate::kMean] = LossGate::kNaN;
-    const std::string label = "gate after " + std::to_string(rounds) + " rounds";
+    const std::string label = "gate after " + std::to_string(steps) + " steps";
     report.expect(!LossGate::goes_on(state, 2), label + " goes on");
     LossGate{0.1, 2, 9}(state, 0.5);
     report.same_bits(memory, want, label);
-    report.expect(Draw::round(5, memory.data() + 29) == 5, label + ", drawn");
+    report.expect(CounterRandint::round(5, memory.data() + 29) == 5, label + ", round");
   }
   const double counted[] = {1, 0, 9, 0.1};
-  report.expect(Draw::round(5, counted) == 14 && Draw::round(5, nullptr) == 5, "rounds of a draw");
+  report.expect(CounterRandint::round(5, counted) == 14 && CounterRandint::round(5, nullptr) == 5, "the round counts the steps of a state");
 }
 
 }  // namespace

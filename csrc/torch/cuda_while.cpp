@@ -13,8 +13,8 @@ using llpf::cuda::WhileGraph;
 
 namespace {
 
-/// The runtime remembers a failure for whoever asks next, and torch asks after its own launches.
-cudaError_t told(cudaError_t error) {
+/// Clears the runtime's last error, which torch would otherwise report after a launch of its own.
+cudaError_t take_error(cudaError_t error) {
   if (error != cudaSuccess) static_cast<void>(cudaGetLastError());
   return error;
 }
@@ -25,17 +25,17 @@ cudaError_t told(cudaError_t error) {
 LLPF_EXPORT const char* llpf_while_unsupported() { return llpf::cuda::while_unsupported(); }
 
 /// A new graph in `*out`; 0, or the CUDA error that prevented it.
-LLPF_EXPORT int llpf_while_make(void* body, const double* state, int64_t paths, int64_t min_rounds, int64_t most,
+LLPF_EXPORT int llpf_while_make(void* body, const double* state, int64_t paths, int64_t window, int64_t most,
                                 int64_t* left, void** out) {
   auto graph = std::make_unique<WhileGraph>();
   const cudaError_t error =
-      llpf::cuda::make_while(static_cast<cudaGraph_t>(body), {state, paths, min_rounds, most, left}, *graph);
+      llpf::cuda::make_while(static_cast<cudaGraph_t>(body), {state, paths, window, most, left}, *graph);
   if (error == cudaSuccess) *out = graph.release();
-  return told(error);
+  return take_error(error);
 }
 
 LLPF_EXPORT int llpf_while_launch(const void* graph, void* stream) {
-  return told(llpf::cuda::launch(*static_cast<const WhileGraph*>(graph), static_cast<cudaStream_t>(stream)));
+  return take_error(llpf::cuda::launch(*static_cast<const WhileGraph*>(graph), static_cast<cudaStream_t>(stream)));
 }
 
 LLPF_EXPORT void llpf_while_destroy(void* graph) {

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..batches.sampling import random_bits, round_key
 from ..errors import LLPFError
-from ..ops.environment import describe
+from ..ops.info import describe
 from ..path import RunDirectory, state_digest
 from ..path.run_directory import FORMAT
 from ..types import ProgressCallback

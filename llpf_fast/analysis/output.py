@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..ops.environment import describe
+from ..ops.info import describe
 from ..path.durable import write_bytes, write_json, writing
 from ..path.plain_values import finite_or_none, to_plain
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..errors import LLPFError
-from ..ops.draw import hash32
+from ..ops.counter_randint import hash32
 from .batch import first_tensor, move_batch
 from .data import BatchedData, Data, DatasetData, TensorData, as_data
 from .loss import LossReduction
@@ -26,7 +26,7 @@ _REDRAWS = 1000
 
 
 def hash32_int(value: int) -> int:
-    """:func:`~llpf_fast.ops.draw.hash32` of one Python integer."""
+    """:func:`~llpf_fast.ops.counter_randint.hash32` of one Python integer."""
     value &= _MASK32
     value = (value ^ (value >> 16)) * 0x7FEB352D & _MASK32
     value = (value ^ (value >> 15)) * 0x846CA68B & _MASK32
@@ -34,7 +34,7 @@ def hash32_int(value: int) -> int:
 
 
 def stream_key(seed: int, path: int) -> int:
-    """The 32-bit key of a path's batches: ``key`` of :func:`llpf_fast.ops.draw_`."""
+    """The 32-bit key of a path's batches: ``key`` of :func:`llpf_fast.ops.counter_randint_`."""
     return _absorb(hash32_int(seed ^ 0x9E3779B9), seed >> 32, path)
 
 
@@ -171,7 +171,7 @@ class IndexedBatches:
         paths = len(first)
         draws = self._draws.new_empty(paths, *self._draws.shape)
         key = self._key.repeat(paths)
-        torch.ops.llpf_fast.draw_.default(draws, key, first, gate, bounds=self._bounds)
+        torch.ops.llpf_fast.counter_randint_.default(draws, key, first, gate, bounds=self._bounds)
         inputs, targets = self._samples(draws[:, 0].reshape(-1))
         if self._apply is not None:
             inputs = self._apply(inputs, draws[:, 1:].transpose(0, 1).flatten(1))
@@ -180,7 +180,7 @@ class IndexedBatches:
         return pytree.tree_map(lambda leaf: leaf.unflatten(0, (paths, -1)), (inputs, targets))
 
     def _draw(self, gate: Tensor | None, round_: int) -> tuple[Any, Any]:
-        torch.ops.llpf_fast.draw_.default(self._draws, self._key, self._first, gate, bounds=self._bounds)
+        torch.ops.llpf_fast.counter_randint_.default(self._draws, self._key, self._first, gate, bounds=self._bounds)
         return self._select(self._draws, round_)
 
     def _select(self, draws: Tensor, round_: int) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from ..batches.precision import Precision, check_precision, float32_products
 from ..batches.sampling import Batches, IndexedBatches
 from ..errors import LLPFError
 from ..flat import FlatParameters
-from ..ops.loss_gate import LAST, MEAN, WINDOW
+from ..ops.loss_gate import FINAL, MEAN, WINDOW
 from ..types import LossFunction
 from .graphs import GateReading, GraphRunner, NotCapturableError, as_cuda_graph, as_while_graph
 from .optimizer_step import OptimizerStep
@@ -109,7 +109,7 @@ class Correction:
         self._keep_momentum = keep_momentum
         self.momentum_buffer = torch.zeros_like(flat.data) if momentum and optimizer is None else None
         self._fresh = ops.gate_state(min_rounds, device=device)
-        self._rule = {"threshold": threshold, "min_rounds": min_rounds, "max_rounds": max_rounds}
+        self._rule = {"threshold": threshold, "window": min_rounds, "max_steps": max_rounds}
         self._step = SgdStep(
             flat,
             self._passes,
@@ -222,7 +222,7 @@ class Correction:
 
     def _in_turn(self, first_round: int) -> GateReading:
         batches, rounds, state = 0, 0, self._step.state
-        window, most = int(self._rule["min_rounds"]), self._rule["max_rounds"]
+        window, most = int(self._rule["window"]), self._rule["max_steps"]
         while True:
             rounds += self._iterate(first_round + batches)
             # One transfer an iteration: decision, mean and newest loss.
@@ -231,7 +231,7 @@ class Correction:
             batches += 1
             if not math.isfinite(newest):
                 return GateReading(rounds, newest, closed=False, finite=False)
-            if values[LAST] or (batches >= window and rounds >= most):
+            if values[FINAL] or (batches >= window and rounds >= most):
                 return GateReading(rounds, values[MEAN], closed=True, finite=True)
 
     def _iterate(self, round_: int) -> int:

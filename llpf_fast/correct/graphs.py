@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import LLPFError
 from ..ops.backend import FILES, load_failure
-from ..ops.loss_gate import LAST, MEAN, OPEN, ROUNDS, WINDOW
+from ..ops.loss_gate import ACTIVE, FINAL, MEAN, STEPS, WINDOW
 from .sgd_step import SgdStep
 from .snapshots import RngSnapshot
 
@@ -200,7 +200,7 @@ def as_while_graph(step: SgdStep) -> Callable[[], None]:
     graph = capture(step, step.flat.data.device, keep_graph=reason is None)
     if reason is None:
         try:
-            return WhileGraph(graph, step.state, min_rounds=rule["min_rounds"], max_rounds=rule["max_rounds"])
+            return WhileGraph(graph, step.state, min_rounds=rule["window"], max_rounds=rule["max_steps"])
         except LLPFError as error:
             reason = str(error)
     warnings.warn(f"correction.capture is while, but {reason}; the host queues replays instead", stacklevel=2)
@@ -273,7 +273,7 @@ class GraphRunner:
             LLPFError: a replay that is to end by itself left the gate open.
         """
         assert self._replay is not None
-        least, most = self._step.rule["min_rounds"], self._step.rule["max_rounds"]
+        least, most = self._step.rule["window"], self._step.rule["max_steps"]
         whole = isinstance(self._replay, LoopingReplay)
         block = 1 if whole else least
         while True:
@@ -295,9 +295,9 @@ class GraphRunner:
             self._seen.copy_(state, non_blocking=True)
             torch.cuda.current_stream(state.device).synchronize()
         values = self._seen.tolist()
-        rounds = int(values[ROUNDS])
+        rounds = int(values[STEPS])
         for round_ in range(max(0, rounds - window), rounds):
             loss = values[WINDOW + round_ % window]
             if not math.isfinite(loss):
                 return GateReading(round_ + 1, loss, closed=False, finite=False)
-        return GateReading(rounds, values[MEAN], closed=values[OPEN] == 0 or values[LAST] != 0, finite=True)
+        return GateReading(rounds, values[MEAN], closed=values[ACTIVE] == 0 or values[FINAL] != 0, finite=True)

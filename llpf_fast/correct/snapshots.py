@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LLPFError
-from ..ops.loss_gate import OPEN
+from ..ops.loss_gate import ACTIVE
 
 
 class BufferSnapshot:
@@ -64,7 +64,7 @@ class BufferSnapshot:
         """Go back to the values kept where the gate's ``state`` says that this iteration did not count."""
         if not self._now:
             return
-        is_open = state[OPEN] != 0
+        is_open = state[ACTIVE] != 0
         for kept, now in zip(self._kept, self._now, strict=True):
             torch.where(is_open, now, kept, out=now)
 

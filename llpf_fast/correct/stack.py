@@ -16,7 +16,7 @@ from ..batches.loss import NO_GRADIENT, compute_loss
 from ..batches.sampling import IndexedBatches
 from ..errors import LLPFError
 from ..flat import FlatParameters, copied
-from ..ops.loss_gate import OPEN
+from ..ops.loss_gate import ACTIVE
 from ..types import LossFunction
 
 
@@ -175,7 +175,7 @@ class StackedStep:
     ) -> None:
         self.stack = ParameterStack(flat, loss_fn, rows)
         self._batches = batches
-        self.rule = {"threshold": threshold, "min_rounds": min_rounds, "max_rounds": max_rounds}
+        self.rule = {"threshold": threshold, "window": min_rounds, "max_steps": max_rounds}
         self._hyper = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
         device = flat.data.device
         self.first = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -196,7 +196,7 @@ class StackedStep:
         put_back: Callable[[Tensor], None] | None = self.stack.keep_buffers(width) if keep else None
         self._update(self.stack.passes_at_once(inputs, targets))
         if put_back is not None:
-            put_back(state[:, OPEN] != 0)
+            put_back(state[:, ACTIVE] != 0)
 
     def _update(self, losses: Tensor) -> None:
         width, stack = len(losses), self.stack

@@ -15,7 +15,7 @@ from ..batches.precision import float32_products
 from ..batches.sampling import IndexedBatches
 from ..errors import LLPFError
 from ..flat import FlatParameters
-from ..ops.loss_gate import LAST, MEAN, OPEN, ROUNDS, WINDOW
+from ..ops.loss_gate import ACTIVE, FINAL, MEAN, STEPS, WINDOW
 from ..types import LossFunction
 from .correction import Capture, CorrectionResult
 from .graphs import capture
@@ -220,13 +220,13 @@ class StackRow:
 
     def follow(self, values: list[float], rule: dict[str, float]) -> CorrectionResult | LLPFError | None:
         """What the gate's state means for this path; None where it trains on."""
-        rounds, mean, window = int(values[ROUNDS]), values[MEAN], int(rule["min_rounds"])
+        rounds, mean, window = int(values[STEPS]), values[MEAN], int(rule["window"])
         if not math.isfinite(mean):
             for round_ in range(max(0, rounds - window), rounds):
                 loss = values[WINDOW + round_ % window]
                 if not math.isfinite(loss):
                     return self._not_finite(round_ + 1, loss)
-        if values[OPEN] != 0 and not values[LAST]:
+        if values[ACTIVE] != 0 and not values[FINAL]:
             return None
         return CorrectionResult(rounds, mean, mean <= rule["threshold"])
 

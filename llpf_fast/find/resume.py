@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import LLPFError
-from ..ops.environment import describe
+from ..ops.info import describe
 from ..settings import LayerSettings
 
 

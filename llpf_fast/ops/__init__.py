@@ -1,11 +1,11 @@
-"""The kernels as torch ops: ``torch.ops.llpf_fast.*``. Importing this room needs torch and nothing else."""
+"""The kernels as torch ops: ``torch.ops.llpf_fast.*``. Importing this package needs torch and nothing else."""
 
 from .affine import affine_
-from .backend import use_backend
+from .backend import start, use_backend
 from .coefficients import coefficients
-from .draw import draw_
-from .environment import info, kernels_in_use
+from .counter_randint import counter_randint_
 from .flags import Destination, SegmentFlag
+from .info import info, kernels_in_use
 from .library import scratch_numel
 from .loss_gate import gate_state, loss_gate_
 from .moments import moments
@@ -17,7 +17,7 @@ __all__ = [
     "SegmentFlag",
     "affine_",
     "coefficients",
-    "draw_",
+    "counter_randint_",
     "gate_state",
     "info",
     "kernels_in_use",
@@ -28,3 +28,5 @@ __all__ = [
     "tick_",
     "use_backend",
 ]
+
+start()

@@ -24,7 +24,7 @@ SCHEMA = "affine_(Tensor(a!) p, Tensor? d, Tensor coefficients, Tensor segments,
 
 
 def affine_(p: Tensor, d: Tensor | None, coefficients: Tensor, segments: Tensor, chunks: Tensor) -> None:
-    """Replace every segment by a p + b d + c (DESIGN section 4; ours).
+    """Replace every segment by a p + b d + c (ours).
 
     Args:
         p: ``[N]`` or ``[K, N]``, overwritten. Padding, MASKED segments and segments whose map is exactly (1, 0, 0)
@@ -57,7 +57,7 @@ def check_affine(p: Tensor, d: Tensor | None, coefficients: Tensor, segments: Te
 
 
 def inspect_affine(p: Tensor, d: Tensor | None, coefficients: Tensor, segments: Tensor, chunks: Tensor) -> None:
-    """What only tensors with memory can be asked."""
+    """Checks that need the tensors' memory: overlaps and, on the CPU, values."""
     read = {"d": d, "coefficients": coefficients, "segments": segments, "chunks": chunks}
     check_apart("affine_", {"p": p}, read, (("p", "d"),))
     check_table_contents("affine_", p, segments, chunks)
@@ -72,8 +72,8 @@ def apply_maps(p: Tensor, d: Tensor | None, maps: Tensor, segments: Tensor, chun
     present = set(chunks[:, 0].tolist())
     p, out = p.reshape(rows(p), p.shape[-1]), out.reshape(rows(out), out.shape[-1])
 
-    def mapped(part: slice, own: Tensor, dtype: torch.dtype) -> Tensor:
-        a, b, c = (column[:, None] for column in own.to(dtype).unbind(-1))
+    def mapped(part: slice, abc: Tensor, dtype: torch.dtype) -> Tensor:
+        a, b, c = (column[:, None] for column in abc.to(dtype).unbind(-1))
         x = a * p[:, part].to(dtype) + c
         if d is not None:
             x = torch.where(b == 0, x, a * p[:, part].to(dtype) + b * d[..., part].to(dtype) + c)
@@ -82,11 +82,11 @@ def apply_maps(p: Tensor, d: Tensor | None, maps: Tensor, segments: Tensor, chun
     for s, (offset, length, _, _, flags) in enumerate(segments.tolist()):
         if s not in present or flags & SegmentFlag.MASKED:
             continue
-        part, own = slice(offset, offset + length), maps[:, s]
-        identity = (own == own.new_tensor([1.0, 0.0, 0.0])).all(-1)[:, None]
-        x = torch.where(identity, p[:, part], mapped(part, own, compute))
+        part, abc = slice(offset, offset + length), maps[:, s]
+        identity = (abc == abc.new_tensor([1.0, 0.0, 0.0])).all(-1)[:, None]
+        x = torch.where(identity, p[:, part], mapped(part, abc, compute))
         if compute == torch.float32:
-            x = torch.where(_is_wide(own), mapped(part, own, torch.float64), x)
+            x = torch.where(_is_wide(abc), mapped(part, abc, torch.float64), x)
         out[:, part] = x
 
 

@@ -1,4 +1,4 @@
-"""Which implementation of the ops runs: compiled libraries are loaded here, and here one is chosen over another.
+"""Loads the compiled libraries and chooses which implementation of the ops runs.
 
 The compiled libraries register their kernels for a device's dispatch key, so that the usual choice costs nothing. Any
 other choice is an overriding Python registration for that key, which is destroyed to go back.
@@ -9,32 +9,14 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 
 from ..errors import LLPFError
-from .affine import affine_eager
-from .coefficients import coefficients_eager
-from .draw import draw_eager
-from .loss_gate import loss_gate_eager
-from .moments import moments_eager
-from .sgd import sgd_eager
-from .tick import tick_eager
-
-EAGER: dict[str, Callable[..., Any]] = {
-    "moments": moments_eager,
-    "coefficients": coefficients_eager,
-    "affine_": affine_eager,
-    "tick_": tick_eager,
-    "sgd_": sgd_eager,
-    "loss_gate_": loss_gate_eager,
-    "draw_": draw_eager,
-}
+from .library import EAGER
 
 #: Backends of a device type, best first.
 ORDER = {"cpu": ("cpp", "eager"), "cuda": ("cuda", "triton", "eager")}
@@ -52,7 +34,7 @@ _lock = threading.Lock()
 
 
 def _load(name: str) -> str | None:
-    """Load a compiled library; why not, or ``None``. A failure is kept for :func:`why_not`, never raised."""
+    """Load a compiled library. Returns why it cannot be loaded, or ``None``."""
     path, switch = FILES[name], {"cpp": "LLPF_CPP", "cuda": "LLPF_CUDA"}[name]
     if name == "cuda" and torch.version.cuda is None:
         return "this torch was built without CUDA"
@@ -176,12 +158,10 @@ def in_use() -> dict[str, str]:
     return dict(_in_use)
 
 
-def _check_instruction_set() -> None:
+def start() -> None:
+    """Load the compiled libraries and choose the first backend, once all ops are defined."""
     named = os.environ.get("LLPF_ISA")
     if named and named not in INSTRUCTION_SETS:
         raise LLPFError(f"LLPF_ISA must be plain, avx2 or avx512, got {named!r}")
-
-
-_check_instruction_set()
-_failed.update({name: _load(name) for name in FILES})
-_apply(os.environ.get("LLPF_BACKEND") or "auto")
+    _failed.update({name: _load(name) for name in FILES})
+    _apply(os.environ.get("LLPF_BACKEND") or "auto")

@@ -12,16 +12,16 @@ from .library import (
     MOMENT_COLUMNS,
     check,
     check_float64,
-    check_gate,
     check_not_negative,
+    check_row_per_path,
     check_table,
     define,
-    gate_rows,
+    is_active,
     refusal,
 )
 
 SCHEMA = (
-    "coefficients(Tensor moments, Tensor segments, Tensor target_variance, Tensor step, Tensor? gate, "
+    "coefficients(Tensor moments, Tensor segments, Tensor target_variance, Tensor step, Tensor? active, "
     "Tensor? radius, *, int destination, float epsilon, bool combine_sum, bool clamp, bool project_first) -> Tensor"
 )
 
@@ -40,7 +40,7 @@ def coefficients(
     segments: Tensor,
     target_variance: Tensor,
     step: Tensor,
-    gate: Tensor | None = None,
+    active: Tensor | None = None,
     radius: Tensor | None = None,
     *,
     destination: int = Destination.POINT,
@@ -49,7 +49,7 @@ def coefficients(
     clamp: bool = True,
     project_first: bool = False,
 ) -> Tensor:
-    """The affine map of one tick for every segment: project what training left, move, project (DESIGN section 4).
+    """The affine map of one tick for every segment: project what training left, move, project.
 
     With q the values before the tick, P = a0 q + c0 is q on its variance sphere (P = q unless ``project_first``) and
     x = a q + b d + c is P moved by the fraction t toward the destination and put back on the sphere.
@@ -60,7 +60,7 @@ def coefficients(
         segments: int64 ``[S, 5]``; segments of one distance group are neighbours, so are those of one variance group.
         target_variance: float64 ``[S]`` or ``[K, S]``, unbiased; all members of a variance group hold the group's.
         step: float64 ``[2]`` or ``[K, 2]``: fixed length and share of the distance.
-        gate: float64, one row a path; a path whose first entry is 0 gets identity maps.
+        active: float64, one row a path; a path whose row begins with 0 gets identity maps.
         radius: float64 ``[S]``, for VARIANCE_SPHERE the unbiased variance, for NORM_SPHERE the L2 norm to go to
             (members of a variance group hold the group's).
         destination: a :class:`~llpf_fast.ops.flags.Destination`.
@@ -71,7 +71,7 @@ def coefficients(
 
     Returns:
         float64 ``[S, 5]`` or ``[K, S, 5]``: a, b, c, a0, c0. ``b`` is 0 unless destination is POINT.
-        MASKED segments and closed paths hold the identity (1, 0, 0, 1, 0).
+        MASKED segments and inactive paths get the identity (1, 0, 0, 1, 0).
 
     Raises:
         LLPFError: a shape, dtype or device that differs from the above; on the CPU also a wrong table, and a negative
@@ -83,7 +83,7 @@ def coefficients(
             segments,
             target_variance,
             step,
-            gate,
+            active,
             radius,
             destination=int(destination),
             epsilon=epsilon,
@@ -102,7 +102,7 @@ def check_rule(
     segments: Tensor,
     target_variance: Tensor,
     step: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
     radius: Tensor | None,
     destination: int,
     epsilon: float,
@@ -111,7 +111,7 @@ def check_rule(
     count = segments.shape[0]
     check_float64(op, like, "target_variance", target_variance, ((count,), (paths, count)))
     check_float64(op, like, "step", step, ((2,), (paths, 2)))
-    check_gate(op, like, paths, gate)
+    check_row_per_path(op, like, paths, "active", active)
     known = [int(kind) for kind in Destination]
     check(
         destination in known,
@@ -135,7 +135,7 @@ def check_coefficients(
     segments: Tensor,
     target_variance: Tensor,
     step: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
     radius: Tensor | None,
     destination: int,
     epsilon: float,
@@ -150,7 +150,7 @@ def check_coefficients(
         moments,
         ((count, MOMENT_COLUMNS), (paths, count, MOMENT_COLUMNS)),
     )
-    check_rule("coefficients", moments, paths, segments, target_variance, step, gate, radius, destination, epsilon)
+    check_rule("coefficients", moments, paths, segments, target_variance, step, active, radius, destination, epsilon)
 
 
 def inspect_coefficients(
@@ -158,17 +158,17 @@ def inspect_coefficients(
     segments: Tensor,
     target_variance: Tensor,
     step: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
     radius: Tensor | None,
     destination: int,
 ) -> None:
-    """What only tensors with memory can be asked."""
+    """Checks that need the tensors' memory: overlaps and, on the CPU, values."""
     if segments.device.type != "cpu":
         return
     fault = segment_fault(segments.tolist(), None)
     check(fault is None, lambda: "coefficients: {} (row {})".format(*(fault or ())))
     paths = moments.shape[0] if moments.dim() == 3 else 1
-    check_rule_contents("coefficients", paths, segments, target_variance, step, gate, radius, destination)
+    check_rule_contents("coefficients", paths, segments, target_variance, step, active, radius, destination)
 
 
 def _group_sum(group: Tensor, value: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ def coefficients_eager(
     segments: Tensor,
     target_variance: Tensor,
     step: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
     radius: Tensor | None,
     *,
     destination: int,
@@ -201,8 +201,8 @@ def coefficients_eager(
     clamp: bool,
     project_first: bool,
 ) -> Tensor:
-    check_coefficients(moments, segments, target_variance, step, gate, radius, destination, epsilon)
-    inspect_coefficients(moments, segments, target_variance, step, gate, radius, destination)
+    check_coefficients(moments, segments, target_variance, step, active, radius, destination, epsilon)
+    inspect_coefficients(moments, segments, target_variance, step, active, radius, destination)
     batched = moments.dim() == 3
     m = moments if batched else moments[None]
     mean_q, mean_delta, m2_q, c, m2_delta = m.unbind(-1)
@@ -302,11 +302,8 @@ def coefficients_eager(
         -1,
     )
     identity = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0], dtype=out.dtype, device=out.device)
-    shut = masked.expand_as(mean_q)
-    opening = gate_rows(gate, m.shape[0])
-    if opening is not None:
-        shut = shut | (opening[:, :1] == 0)
-    out = torch.where(shut[..., None], identity, out)
+    unmoved = masked | ~is_active(active, m.shape[0], m.device)
+    out = torch.where(unmoved[..., None], identity, out)
     return out if batched else out[0]
 
 
@@ -315,7 +312,7 @@ def coefficients_fake(
     segments: Tensor,
     target_variance: Tensor,
     step: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
     radius: Tensor | None,
     *,
     destination: int,
@@ -324,7 +321,7 @@ def coefficients_fake(
     clamp: bool,
     project_first: bool,
 ) -> Tensor:
-    check_coefficients(moments, segments, target_variance, step, gate, radius, destination, epsilon)
+    check_coefficients(moments, segments, target_variance, step, active, radius, destination, epsilon)
     return moments.new_empty((*moments.shape[:-1], COEFFICIENT_COLUMNS))
 
 

@@ -1,6 +1,6 @@
-"""What the values in tables and arguments must be, where looking at them waits for nobody: on the CPU.
+"""Checks of the values in tables and arguments, on the CPU only: on a GPU reading them would wait for the device.
 
-The compiled CPU kernels look too (``csrc/core/cpu/table.cpp``: same rules, same words). On a GPU contents are trusted.
+The compiled CPU kernels check the same rules with the same messages (``csrc/core/cpu/contents.cpp``).
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def segment_fault(table: Sequence[Sequence[int]], numel: int | None) -> tuple[st
             return "segments: a row overlaps another", s
         end = table[s][0] + table[s][1]
     for column, kind in ((2, "distance"), (3, "variance")):
-        seen = set()
+        labels = set()
         for s, row in enumerate(table):
             if s > 0 and row[column] == table[s - 1][column]:
                 continue
-            if row[column] in seen:
+            if row[column] in labels:
                 return f"segments: the members of a {kind} group must be neighbours, and a row is apart", s
-            seen.add(row[column])
+            labels.add(row[column])
     return None
 
 
@@ -77,18 +77,18 @@ def check_rule_contents(
     segments: Tensor,
     target_variance: Tensor,
     step: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
     radius: Tensor | None,
     destination: int,
 ) -> None:
-    """What an open path reads of a tick's rule must be numbers of at least 0; what nobody reads may be anything."""
+    """What an active path reads of a tick's rule must be numbers of at least 0; what nobody reads may be anything."""
     if segments.device.type != "cpu":
         return
     table = segments.tolist()
     count: dict[int, int] = {}
     for _, length, _, group, flags in table:
         count[group] = count.get(group, 0) + (0 if flags & SegmentFlag.MASKED else length)
-    for k in open_paths(op, gate, paths):
+    for k in active_paths(op, active, paths):
         _check_values(op, "step", step, k, range(2), most=math.inf)
         scaled = [s for s, row in enumerate(table) if count[row[3]] > 1 and not row[4] & _OUTSIDE]
         _check_values(op, "target_variance", target_variance, k, scaled)
@@ -100,39 +100,39 @@ def check_rule_contents(
             _check_values(op, "radius", radius, k, moved)
 
 
-def open_paths(op: str, gate: Tensor | None, paths: int) -> list[int]:
-    """The paths that a gate opens; what it says of each must be a number."""
-    if gate is None or paths == 0:
+def active_paths(op: str, active: Tensor | None, paths: int) -> list[int]:
+    """The paths whose row of ``active`` does not begin with 0; each row must begin with a number."""
+    if active is None or paths == 0:
         return list(range(paths))
-    opened = gate.reshape(paths, gate.numel() // paths)[:, 0].tolist()
-    for k, value in enumerate(opened):
+    first = active.reshape(paths, -1)[:, 0].tolist()
+    for k, value in enumerate(first):
         check(
             not math.isnan(value),
-            lambda k=k, v=value: f"{op}: gate[{k}, 0] must be a number, got {v:g}",  # type: ignore[misc]
+            lambda k=k, v=value: f"{op}: active[{k}, 0] must be a number, got {v:g}",  # type: ignore[misc]
         )
-    return [k for k, value in enumerate(opened) if value != 0]
+    return [k for k, value in enumerate(first) if value != 0]
 
 
 def _check_values(
     op: str, name: str, value: Tensor, path: int, columns: Sequence[int], most: float = math.nextafter(math.inf, 0)
 ) -> None:
-    own, at = (value[path].tolist(), f"{path}, ") if value.dim() == 2 else (value.tolist(), "")
+    row, at = (value[path].tolist(), f"{path}, ") if value.dim() == 2 else (value.tolist(), "")
     for column in columns:
         check(
-            0 <= own[column] <= most,
-            lambda c=column: f"{op}: {name}[{at}{c}] must be at least 0 and finite, got {own[c]:g}",  # type: ignore[misc]
+            0 <= row[column] <= most,
+            lambda c=column: f"{op}: {name}[{at}{c}] must be at least 0 and finite, got {row[c]:g}",  # type: ignore[misc]
         )
 
 
-def check_rates(op: str, p: Tensor, lr: Tensor, gate: Tensor | None) -> None:
-    """Learning rates of open paths must not be negative. (A NaN shows in what it trains.)"""
+def check_rates(op: str, p: Tensor, lr: Tensor, active: Tensor | None) -> None:
+    """Learning rates of active paths must not be negative. (A NaN shows in what it trains.)"""
     if p.device.type != "cpu":
         return
     table = lr.reshape(-1, max(lr.shape[-1], 1)) if lr.dim() else lr.reshape(1, 1)
-    for k in open_paths(op, gate, rows(p)):
-        own = table[k if table.shape[0] > 1 else 0].tolist() if table.numel() else []
+    for k in active_paths(op, active, rows(p)):
+        rates = table[k if table.shape[0] > 1 else 0].tolist() if table.numel() else []
         at = f"{k}, " if lr.dim() == 2 else ""
-        for s, rate in enumerate(own):
+        for s, rate in enumerate(rates):
             check(
                 not rate < 0,
                 lambda s=s, r=rate, at=at: f"{op}: lr[{at}{s}] must be at least 0 and finite, got {r:g}",  # type: ignore[misc]

@@ -23,9 +23,14 @@ STORAGE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _NARROW = (torch.bfloat16, torch.float16)
 
 
+#: The eager kernel of each op: what `define` was given.
+EAGER: dict[str, Callable[..., Any]] = {}
+
+
 def define(schema: str, eager: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Define one op: its schema, the eager kernel that is its specification, and the kernel for tracing."""
     name = schema.split("(", 1)[0]
+    EAGER[name] = eager
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, eager, "CompositeExplicitAutograd")
     torch.library.register_fake(f"llpf_fast::{name}", fake, lib=LIBRARY)
@@ -172,17 +177,17 @@ def check_scratch(op: str, p: Tensor, segments: Tensor, chunks: Tensor, scratch:
     check_same_device(op, p, "scratch", scratch)
 
 
-def check_gate(op: str, like: Tensor, paths: int, gate: Tensor | None) -> None:
-    """``gate`` must be contiguous float64 whose size is a multiple of the number of paths."""
-    if gate is None:
+def check_row_per_path(op: str, like: Tensor, paths: int, name: str, value: Tensor | None) -> None:
+    """``value`` must be contiguous float64 with a row for each path, of whatever shape."""
+    if value is None:
         return
-    whole = gate.numel() >= paths and (paths == 0 or gate.numel() % paths == 0)
+    whole = value.numel() >= paths and (paths == 0 or value.numel() % paths == 0)
     check(
-        gate.dtype == torch.float64 and whole,
-        lambda: f"{op}: gate must be float64 with {paths} rows (one a path), got {gate.dtype} {list(gate.shape)}",
+        value.dtype == torch.float64 and whole,
+        lambda: f"{op}: {name} must be float64 with {paths} rows (one a path), got {value.dtype} {list(value.shape)}",
     )
-    check(gate.is_contiguous(), lambda: f"{op}: gate must be contiguous")
-    check_same_device(op, like, "gate", gate)
+    check(value.is_contiguous(), lambda: f"{op}: {name} must be contiguous")
+    check_same_device(op, like, name, value)
 
 
 def overlap(left: Tensor, right: Tensor) -> bool:
@@ -227,8 +232,8 @@ def check_apart(
             known.append((name, value))
 
 
-def gate_rows(gate: Tensor | None, paths: int) -> Tensor | None:
-    """The gate as ``[K, G]``; column 0 is ``open``, column 1 (where present) is ``last``."""
-    if gate is None:
-        return None
-    return gate.reshape(paths, gate.numel() // paths) if paths else gate.new_empty(0, 2)
+def is_active(active: Tensor | None, paths: int, device: torch.device) -> Tensor:
+    """bool ``[K, 1]``: the paths whose row of ``active`` begins with a number other than 0; ``None``: all."""
+    if active is None:
+        return torch.ones(paths, 1, dtype=torch.bool, device=device)
+    return active.reshape(paths, -1)[:, :1] != 0 if paths else torch.ones(0, 1, dtype=torch.bool, device=device)

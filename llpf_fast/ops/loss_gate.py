@@ -9,63 +9,60 @@ from torch import Tensor
 
 from .library import check, check_apart, check_float64, check_same_device, define, refusal
 
-SCHEMA = "loss_gate_(Tensor(a!) state, Tensor loss, *, float threshold, int min_rounds, int max_rounds) -> ()"
+SCHEMA = "loss_gate_(Tensor(a!) state, Tensor loss, *, float threshold, int window, int max_steps) -> ()"
 
-OPEN, LAST, ROUNDS, MEAN, WINDOW = 0, 1, 2, 3, 4
+ACTIVE, FINAL, STEPS, MEAN, WINDOW = 0, 1, 2, 3, 4
 #: What float64 counts to without a gap.
-MOST_ROUNDS = 2.0**53
+MOST_STEPS = 2.0**53
 
 
-def gate_state(min_rounds: int, paths: int | None = None, device: torch.device | str = "cpu") -> Tensor:
-    """A fresh, open state: float64 ``[4 + min_rounds]``, or ``[paths, 4 + min_rounds]``."""
-    shape = (WINDOW + min_rounds,) if paths is None else (paths, WINDOW + min_rounds)
+def gate_state(window: int, paths: int | None = None, device: torch.device | str = "cpu") -> Tensor:
+    """A state at the beginning of a correction: float64 ``[4 + window]``, or ``[paths, 4 + window]``."""
+    shape = (WINDOW + window,) if paths is None else (paths, WINDOW + window)
     state = torch.zeros(shape, dtype=torch.float64, device=device)
-    state[..., OPEN] = 1.0
+    state[..., ACTIVE] = 1.0
     return state
 
 
-def loss_gate_(state: Tensor, loss: Tensor, *, threshold: float, min_rounds: int, max_rounds: int) -> None:
-    """Take one batch loss into account, before its own backward pass (DESIGN section 5; rule: LLPF).
+def loss_gate_(state: Tensor, loss: Tensor, *, threshold: float, window: int, max_steps: int) -> None:
+    """Take one batch loss into account, before its own backward pass (rule: LLPF, arXiv 2505.02604).
 
-    Columns of ``state``: 0 ``open`` (this iteration's update counts), 1 ``last`` (and it closes the correction),
-    2 rounds so far, 3 mean of the losses in the window, then the window of the last ``min_rounds`` losses.
-    ``open`` was decided by the losses before this one, so the batch that meets the threshold still trains. The
-    correction closes when the window is full and its mean is at most ``threshold``, or after ``max_rounds``.
-    A closed state keeps every bit except that ``open`` and ``last`` become 0. A loss that is not finite shows in
-    the mean and never meets the threshold.
+    Columns of ``state``: 0 ``active`` (this step's update counts), 1 ``final`` (it is the correction's last), 2 steps
+    so far, 3 mean of the losses in the window, then the last ``window`` losses. ``active`` was decided by the losses
+    before this one, so the batch that meets the threshold still trains. The correction closes when the window is full
+    and its mean is at most ``threshold``, or after ``max_steps``. A closed state keeps every bit except that ``active``
+    and ``final`` become 0. A loss that is not finite shows in the mean and never meets the threshold.
 
     Args:
-        state: float64 ``[4 + min_rounds]`` or ``[K, 4 + min_rounds]``, from :func:`gate_state`.
+        state: float64 ``[4 + window]`` or ``[K, 4 + window]``, from :func:`gate_state`.
         loss: floating point, 0-d or ``[1]`` (``[K]`` for K paths).
         threshold: loss at or below which the correction ends.
-        min_rounds: size of the window, at least 1.
-        max_rounds: at least ``min_rounds``.
+        window: losses that the mean is taken of, at least 1.
+        max_steps: at least ``window``.
 
     Raises:
         LLPFError: a shape, dtype or device that differs from the above, a loss that overlaps the state; on the CPU also
-            a state that no sequence of losses leads to. On a GPU, where looking would wait, such a row closes and its
-            mean becomes NaN: nothing is ever written beside the state.
+            a state that no sequence of losses leads to. On a GPU, where a check would wait for the device, such a row
+            closes and its mean becomes NaN.
     """
     try:
-        torch.ops.llpf_fast.loss_gate_.default(
-            state, loss, threshold=threshold, min_rounds=min_rounds, max_rounds=max_rounds
-        )
+        torch.ops.llpf_fast.loss_gate_.default(state, loss, threshold=threshold, window=window, max_steps=max_steps)
     except RuntimeError as error:
         raise refusal("loss_gate_", error) from None
 
 
-def counts(rounds: Tensor) -> Tensor:
-    """Which numbers of rounds can be counted with: whole numbers from 0 to 2^53."""
-    return (rounds >= 0) & (rounds <= MOST_ROUNDS) & (rounds.floor() == rounds)
+def counts(steps: Tensor) -> Tensor:
+    """Which numbers of steps can be counted with: whole numbers from 0 to 2^53."""
+    return (steps >= 0) & (steps <= MOST_STEPS) & (steps.floor() == steps)
 
 
-def check_loss_gate(state: Tensor, loss: Tensor, threshold: float, min_rounds: int, max_rounds: int) -> None:
+def check_loss_gate(state: Tensor, loss: Tensor, threshold: float, window: int, max_steps: int) -> None:
     check(
-        1 <= min_rounds <= max_rounds,
-        lambda: f"loss_gate_: needs 1 <= min_rounds <= max_rounds, got {min_rounds} and {max_rounds}",
+        1 <= window <= max_steps,
+        lambda: f"loss_gate_: needs 1 <= window <= max_steps, got {window} and {max_steps}",
     )
     check(not math.isnan(threshold), lambda: f"loss_gate_: threshold must be a number, got {threshold:g}")
-    width = WINDOW + min_rounds
+    width = WINDOW + window
     paths = state.shape[0] if state.dim() == 2 else 1
     check_float64("loss_gate_", state, "state", state, ((width,), (paths, width)))
     check(
@@ -79,15 +76,15 @@ def check_loss_gate(state: Tensor, loss: Tensor, threshold: float, min_rounds: i
 
 
 def inspect_loss_gate(state: Tensor, loss: Tensor) -> None:
-    """What only tensors with memory can be asked."""
+    """Checks that need the tensors' memory: overlaps and, on the CPU, values."""
     check_apart("loss_gate_", {"state": state}, {"loss": loss})
     if state.device.type != "cpu":
         return
     for k, row in enumerate(state.reshape(-1, state.shape[-1])[:, :MEAN].tolist()):
-        for column in (OPEN, LAST):
-            _check_column(k, column, row[column] in (0, 1), "open and last must be 0 or 1", row[column])
-        counted = 0 <= row[ROUNDS] <= MOST_ROUNDS and row[ROUNDS] == int(row[ROUNDS])
-        _check_column(k, ROUNDS, counted or row[OPEN] == 0, "rounds must be a whole number of at least 0", row[ROUNDS])
+        for column in (ACTIVE, FINAL):
+            _check_column(k, column, row[column] in (0, 1), "active and final must be 0 or 1", row[column])
+        counted = 0 <= row[STEPS] <= MOST_STEPS and row[STEPS] == int(row[STEPS])
+        _check_column(k, STEPS, counted or row[ACTIVE] == 0, "steps must be a whole number of at least 0", row[STEPS])
 
 
 def _check_column(path: int, column: int, good: bool, rule: str, value: float) -> None:
@@ -95,31 +92,31 @@ def _check_column(path: int, column: int, good: bool, rule: str, value: float) -
 
 
 @torch.no_grad()
-def loss_gate_eager(state: Tensor, loss: Tensor, *, threshold: float, min_rounds: int, max_rounds: int) -> None:
-    check_loss_gate(state, loss, threshold, min_rounds, max_rounds)
+def loss_gate_eager(state: Tensor, loss: Tensor, *, threshold: float, window: int, max_steps: int) -> None:
+    check_loss_gate(state, loss, threshold, window, max_steps)
     inspect_loss_gate(state, loss)
     rows = state.reshape(-1, state.shape[-1])
-    is_open = (rows[:, OPEN] != 0) & (rows[:, LAST] == 0)
-    rounds = rows[:, ROUNDS]
-    damaged = is_open & ~counts(rounds)
-    is_open = is_open & ~damaged
-    slot = torch.arange(min_rounds, device=state.device) == (rounds % min_rounds)[:, None]
-    window = torch.where(slot, loss.reshape(-1, 1).double(), rows[:, WINDOW:])
-    rounds = rounds + 1
-    total = torch.zeros_like(rounds)
-    for i in range(min_rounds):
-        total = total + window[:, i]
-    mean = total / rounds.clamp(max=min_rounds)
-    last = (rounds >= min_rounds) & (mean <= threshold) | (rounds >= max_rounds)
-    fresh = torch.cat([torch.stack([rounds, mean], 1), window], 1)
-    rows[:, ROUNDS:] = torch.where(is_open[:, None], fresh, rows[:, ROUNDS:])
+    active = (rows[:, ACTIVE] != 0) & (rows[:, FINAL] == 0)
+    steps = rows[:, STEPS]
+    damaged = active & ~counts(steps)
+    active = active & ~damaged
+    slot = torch.arange(window, device=state.device) == (steps % window)[:, None]
+    losses = torch.where(slot, loss.reshape(-1, 1).double(), rows[:, WINDOW:])
+    steps = steps + 1
+    total = torch.zeros_like(steps)
+    for i in range(window):
+        total = total + losses[:, i]
+    mean = total / steps.clamp(max=window)
+    final = (steps >= window) & (mean <= threshold) | (steps >= max_steps)
+    fresh = torch.cat([torch.stack([steps, mean], 1), losses], 1)
+    rows[:, STEPS:] = torch.where(active[:, None], fresh, rows[:, STEPS:])
     rows[:, MEAN] = torch.where(damaged, torch.nan, rows[:, MEAN])
-    rows[:, LAST] = (is_open & last).double()
-    rows[:, OPEN] = is_open.double()
+    rows[:, FINAL] = (active & final).double()
+    rows[:, ACTIVE] = active.double()
 
 
-def loss_gate_fake(state: Tensor, loss: Tensor, *, threshold: float, min_rounds: int, max_rounds: int) -> None:
-    check_loss_gate(state, loss, threshold, min_rounds, max_rounds)
+def loss_gate_fake(state: Tensor, loss: Tensor, *, threshold: float, window: int, max_steps: int) -> None:
+    check_loss_gate(state, loss, threshold, window, max_steps)
 
 
 define(SCHEMA, loss_gate_eager, loss_gate_fake)

@@ -26,7 +26,7 @@ _BLOCK = 512
 
 
 def moments(p: Tensor, d: Tensor | None, segments: Tensor, chunks: Tensor, scratch: Tensor) -> Tensor:
-    """Centred first and second moments of p and of delta = d - p for every segment (DESIGN section 4; ours).
+    """Centred first and second moments of p and of delta = d - p for every segment (ours).
 
     Args:
         p: current values, ``[N]`` or ``[K, N]``, float32, float64, bfloat16 or float16, contiguous.
@@ -59,7 +59,7 @@ def check_moments(p: Tensor, d: Tensor | None, segments: Tensor, chunks: Tensor,
 
 
 def inspect_moments(p: Tensor, d: Tensor | None, segments: Tensor, chunks: Tensor, scratch: Tensor) -> None:
-    """What only tensors with memory can be asked."""
+    """Checks that need the tensors' memory: overlaps and, on the CPU, values."""
     check_apart("moments", {"scratch": scratch}, {"p": p, "d": d, "segments": segments, "chunks": chunks})
     check_table_contents("moments", p, segments, chunks)
 

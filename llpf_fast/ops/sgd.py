@@ -12,20 +12,20 @@ from .library import (
     check,
     check_apart,
     check_float64,
-    check_gate,
     check_like,
     check_not_negative,
     check_parameters,
+    check_row_per_path,
     check_table,
     define,
-    gate_rows,
+    is_active,
     refusal,
     rows,
 )
 
 SCHEMA = (
     "sgd_(Tensor(a!) p, Tensor g, Tensor(b!)? momentum_buffer, Tensor lr, Tensor segments, Tensor chunks, "
-    "Tensor? gate, *, float momentum, float weight_decay, bool nesterov) -> ()"
+    "Tensor? active, *, float momentum, float weight_decay, bool nesterov) -> ()"
 )
 
 
@@ -36,7 +36,7 @@ def sgd_(
     lr: Tensor,
     segments: Tensor,
     chunks: Tensor,
-    gate: Tensor | None = None,
+    active: Tensor | None = None,
     *,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
@@ -54,8 +54,8 @@ def sgd_(
         momentum_buffer: p's shape and dtype; required exactly when ``momentum`` is not 0.
         lr: float64 ``[]``, ``[1]``, ``[S]``, ``[K, 1]`` or ``[K, S]``.
         segments, chunks: the table, see :func:`llpf_fast.ops.moments`.
-        gate: float64, one row a path, of which column 0 counts: ``open`` (0: this path changes nothing). The ``state``
-            of ``loss_gate_`` serves as it is.
+        active: float64, one row a path; a path whose row begins with 0 keeps every bit. May be the ``state`` of
+            ``loss_gate_``.
 
     Raises:
         LLPFError: a shape, dtype, device or layout that differs from the above, tensors that overlap (only g may be p
@@ -69,7 +69,7 @@ def sgd_(
             lr,
             segments,
             chunks,
-            gate,
+            active,
             momentum=momentum,
             weight_decay=weight_decay,
             nesterov=nesterov,
@@ -85,7 +85,7 @@ def check_sgd(
     lr: Tensor,
     segments: Tensor,
     chunks: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
     momentum: float,
     weight_decay: float,
     nesterov: bool,
@@ -110,7 +110,7 @@ def check_sgd(
     )
     if momentum_buffer is not None:
         check_like("sgd_", p, "momentum_buffer", momentum_buffer)
-    check_gate("sgd_", p, k, gate)
+    check_row_per_path("sgd_", p, k, "active", active)
 
 
 def inspect_sgd(
@@ -120,13 +120,13 @@ def inspect_sgd(
     lr: Tensor,
     segments: Tensor,
     chunks: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
 ) -> None:
-    """What only tensors with memory can be asked."""
-    read = {"g": g, "lr": lr, "segments": segments, "chunks": chunks, "gate": gate}
+    """Checks that need the tensors' memory: overlaps and, on the CPU, values."""
+    read = {"g": g, "lr": lr, "segments": segments, "chunks": chunks, "active": active}
     check_apart("sgd_", {"p": p, "momentum_buffer": momentum_buffer}, read, (("p", "g"),))
     check_table_contents("sgd_", p, segments, chunks)
-    check_rates("sgd_", p, lr, gate)
+    check_rates("sgd_", p, lr, active)
 
 
 @torch.no_grad()
@@ -137,7 +137,7 @@ def sgd_eager(
     lr: Tensor,
     segments: Tensor,
     chunks: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
     *,
     momentum: float,
     weight_decay: float,
@@ -150,16 +150,15 @@ def sgd_eager(
         lr,
         segments,
         chunks,
-        gate,
+        active,
         momentum,
         weight_decay,
         nesterov,
     )
-    inspect_sgd(p, g, momentum_buffer, lr, segments, chunks, gate)
+    inspect_sgd(p, g, momentum_buffer, lr, segments, chunks, active)
     k, s = rows(p), segments.shape[0]
     compute = accumulation_dtype(p.dtype)
-    opening = gate_rows(gate, k)
-    is_open = torch.ones(k, 1, dtype=torch.bool, device=p.device) if opening is None else opening[:, :1] != 0
+    trains = is_active(active, k, p.device)
     values, gradient = p.reshape(k, p.shape[-1]), g.reshape(k, p.shape[-1])
     buffer = None if momentum_buffer is None else momentum_buffer.reshape(k, p.shape[-1])
     rate = torch.atleast_2d(lr).expand(k, s).to(compute)
@@ -174,9 +173,9 @@ def sgd_eager(
         if buffer is not None:
             moving = momentum * buffer[:, part].to(compute) + direction
             direction = direction + momentum * moving if nesterov else moving
-            buffer[:, part] = torch.where(is_open, moving.to(p.dtype), buffer[:, part])
+            buffer[:, part] = torch.where(trains, moving.to(p.dtype), buffer[:, part])
         new = (old - rate[:, segment, None] * direction).to(p.dtype)
-        values[:, part] = torch.where(is_open, new, values[:, part])
+        values[:, part] = torch.where(trains, new, values[:, part])
 
 
 def sgd_fake(
@@ -186,7 +185,7 @@ def sgd_fake(
     lr: Tensor,
     segments: Tensor,
     chunks: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
     *,
     momentum: float,
     weight_decay: float,
@@ -199,7 +198,7 @@ def sgd_fake(
         lr,
         segments,
         chunks,
-        gate,
+        active,
         momentum,
         weight_decay,
         nesterov,

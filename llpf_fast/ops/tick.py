@@ -21,7 +21,7 @@ from .library import (
     check_scratch,
     check_table,
     define,
-    gate_rows,
+    is_active,
     refusal,
     rows,
     scratch_numel,
@@ -30,7 +30,7 @@ from .moments import reduce_rows
 
 SCHEMA = (
     "tick_(Tensor(a!) p, Tensor? d, Tensor segments, Tensor chunks, Tensor target_variance, Tensor step, "
-    "Tensor? gate, Tensor? radius, Tensor? moments_in, Tensor(b!)? waypoint, Tensor(c!) scratch, *, "
+    "Tensor? active, Tensor? radius, Tensor? moments_in, Tensor(b!)? waypoint, Tensor(c!) scratch, *, "
     "int destination, float epsilon, bool combine_sum, bool clamp, bool project_first) -> ()"
 )
 
@@ -42,7 +42,7 @@ def tick_(
     chunks: Tensor,
     target_variance: Tensor,
     step: Tensor,
-    gate: Tensor | None = None,
+    active: Tensor | None = None,
     radius: Tensor | None = None,
     moments_in: Tensor | None = None,
     waypoint: Tensor | None = None,
@@ -54,17 +54,17 @@ def tick_(
     clamp: bool = True,
     project_first: bool = False,
 ) -> None:
-    """One LLPF tick on the flat buffer: moments, coefficients and affine_ together (DESIGN section 4; ours).
+    """One LLPF tick on the flat buffer: moments, coefficients and affine_ in one call (ours; docs/design.md).
 
     Args:
         p: ``[N]`` or ``[K, N]``, overwritten with the moved and projected values.
         d: ``[N]`` or of p's shape for destination POINT, else ``None``.
         segments, chunks: the table, see :func:`llpf_fast.ops.moments`.
-        target_variance, step, gate, radius, destination, epsilon, combine_sum, clamp, project_first:
-            see :func:`llpf_fast.ops.coefficients`. A closed path keeps every bit.
-        moments_in: the moments of (p, d) where they are at hand; spares the reduction pass.
+        target_variance, step, active, radius, destination, epsilon, combine_sum, clamp, project_first:
+            see :func:`llpf_fast.ops.coefficients`. An inactive path keeps every bit.
+        moments_in: the moments of (p, d) if known, which saves the reduction pass.
         waypoint: of p's shape and dtype; receives P, the projected values before the move. MASKED segments are
-            copied from p, padding and closed paths are not written.
+            copied from p, padding and inactive paths are not written.
         scratch: see :func:`llpf_fast.ops.moments`; allocated here when missing.
 
     Raises:
@@ -81,7 +81,7 @@ def tick_(
             chunks,
             target_variance,
             step,
-            gate,
+            active,
             radius,
             moments_in,
             waypoint,
@@ -103,7 +103,7 @@ def check_tick(
     chunks: Tensor,
     target_variance: Tensor,
     step: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
     radius: Tensor | None,
     moments_in: Tensor | None,
     waypoint: Tensor | None,
@@ -114,7 +114,7 @@ def check_tick(
     check_parameters("tick_", p)
     check_destination("tick_", p, d)
     check_table("tick_", p, segments, chunks)
-    check_rule("tick_", p, rows(p), segments, target_variance, step, gate, radius, destination, epsilon)
+    check_rule("tick_", p, rows(p), segments, target_variance, step, active, radius, destination, epsilon)
     check(
         (d is not None) == (destination == Destination.POINT),
         lambda: (
@@ -137,23 +137,23 @@ def inspect_tick(
     chunks: Tensor,
     target_variance: Tensor,
     step: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
     radius: Tensor | None,
     moments_in: Tensor | None,
     waypoint: Tensor | None,
     scratch: Tensor,
     destination: int,
 ) -> None:
-    """What only tensors with memory can be asked."""
+    """Checks that need the tensors' memory: overlaps and, on the CPU, values."""
     if waypoint is not None and p.numel() > 0:
         check(waypoint.data_ptr() != p.data_ptr(), lambda: "tick_: waypoint must not be p itself")
     # The waypoint is written before d is read, so that even an exact alias would be wrong.
     written = {"p": p, "waypoint": waypoint, "scratch": scratch}
     read = {"d": d, "segments": segments, "chunks": chunks, "target_variance": target_variance, "step": step}
-    read |= {"gate": gate, "radius": radius, "moments_in": moments_in}
+    read |= {"active": active, "radius": radius, "moments_in": moments_in}
     check_apart("tick_", written, read, (("p", "d"),))
     check_table_contents("tick_", p, segments, chunks)
-    check_rule_contents("tick_", rows(p), segments, target_variance, step, gate, radius, destination)
+    check_rule_contents("tick_", rows(p), segments, target_variance, step, active, radius, destination)
 
 
 @torch.no_grad()
@@ -164,7 +164,7 @@ def tick_eager(
     chunks: Tensor,
     target_variance: Tensor,
     step: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
     radius: Tensor | None,
     moments_in: Tensor | None,
     waypoint: Tensor | None,
@@ -183,7 +183,7 @@ def tick_eager(
         chunks,
         target_variance,
         step,
-        gate,
+        active,
         radius,
         moments_in,
         waypoint,
@@ -198,7 +198,7 @@ def tick_eager(
         chunks,
         target_variance,
         step,
-        gate,
+        active,
         radius,
         moments_in,
         waypoint,
@@ -211,7 +211,7 @@ def tick_eager(
         segments,
         target_variance,
         step,
-        gate,
+        active,
         radius,
         destination=destination,
         epsilon=epsilon,
@@ -220,14 +220,13 @@ def tick_eager(
         project_first=project_first,
     ).reshape(rows(p), segments.shape[0], COEFFICIENT_COLUMNS)
     if waypoint is not None:
-        _record(p, maps, segments, chunks, gate, waypoint)
+        _record(p, maps, segments, chunks, active, waypoint)
     apply_maps(p, d, maps[..., :3], segments, chunks, p)
 
 
-def _record(p: Tensor, maps: Tensor, segments: Tensor, chunks: Tensor, gate: Tensor | None, waypoint: Tensor) -> None:
+def _record(p: Tensor, maps: Tensor, segments: Tensor, chunks: Tensor, active: Tensor | None, waypoint: Tensor) -> None:
     k = rows(p)
-    opening = gate_rows(gate, k)
-    is_open = torch.ones(k, 1, dtype=torch.bool, device=p.device) if opening is None else opening[:, :1] != 0
+    moves = is_active(active, k, p.device)
     here, there = p.reshape(k, p.shape[-1]), waypoint.reshape(k, p.shape[-1])
     unmasked = segments.clone()
     unmasked[:, 4] &= ~int(SegmentFlag.MASKED)
@@ -236,7 +235,7 @@ def _record(p: Tensor, maps: Tensor, segments: Tensor, chunks: Tensor, gate: Ten
     apply_maps(here, None, projection, unmasked, chunks, projected)
     for _, start, length in chunks.tolist():
         part = slice(start, start + length)
-        there[:, part] = torch.where(is_open, projected[:, part], there[:, part])
+        there[:, part] = torch.where(moves, projected[:, part], there[:, part])
 
 
 def tick_fake(
@@ -246,7 +245,7 @@ def tick_fake(
     chunks: Tensor,
     target_variance: Tensor,
     step: Tensor,
-    gate: Tensor | None,
+    active: Tensor | None,
     radius: Tensor | None,
     moments_in: Tensor | None,
     waypoint: Tensor | None,
@@ -265,7 +264,7 @@ def tick_fake(
         chunks,
         target_variance,
         step,
-        gate,
+        active,
         radius,
         moments_in,
         waypoint,

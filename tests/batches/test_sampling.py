@@ -8,7 +8,7 @@ import torch
 from llpf_fast import LLPFError
 from llpf_fast.batches import LoaderBatches, TensorBatches
 from llpf_fast.batches.sampling import hash32_int, random_bits, round_key
-from llpf_fast.ops.draw import hash32
+from llpf_fast.ops.counter_randint import hash32
 
 
 def source(seed: int = 0, path: int = 0, size: int = 1000, batch: int = 64) -> TensorBatches:

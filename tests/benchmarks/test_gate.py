@@ -20,7 +20,8 @@ from benchmarks.harness.case import OURS, Contender, Prepared, WrongResultError,
 from benchmarks.harness.problem import ALLOWED, RULE, Problem
 from benchmarks.harness.sizes import TABLES
 from llpf_fast.cli.main import main
-from llpf_fast.ops.backend import EAGER, use_backend
+from llpf_fast.ops.backend import use_backend
+from llpf_fast.ops.library import EAGER
 from llpf_fast.ops.moments import moments_eager
 from llpf_fast.ops.tick import tick_eager
 

@@ -49,7 +49,9 @@ def test_the_program_under_a_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert sanitizer.one(tmp_path / "program", "racecheck", "padded")["result"] == result
 
 
-@pytest.mark.parametrize(("device", "status", "argument"), [("cuda", 1, ["all", "while"]), ("cpu", 0, ["draw"])])
+@pytest.mark.parametrize(
+    ("device", "status", "argument"), [("cuda", 1, ["all", "while"]), ("cpu", 0, ["counter_randint"])]
+)
 def test_a_program_that_finds_no_gpu_is_a_failure_on_one_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, status: int, argument: list[str]
 ) -> None:

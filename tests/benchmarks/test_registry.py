@@ -14,7 +14,7 @@ from benchmarks.cases import TIERS, chosen, registry, sgd, tick
 from benchmarks.harness.problem import Problem
 from benchmarks.harness.sizes import TABLES, parameters
 from llpf_fast.models import build_model
-from llpf_fast.ops.backend import EAGER
+from llpf_fast.ops.library import EAGER
 
 CPU = torch.device("cpu")
 CASES = Path(__file__).parents[2] / "benchmarks" / "cases"

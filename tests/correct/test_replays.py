@@ -21,7 +21,7 @@ from llpf_fast.correct import Correction, CorrectionResult
 from llpf_fast.correct.graphs import NotCapturableError, as_cuda_graph
 from llpf_fast.correct.sgd_step import SgdStep
 from llpf_fast.flat import FlatParameters
-from llpf_fast.ops.loss_gate import LAST, OPEN, ROUNDS
+from llpf_fast.ops.loss_gate import ACTIVE, FINAL, STEPS
 
 HYPER: list[dict[str, Any]] = [{}, {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}]
 
@@ -55,7 +55,7 @@ def itself(step: SgdStep) -> Callable[[], None]:
 def everything(correction: Correction) -> dict[str, Tensor]:
     """All that an iteration may change, but the columns of the gate that say that it is closed."""
     flat, momentum = correction._flat, correction.momentum_buffer
-    found = {"parameters": flat.data, "gate": correction._step.state[ROUNDS:]}
+    found = {"parameters": flat.data, "gate": correction._step.state[STEPS:]}
     found |= {"momentum": flat.data[:0] if momentum is None else momentum}
     assert isinstance(correction._batches, TensorBatches)
     found |= {"first": correction._batches._first, "key": correction._batches._key}
@@ -83,10 +83,10 @@ def test_replays_after_the_gate_closed_change_nothing(hyper: dict[str, Any], gat
     state = correction._step.state
     for extra in range(4):
         correction._step()
-        assert (float(state[OPEN]), float(state[LAST])) == (0.0, 0.0)
+        assert (float(state[ACTIVE]), float(state[FINAL])) == (0.0, 0.0)
         assert differences(before, everything(correction)) == [], f"after {extra + 1} replays too many"
     # The check can see: an iteration that counts changes all of it.
-    state[OPEN] = 1.0
+    state[ACTIVE] = 1.0
     correction._step()
     changed = differences(before, everything(correction))
     assert set(before) - set(changed) <= {"first", "key", *([] if hyper else ["momentum"])}

@@ -19,14 +19,14 @@ from llpf_fast.correct.sgd_step import SgdStep
 from llpf_fast.correct.stacked_correction import StackedCorrection
 from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model
-from llpf_fast.ops.loss_gate import LAST, OPEN, WINDOW
-from llpf_fast.ops.loss_gate import ROUNDS as COUNTED
+from llpf_fast.ops.loss_gate import ACTIVE, FINAL, WINDOW
+from llpf_fast.ops.loss_gate import STEPS as COUNTED
 
 ROUNDS = 12
 #: Arithmetic of both sides of every comparison; torch's own default would run convolutions in TF32 on one of them.
 PRECISION: Precision = "float32"
-#: Nodes of the graph that are the engine's: draw_, two gathers, loss_gate_, sgd_ and a copy for the gradient of each
-#: parameter; a copy, a comparison and a where for the buffers of each dtype.
+#: Nodes of the graph that are the engine's: counter_randint_, two gathers, loss_gate_, sgd_ and a copy for the gradient
+#: of each parameter; a copy, a comparison and a where for the buffers of each dtype.
 NODES, NODES_OF_BUFFERS = 5, 5
 
 
@@ -95,10 +95,10 @@ def check_closed_gate(device: torch.device) -> None:
         before = lasting(one)
         for extra in range(5):
             replays._replay()
-            assert state[[OPEN, LAST]].tolist() == [0.0, 0.0]
+            assert state[[ACTIVE, FINAL]].tolist() == [0.0, 0.0]
             changed = differing(before, lasting(one))
             assert not changed, f"{changed} changed {extra + 1} replays after the gate closed, gather {gather}"
-        state[OPEN] = 1.0
+        state[ACTIVE] = 1.0
         replays._replay()
         assert set(before) - set(differing(before, lasting(one))) <= {"cursor"}, "an open gate changed nothing"
 
@@ -248,14 +248,14 @@ class OnTheHost(LoopingReplay):
 
     def _goes_on(self) -> bool:
         state = self._step.state.tolist()
-        if state[OPEN] == 0 or state[LAST] != 0:
+        if state[ACTIVE] == 0 or state[FINAL] != 0:
             return False
         rounds = int(state[COUNTED])
-        return rounds == 0 or math.isfinite(state[WINDOW + (rounds - 1) % self._step.rule["min_rounds"]])
+        return rounds == 0 or math.isfinite(state[WINDOW + (rounds - 1) % self._step.rule["window"]])
 
 
 def lasting(one: Correction) -> dict[str, Tensor]:
-    """All that a correction leaves behind. A launch ends with ``last`` set, a replay too many closes the gate."""
+    """All that a correction leaves behind. A launch ends with ``final`` set, a replay too many closes the gate."""
     found: dict[str, Tensor | None] = {"parameters": one._flat.data, "momentum": one.momentum_buffer}
     found |= {"gate": one._step.state[COUNTED:], "cursor": one._batches._first}  # type: ignore[union-attr]
     found |= {f"buffer {name}": buffer for name, buffer in one.module.named_buffers()}

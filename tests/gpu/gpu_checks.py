@@ -37,9 +37,9 @@ from llpf_fast.flat.table import SegmentTable
 from llpf_fast.ops import Destination, SegmentFlag, gate_state
 from llpf_fast.ops.backend import use_backend, why_not
 from llpf_fast.ops.coefficients import coefficients_eager
-from llpf_fast.ops.draw import draw_eager
+from llpf_fast.ops.counter_randint import counter_randint_eager
 from llpf_fast.ops.library import accumulation_dtype
-from llpf_fast.ops.loss_gate import LAST, MEAN, OPEN, ROUNDS, loss_gate_eager
+from llpf_fast.ops.loss_gate import ACTIVE, FINAL, MEAN, STEPS, loss_gate_eager
 from llpf_fast.ops.moments import moments_eager
 from llpf_fast.ops.tick import tick_eager
 
@@ -123,7 +123,13 @@ class Inputs:
 
     def rule(self, kind: Destination, gate: Tensor | None) -> dict[str, Any]:
         radius = self.radius if kind in SPHERES else None
-        return {"target_variance": self.target, "step": self.step, "gate": gate, "radius": radius, "destination": kind}
+        return {
+            "target_variance": self.target,
+            "step": self.step,
+            "active": gate,
+            "radius": radius,
+            "destination": kind,
+        }
 
     def moments64(self, with_d: bool = True) -> Tensor:
         d = self.d.double().cpu() if with_d else None
@@ -144,7 +150,7 @@ class Inputs:
         d = None if kind != Destination.POINT else self.d.cpu() if dtype is None else self.d.cpu().to(dtype)
         common = self.rule(kind, None)
         tensors = [
-            v if v is None else v.cpu() for v in (common[n] for n in ("target_variance", "step", "gate", "radius"))
+            v if v is None else v.cpu() for v in (common[n] for n in ("target_variance", "step", "active", "radius"))
         ]
         scratch = poisoned_scratch(on_cpu(self.case))
         given = [p, d, self.cpu.segments, self.cpu.chunks, *tensors, None, waypoint, scratch]
@@ -234,7 +240,7 @@ def only_open_paths(
     case: Case, gate: Tensor, run: Callable[[], Tensor], without: Tensor, before: Tensor, what: str
 ) -> None:
     """``run``'s result under ``gate``: the bits that open paths have without a gate, and of closed ones every bit."""
-    opened = (gate.cpu()[:, OPEN] != 0).reshape(-1, 1)
+    opened = (gate.cpu()[:, ACTIVE] != 0).reshape(-1, 1)
     shape = (-1, case.table.numel)
     want = torch.where(opened, bits(without).reshape(shape), bits(before).reshape(shape))
     wrong = (bits(run()).reshape(shape) != want).nonzero()
@@ -330,25 +336,25 @@ def check_loss_gate(device: torch.device) -> None:
         got, want = gate_state(rounds, paths, device), gate_state(rounds, paths)
         for i in range(10):
             loss = torch.tensor([1 / (i + 1), 2.0, math.inf if i < 3 else 0.25], dtype=dtype)
-            ops.loss_gate_(got, loss.to(device), threshold=0.5, min_rounds=rounds, max_rounds=6)
-            loss_gate_eager(want, loss, threshold=0.5, min_rounds=rounds, max_rounds=6)
+            ops.loss_gate_(got, loss.to(device), threshold=0.5, window=rounds, max_steps=6)
+            loss_gate_eager(want, loss, threshold=0.5, window=rounds, max_steps=6)
             same_bits(got, want, f"loss_gate_ after round {i}, {dtype}")
 
 
-def check_draw(device: torch.device) -> None:
+def check_counter_randint(device: torch.device) -> None:
     """The very integers of the specification, for one path and several, with and without a gate."""
     for paths, bounds in ((None, [60_000]), (3, [50_000, 1 << 20, 5, 1 << 31])):
         for columns in (1, 300):
             shape = (len(bounds), columns) if paths is None else (paths, len(bounds), columns)
             key = torch.tensor(0xFEDCBA98) if paths is None else torch.arange(paths) * 0x3FFFFFFF
             first, state = torch.full_like(key, (5 << 32) + 3), gate_state(2, paths)
-            state[..., ROUNDS] = 7.0
+            state[..., STEPS] = 7.0
             for gate in (None, state):
                 got, want = torch.full(shape, -1, device=device), torch.full(shape, -2)
                 given = [tensor if tensor is None else tensor.to(device) for tensor in (key, first, gate)]
-                ops.draw_(got, *given, bounds=bounds)
-                draw_eager(want, key, first, gate, bounds=bounds)
-                same_bits(got, want, f"draw_ of {list(shape)}")
+                ops.counter_randint_(got, *given, bounds=bounds)
+                counter_randint_eager(want, key, first, gate, bounds=bounds)
+                same_bits(got, want, f"counter_randint_ of {list(shape)}")
 
 
 def check_rows(pair: Pair, device: torch.device) -> None:
@@ -374,7 +380,7 @@ DAMAGED = (math.nan, math.inf, -1.0, 2.5, 2.0**53 + 2)
 
 
 def check_damaged_gate(device: torch.device, looks: bool | None = None) -> None:
-    """A row with such a count closes, its mean becomes NaN, and nothing is written elsewhere; draw_ takes it for 0.
+    """A row with such a count closes and its mean becomes NaN, nothing else is written; counter_randint_ takes it as 0.
 
     Where the op ``looks``, on the CPU, it refuses.
     """
@@ -383,13 +389,13 @@ def check_damaged_gate(device: torch.device, looks: bool | None = None) -> None:
     around = torch.full((paths + 2, 4 + rounds), 7.0, dtype=torch.float64, device=device)
     state = around[1:-1]
     state.copy_(gate_state(rounds, paths))
-    state[: len(DAMAGED), ROUNDS] = torch.tensor(DAMAGED, dtype=torch.float64, device=device)
+    state[: len(DAMAGED), STEPS] = torch.tensor(DAMAGED, dtype=torch.float64, device=device)
     want = around.cpu().clone()
     loss = torch.full((paths,), 0.25, device=device)
     drawn, zeros = torch.full((paths, 1, 9), -1, device=device), torch.zeros(paths, dtype=torch.int64, device=device)
     gated: dict[str, Callable[[], None]] = {
-        "draw_": lambda: ops.draw_(drawn, zeros, zeros, state, bounds=[1000]),
-        "loss_gate_": lambda: ops.loss_gate_(state, loss, threshold=0.1, min_rounds=rounds, max_rounds=9),
+        "counter_randint_": lambda: ops.counter_randint_(drawn, zeros, zeros, state, bounds=[1000]),
+        "loss_gate_": lambda: ops.loss_gate_(state, loss, threshold=0.1, window=rounds, max_steps=9),
     }
     for name, call in gated.items():
         try:
@@ -400,9 +406,9 @@ def check_damaged_gate(device: torch.device, looks: bool | None = None) -> None:
             assert not looks, f"{name} took a damaged gate on the CPU"
     if looks:
         return
-    same_bits(drawn, drawn[-1:].expand(paths, 1, 9), "draw_ by a damaged gate")
-    want[1:-2, [OPEN, LAST]], want[1:-2, MEAN] = 0.0, math.nan
-    loss_gate_eager(want[-2:-1], loss[:1].cpu(), threshold=0.1, min_rounds=rounds, max_rounds=9)
+    same_bits(drawn, drawn[-1:].expand(paths, 1, 9), "counter_randint_ by a damaged gate")
+    want[1:-2, [ACTIVE, FINAL]], want[1:-2, MEAN] = 0.0, math.nan
+    loss_gate_eager(want[-2:-1], loss[:1].cpu(), threshold=0.1, window=rounds, max_steps=9)
     where = torch.isnan(want)
     assert torch.equal(around.cpu().isnan(), where), "loss_gate_ of a damaged gate: NaN in other places"
     same_bits(around.cpu()[~where], want[~where], "loss_gate_ of a damaged gate")
@@ -424,7 +430,7 @@ def check_grid_limits(device: torch.device) -> None:
     rate = torch.full((1,), 0.1, dtype=torch.float64, device=device)
     losses = torch.rand(DISTINCT, generator=generator).to(device)
     walk = table.segments, table.chunks
-    rule: Rule = {"threshold": 0.1, "min_rounds": 2, "max_rounds": 9}
+    rule: Rule = {"threshold": 0.1, "window": 2, "max_steps": 9}
 
     def moments(rows: Tensor) -> Tensor:
         return ops.moments(rows[0], rows[1], *walk, table.scratch(rows.shape[1]))
@@ -451,13 +457,13 @@ def check_grid_limits(device: torch.device) -> None:
         ops.loss_gate_(state, losses.repeat(rows.shape[1] // DISTINCT), **rule)
         return state
 
-    def draw(rows: Tensor) -> Tensor:
+    def counter_randint(rows: Tensor) -> Tensor:
         key = torch.arange(DISTINCT, device=device).repeat(rows.shape[1] // DISTINCT)
         out = torch.full((rows.shape[1], 2, 3), -1, device=device)
-        ops.draw_(out, key, torch.zeros_like(key), bounds=[1000, 5])
+        ops.counter_randint_(out, key, torch.zeros_like(key), bounds=[1000, 5])
         return out
 
-    for call in (moments, affine, tick, sgd, loss_gate, draw):
+    for call in (moments, affine, tick, sgd, loss_gate, counter_randint):
         want = call(few)
         try:
             got = call(many)
@@ -468,9 +474,9 @@ def check_grid_limits(device: torch.device) -> None:
     out, key = torch.full((1, columns), -1, device=device), torch.tensor(3, device=device)
     want = out.clone()
     with contextlib.suppress(LLPFError):
-        ops.draw_(out, key, key, bounds=[1000])
-        draw_eager(want, key, key, None, bounds=[1000])
-    assert torch.equal(out, want), f"draw_ of {columns} columns"
+        ops.counter_randint_(out, key, key, bounds=[1000])
+        counter_randint_eager(want, key, key, None, bounds=[1000])
+    assert torch.equal(out, want), f"counter_randint_ of {columns} columns"
 
 
 # ---- streams, graphs, memory, devices
@@ -490,7 +496,7 @@ def _iteration(at: Inputs) -> tuple[Callable[[], None], list[Tensor]]:
     scratch, table = at.table.scratch(paths), (at.table.segments, at.table.chunks)
 
     def run() -> None:
-        ops.loss_gate_(state, loss, threshold=0.1, min_rounds=3, max_rounds=100)
+        ops.loss_gate_(state, loss, threshold=0.1, window=3, max_steps=100)
         ops.sgd_(p, at.g, buffer, at.lr, *table, state, momentum=0.9)
         at.tick(p, Destination.POINT, None, RULES[0], waypoint=waypoint, scratch=scratch)
 
@@ -545,16 +551,16 @@ def check_devices(device: torch.device) -> None:
     state, key = gate_state(2, None, device), torch.tensor(3, device=device)
     drawn = torch.full((1, 9), -1, device=device)
     for name, call in {
-        "loss_gate_": lambda: ops.loss_gate_(state, torch.ones(()), threshold=0.1, min_rounds=2, max_rounds=9),
-        "draw_ with a key": lambda: ops.draw_(drawn, key.cpu(), key, state, bounds=[1000]),
-        "draw_ with a gate": lambda: ops.draw_(drawn, key, key, state.cpu(), bounds=[1000]),
+        "loss_gate_": lambda: ops.loss_gate_(state, torch.ones(()), threshold=0.1, window=2, max_steps=9),
+        "counter_randint_ with a key": lambda: ops.counter_randint_(drawn, key.cpu(), key, state, bounds=[1000]),
+        "counter_randint_ with a gate": lambda: ops.counter_randint_(drawn, key, key, state.cpu(), bounds=[1000]),
     }.items():
         try:
             call()
         except LLPFError:
             continue
         raise AssertionError(f"{name} on the CPU beside tensors on {device} was taken")
-    assert bool((drawn == -1).all()), "a refused draw_ wrote"
+    assert bool((drawn == -1).all()), "a refused counter_randint_ wrote"
     if torch.cuda.device_count() < 2:
         return
     here, there = torch.device("cuda", torch.cuda.current_device()), torch.device("cuda", torch.cuda.device_count() - 1)
@@ -563,7 +569,7 @@ def check_devices(device: torch.device) -> None:
         run, written = _iteration(Inputs(cases()[1].on(where), SegmentFlag.NONE))
         run()
         out, own = torch.full((1, 300), -1, device=where), torch.tensor(3, device=where)
-        ops.draw_(out, own, own, bounds=[1000])
+        ops.counter_randint_(out, own, own, bounds=[1000])
         results.append([*written, out])
         assert torch.cuda.current_device() == here.index, "an op left another device current"
     for i, (one, other) in enumerate(zip(*results, strict=True)):
@@ -614,8 +620,24 @@ def launches(run: Callable[[], object]) -> int:
 
 #: Launches of a call at most: one path, a table that fits on the chip.
 LAUNCHES = {
-    "cuda": {"moments": 2, "coefficients": 1, "affine_": 1, "tick_": 1, "sgd_": 1, "loss_gate_": 1, "draw_": 1},
-    "triton": {"moments": 3, "coefficients": 1, "affine_": 1, "tick_": 3, "sgd_": 1, "loss_gate_": 1, "draw_": 1},
+    "cuda": {
+        "moments": 2,
+        "coefficients": 1,
+        "affine_": 1,
+        "tick_": 1,
+        "sgd_": 1,
+        "loss_gate_": 1,
+        "counter_randint_": 1,
+    },
+    "triton": {
+        "moments": 3,
+        "coefficients": 1,
+        "affine_": 1,
+        "tick_": 3,
+        "sgd_": 1,
+        "loss_gate_": 1,
+        "counter_randint_": 1,
+    },
 }
 
 
@@ -632,8 +654,8 @@ def count_launches(device: torch.device) -> dict[str, int]:
         "affine_": lambda: ops.affine_(p, at.d, maps, *table),
         "tick_": lambda: at.tick(p, Destination.POINT, None, RULES[0], scratch=scratch),
         "sgd_": lambda: ops.sgd_(p, at.g, at.buffer, at.lr, *table, momentum=0.9),
-        "loss_gate_": lambda: ops.loss_gate_(state, loss, threshold=0.1, min_rounds=3, max_rounds=9),
-        "draw_": lambda: ops.draw_(drawn, key, key, state, bounds=[1000, 5]),
+        "loss_gate_": lambda: ops.loss_gate_(state, loss, threshold=0.1, window=3, max_steps=9),
+        "counter_randint_": lambda: ops.counter_randint_(drawn, key, key, state, bounds=[1000, 5]),
     }
     return {name: launches(call) for name, call in calls.items()}
 
@@ -679,7 +701,7 @@ def _units() -> dict[str, Run]:
         "no_allocation": check_no_allocation,
         "launches": check_launches,
         "loss_gate": check_loss_gate,
-        "draw": check_draw,
+        "counter_randint": check_counter_randint,
         "damaged_gate": check_damaged_gate,
         "grid_limits": check_grid_limits,
     }

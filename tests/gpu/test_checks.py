@@ -160,7 +160,7 @@ def test_captured_iterations_say_that_they_need_a_gpu(name: str) -> None:
 
 def test_a_backend_that_is_not_here_says_so() -> None:
     with pytest.raises(gpu_checks.Unavailable, match="cuda has no kernels for cpu tensors"):
-        gpu_checks.run_unit("draw", "cuda", CPU)
+        gpu_checks.run_unit("counter_randint", "cuda", CPU)
 
 
 def nan(*given: Any, **_: Any) -> None:
@@ -193,7 +193,7 @@ def far_row(*given: Any, **_: Any) -> None:
         ("tick_", nan, "tick: POINT, bfloat16", "tick_ of padded"),
         ("tick_", closed_path_moves, "tick: ORIGIN, float32", "differ with a gate"),
         ("sgd_", far_row, "grid_limits", "sgd of 700 paths"),
-        ("draw_", far_row, "grid_limits", "draw of 700 paths"),
+        ("counter_randint_", far_row, "grid_limits", "counter_randint of 700 paths"),
     ],
 )
 def test_planted_results_are_found(
@@ -213,7 +213,7 @@ def test_planted_results_are_found(
 @pytest.fixture
 def unseen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Eager kernels that, as on a GPU, do not look at what lies in a gate."""
-    for op in ("loss_gate", "draw"):
+    for op in ("loss_gate", "counter_randint"):
         monkeypatch.setattr(sys.modules[f"llpf_fast.ops.{op}"], f"inspect_{op}", lambda *_: None)
     with use_backend("eager"):
         yield

@@ -173,7 +173,7 @@ def test_falling_back(monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
 
     class Called:
         flat, state = SimpleNamespace(data=torch.zeros(1)), torch.zeros(7)
-        rule = {"min_rounds": 3, "max_rounds": 9}  # noqa: RUF012
+        rule = {"window": 3, "max_steps": 9}  # noqa: RUF012
 
         def __call__(self) -> None:
             done.append("step")

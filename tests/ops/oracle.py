@@ -270,8 +270,8 @@ class Gate:
     """The correction's rule as a list of losses: train until their recent mean meets the threshold."""
 
     threshold: float
-    min_rounds: int
-    max_rounds: int
+    window: int
+    max_steps: int
     losses: list[float]
     closing: bool = False
 
@@ -280,9 +280,9 @@ class Gate:
         if self.closing:
             return False
         self.losses.append(loss)
-        recent = self.losses[-self.min_rounds :]
-        met = len(recent) == self.min_rounds and sum(recent) / len(recent) <= self.threshold
-        self.closing = met or len(self.losses) >= self.max_rounds
+        recent = self.losses[-self.window :]
+        met = len(recent) == self.window and sum(recent) / len(recent) <= self.threshold
+        self.closing = met or len(self.losses) >= self.max_steps
         return True
 
 

@@ -40,7 +40,7 @@ class Case:
     target: Tensor
     step: Tensor
     rule: Rule
-    gate: Tensor | None = None
+    active: Tensor | None = None
     radius: Tensor | None = None
     seed: int = 0
     layers: list[Layer] = field(init=False)
@@ -62,7 +62,7 @@ class Case:
         return vars(self.rule)
 
     def is_open(self, row: int) -> bool:
-        return self.gate is None or bool(self.gate.reshape(self.paths, -1)[row, 0] != 0)
+        return self.active is None or bool(self.active.reshape(self.paths, -1)[row, 0] != 0)
 
     def row(self, k: int) -> Case:
         """The k-th path alone, ``[N]``."""
@@ -73,7 +73,7 @@ class Case:
             d=pick(self.d, 2),
             target=pick(self.target, 2),
             step=pick(self.step, 2),
-            gate=None if self.gate is None else self.gate.reshape(self.paths, -1)[k].clone(),
+            active=None if self.active is None else self.active.reshape(self.paths, -1)[k].clone(),
         )
 
     def clone(self) -> Case:
@@ -86,7 +86,7 @@ class Case:
         """The updated values of ``tick_`` (the public function, or an eager kernel of the same arguments)."""
         x = self.p.clone()
         table = (self.table.segments, self.table.chunks)
-        rest = (self.target, self.step, self.gate, self.radius, moments_in, waypoint, self.scratch())
+        rest = (self.target, self.step, self.active, self.radius, moments_in, waypoint, self.scratch())
         op(x, self.far, *table, *rest, **self.options)
         return x
 
@@ -231,11 +231,11 @@ def cases(
     for entry in step.reshape(-1, 2):
         entry[0] = draw(st.sampled_from([0.0, 1e-3, 0.1, 3.0]))
         entry[1] = draw(st.sampled_from([0.0, 1e-3, 0.3, 1.0, 1.5]))
-    gate = None
+    active = None
     if draw(st.integers(0, 3)) == 0:
         width = draw(st.sampled_from([1, 2]))
-        gate = torch.tensor([draw(st.sampled_from([0.0, 1.0])) for _ in range((paths or 1) * width)]).double()
-        gate = gate.reshape(paths or 1, width)
+        active = torch.tensor([draw(st.sampled_from([0.0, 1.0])) for _ in range((paths or 1) * width)]).double()
+        active = active.reshape(paths or 1, width)
     kind = draw(st.sampled_from(destinations))
     radius = None
     if kind in (Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE):
@@ -247,4 +247,4 @@ def cases(
         clamp=draw(st.booleans()),
         project_first=draw(st.booleans()),
     )
-    return Case(table, p, d, target, step, rule, gate, radius, seed)
+    return Case(table, p, d, target, step, rule, active, radius, seed)

@@ -17,10 +17,17 @@ from llpf_fast.ops.affine import affine_eager
 
 from . import oracle
 from .comparison import assert_within, compute_type, eager_bound, exact, poison, same_bits, unit, worst_error
+from .examples import F64, Arguments, N, S, narrow, table
 from .oracle import Real
 from .strategies import Case, cases
 
 SIZES = (1, 2, 15, 16, 17, 129, CHUNK - 1, CHUNK, CHUNK + 1)
+
+
+def examples() -> list[Arguments]:
+    maps = torch.rand(S, 5, dtype=F64)
+    full = {"p": torch.randn(N), "d": torch.randn(N), "coefficients": maps, **table()}
+    return [full, full | {"d": None}, full | {"p": narrow(3), "d": narrow(3), "coefficients": maps.repeat(3, 1, 1)}]
 
 
 def random_maps(case: Case, seed: int) -> Tensor:

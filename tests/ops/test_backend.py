@@ -17,6 +17,7 @@ from llpf_fast import ops
 from llpf_fast.errors import LLPFError
 from llpf_fast.flat.table import SegmentTable
 from llpf_fast.ops import backend
+from llpf_fast.ops.library import EAGER
 
 from .comparison import same_bits
 
@@ -49,7 +50,7 @@ def calls_of_eager(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return call
 
-    monkeypatch.setattr(backend, "EAGER", {name: spied(name, kernel) for name, kernel in backend.EAGER.items()})
+    monkeypatch.setattr(backend, "EAGER", {name: spied(name, kernel) for name, kernel in EAGER.items()})
     return calls
 
 
@@ -221,8 +222,8 @@ for own, other in ((torch.float32,) * 2, (f8,) * 2, (torch.bfloat16,) * 2, (torc
             show('values', p, *([] if buffer is None else [buffer]))
 state, drawn = ops.gate_state(3), torch.zeros(2, 40, dtype=torch.int64)
 for loss in (.5, .25, float('nan'), .1):
-    ops.loss_gate_(state, torch.tensor(loss), threshold=.2, min_rounds=3, max_rounds=9)
-    ops.draw_(drawn, torch.tensor(3), torch.tensor(1), state, bounds=[1000, 7])
+    ops.loss_gate_(state, torch.tensor(loss), threshold=.2, window=3, max_steps=9)
+    ops.counter_randint_(drawn, torch.tensor(3), torch.tensor(1), state, bounds=[1000, 7])
     show('values', state, drawn)
 torch.save(shown, os.environ['SHOWN'])
 """

@@ -28,7 +28,8 @@ PAIRS = [
 
 
 def blocked(p: Tensor, d: Tensor | None, table: SegmentTable) -> Tensor:
-    return torch.ops.llpf_fast._moments_device_blocking(p, d, table.segments, table.chunks)
+    scratch = table.scratch(1 if p.dim() == 1 else len(p))
+    return torch.ops.llpf_fast._moments_device_blocking(p, d, table.segments, table.chunks, scratch)
 
 
 @pytest.mark.parametrize(("own", "other"), PAIRS, ids=str)

@@ -16,6 +16,7 @@ from llpf_fast.ops import Destination, SegmentFlag
 
 from . import oracle
 from .comparison import exact, map_bound, same_bits
+from .examples import TABLE, Arguments, S, options, rule
 from .oracle import Real
 from .strategies import Case, cases
 
@@ -23,6 +24,14 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 IDENTITY = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0], dtype=torch.float64)
 F64 = ((torch.float64, torch.float64), (torch.float32, torch.float32))
+
+
+def examples() -> list[Arguments]:
+    moments = torch.rand(S, 5, dtype=torch.float64)
+    full = {"moments": moments, "segments": TABLE.segments.clone(), **rule(), **options()}
+    to_norm = {"active": None, "destination": 5, "radius": torch.ones(S, dtype=torch.float64)}
+    paths = {"moments": moments.repeat(3, 1, 1), "active": torch.ones(3, dtype=torch.float64)}
+    return [full, full | to_norm, full | paths]
 
 
 def exact_moments(case: Case) -> Tensor:
@@ -36,7 +45,7 @@ def exact_moments(case: Case) -> Tensor:
 
 def run(case: Case, moments: Tensor) -> Tensor:
     return ops.coefficients(
-        moments, case.table.segments, case.target, case.step, case.gate, case.radius, **case.options
+        moments, case.table.segments, case.target, case.step, case.active, case.radius, **case.options
     )
 
 
@@ -190,5 +199,5 @@ def test_no_segments() -> None:
 @given(case=cases(pairs=F64))
 def test_gate_of_ones_changes_nothing(case: Case) -> None:
     moments = exact_moments(case)
-    opened = replace(case, gate=torch.ones(case.paths, dtype=torch.float64))
-    assert same_bits(run(opened, moments), run(replace(case, gate=None), moments))
+    opened = replace(case, active=torch.ones(case.paths, dtype=torch.float64))
+    assert same_bits(run(opened, moments), run(replace(case, active=None), moments))

@@ -12,7 +12,7 @@ from torch import Tensor
 from llpf_fast import ops
 
 from .comparison import same_bits
-from .test_rejections import GOOD, TABLE, N
+from .examples import OPS, TABLE, N, example
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -35,10 +35,10 @@ def clones(values: list[Tensor]) -> list[Tensor]:
     return [value.clone() for value in values]
 
 
-@pytest.mark.parametrize("op", GOOD)
+@pytest.mark.parametrize("op", OPS)
 def test_each_op_in_one_graph(op: str) -> None:
     """The op between two others, so that functionalisation has something to get wrong."""
-    arguments = GOOD[op]()
+    arguments = example(op)
     if "scratch" in arguments:
         arguments["scratch"].zero_()
     names = [name for name, value in arguments.items() if isinstance(value, Tensor)]
@@ -114,7 +114,7 @@ def test_a_training_loop_in_one_graph() -> None:
         table = (TABLE.segments, TABLE.chunks)
         ones, step = torch.ones(2, dtype=torch.float64), torch.full((2,), 0.125, dtype=torch.float64)
         for _ in range(2):
-            ops.loss_gate_(state, loss, threshold=0.5, min_rounds=1, max_rounds=3)
+            ops.loss_gate_(state, loss, threshold=0.5, window=1, max_steps=3)
             lr = torch.full((), 0.5, dtype=torch.float64)
             scratch = torch.zeros(100, dtype=torch.float64)
             ops.sgd_(p, g, None, lr, *table, state)

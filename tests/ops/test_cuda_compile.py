@@ -20,7 +20,7 @@ REGISTERS = {
     "sgd": {"update_chunks": 64},
     "loss_gate": {"update_gates": 32},
     "while_graph": {"set_condition": 32},
-    "draw": {"draw_rows": 32},
+    "counter_randint": {"randint_rows": 32},
 }
 #: Instructions that the float32 kernel must contain at least so often: every run of every stream is one 16-byte access.
 ACCESSES = {

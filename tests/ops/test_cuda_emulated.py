@@ -88,7 +88,7 @@ def test_kernels_on_the_emulator(emulated: Path, lanes: str, case: str) -> None:
 
 @pytest.mark.parametrize("lanes", ["up", "down"])
 def test_the_repeated_iteration_on_the_emulator(emulated: Path, lanes: str) -> None:
-    """As many iterations as the gate asks for, in any order that the graph's dependencies allow."""
+    """As many iterations as the active asks for, in any order that the graph's dependencies allow."""
     assert " 0 failed" in run([emulated, "while"], LLPF_LANES=lanes)
 
 

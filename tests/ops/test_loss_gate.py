@@ -14,12 +14,18 @@ from llpf_fast import ops
 from llpf_fast.errors import LLPFError
 
 from .comparison import same_bits
+from .examples import Arguments
 from .oracle import Gate
 
 pytestmark = pytest.mark.usefixtures("backend")
 
 #: Multiples of 1/64: their sums are exact, so that the threshold can be met to the bit.
 LOSSES = st.one_of(st.integers(0, 192).map(lambda i: i / 64), st.sampled_from([math.nan, math.inf, -math.inf]))
+
+
+def examples() -> list[Arguments]:
+    full = {"state": ops.gate_state(3), "loss": torch.tensor(1.0), "threshold": 0.1, "window": 3, "max_steps": 9}
+    return [full, full | {"state": ops.gate_state(3, 2), "loss": torch.ones(2).bfloat16()}]
 
 
 def feed(state: Tensor, loss: float | list[float], dtype: torch.dtype = torch.float32, **rule: float) -> None:
@@ -31,23 +37,23 @@ def feed(state: Tensor, loss: float | list[float], dtype: torch.dtype = torch.fl
         lambda k: st.lists(st.lists(LOSSES, min_size=k, max_size=k), min_size=1, max_size=14)
     ),
     threshold=st.integers(0, 128).map(lambda i: i / 64),
-    min_rounds=st.integers(1, 5),
+    window=st.integers(1, 5),
     extra=st.integers(0, 6),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
 )
 def test_equals_the_list(
-    columns: list[list[float]], threshold: float, min_rounds: int, extra: int, dtype: torch.dtype
+    columns: list[list[float]], threshold: float, window: int, extra: int, dtype: torch.dtype
 ) -> None:
     """Every column of the state after every loss, for one path and for several at once."""
-    paths, max_rounds = len(columns[0]), min_rounds + extra
-    state = ops.gate_state(min_rounds, paths)
-    models = [Gate(threshold, min_rounds, max_rounds, []) for _ in range(paths)]
+    paths, max_steps = len(columns[0]), window + extra
+    state = ops.gate_state(window, paths)
+    models = [Gate(threshold, window, max_steps, []) for _ in range(paths)]
     for losses in columns:
-        held = torch.tensor(losses, dtype=dtype)
+        batch = torch.tensor(losses, dtype=dtype)
         before = state.clone()
-        ops.loss_gate_(state, held, threshold=threshold, min_rounds=min_rounds, max_rounds=max_rounds)
+        ops.loss_gate_(state, batch, threshold=threshold, window=window, max_steps=max_steps)
         for k, model in enumerate(models):
-            counts = model.take(float(held[k]))
+            counts = model.take(float(batch[k]))
             row = state[k]
             assert row[0].item() == float(counts)
             assert row[1].item() == float(counts and model.closing)
@@ -55,17 +61,17 @@ def test_equals_the_list(
                 assert same_bits(row[2:], before[k, 2:])
                 continue
             assert row[2].item() == len(model.losses)
-            recent = model.losses[-min_rounds:]
+            recent = model.losses[-window:]
             mean = sum(recent) / len(recent)
             assert row[3].item() == pytest.approx(mean, rel=1e-15, nan_ok=True)
-            if len(recent) == min_rounds and not math.isnan(mean):
+            if len(recent) == window and not math.isnan(mean):
                 assert sorted(row[4:].tolist()) == sorted(recent)
 
 
-@given(losses=st.lists(LOSSES, min_size=1, max_size=8), min_rounds=st.integers(1, 3))
-def test_a_path_of_many_is_a_path_alone(losses: list[float], min_rounds: int) -> None:
-    rule = {"threshold": 1.0, "min_rounds": min_rounds, "max_rounds": 5}
-    many, alone = ops.gate_state(min_rounds, 2), ops.gate_state(min_rounds)
+@given(losses=st.lists(LOSSES, min_size=1, max_size=8), window=st.integers(1, 3))
+def test_a_path_of_many_is_a_path_alone(losses: list[float], window: int) -> None:
+    rule = {"threshold": 1.0, "window": window, "max_steps": 5}
+    many, alone = ops.gate_state(window, 2), ops.gate_state(window)
     for loss in losses:
         feed(many, [0.5, loss], **rule)
         feed(alone, loss, **rule)
@@ -73,7 +79,7 @@ def test_a_path_of_many_is_a_path_alone(losses: list[float], min_rounds: int) ->
 
 
 def test_the_batch_that_meets_the_threshold_still_trains() -> None:
-    rule = {"threshold": 0.5, "min_rounds": 2, "max_rounds": 100}
+    rule = {"threshold": 0.5, "window": 2, "max_steps": 100}
     state = ops.gate_state(2)
     seen = []
     for loss in (0.9, 0.25, 0.75, 0.1, 9.0):
@@ -84,7 +90,7 @@ def test_the_batch_that_meets_the_threshold_still_trains() -> None:
 
 
 def test_at_least_min_rounds_at_most_max_rounds() -> None:
-    rule = {"threshold": 0.5, "min_rounds": 3, "max_rounds": 4}
+    rule = {"threshold": 0.5, "window": 3, "max_steps": 4}
     low, high = ops.gate_state(3), ops.gate_state(3)
     opened = []
     for _ in range(6):
@@ -96,7 +102,7 @@ def test_at_least_min_rounds_at_most_max_rounds() -> None:
 
 
 def test_nan_never_meets_the_threshold_and_shows() -> None:
-    rule = {"threshold": 1e300, "min_rounds": 2, "max_rounds": 5}
+    rule = {"threshold": 1e300, "window": 2, "max_steps": 5}
     state = ops.gate_state(2)
     feed(state, 0.0, **rule)
     for rounds in (2, 3):
@@ -113,10 +119,10 @@ def test_nan_never_meets_the_threshold_and_shows() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_shapes_and_types_of_the_loss(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     state = ops.gate_state(1)
-    ops.loss_gate_(state, torch.full(shape, 0.625, dtype=dtype), threshold=1.0, min_rounds=1, max_rounds=1)
+    ops.loss_gate_(state, torch.full(shape, 0.625, dtype=dtype), threshold=1.0, window=1, max_steps=1)
     assert state.tolist() == [1, 1, 1, 0.625, 0.625]
     row = ops.gate_state(1, 1)
-    ops.loss_gate_(row, torch.full((1,), 0.625, dtype=dtype), threshold=1.0, min_rounds=1, max_rounds=1)
+    ops.loss_gate_(row, torch.full((1,), 0.625, dtype=dtype), threshold=1.0, window=1, max_steps=1)
     assert row.tolist() == [state.tolist()]
 
 
@@ -125,40 +131,42 @@ def test_the_loss_may_require_a_gradient() -> None:
     weight = torch.ones((), requires_grad=True)
     loss = weight * 0.5
     state = ops.gate_state(1)
-    ops.loss_gate_(state, loss, threshold=1.0, min_rounds=1, max_rounds=1)
+    ops.loss_gate_(state, loss, threshold=1.0, window=1, max_steps=1)
     loss.backward()
     assert weight.grad is not None
     assert not state.requires_grad
     assert state[1].item() == 1.0
 
 
-RULE = {"threshold": 0.1, "min_rounds": 3, "max_rounds": 9}
+RULE = {"threshold": 0.1, "window": 3, "max_steps": 9}
 
 
-@pytest.mark.parametrize("rounds", [math.nan, math.inf, -math.inf, -1.0, 0.5, 2.0**54, -1e300, 1e300])
+@pytest.mark.parametrize("steps", [math.nan, math.inf, -math.inf, -1.0, 0.5, 2.0**54, -1e300, 1e300])
 @pytest.mark.parametrize("paths", [None, 3])
-def test_a_number_of_rounds_that_is_none(rounds: float, paths: int | None) -> None:
+def test_a_number_of_steps_that_is_none(steps: float, paths: int | None) -> None:
     """It would say where in memory the loss is written."""
     state = ops.gate_state(3, paths)
-    state.reshape(-1, 7)[-1, 2] = rounds
+    state.reshape(-1, 7)[-1, 2] = steps
     before, loss = state.clone(), torch.full((paths or 1,), 0.5)
-    says = f"loss_gate_: state of path {(paths or 1) - 1}: rounds must be a whole number of at least 0, got"
+    says = f"loss_gate_: state of path {(paths or 1) - 1}: steps must be a whole number of at least 0, got"
     with pytest.raises(LLPFError, match=says) as caught:
         ops.loss_gate_(state, loss, **RULE)
-    assert f"{rounds:g} in column 2" in str(caught.value)
+    assert f"{steps:g} in column 2" in str(caught.value)
     assert same_bits(state, before)
     drawn = torch.zeros(*(() if paths is None else (paths,)), 1, 4, dtype=torch.int64)
     key = torch.zeros(() if paths is None else paths, dtype=torch.int64)
-    with pytest.raises(LLPFError, match=r"draw_: gate of path .: rounds must be a whole number of at least 0, got"):
-        ops.draw_(drawn, key, key.clone(), state, bounds=[9])
+    with pytest.raises(
+        LLPFError, match=r"counter_randint_: state of path .: steps must be a whole number of at least 0, got"
+    ):
+        ops.counter_randint_(drawn, key, key.clone(), state, bounds=[9])
 
 
 @pytest.mark.parametrize("column", [0, 1])
 @pytest.mark.parametrize("value", [math.nan, -1.0, 0.5, math.inf])
-def test_open_and_last_are_0_or_1(column: int, value: float) -> None:
+def test_active_and_final_are_0_or_1(column: int, value: float) -> None:
     state = ops.gate_state(3)
     state[column] = value
-    with pytest.raises(LLPFError, match=f"path 0: open and last must be 0 or 1, got {value:g} in column {column}"):
+    with pytest.raises(LLPFError, match=f"path 0: active and final must be 0 or 1, got {value:g} in column {column}"):
         ops.loss_gate_(state, torch.tensor(0.5), **RULE)
 
 

@@ -17,6 +17,7 @@ from llpf_fast.ops import SegmentFlag
 
 from . import oracle
 from .comparison import exact, same_bits
+from .examples import TABLE, Arguments, N, narrow, table
 from .oracle import Array, Layer, Real
 from .strategies import Case, cases
 
@@ -24,6 +25,11 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 SIZES = (1, 2, 15, 16, 17, 129, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK + 3)
 ROUNDOFF = Real(2) ** -53
+
+
+def examples() -> list[Arguments]:
+    full = {"p": torch.randn(N), "d": torch.randn(N), **table(), "scratch": TABLE.scratch()}
+    return [full, full | {"d": None}, full | {"p": narrow(3), "d": narrow(3), "scratch": TABLE.scratch(3)}]
 
 
 def run(case: Case, d: Tensor | None) -> Tensor:

@@ -14,85 +14,12 @@ from llpf_fast.flat.table import SegmentTable
 from llpf_fast.ops import scratch_numel
 
 from .comparison import same_bits
+from .examples import F64, OPS, TABLE, Arguments, N, S, example, writes
 
 pytestmark = pytest.mark.usefixtures("backend")
 
-TABLE = SegmentTable.from_lengths([20, 10])
-N, S, C = TABLE.numel, 2, 2
-NEED = scratch_numel(1, C, S)
-F32, F64 = torch.float32, torch.float64
-Arguments = dict[str, Any]
-
-GOOD: dict[str, Callable[[], Arguments]] = {
-    "moments": lambda: {"p": torch.randn(N), "d": torch.randn(N), **table(), "scratch": TABLE.scratch()},
-    "coefficients": lambda: {
-        "moments": torch.rand(S, 5, dtype=F64),
-        "segments": TABLE.segments.clone(),
-        **rule(),
-        **OPTIONS,
-    },
-    "affine_": lambda: {
-        "p": torch.randn(N),
-        "d": torch.randn(N),
-        "coefficients": torch.rand(S, 5, dtype=F64),
-        **table(),
-    },
-    "tick_": lambda: {
-        "p": torch.randn(N),
-        "d": torch.randn(N),
-        **table(),
-        **rule(),
-        "moments_in": None,
-        "waypoint": torch.randn(N),
-        "scratch": TABLE.scratch(),
-        **OPTIONS,
-    },
-    "sgd_": lambda: {
-        "p": torch.randn(N),
-        "g": torch.randn(N),
-        "momentum_buffer": torch.randn(N),
-        "lr": torch.tensor(0.1, dtype=F64),
-        **table(),
-        "gate": torch.ones(1, 2, dtype=F64),
-        "momentum": 0.9,
-        "weight_decay": 0.0,
-        "nesterov": False,
-    },
-    "loss_gate_": lambda: {
-        "state": ops.gate_state(3),
-        "loss": torch.tensor(1.0),
-        "threshold": 0.1,
-        "min_rounds": 3,
-        "max_rounds": 9,
-    },
-    "draw_": lambda: {
-        "out": torch.zeros(2, 5, dtype=torch.int64),
-        "key": torch.tensor(7),
-        "first": torch.tensor(3),
-        "gate": ops.gate_state(3),
-        "bounds": [100, 9],
-    },
-}
-OPTIONS: Arguments = {
-    "destination": 0,
-    "epsilon": 0.0,
-    "combine_sum": True,
-    "clamp": True,
-    "project_first": True,
-}
-
-
-def table() -> Arguments:
-    return {"segments": TABLE.segments.clone(), "chunks": TABLE.chunks.clone()}
-
-
-def rule() -> Arguments:
-    return {
-        "target_variance": torch.ones(S, dtype=F64),
-        "step": torch.zeros(2, dtype=F64),
-        "gate": torch.ones(1, dtype=F64),
-        "radius": None,
-    }
+NEED = scratch_numel(1, len(TABLE.chunks), S)
+F32 = torch.float32
 
 
 def strided(value: torch.Tensor) -> torch.Tensor:
@@ -180,16 +107,16 @@ def bad() -> list[Bad]:
         add(op, "no radius for a sphere", to_sphere(None), "radius", "4")
         add(op, "radius too long", to_sphere(torch.ones(S + 1, dtype=F64)), "radius", "[2]", "[3]")
     for op in ("coefficients", "tick_", "sgd_"):
-        add(op, "gate of float32", change("gate", lambda g: g.float()), "gate", "float64", "float32|Float")
-        add(op, "empty gate", change("gate", lambda g: g.reshape(-1)[:0]), "gate", "1 row", "[0]")
+        add(op, "active of float32", change("active", lambda g: g.float()), "active", "float64", "float32|Float")
+        add(op, "empty active", change("active", lambda g: g.reshape(-1)[:0]), "active", "1 row", "[0]")
         add(
             op,
-            "gate with strides",
-            change("gate", lambda _: strided(torch.ones(1, 2, dtype=F64))),
-            "gate",
+            "active with strides",
+            change("active", lambda _: strided(torch.ones(1, 2, dtype=F64))),
+            "active",
             "contiguous",
         )
-        add(op, "gate elsewhere", change("gate", lambda g: g.to("meta")), "gate", "device", "meta")
+        add(op, "active elsewhere", change("active", lambda g: g.to("meta")), "active", "device", "meta")
     add("coefficients", "four moments", change("moments", lambda m: m[:, :4].clone()), "moments", "[2, 5]", "[2, 4]")
     add("coefficients", "moments of float32", change("moments", lambda m: m.float()), "moments", "float64")
     add(
@@ -230,29 +157,36 @@ def bad() -> list[Bad]:
     add("loss_gate_", "two losses", change("loss", lambda _: torch.ones(2)), "loss", "1", "[2]")
     add("loss_gate_", "loss of integers", change("loss", lambda _: torch.tensor(1)), "loss", "int64|Long")
     add("loss_gate_", "loss elsewhere", change("loss", lambda loss: loss.to("meta")), "loss", "device", "meta")
-    add("loss_gate_", "no rounds", lambda a: a.update(min_rounds=0), "min_rounds", "0", "9")
-    add("loss_gate_", "rounds crossed", lambda a: a.update(max_rounds=2), "max_rounds", "3", "2")
-    add("draw_", "out of int32", change("out", lambda o: o.int()), "out", "int64", "int32|Int")
-    add("draw_", "out of one row", change("out", lambda o: o[0]), "out", "[R, B]", "[5]")
-    add("draw_", "out with gaps", change("out", lambda o: o[:, ::2]), "out", "contiguous")
-    add("draw_", "two keys", change("key", lambda k: k.repeat(2)), "key", "1", "[2]")
-    add("draw_", "a round of float64", change("first", lambda f: f.double()), "first", "int64", "float64|Double")
-    add("draw_", "key elsewhere", change("key", lambda k: k.to("meta")), "key", "device", "meta")
-    add("draw_", "gate of two columns", change("gate", lambda g: g[:2]), "gate", "[2]")
-    add("draw_", "one bound", lambda a: a.update(bounds=[100]), "bounds", "2", "[100]")
-    add("draw_", "bound of 0", lambda a: a.update(bounds=[100, 0]), "bounds", "1", "[100, 0]")
-    add("draw_", "bound beyond 2^31", lambda a: a.update(bounds=[1 << 32, 9]), "bounds", "2^31")
+    add("loss_gate_", "no window", lambda a: a.update(window=0), "window", "0", "9")
+    add("loss_gate_", "window and steps crossed", lambda a: a.update(max_steps=2), "max_steps", "3", "2")
+    add("counter_randint_", "out of int32", change("out", lambda o: o.int()), "out", "int64", "int32|Int")
+    add("counter_randint_", "out of one row", change("out", lambda o: o[0]), "out", "[R, B]", "[5]")
+    add("counter_randint_", "out with gaps", change("out", lambda o: o[:, ::2]), "out", "contiguous")
+    add("counter_randint_", "two keys", change("key", lambda k: k.repeat(2)), "key", "1", "[2]")
+    add(
+        "counter_randint_",
+        "a round of float64",
+        change("first", lambda f: f.double()),
+        "first",
+        "int64",
+        "float64|Double",
+    )
+    add("counter_randint_", "key elsewhere", change("key", lambda k: k.to("meta")), "key", "device", "meta")
+    add("counter_randint_", "state of two columns", change("state", lambda s: s[:2]), "state", "[2]")
+    add("counter_randint_", "one bound", lambda a: a.update(bounds=[100]), "bounds", "2", "[100]")
+    add("counter_randint_", "bound of 0", lambda a: a.update(bounds=[100, 0]), "bounds", "1", "[100, 0]")
+    add("counter_randint_", "bound beyond 2^31", lambda a: a.update(bounds=[1 << 32, 9]), "bounds", "2^31")
     return out
 
 
-@pytest.mark.parametrize("op", GOOD)
+@pytest.mark.parametrize("op", OPS)
 def test_the_unspoilt_arguments_are_accepted(op: str) -> None:
-    getattr(torch.ops.llpf_fast, op)(**GOOD[op]())
+    getattr(torch.ops.llpf_fast, op)(**example(op))
 
 
 @pytest.mark.parametrize(("op", "spoil", "says"), [pytest.param(o, f, s, id=f"{o}-{w}") for o, w, f, s in bad()])
 def test_refused(op: str, spoil: Callable[[Arguments], None], says: list[str]) -> None:
-    arguments = GOOD[op]()
+    arguments = example(op)
     spoil(arguments)
     tensors = {n: v for n, v in arguments.items() if isinstance(v, torch.Tensor) and v.device.type == "cpu"}
     before = {n: v.clone() for n, v in tensors.items()}
@@ -268,21 +202,13 @@ def test_refused(op: str, spoil: Callable[[Arguments], None], says: list[str]) -
 
 # ---- memory that arguments share
 
-#: What each op writes, and the pairs of which the second may be the first itself.
-WRITES = {
-    "moments": ["scratch"],
-    "affine_": ["p"],
-    "tick_": ["p", "waypoint", "scratch"],
-    "sgd_": ["p", "momentum_buffer"],
-    "loss_gate_": ["state"],
-    "draw_": ["out"],
-}
+#: The pairs of which the second, an argument that is read, may be the first itself.
 MAY_BE = {("affine_", "p", "d"), ("tick_", "p", "d"), ("sgd_", "p", "g")}
 
 
 def full(op: str) -> Arguments:
     """Every argument given."""
-    arguments = GOOD[op]()
+    arguments = example(op)
     if op == "tick_":
         arguments["moments_in"] = torch.rand(S, 5, dtype=F64)
     return arguments
@@ -290,7 +216,8 @@ def full(op: str) -> Arguments:
 
 def pairs() -> list[tuple[str, str, str]]:
     out = []
-    for op, written in WRITES.items():
+    for op in OPS:
+        written = writes(op)
         tensors = [name for name, value in full(op).items() if isinstance(value, torch.Tensor)]
         for first in written:
             others = [name for name in tensors if name != first and (name not in written or name > first)]
@@ -329,7 +256,7 @@ def test_arguments_that_share_memory(op: str, first: str, second: str, where: st
 
 @pytest.mark.parametrize(("op", "first", "second"), sorted(MAY_BE))
 def test_what_may_be_p_itself(op: str, first: str, second: str) -> None:
-    arguments = GOOD[op]()
+    arguments = example(op)
     arguments[first] = arguments[second]
     apart = {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in arguments.items()}
     getattr(ops, op)(**arguments)
@@ -337,7 +264,7 @@ def test_what_may_be_p_itself(op: str, first: str, second: str) -> None:
     assert same_bits(arguments[first], apart[first])
 
 
-@pytest.mark.parametrize("op", WRITES)
+@pytest.mark.parametrize("op", [op for op in OPS if writes(op)])
 def test_arguments_may_be_neighbours(op: str) -> None:
     """All of them in one piece of memory, one right after the other."""
     arguments = full(op)
@@ -377,7 +304,7 @@ def test_arguments_may_be_neighbours(op: str) -> None:
 )
 def test_a_wrong_table(op: str, name: str, row: int, column: int, value: int, says: str) -> None:
     """Every implementation looks where looking waits for nobody: at tables of CPU tensors."""
-    arguments = GOOD[op]()
+    arguments = example(op)
     arguments[name][row, column] = value
     with pytest.raises(LLPFError, match=rf"^{op}: (segments|chunks): .*buffer of {N} elements") as caught:
         getattr(ops, op)(**arguments)
@@ -469,13 +396,13 @@ def test_values_that_no_rule_has(op: str, name: str, value: float) -> None:
     with pytest.raises(LLPFError, match=says):
         values_of(op, **{name: tensor}, **sphere)
     if name != "radius":
-        gate = torch.tensor([[0.0], [1.0], [1.0]], dtype=F64)
+        active = torch.tensor([[0.0], [1.0], [1.0]], dtype=F64)
         both = torch.ones(3, *tensor.shape, dtype=F64)
         both[0, 1] = value
-        values_of(op, 3, **{name: both}, gate=gate)
+        values_of(op, 3, **{name: both}, active=active)
         both[2, 1] = value
         with pytest.raises(LLPFError, match=says.replace("1", "2, 1", 1)):
-            values_of(op, 3, **{name: both}, gate=gate)
+            values_of(op, 3, **{name: both}, active=active)
 
 
 def test_values_that_nobody_reads_may_be_anything() -> None:
@@ -492,10 +419,10 @@ def test_values_that_nobody_reads_may_be_anything() -> None:
 
 
 @pytest.mark.parametrize("op", ["coefficients", "tick_", "sgd_"])
-def test_a_gate_that_is_no_number(op: str) -> None:
-    arguments = GOOD[op]()
-    arguments["gate"] = torch.tensor([NAN], dtype=F64)
-    with pytest.raises(LLPFError, match=rf"^{op}: gate\[0, 0\] must be a number, got nan"):
+def test_active_that_is_no_number(op: str) -> None:
+    arguments = example(op)
+    arguments["active"] = torch.tensor([NAN], dtype=F64)
+    with pytest.raises(LLPFError, match=rf"^{op}: active\[0, 0\] must be a number, got nan"):
         getattr(ops, op)(**arguments)
 
 
@@ -511,7 +438,7 @@ def test_a_gate_that_is_no_number(op: str) -> None:
     ],
 )
 def test_values_that_no_descent_has(change: Arguments, says: str) -> None:
-    arguments = GOOD["sgd_"]() | change
+    arguments = example("sgd_") | change
     with pytest.raises(LLPFError, match=f"^sgd_: {says}"):
         ops.sgd_(**arguments)
 
@@ -519,13 +446,13 @@ def test_values_that_no_descent_has(change: Arguments, says: str) -> None:
 # ---- no paths, no segments
 
 
-@pytest.mark.parametrize("op", GOOD)
+@pytest.mark.parametrize("op", OPS)
 def test_no_paths(op: str) -> None:
     """A batch of none: nothing to do, and the result has the shape that it promises."""
-    arguments = GOOD[op]()
+    arguments = example(op)
     rows = {"p": (0, N), "g": (0, N), "momentum_buffer": (0, N), "waypoint": (0, N), "moments": (0, S, 5)}
     rows |= {"coefficients": (0, S, 5), "out": (0, 2, 5), "key": (0,), "first": (0,)}
-    rows |= {"state": (0, 7), "loss": (0,), "gate": (0, 7)}
+    rows |= {"state": (0, 7), "loss": (0,), "active": (0, 7)}
     for name, shape in rows.items():
         if isinstance(arguments.get(name), torch.Tensor):
             arguments[name] = torch.zeros(shape, dtype=arguments[name].dtype)
@@ -538,11 +465,11 @@ def test_no_paths(op: str) -> None:
 @pytest.mark.parametrize("paths", [None, 2])
 @pytest.mark.parametrize("op", ["moments", "coefficients", "affine_", "tick_", "sgd_"])
 def test_no_segments(op: str, paths: int | None) -> None:
-    arguments = GOOD[op]()
+    arguments = example(op)
     lead = () if paths is None else (paths,)
     shapes = {"p": (*lead, N), "g": (*lead, N), "momentum_buffer": (*lead, N), "waypoint": (*lead, N)}
     shapes |= dict.fromkeys(("moments", "coefficients"), (*lead, 0, 5))
-    shapes |= {"segments": (0, 5), "chunks": (0, 3), "target_variance": (0,), "gate": (paths or 1, 2)}
+    shapes |= {"segments": (0, 5), "chunks": (0, 3), "target_variance": (0,), "active": (paths or 1, 2)}
     for name, shape in shapes.items():
         if isinstance(arguments.get(name), torch.Tensor):
             arguments[name] = torch.ones(shape, dtype=arguments[name].dtype)

@@ -17,6 +17,7 @@ from llpf_fast.ops.sgd import sgd_eager
 
 from . import oracle
 from .comparison import assert_within, compute_type, exact, poison, same_bits, unit
+from .examples import F64, Arguments, N, narrow, table
 from .oracle import Array, Real
 from .strategies import Case, cases
 
@@ -30,6 +31,14 @@ RULES: tuple[dict[str, Any], ...] = (
     {"momentum": 0.7, "weight_decay": 5e-3, "nesterov": True},
 )
 EVERY = {"momentum": 0.0, "weight_decay": 0.0, "nesterov": False}
+
+
+def examples() -> list[Arguments]:
+    full = {"p": torch.randn(N), "g": torch.randn(N), "momentum_buffer": torch.randn(N)}
+    full |= {"lr": torch.tensor(0.1, dtype=F64), **table(), "active": torch.ones(1, 2, dtype=F64)}
+    full |= {"momentum": 0.9, "weight_decay": 0.0, "nesterov": False}
+    paths = {"p": narrow(3), "g": narrow(3), "momentum_buffer": narrow(3), "active": torch.ones(3, 2, dtype=F64)}
+    return [full, full | {"momentum_buffer": None, "active": None, "momentum": 0.0}, full | paths]
 
 
 def rate_for(case: Case, kind: int) -> Tensor:
@@ -63,7 +72,7 @@ def test_equals_the_formula(case: Case, rule: dict[str, Any], kind: int, backend
     g, rate = like(case, case.seed), rate_for(case, kind)
     buffer = like(case, case.seed + 1) if rule["momentum"] else None
     p, new_buffer = case.p.clone(), None if buffer is None else buffer.clone()
-    ops.sgd_(p, g, new_buffer, rate, case.table.segments, case.table.chunks, case.gate, **rule)
+    ops.sgd_(p, g, new_buffer, rate, case.table.segments, case.table.chunks, case.active, **rule)
     rounding = Real(torch.finfo(compute_type(case.p.dtype)).eps) * 4
     outside = ~case.covered()
     shape = (case.paths, -1)
@@ -140,7 +149,7 @@ def test_repeats_bitwise_and_row_by_row(case: Case, rule: dict[str, Any], kind: 
 
     def run() -> tuple[Tensor, Tensor | None]:
         p, buffer = case.p.clone(), None if start is None else start.clone()
-        ops.sgd_(p, g, buffer, rate, *table, case.gate, **rule)
+        ops.sgd_(p, g, buffer, rate, *table, case.active, **rule)
         return p, buffer
 
     p, buffer = run()
@@ -152,7 +161,7 @@ def test_repeats_bitwise_and_row_by_row(case: Case, rule: dict[str, Any], kind: 
         alone = case.row(k)
         own, own_buffer = alone.p, None if start is None else start[k].clone()
         own_rate = rate[k].clone() if rate.dim() == 2 else rate
-        ops.sgd_(own, g[k].clone(), own_buffer, own_rate, *table, alone.gate, **rule)
+        ops.sgd_(own, g[k].clone(), own_buffer, own_rate, *table, alone.active, **rule)
         assert same_bits(own, p[k])
         assert own_buffer is None or same_bits(own_buffer, buffer[k])
 
@@ -189,7 +198,7 @@ def test_masked_segments_still_train() -> None:
 def test_state_of_loss_gate_serves_as_gate() -> None:
     """Open, open and last, closed: trains, trains, changes nothing."""
     table = SegmentTable.from_lengths([100])
-    lr, threshold = torch.tensor(0.5, dtype=torch.float64), {"threshold": 1.0, "min_rounds": 1, "max_rounds": 9}
+    lr, threshold = torch.tensor(0.5, dtype=torch.float64), {"threshold": 1.0, "window": 1, "max_steps": 9}
     state, p, buffer = ops.gate_state(1), torch.randn(table.numel), torch.zeros(table.numel)
     for loss, trains in ((2.0, True), (0.5, True), (0.1, False), (5.0, False)):
         before = [value.clone() for value in (p, buffer)]
@@ -200,15 +209,15 @@ def test_state_of_loss_gate_serves_as_gate() -> None:
 
 @pytest.mark.usefixtures("backend")
 def test_closed_paths_are_not_read() -> None:
-    """A NaN gradient behind a closed gate changes nothing; the other path trains."""
+    """A NaN gradient behind a closed active changes nothing; the other path trains."""
     table = SegmentTable.from_lengths([4097])
     p, buffer = torch.randn(2, table.numel), torch.randn(2, table.numel)
     g = torch.randn(2, table.numel)
     g[1] = torch.nan
-    gate = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    active = torch.tensor([1.0, 0.0], dtype=torch.float64)
     new, new_buffer = p.clone(), buffer.clone()
     lr = torch.tensor(0.5, dtype=torch.float64)
-    ops.sgd_(new, g, new_buffer, lr, table.segments, table.chunks, gate, momentum=0.9)
+    ops.sgd_(new, g, new_buffer, lr, table.segments, table.chunks, active, momentum=0.9)
     assert same_bits(new[1], p[1])
     assert same_bits(new_buffer[1], buffer[1])
     assert bool((new[0] != p[0])[:4097].all())

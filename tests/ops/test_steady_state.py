@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,11 +17,10 @@ from llpf_fast.ops.backend import use_backend, why_not
 from llpf_fast.tick.route import Mover
 from tests.allocations import Dispatched, allocations
 
+from .examples import OPS, example
+
 TABLE = SegmentTable.from_lengths([5000, 16, 9000, 1, 300])
 P, D = torch.randn(TABLE.numel), torch.randn(TABLE.numel)
-WHERE = (TABLE.segments, TABLE.chunks)
-#: Blocks that a call may take: its result, where it has one.
-MAY: dict[str, int] = {"moments": 1, "coefficients": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -30,37 +29,18 @@ def compiled() -> None:
         pytest.skip("the CPU library is not built")
 
 
-def calls() -> dict[str, Callable[[], object]]:
-    p, d, g, buffer, waypoint = P.clone(), D.clone(), 0.01 * D, torch.zeros_like(P), torch.zeros_like(P)
-    scratch = TABLE.scratch()
-    lr, ones = torch.tensor(0.1, dtype=torch.float64), torch.ones(len(TABLE), dtype=torch.float64)
-    step = torch.tensor([0.0, 0.1], dtype=torch.float64)
-    rule = {"epsilon": 0.0, "combine_sum": True, "clamp": True, "project_first": True}
-    measured = ops.moments(p, d, *WHERE, scratch)
-    maps = ops.coefficients(measured, TABLE.segments, ones, step)
-    state, loss = ops.gate_state(2), torch.tensor(0.5)
-    drawn, key, first = torch.zeros(4, 64, dtype=torch.int64), torch.tensor(1), torch.tensor(0)
-    return {
-        "moments": lambda: ops.moments(p, d, *WHERE, scratch),
-        "coefficients": lambda: ops.coefficients(measured, TABLE.segments, ones, step),
-        "affine_": lambda: ops.affine_(p, d, maps, *WHERE),
-        "tick_": lambda: ops.tick_(p, d, *WHERE, ones, step, None, None, None, waypoint, scratch, **rule),
-        "sgd_": lambda: ops.sgd_(p, g, buffer, lr, *WHERE, momentum=0.9),
-        "loss_gate_": lambda: ops.loss_gate_(state, loss, threshold=0.1, min_rounds=2, max_rounds=9),
-        "draw_": lambda: ops.draw_(drawn, key, first, state, bounds=[1000, 2, 9, 9]),
-    }
-
-
-@pytest.mark.parametrize("op", sorted(calls()))
+@pytest.mark.parametrize("op", OPS)
 def test_an_op_allocates_its_result_and_nothing_else(op: str) -> None:
-    call = calls()[op]
+    arguments = example(op)
+    results = len(getattr(torch.ops.llpf_fast, op).default._schema.returns)
+    call = partial(getattr(ops, op), **arguments)
     call()
-    assert allocations(call).count == MAY.get(op, 0)
+    assert allocations(call).count == results
 
 
 def test_the_check_sees_what_an_op_allocates() -> None:
-    call = calls()["tick_"]
     with use_backend("eager"):
+        call = partial(ops.tick_, **example("tick_"))
         call()
         assert allocations(call).count > 100
     assert allocations(lambda: P.clone()).peak == P.numel() * 4
@@ -84,13 +64,13 @@ def network() -> nn.Module:
 def correction(**given: Any) -> Correction:
     torch.manual_seed(1)
     data: tuple[Tensor, Tensor] = (torch.randn(50, 20), torch.randint(3, (50,)))
-    rule = {"threshold": 0.0, "min_rounds": 4, "max_rounds": 4, "lr": 0.1, **given}
+    rule = {"threshold": 0.0, "window": 4, "max_steps": 4, "lr": 0.1, **given}
     flat = FlatParameters(network())
     return Correction(flat, nn.functional.cross_entropy, TensorBatches(*data, 16, seed=0), **rule)
 
 
 #: The engine's ops in one iteration, beside forward, loss and backward.
-ENGINE = {"fill_": 1, "draw_": 1, "index_select": 2, "loss_gate_": 1, "sgd_": 1}
+ENGINE = {"fill_": 1, "counter_randint_": 1, "index_select": 2, "loss_gate_": 1, "sgd_": 1}
 
 
 def test_an_iteration_dispatches_the_engines_six_ops_and_the_passes() -> None:
@@ -103,7 +83,7 @@ def test_an_iteration_dispatches_the_engines_six_ops_and_the_passes() -> None:
     with Dispatched() as passes:
         nn.functional.cross_entropy(ours.module(inputs), targets).backward()
     surplus = {name: seen.names.count(name) - 4 * passes.names.count(name) for name in set(seen.names)}
-    # Once a correction: the momentum and the gate begin anew.
+    # Once a correction: the momentum and the active begin anew.
     once = {"zero_": 1 + 4, "copy_": 1}
     assert {name: count for name, count in surplus.items() if count} == {k: 4 * v for k, v in ENGINE.items()} | once
 

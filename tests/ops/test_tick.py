@@ -25,10 +25,26 @@ from .comparison import (
     unit,
     worst_error,
 )
+from .examples import F64, TABLE, Arguments, N, narrow, options, rule, table
 from .oracle import Rule, Ticked
 from .strategies import Case, cases, group_variances
 
 SIZES = (1, 2, 15, 16, 17, 129, CHUNK - 1, CHUNK, CHUNK + 1)
+
+
+def examples() -> list[Arguments]:
+    full = {
+        "p": torch.randn(N),
+        "d": torch.randn(N),
+        **table(),
+        **rule(),
+        "moments_in": None,
+        "waypoint": torch.randn(N),
+    }
+    full |= {"scratch": TABLE.scratch(), **options()}
+    to_origin = {"d": None, "destination": 1, "active": None, "waypoint": None}
+    paths = {"p": narrow(3), "d": narrow(3), "waypoint": narrow(3), "scratch": TABLE.scratch(3)}
+    return [full, full | to_origin, full | paths | {"active": torch.ones(3, dtype=F64)}]
 
 
 def decided(case: Case, expected: list[Ticked]) -> bool:
@@ -125,7 +141,7 @@ def test_equals_its_three_parts(case: Case, backend: str) -> None:
     x = case.run(ops.tick_)
     measured = ops.moments(case.p, case.far, *table, case.scratch())
     assert same_bits(case.run(ops.tick_, moments_in=measured), x)
-    maps = ops.coefficients(measured, table[0], case.target, case.step, case.gate, case.radius, **case.options)
+    maps = ops.coefficients(measured, table[0], case.target, case.step, case.active, case.radius, **case.options)
     parts = case.p.clone()
     ops.affine_(parts, case.far, maps, *table)
     assert same_bits(parts, x)
@@ -227,8 +243,8 @@ def test_identity_keeps_every_bit(backend: str) -> None:
 def test_closed_paths_are_not_read(backend: str) -> None:
     case = simple([40, 4097])
     p = torch.stack([case.p, torch.full_like(case.p, torch.nan), case.p])
-    gate = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
-    many = replace(case, p=p, target=case.target.expand(3, -1).clone(), gate=gate)
+    active = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+    many = replace(case, p=p, target=case.target.expand(3, -1).clone(), active=active)
     waypoint = poisoned_like(p)
     x = many.run(ops.tick_, waypoint)
     own = poisoned_like(case.p)

@@ -43,7 +43,7 @@ else:
 
     from llpf_fast.errors import LLPFError
     from llpf_fast.flat import SegmentTable
-    from llpf_fast.kernels import KERNELS, affine, coefficients, draw, loss_gate, moments, sgd
+    from llpf_fast.kernels import KERNELS, affine, coefficients, counter_randint, loss_gate, moments, sgd
     from llpf_fast.kernels.launch import BLOCK, RAGGED, WARPS, check_grid
     from llpf_fast.ops import Destination
 
@@ -71,7 +71,7 @@ else:
     COMMON = {
         "segments": "*i64",
         "chunks": "*i64",
-        "gate": "*fp64",
+        "active": "*fp64",
         "maps": "*fp64",
         "partial": "*fp64",
         "lr": "*fp64",
@@ -113,7 +113,7 @@ else:
                 Variant(f"moments {p} {d}", moments.chunk_kernel, types, constants, reducing(p), loads=pieces(p, wide))
             )
             for waypoint in (None, p):
-                extra = {"GATE": 0, "gate": None, "waypoint": None} if waypoint is None else {"GATE": 1}
+                extra = {"ACTIVE": 0, "active": None, "waypoint": None} if waypoint is None else {"ACTIVE": 1}
                 out.append(
                     Variant(
                         f"affine {p} {d} waypoint {waypoint}",
@@ -128,7 +128,7 @@ else:
                 )
         for p in ("*fp32", "*bf16", "*fp64"):
             for buffer in (None, p):
-                switches = {"DECAY": True, "NESTEROV": buffer is not None, "GATE": 5}
+                switches = {"DECAY": True, "NESTEROV": buffer is not None, "ACTIVE": 5}
                 out.append(
                     Variant(
                         f"sgd {p} buffer {buffer}",
@@ -149,7 +149,7 @@ else:
         for destination in (Destination.POINT, Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE):
             sphere = destination in (Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE)
             constants = {
-                "GATE": 1,
+                "ACTIVE": 1,
                 "DESTINATION": int(destination),
                 "SUM": destination % 2 == 0,
                 "CLAMP": True,
@@ -160,12 +160,12 @@ else:
             out.append(
                 Variant(f"coefficients {destination.name}", coefficients.coefficient_kernel, types, constants, 224)
             )
-        types = {"state": "*fp64", "loss": "*fp32", "threshold": "fp64", "max_rounds": "i32"}
-        out.append(Variant("loss_gate", loss_gate.gate_kernel, types, {"MIN_ROUNDS": 5, "WIDTH": 9}, 64, warps=1))
-        types = {"out": "*i64", "key": "*i64", "first": "*i64", "gate": "*fp64"}
-        types |= dict.fromkeys(("gate_columns", "rows", "columns"), "i32")
+        types = {"state": "*fp64", "loss": "*fp32", "threshold": "fp64", "max_steps": "i32"}
+        out.append(Variant("loss_gate", loss_gate.loss_gate_kernel, types, {"LOSSES": 5, "WIDTH": 9}, 64, warps=1))
+        types = {"out": "*i64", "key": "*i64", "first": "*i64", "state": "*fp64"}
+        types |= dict.fromkeys(("row_columns", "rows", "columns"), "i32")
         types |= {f"bound{i}": "i64" for i in range(4)}
-        out.append(Variant("draw", draw.draw_kernel, types, {"ROUNDS": 2, "LANES": 256}, 32))
+        out.append(Variant("counter_randint", counter_randint.counter_randint_kernel, types, {"LANES": 256}, 32))
         return out
 
     def compile_for_hopper(variant: Variant, aligned: bool = True) -> Any:
@@ -253,11 +253,11 @@ else:
             launched.clear()
             return taken
 
-        for module in (moments, affine, coefficients, sgd, loss_gate, draw):
+        for module in (moments, affine, coefficients, sgd, loss_gate, counter_randint):
             monkeypatch.setattr(module, "launch", warm_up)
         table = SegmentTable.from_lengths([5000, 16])
         p, d = torch.zeros(table.numel), torch.zeros(table.numel)
-        two, gate = torch.ones(2, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
+        two, active = torch.ones(2, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
         known, scratch = torch.zeros(2, 5, dtype=torch.float64), table.scratch()
         rule = {"destination": 0, "epsilon": 1e-4, "combine_sum": True, "clamp": True, "project_first": True}
         update = {"momentum": 0.0, "weight_decay": 0.0, "nesterov": False}
@@ -272,10 +272,10 @@ else:
         assert names() == ["chunk_kernel", "combine_kernel", "coefficient_kernel", "map_kernel"]
         KERNELS["tick_"](p, d, segments, chunks, two, two, None, None, known, None, scratch, **rule)
         assert names() == ["coefficient_kernel", "map_kernel"]
-        KERNELS["sgd_"](p, d, None, two[0], segments, chunks, gate, **update)
+        KERNELS["sgd_"](p, d, None, two[0], segments, chunks, active, **update)
         assert launched[0][1]["momentum"] == "fp64"
         assert names() == ["sgd_kernel"]
-        KERNELS["loss_gate_"](gate, torch.tensor(1.0), threshold=0.1, min_rounds=2, max_rounds=4)
+        KERNELS["loss_gate_"](active, torch.tensor(1.0), threshold=0.1, window=2, max_steps=4)
         assert launched[0][1]["threshold"] == "fp64"
 
     def test_cpu_tensors_are_refused_by_name() -> None:
@@ -294,11 +294,11 @@ else:
                 torch.ones(65_536, 5, dtype=torch.float64),
                 torch.ones(65_536),
                 threshold=0.1,
-                min_rounds=1,
-                max_rounds=2,
+                window=1,
+                max_steps=2,
             )
-        with pytest.raises(LLPFError, match="draw_kernel needs 2,147,483,648 blocks along axis x"):
-            check_grid(draw.draw_kernel, (2**31, 1))
+        with pytest.raises(LLPFError, match="counter_randint_kernel needs 2,147,483,648 blocks along axis x"):
+            check_grid(counter_randint.counter_randint_kernel, (2**31, 1))
 
     def test_without_triton_the_import_says_so() -> None:
         code = "import sys; sys.modules['triton'] = None; import llpf_fast, llpf_fast.ops; import llpf_fast.kernels"

@@ -42,7 +42,7 @@ else:
     from llpf_fast.ops import Destination, SegmentFlag, gate_state
     from llpf_fast.ops.affine import affine_eager
     from llpf_fast.ops.coefficients import coefficients_eager
-    from llpf_fast.ops.draw import draw_eager
+    from llpf_fast.ops.counter_randint import counter_randint_eager
     from llpf_fast.ops.loss_gate import loss_gate_eager
     from llpf_fast.ops.moments import moments_eager
     from llpf_fast.ops.sgd import sgd_eager
@@ -226,7 +226,7 @@ else:
         moments[:, (table.segments[:, 4] & MASKED) != 0] = 0
         if paths is None:
             moments = moments[0]
-        gate = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64) if paths else None
+        active = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64) if paths else None
         options = {
             "destination": int(destination),
             "epsilon": 1e-4 if switches[0] else 0.0,
@@ -235,7 +235,7 @@ else:
             "project_first": project_first,
         }
         arguments = rule(table, paths, destination, 12)
-        call = (moments, table.segments, arguments["target_variance"], arguments["step"], gate, arguments["radius"])
+        call = (moments, table.segments, arguments["target_variance"], arguments["step"], active, arguments["radius"])
         got = KERNELS["coefficients"](*call, **options)
         want = coefficients_eager(*call, **options)
         assert got.shape == want.shape
@@ -357,7 +357,7 @@ else:
         table = random_table(20 + int(destination), FEW, longest=4, **layout)
         p = buffer(table, p_dtype, paths, 5)
         d = None if d_dtype is None else buffer(table, d_dtype, None, 6)
-        gate = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64) if paths else None
+        active = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64) if paths else None
         arguments = rule(table, paths, destination, 3)
         options = {
             "destination": int(destination),
@@ -369,7 +369,7 @@ else:
         target, length, radius = arguments["target_variance"], arguments["step"], arguments["radius"]
         assert target is not None
         assert length is not None
-        tail = (table.segments, table.chunks, target, length, gate, radius)
+        tail = (table.segments, table.chunks, target, length, active, radius)
         moments = moments_eager(p, d, table.segments, table.chunks, poisoned(table, paths))
         maps = coefficients_eager(moments, table.segments, *tail[2:], **options)
 
@@ -387,7 +387,7 @@ else:
         assert_as_good(got, eager, exact, scale_of(maps, p, d, table), changed)
         assert torch.equal(bits(got)[..., ~changed], bits(p)[..., ~changed])
         projection = torch.stack([maps[..., 3], maps[..., 0] * 0, maps[..., 4], maps[..., 0], maps[..., 0]], -1)
-        open_rows = slice(None) if gate is None else gate != 0
+        open_rows = slice(None) if active is None else active != 0
         assert_as_good(
             recorded[open_rows],
             eager_recorded[open_rows],
@@ -398,7 +398,7 @@ else:
         assert recorded[..., ~everywhere].isnan().all()
         masked = everywhere & ~changed
         assert torch.equal(bits(recorded[open_rows])[..., masked], bits(p[open_rows])[..., masked])
-        if gate is not None:
+        if active is not None:
             assert torch.equal(bits(got[1]), bits(p[1]))
             assert recorded[1].isnan().all()
             row = p[2].clone()
@@ -442,14 +442,14 @@ else:
         table = random_table(30, FEW, **layout)
         p, g = (buffer(table, dtype, 3, seed) for seed in (1, 2))
         memory = buffer(table, dtype, 3, 4) if momentum else None
-        gate = torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+        active = torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
         lr = torch.rand(3, len(table), generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 0.1
         options = {"momentum": momentum, "weight_decay": decay, "nesterov": nesterov}
 
         def run(sgd, kind: torch.dtype) -> tuple[Tensor, Tensor | None]:  # type: ignore[no-untyped-def]
             values, gradient = p.to(kind, copy=True), g.to(kind)
             own = None if memory is None else memory.to(kind, copy=True)
-            sgd(values, gradient, own, lr, table.segments, table.chunks, gate, **options)
+            sgd(values, gradient, own, lr, table.segments, table.chunks, active, **options)
             return values, own
 
         got, got_memory = run(KERNELS["sgd_"], dtype)
@@ -484,13 +484,13 @@ else:
         torch.testing.assert_close(*results, equal_nan=True)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-    @pytest.mark.parametrize(("paths", "min_rounds"), [(None, 1), (3, 4)])
-    def test_loss_gate(dtype: torch.dtype, paths: int | None, min_rounds: int) -> None:
+    @pytest.mark.parametrize(("paths", "window"), [(None, 1), (3, 4)])
+    def test_loss_gate(dtype: torch.dtype, paths: int | None, window: int) -> None:
         generator = torch.Generator().manual_seed(1)
-        ours, theirs = gate_state(min_rounds, paths), gate_state(min_rounds, paths)
-        options = {"threshold": 0.45, "min_rounds": min_rounds, "max_rounds": min_rounds + 6}
+        ours, theirs = gate_state(window, paths), gate_state(window, paths)
+        options = {"threshold": 0.45, "window": window, "max_steps": window + 6}
         closed = 0
-        for i in range(min_rounds + 9):
+        for i in range(window + 9):
             loss = torch.rand(paths or 1, generator=generator).to(dtype)
             loss[0] = NAN if i == 1 else loss[0]
             loss = loss if paths else loss[0]
@@ -500,36 +500,36 @@ else:
             closed += int((ours.reshape(paths or 1, -1)[:, 0] == 0).sum())
         assert closed > 0
 
-    @pytest.mark.parametrize("rounds", [NAN, -1.0, 0.5, 1e300, float("inf")])
-    def test_a_damaged_gate_writes_nothing_beside_its_state(rounds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("steps", [NAN, -1.0, 0.5, 1e300, float("inf")])
+    def test_a_damaged_gate_writes_nothing_beside_its_state(steps: float, monkeypatch: pytest.MonkeyPatch) -> None:
         """On a GPU nobody looks before: the kernel itself must not follow such a number."""
         monkeypatch.setattr("llpf_fast.kernels.loss_gate.inspect_loss_gate", lambda *_: None)
-        monkeypatch.setattr("llpf_fast.kernels.draw.inspect_draw", lambda *_: None)
+        monkeypatch.setattr("llpf_fast.kernels.counter_randint.inspect_counter_randint", lambda *_: None)
         memory = torch.full((64,), 7.0, dtype=torch.float64)
         state = memory[29:36].copy_(gate_state(3))
-        state[2] = rounds
+        state[2] = steps
         want = memory.clone()
         want[29], want[32] = 0.0, NAN
-        KERNELS["loss_gate_"](state, torch.tensor(0.5), threshold=0.1, min_rounds=3, max_rounds=9)
+        KERNELS["loss_gate_"](state, torch.tensor(0.5), threshold=0.1, window=3, max_steps=9)
         assert torch.equal(memory.isnan(), want.isnan())
         assert torch.equal(memory.nan_to_num(3.0), want.nan_to_num(3.0))
         drawn, again = torch.zeros(1, 300, dtype=torch.int64), torch.zeros(1, 300, dtype=torch.int64)
-        KERNELS["draw_"](drawn, torch.tensor(5), torch.tensor(9), state, bounds=[1000])
-        KERNELS["draw_"](again, torch.tensor(5), torch.tensor(9), None, bounds=[1000])
+        KERNELS["counter_randint_"](drawn, torch.tensor(5), torch.tensor(9), state, bounds=[1000])
+        KERNELS["counter_randint_"](again, torch.tensor(5), torch.tensor(9), None, bounds=[1000])
         assert torch.equal(drawn, again)
 
     @pytest.mark.parametrize(("paths", "bounds"), [(None, [10_000]), (3, [50_000, 1 << 20, 5, 5]), (2, [1 << 31, 2])])
     @pytest.mark.parametrize("columns", [1, 300])
-    def test_draw(paths: int | None, bounds: list[int], columns: int) -> None:
+    def test_counter_randint(paths: int | None, bounds: list[int], columns: int) -> None:
         shape = (len(bounds), columns) if paths is None else (paths, len(bounds), columns)
         ours, theirs = torch.zeros(shape, dtype=torch.int64), torch.ones(shape, dtype=torch.int64)
         key = torch.tensor(0xFEDCBA98) if paths is None else torch.arange(paths) * 0x3FFFFFFF
         first = torch.full_like(key, (5 << 32) + 3)
-        gate = gate_state(2, paths)
-        gate[..., 2] = 7.0
-        for given in (None, gate):
-            KERNELS["draw_"](ours, key, first, given, bounds=bounds)
-            draw_eager(theirs, key, first, given, bounds=bounds)
+        state = gate_state(2, paths)
+        state[..., 2] = 7.0
+        for given in (None, state):
+            KERNELS["counter_randint_"](ours, key, first, given, bounds=bounds)
+            counter_randint_eager(theirs, key, first, given, bounds=bounds)
             assert torch.equal(ours, theirs)
 
     def test_empty_tables() -> None:

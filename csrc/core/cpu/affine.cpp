@@ -1,13 +1,18 @@
 #include "../affine.h"
 
+#include "../coefficients.h"
+#include "contents.h"
 #include "walk.h"
 
 namespace llpf::cpu {
 
-void affine(const Values& values, const Table& table, const double* coefficients, const Threads& threads) {
+void affine(const AffineArguments& arguments, const Threads& threads) {
+  const Values& values = arguments.values;
+  const Table& table = arguments.table;
+  check_table("affine_", table, values.numel);
   for_paths(values.paths, values.numel, threads, [&](int64_t k, const Threads& inner) {
     const Row row(values, k);
-    const double* maps = coefficients + k * table.segment_count * kCoefficientColumns;
+    const double* maps = arguments.coefficients + k * table.segment_count * kCoefficientColumns;
     for_chunks(table, {0, table.chunk_count}, inner, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         const Chunk& chunk = table.chunks[c];

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "../convert.h"
+#include "../sgd.h"
 
 // The innermost loops: one chunk of one path. Compiled once per instruction set, chosen at run time.
 namespace llpf::cpu {
@@ -11,11 +11,6 @@ namespace llpf::cpu {
 enum class Pair { kFloat32, kFloat64, kBfloat16, kFloat16, kFloat32Bfloat16, kFloat32Float16 };
 constexpr int kPairs = 6, kDtypes = 4;
 
-struct SgdSettings {
-  double momentum, weight_decay;
-  bool nesterov;
-};
-
 struct ChunkKernels {
   const char* isa;
   /// The five moments of n > 0 elements, as a row of `moments`; d may be null.
@@ -23,7 +18,7 @@ struct ChunkKernels {
   /// out = a p + b d + c; d may be null, out may be p.
   void (*apply[kPairs])(const void* p, const void* d, void* out, int64_t n, const double* abc);
   /// `buffer` may be null.
-  void (*sgd[kDtypes])(void* p, const void* g, void* buffer, int64_t n, double rate, const SgdSettings& settings);
+  void (*sgd[kDtypes])(void* p, const void* g, void* buffer, int64_t n, double rate, const SgdRule<double>& rule);
 };
 
 /// The widest instruction set that the processor has, LLPF_ISA ("plain", "avx2", "avx512") allows and the build

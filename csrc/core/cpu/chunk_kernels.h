@@ -178,12 +178,12 @@ struct Update {
   C rate;
   SgdRule<C> rule;
 
-  LLPF_HD Update(void* p, const void* g, void* buffer, double rate, const cpu::SgdSettings& s)
+  LLPF_HD Update(void* p, const void* g, void* buffer, double rate, const SgdRule<double>& exact)
       : p(static_cast<P*>(p)),
         g(static_cast<const P*>(g)),
         buffer(static_cast<P*>(buffer)),
         rate(static_cast<C>(rate)),
-        rule(SgdRule<C>::of(s.momentum, s.weight_decay, s.nesterov)) {}
+        rule(SgdRule<C>::of(exact)) {}
 
   /// As many elements from i on as a register holds.
   LLPF_HD void vector(int64_t i) const {
@@ -216,9 +216,9 @@ LLPF_HD void sgd_chunk(const Update<kBuffer, P>& update, int64_t n) {
 }
 
 template <class P>
-void sgd(void* p, const void* g, void* buffer, int64_t n, double rate, const cpu::SgdSettings& settings) {
-  if (buffer == nullptr) sgd_chunk(Update<false, P>(p, g, nullptr, rate, settings), n);
-  else sgd_chunk(Update<true, P>(p, g, buffer, rate, settings), n);
+void sgd(void* p, const void* g, void* buffer, int64_t n, double rate, const SgdRule<double>& rule) {
+  if (buffer == nullptr) sgd_chunk(Update<false, P>(p, g, nullptr, rate, rule), n);
+  else sgd_chunk(Update<true, P>(p, g, buffer, rate, rule), n);
 }
 
 /// In the order of Pair and Dtype.

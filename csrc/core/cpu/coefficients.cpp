@@ -1,13 +1,17 @@
-#include "ops.h"
+#include "../coefficients.h"
+
+#include "contents.h"
 
 namespace llpf::cpu {
 
-void coefficients(const Table& table, const Rule& rule, const RuleArguments& arguments, const double* moments,
-                  int64_t paths, double* out) {
-  for (int64_t k = 0; k < paths; ++k) {
-    const PathArguments path{moments + k * table.segment_count * kMomentColumns, arguments.target_variance[k],
-                             arguments.step[k], arguments.radius, !arguments.gate || arguments.gate[k][0] != 0};
-    Coefficients(table, rule, path, out + k * table.segment_count * kCoefficientColumns).run({0, table.segment_count});
+void coefficients(const CoefficientsArguments& arguments, double* out, const Threads&) {
+  const Table& table = arguments.table;
+  check_segments("coefficients", table);
+  check_rule("coefficients", table, arguments.rule, arguments.paths);
+  for (int64_t k = 0; k < arguments.paths; ++k) {
+    const PathArguments path = arguments.rule.path(k, arguments.moments, table.segment_count);
+    Coefficients(table, arguments.rule.rule, path, out + k * table.segment_count * kCoefficientColumns)
+        .run({0, table.segment_count});
   }
 }
 

@@ -1,6 +1,5 @@
-#include <vector>
-
 #include "../reduction.h"
+#include "contents.h"
 #include "walk.h"
 
 namespace llpf::cpu {
@@ -29,20 +28,23 @@ constexpr Reduce kReduce[kPairs] = {erased<float, float>,     erased<double, dou
 
 }  // namespace
 
-void moments_device_blocking(const Values& values, const Table& table, double* out) {
-  std::vector<double> partials(table.chunk_count * kMomentColumns);
+void moments_device_blocking(const MomentsArguments& arguments, double* out) {
+  const Values& values = arguments.values;
+  const Table& table = arguments.table;
+  check_table("moments", table, values.numel);
+  double* const partials = arguments.scratch;
   for (int64_t k = 0; k < values.paths; ++k) {
     const Row row(values, k);
     for (int64_t c = 0; c < table.chunk_count; ++c) {
       const Chunk& chunk = table.chunks[c];
       if (chunk.length == 0) continue;
-      kReduce[row.pair](row.p_at(chunk.start), row.d_at(chunk.start), chunk.length, &partials[c * kMomentColumns]);
+      kReduce[row.pair](row.p_at(chunk.start), row.d_at(chunk.start), chunk.length, partials + c * kMomentColumns);
     }
     for (int64_t s = 0; s < table.segment_count; ++s, out += kMomentColumns) {
       Moments lanes[kBlock];
       if (!table.segments[s].has(kMasked))
         for (int lane = 0; lane < kBlock; ++lane)
-          lanes[lane] = lane_moments<kBlock>(table, table.chunks_of(s), partials.data(), lane);
+          lanes[lane] = lane_moments<kBlock>(table, table.chunks_of(s), partials, lane);
       tree(lanes).store(out);
     }
   }

@@ -1,11 +1,17 @@
+#include "../moments.h"
+
+#include "contents.h"
 #include "walk.h"
 
 namespace llpf::cpu {
 
-void moments(const Values& values, const Table& table, double* scratch, double* out, const Threads& threads) {
+void moments(const MomentsArguments& arguments, double* out, const Threads& threads) {
+  const Values& values = arguments.values;
+  const Table& table = arguments.table;
+  check_table("moments", table, values.numel);
   for_paths(values.paths, values.numel, threads, [&](int64_t k, const Threads& inner) {
     const Row row(values, k);
-    double* partials = scratch + k * table.chunk_count * kMomentColumns;
+    double* partials = arguments.scratch + k * table.chunk_count * kMomentColumns;
     for_chunks(table, {0, table.chunk_count}, inner, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         const Chunk& chunk = table.chunks[c];

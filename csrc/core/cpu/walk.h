@@ -2,15 +2,18 @@
 
 #include <algorithm>
 
-#include "ops.h"
+#include "../arguments.h"
+#include "../moments.h"
+#include "chunk.h"
+#include "threads.h"
 
 // How the ops walk a table: by whole groups while they fit in the cache, by threads where there is enough work.
 namespace llpf::cpu {
 
-constexpr Dtype kStorageOfP[kPairs] = {Dtype::kFloat32, Dtype::kFloat64, Dtype::kBfloat16,
-                                       Dtype::kFloat16, Dtype::kFloat32, Dtype::kFloat32};
-constexpr Dtype kStorageOfD[kPairs] = {Dtype::kFloat32, Dtype::kFloat64,  Dtype::kBfloat16,
-                                       Dtype::kFloat16, Dtype::kBfloat16, Dtype::kFloat16};
+inline Pair pair_of(const Values& values) {
+  if (values.p_dtype == values.d_dtype) return static_cast<Pair>(values.p_dtype);
+  return values.d_dtype == Dtype::kBfloat16 ? Pair::kFloat32Bfloat16 : Pair::kFloat32Float16;
+}
 
 /// One path's p and d, with the loops for their types.
 struct Row {
@@ -20,12 +23,12 @@ struct Row {
   const ChunkKernels& kernels;
   int pair;
 
-  Row(const Values& v, int64_t path) : kernels(chunk_kernels()), pair(static_cast<int>(v.pair)) {
-    p_bytes = bytes_of(kStorageOfP[pair]);
-    d_bytes = bytes_of(kStorageOfD[pair]);
+  Row(const Values& v, int64_t path) : kernels(chunk_kernels()), pair(static_cast<int>(pair_of(v))) {
+    p_bytes = bytes_of(v.p_dtype);
+    d_bytes = bytes_of(v.d_dtype);
     p = static_cast<char*>(v.p) + path * v.numel * p_bytes;
     d = static_cast<const char*>(v.d);
-    if (d != nullptr && v.d_per_path) d += path * v.numel * d_bytes;
+    if (d != nullptr && !v.d_shared) d += path * v.numel * d_bytes;
   }
 
   char* p_at(int64_t i) const { return p + i * p_bytes; }
@@ -53,7 +56,7 @@ inline void combine(const Table& table, Range segments, int64_t chunk, const dou
 }
 
 /// Whole groups of segments, neighbours in the table, and their chunks.
-struct Wave {
+struct GroupBatch {
   Range segments{0, 0}, chunks{0, 0};
 
   /// The next groups, closed under both kinds of group: at least one, more until they have `elements` elements.
@@ -91,7 +94,7 @@ void for_chunks(const Table& table, Range range, const Threads& threads, F&& bod
   for (int64_t c = range.begin; c < range.end; ++c) elements += table.chunks[c].length;
   if (elements < 2 * kElementsPerThread) return body(range.begin, range.end);
   const int64_t grain = std::max<int64_t>(1, count * kElementsPerThread / elements);
-  threads.run(count, grain, Body([&](int64_t begin, int64_t end) { body(range.begin + begin, range.begin + end); }));
+  threads.run(count, grain, FunctionRef([&](int64_t begin, int64_t end) { body(range.begin + begin, range.begin + end); }));
 }
 
 /// Calls body(path, threads): paths side by side where there are enough of them, else one after another with all
@@ -103,7 +106,7 @@ void for_paths(int64_t paths, int64_t numel, const Threads& threads, F&& body) {
     return;
   }
   const int64_t grain = std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(1, numel));
-  threads.run(paths, grain, Body([&](int64_t begin, int64_t end) {
+  threads.run(paths, grain, FunctionRef([&](int64_t begin, int64_t end) {
                 for (int64_t k = begin; k < end; ++k) body(k, Threads{});
               }));
 }

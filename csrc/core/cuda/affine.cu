@@ -7,12 +7,12 @@ namespace {
 // still in it.
 template <class P, class D>
 __global__ void __launch_bounds__(kThreads) write_chunks(const Streams<P, D> streams, const Table table,
-                                                         const Gate gate, const double* coefficients, P* waypoint) {
+                                                         const Active active, const double* coefficients, P* waypoint) {
   const Chunk chunk = table.chunks[table.chunk_count - 1 - blockIdx.x];
   const bool masked = table.segments[chunk.segment].has(kMasked);
   if (masked && waypoint == nullptr) return;
   for (int64_t k = blockIdx.y; k < streams.paths; k += gridDim.y) {
-    if (!gate.open(k)) continue;
+    if (!active(k)) continue;
     const double* const row = coefficients + (k * table.segment_count + chunk.segment) * kCoefficientColumns;
     const ChunkMaps<P> maps = masked ? ChunkMaps<P>{} : ChunkMaps<P>::of(row, waypoint != nullptr);
     P* const p = streams.p_at(k, chunk.start);
@@ -24,18 +24,18 @@ __global__ void __launch_bounds__(kThreads) write_chunks(const Streams<P, D> str
 
 }  // namespace
 
-cudaError_t launch_write(const Values& values, const Table& table, const Gate& gate, const double* coefficients,
+cudaError_t launch_write(const Values& values, const Table& table, const Active& active, const double* coefficients,
                          void* waypoint, cudaStream_t stream) {
   if (values.paths == 0 || table.chunk_count == 0) return cudaSuccess;
   return with_types(values, [&]<class P, class D>(const Streams<P, D>& streams) {
-    write_chunks<<<grid(table.chunk_count, values.paths), kThreads, 0, stream>>>(streams, table, gate, coefficients,
+    write_chunks<<<grid(table.chunk_count, values.paths), kThreads, 0, stream>>>(streams, table, active, coefficients,
                                                                                 static_cast<P*>(waypoint));
     return cudaGetLastError();
   });
 }
 
-cudaError_t affine(const Values& values, const Table& table, const double* coefficients, cudaStream_t stream) {
-  return launch_write(values, table, Gate{}, coefficients, nullptr, stream);
+Error affine(const AffineArguments& arguments, Stream stream) {
+  return launch_write(arguments.values, arguments.table, Active{}, arguments.coefficients, nullptr, stream);
 }
 
 }  // namespace llpf::cuda

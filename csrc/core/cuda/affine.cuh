@@ -1,6 +1,6 @@
 #pragma once
 
-#include "../affine.h"
+#include "../tick.h"
 #include "common.cuh"
 
 // The elementwise pass over one chunk: x = a p + b d + c, and the projection where a waypoint is recorded.
@@ -69,8 +69,8 @@ __device__ __forceinline__ void write_chunk(const Reader& read, const ChunkMaps<
   for_each_batch<kVector<P>, kBatch<P>, Pair<P, D>>(length, words, read, [] {}, write);
 }
 
-/// Queues the elementwise pass for the open paths; `waypoint` may be null.
-cudaError_t launch_write(const Values& values, const Table& table, const Gate& gate, const double* coefficients,
+/// Queues the elementwise pass for the active paths; `waypoint` may be null.
+cudaError_t launch_write(const Values& values, const Table& table, const Active& active, const double* coefficients,
                          void* waypoint, cudaStream_t stream);
 
 }  // namespace llpf::cuda

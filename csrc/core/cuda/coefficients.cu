@@ -16,11 +16,15 @@ __global__ void __launch_bounds__(kWarp, 1) solve_coefficients(const double* mom
 
 }  // namespace
 
-cudaError_t coefficients(const double* moments, int64_t paths, const Table& table, const RuleArguments& rule,
-                         double* coefficients, cudaStream_t stream) {
+cudaError_t launch_coefficients(const double* moments, int64_t paths, const Table& table, const RuleArguments& rule,
+                                double* out, cudaStream_t stream) {
   if (paths == 0 || table.segment_count == 0) return cudaSuccess;
-  solve_coefficients<<<grid(table.segment_count, paths), kWarp, 0, stream>>>(moments, paths, table, rule, coefficients);
+  solve_coefficients<<<grid(table.segment_count, paths), kWarp, 0, stream>>>(moments, paths, table, rule, out);
   return cudaGetLastError();
+}
+
+Error coefficients(const CoefficientsArguments& arguments, double* out, Stream stream) {
+  return launch_coefficients(arguments.moments, arguments.paths, arguments.table, arguments.rule, out, stream);
 }
 
 }  // namespace llpf::cuda

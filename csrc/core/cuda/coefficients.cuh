@@ -1,5 +1,6 @@
 #pragma once
 
+#include "../coefficients.h"
 #include "moments.cuh"
 
 // From moments to maps, a block for the segments whose coefficients depend on each other.
@@ -17,8 +18,8 @@ __device__ __forceinline__ Range linked_rows(const Table& table, int64_t first) 
   if (!begins(first)) return {first, first};
   for (int64_t end = first + 1;; end += kWarp) {
     const int64_t s = end + threadIdx.x % kWarp;
-    const unsigned found = __ballot_sync(0xffffffffu, s >= table.segment_count || begins(s));
-    if (found != 0) return {first, end + __ffs(found) - 1};
+    const unsigned beginnings = __ballot_sync(0xffffffffu, s >= table.segment_count || begins(s));
+    if (beginnings != 0) return {first, end + __ffs(beginnings) - 1};
   }
 }
 
@@ -33,5 +34,9 @@ __device__ __forceinline__ void solve(const Coefficients& rule, const Table& tab
   each([&](int64_t s) { rule.rescale(s, rule.summarise_rescale(table.variance_group(s))); });
   each([&](int64_t s) { rule.compose(s); });
 }
+
+/// Queues the coefficients of the active paths; `out` is [paths, S, 5].
+cudaError_t launch_coefficients(const double* moments, int64_t paths, const Table& table, const RuleArguments& rule,
+                                double* out, cudaStream_t stream);
 
 }  // namespace llpf::cuda

@@ -1,9 +1,11 @@
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <type_traits>
 
+#include "../arguments.h"
 #include "../reduction.h"
-#include "launch.h"
 
 // What the kernels share: the grid, 16-byte runs, and the walk of a block over a chunk.
 namespace llpf::cuda {

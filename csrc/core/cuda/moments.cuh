@@ -1,9 +1,20 @@
 #pragma once
 
+#include "../moments.h"
 #include "common.cuh"
 
 // Stage one, a block a chunk: the moments of the chunk. Stage two, a block a segment: the moments of its chunks.
 namespace llpf::cuda {
+
+/// Parts of `scratch`, float64 [paths (5 C + 10 S)]; the contents on entry do not matter.
+struct Scratch {
+  double *partials, *moments, *coefficients;  // [paths, C, 5], [paths, S, 5], [paths, S, 5]
+
+  static Scratch of(double* scratch, const Table& table, int64_t paths) {
+    double* const moments = scratch + paths * table.chunk_count * kMomentColumns;
+    return {scratch, moments, moments + paths * table.segment_count * kMomentColumns};
+  }
+};
 
 /// Adds the `count` elements of a run, in order.
 template <class P, class D>
@@ -64,7 +75,7 @@ __device__ __forceinline__ int64_t lower_bound(const Table& table, int64_t segme
 }
 
 /// What a block shares while it joins chunks; raw, since shared variables may not have constructors.
-struct JoinRoom {
+struct JoinStorage {
   WarpValues<Moments> values;
   int64_t begins[kThreads / kWarp];
 };
@@ -77,7 +88,7 @@ struct JoinRoom {
 /// `lane_moments`.
 template <bool AHEAD>
 __device__ __forceinline__ void join_chunks(const Table& table, Range rows, const double* partials, double* moments,
-                                            JoinRoom& room) {
+                                            JoinStorage& storage) {
   constexpr int kRows = kThreads / kWarp - 1;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   LLPF_ROLLED
@@ -85,12 +96,12 @@ __device__ __forceinline__ void join_chunks(const Table& table, Range rows, cons
     const int count = static_cast<int>(min(rows.end - first, static_cast<int64_t>(kRows)));
     if (warp <= count) {
       const int64_t begin = lower_bound(table, first + warp);
-      if (lane == 0) room.begins[warp] = begin;
+      if (lane == 0) storage.begins[warp] = begin;
     }
     __syncthreads();
     const auto chunks_of = [&](int row) {
-      const int64_t begin = room.begins[row];
-      return Range{begin, table.segments[first + row].has(kMasked) ? begin : room.begins[row + 1]};
+      const int64_t begin = storage.begins[row];
+      return Range{begin, table.segments[first + row].has(kMasked) ? begin : storage.begins[row + 1]};
     };
     if (warp < count) {
       const Range chunks = chunks_of(warp);
@@ -107,7 +118,7 @@ __device__ __forceinline__ void join_chunks(const Table& table, Range rows, cons
       const int64_t filled = chunks.end - chunks.begin;
       if (filled <= kWarp) continue;
       const Moments mine = lane_moments<kThreads, AHEAD>(table, chunks, partials, threadIdx.x);
-      const Moments all = block_tree<kThreads>(mine, room.values.get(), filled);
+      const Moments all = block_tree<kThreads>(mine, storage.values.get(), filled);
       if (threadIdx.x == 0) all.store(moments + (first + row) * kMomentColumns);
       __syncthreads();
     }
@@ -115,8 +126,8 @@ __device__ __forceinline__ void join_chunks(const Table& table, Range rows, cons
   }
 }
 
-/// Queues stage one for the open paths. Chunks of MASKED segments are neither read nor written.
-cudaError_t launch_chunk_moments(const Values& values, const Table& table, const Gate& gate, double* partials,
+/// Queues stage one for the active paths. Chunks of MASKED segments are neither read nor written.
+cudaError_t launch_chunk_moments(const Values& values, const Table& table, const Active& active, double* partials,
                                  cudaStream_t stream);
 
 }  // namespace llpf::cuda

@@ -16,20 +16,19 @@ struct Held {
 
 template <class P>
 __global__ void __launch_bounds__(kThreads)
-    update_chunks(P* values, int64_t paths, int64_t numel, const Table table, const SgdArguments arguments) {
+    update_chunks(P* values, const SgdArguments a) {
   using T = Compute<P>;
   using R = Run<P, kVector<P>>;
-  const Chunk chunk = table.chunks[blockIdx.x];
-  if (table.segments[chunk.segment].has(kFrozen)) return;
-  const auto rule = SgdRule<T>::of(arguments.momentum, arguments.weight_decay, arguments.nesterov);
-  for (int64_t k = blockIdx.y; k < paths; k += gridDim.y) {
-    if (!arguments.gate.open(k)) continue;
-    const int64_t begin = k * numel + chunk.start;
+  const Chunk chunk = a.table.chunks[blockIdx.x];
+  if (a.table.segments[chunk.segment].has(kFrozen)) return;
+  const auto rule = SgdRule<T>::of(a.rule);
+  for (int64_t k = blockIdx.y; k < a.values.paths; k += gridDim.y) {
+    if (!a.active(k)) continue;
+    const int64_t begin = k * a.values.numel + chunk.start;
     P* const p = values + begin;
-    const P* const g = static_cast<const P*>(arguments.g) + begin;
-    P* const buffer = arguments.momentum_buffer == nullptr ? nullptr : static_cast<P*>(arguments.momentum_buffer) + begin;
-    const T rate =
-        static_cast<T>(arguments.rates[k * arguments.path_stride + chunk.segment * arguments.segment_stride]);
+    const P* const g = static_cast<const P*>(a.g) + begin;
+    P* const buffer = a.momentum_buffer == nullptr ? nullptr : static_cast<P*>(a.momentum_buffer) + begin;
+    const T rate = static_cast<T>(a.rates[k][chunk.segment * a.rate_stride]);
     const auto read = [&](Held<P>& held, int64_t at, auto count) {
       load(held.p, p + at, count);
       load(held.g, g + at, count);
@@ -57,11 +56,10 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t sgd(const Values& values, const Table& table, const SgdArguments& arguments, cudaStream_t stream) {
-  if (values.paths == 0 || table.chunk_count == 0) return cudaSuccess;
-  return with_dtype(values.p_dtype, [&]<class P>() {
-    update_chunks<<<grid(table.chunk_count, values.paths), kThreads, 0, stream>>>(
-        static_cast<P*>(values.p), values.paths, values.numel, table, arguments);
+Error sgd(const SgdArguments& a, Stream stream) {
+  if (a.values.paths == 0 || a.table.chunk_count == 0) return cudaSuccess;
+  return with_dtype(a.values.p_dtype, [&]<class P>() {
+    update_chunks<<<grid(a.table.chunk_count, a.values.paths), kThreads, 0, stream>>>(static_cast<P*>(a.values.p), a);
     return cudaGetLastError();
   });
 }

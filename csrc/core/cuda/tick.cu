@@ -1,5 +1,7 @@
 #include <array>
+#include <cstdlib>
 #include <mutex>
+#include <string_view>
 
 #include <cooperative_groups.h>
 
@@ -11,17 +13,17 @@ namespace {
 
 // ---- in stages: chunk moments, then this, then the elementwise pass; 5 words of traffic a parameter
 
-/// Stage two for the rows linked to `first`: their moments from their chunks, then their coefficients. A closed path gets
-/// none, and the elementwise pass asks for none.
+/// Stage two for the rows linked to `first`: their moments from their chunks, then their coefficients. An inactive path
+/// gets none, and the elementwise pass asks for none.
 template <bool AHEAD>
 __device__ __forceinline__ void chunks_to_coefficients(const Table& table, const RuleArguments& rule,
-                                                    const Scratch& scratch, int64_t k, int64_t first, JoinRoom& room) {
-  if (!rule.gate.open(k)) return;
+                                                    const Scratch& scratch, int64_t k, int64_t first, JoinStorage& storage) {
+  if (!rule.active(k)) return;
   const Range rows = linked_rows(table, first);
   if (rows.begin == rows.end) return;
   const int64_t row = k * table.segment_count;
   join_chunks<AHEAD>(table, rows, scratch.partials + k * table.chunk_count * kMomentColumns,
-                     scratch.moments + row * kMomentColumns, room);
+                     scratch.moments + row * kMomentColumns, storage);
   const PathArguments path = rule.path(k, scratch.moments, table.segment_count);
   solve({table, rule.rule, path, scratch.coefficients + row * kCoefficientColumns}, table, rows);
 }
@@ -29,23 +31,23 @@ __device__ __forceinline__ void chunks_to_coefficients(const Table& table, const
 __global__ void __launch_bounds__(kThreads)
     tick_coefficients(int64_t paths, const __grid_constant__ Table table, const __grid_constant__ RuleArguments rule,
                       const __grid_constant__ Scratch scratch) {
-  __shared__ JoinRoom room;
+  __shared__ JoinStorage storage;
   for (int64_t k = blockIdx.y; k < paths; k += gridDim.y)
-    chunks_to_coefficients<true>(table, rule, scratch, k, blockIdx.x, room);
+    chunks_to_coefficients<true>(table, rule, scratch, k, blockIdx.x, storage);
 }
 
 // ---- on the chip: one cooperative launch; p and d are read once, 3 words of traffic a parameter
 
-/// Where a block keeps the runs of one chunk between the two passes: bytes from the tile's beginning, negative: nowhere. A
+/// Where a block stores the runs of one chunk between the two passes: bytes from the tile's beginning, negative: nowhere. A
 /// thread reads back only what it stored itself, so no barrier is needed for it.
 ///
 /// Offsets from the array itself: of a pointer that went through a structure the compiler no longer knows that it is one to
 /// shared memory, and every access became a generic one (LD, ST), which asks at run time which memory is meant.
 template <class P, class D>
-struct Room {
+struct SharedSlot {
   int p = -1, d = -1;
 
-  __device__ bool keeps() const { return p >= 0; }
+  __device__ bool given() const { return p >= 0; }
   __device__ Run<P, kVector<P>>& p_at(int64_t at) const { return run<P>(p, at); }
   __device__ Run<D, kVector<P>>& d_at(int64_t at) const { return run<D>(d, at); }
 
@@ -58,10 +60,10 @@ struct Room {
   }
 };
 
-/// Runs from the chip where they were kept, else from memory, most likely from the level-2 cache.
+/// Runs from the chip where they were stored, else from memory, most likely from the level-2 cache.
 template <class P, class D>
-struct KeptReader {
-  Room<P, D> room;
+struct SlotReader {
+  SharedSlot<P, D> slot;
   PairReader<P, D> memory;
   const D* d;
 
@@ -69,9 +71,9 @@ struct KeptReader {
 
   template <class Count>
   __device__ void operator()(Pair<P, D>& held, int64_t at, Count count) const {
-    if (!room.keeps()) return memory(held, at, count);
-    held.p = room.p_at(at);
-    if (d != nullptr) held.d = room.d_at(at);
+    if (!slot.given()) return memory(held, at, count);
+    held.p = slot.p_at(at);
+    if (d != nullptr) held.d = slot.d_at(at);
   }
 };
 
@@ -81,26 +83,26 @@ class Tile {
  public:
   __device__ explicit Tile(int64_t bytes) : bytes_(bytes) {}
 
-  __device__ Room<P, D> take(int64_t length, bool with_d) {
+  __device__ SharedSlot<P, D> take(int64_t length, bool with_d) {
     const int64_t runs = (length + kVector<P> - 1) / kVector<P>;
     const int64_t p_bytes = runs * sizeof(Run<P, kVector<P>>);
     const int64_t d_bytes = with_d ? (runs * sizeof(Run<D, kVector<P>>) + 15) / 16 * 16 : 0;
     if (p_bytes + d_bytes > bytes_ - taken_) return {};
-    const Room<P, D> room{static_cast<int>(taken_), static_cast<int>(taken_ + p_bytes)};
+    const SharedSlot<P, D> slot{static_cast<int>(taken_), static_cast<int>(taken_ + p_bytes)};
     taken_ += p_bytes + d_bytes;
-    return room;
+    return slot;
   }
 
  private:
   int64_t bytes_, taken_ = 0;
 };
 
-/// Calls `f(path, chunk index, chunk)` for this block's share of all open paths' chunks.
+/// Calls `f(path, chunk index, chunk)` for this block's share of all active paths' chunks.
 template <class F>
-__device__ __forceinline__ void for_each_item(const Table& table, int64_t paths, const Gate& gate, F&& f) {
+__device__ __forceinline__ void for_each_item(const Table& table, int64_t paths, const Active& active, F&& f) {
   for (int64_t item = blockIdx.x; item < table.chunk_count * paths; item += gridDim.x) {
     const int64_t k = item / table.chunk_count, c = item % table.chunk_count;
-    if (gate.open(k)) f(k, c, table.chunks[c]);
+    if (active(k)) f(k, c, table.chunks[c]);
   }
 }
 
@@ -109,26 +111,26 @@ __global__ void __launch_bounds__(kThreads)
     tick_on_chip(const Streams<P, D> streams, const __grid_constant__ Table table,
                  const __grid_constant__ RuleArguments rule, P* waypoint, const __grid_constant__ Scratch scratch,
                  int64_t tile_bytes) {
-  __shared__ JoinRoom join;
+  __shared__ JoinStorage join;
   const auto grid_barrier = cooperative_groups::this_grid();
   const bool with_d = streams.d != nullptr;
 
   Tile<P, D> filled(tile_bytes);
-  for_each_item(table, streams.paths, rule.gate, [&](int64_t k, int64_t c, const Chunk& chunk) {
+  for_each_item(table, streams.paths, rule.active, [&](int64_t k, int64_t c, const Chunk& chunk) {
     if (table.segments[chunk.segment].has(kMasked)) return;
     const PairReader<P, D> read{streams.p_at(k, chunk.start), streams.d_at(k, chunk.start)};
-    const Room<P, D> room = filled.take(chunk.length, with_d);
+    const SharedSlot<P, D> slot = filled.take(chunk.length, with_d);
     LateShift<P, D> shift(read);
     ShiftedSums sums;
-    const auto keep = [&](const Pair<P, D>& held, int64_t at, auto count) {
-      if (room.keeps()) {
-        room.p_at(at) = held.p;
-        if (with_d) room.d_at(at) = held.d;
+    const auto store_and_add = [&](const Pair<P, D>& held, int64_t at, auto count) {
+      if (slot.given()) {
+        slot.p_at(at) = held.p;
+        if (with_d) slot.d_at(at) = held.d;
       }
       add(sums, *shift, held, count, with_d);
     };
     for_each_batch<kVector<P>, kBatch<P>, Pair<P, D>>(
-        chunk.length, read.words(), read, [&] { shift.resolve(); }, keep);
+        chunk.length, read.words(), read, [&] { shift.resolve(); }, store_and_add);
     store_chunk(sums, *shift, chunk.length, reinterpret_cast<ShiftedSums*>(join.values.get()),
                 scratch.partials + (k * table.chunk_count + c) * kMomentColumns);
     __syncthreads();
@@ -140,16 +142,16 @@ __global__ void __launch_bounds__(kThreads)
     chunks_to_coefficients<false>(table, rule, scratch, i / table.segment_count, i % table.segment_count, join);
   grid_barrier.sync();
 
-  Tile<P, D> kept(tile_bytes);
-  for_each_item(table, streams.paths, rule.gate, [&](int64_t k, int64_t, const Chunk& chunk) {
+  Tile<P, D> stored(tile_bytes);
+  for_each_item(table, streams.paths, rule.active, [&](int64_t k, int64_t, const Chunk& chunk) {
     P* const p = streams.p_at(k, chunk.start);
     P* const record = waypoint == nullptr ? nullptr : waypoint + k * streams.numel + chunk.start;
     const bool masked = table.segments[chunk.segment].has(kMasked);
     const double* const row = scratch.coefficients + (k * table.segment_count + chunk.segment) * kCoefficientColumns;
     const ChunkMaps<P> maps = masked ? ChunkMaps<P>{} : ChunkMaps<P>::of(row, record != nullptr);
     const D* const d = maps.tick.reads_destination() ? streams.d_at(k, chunk.start) : nullptr;
-    const Room<P, D> room = masked ? Room<P, D>{} : kept.take(chunk.length, with_d);
-    write_chunk<P, D>(KeptReader<P, D>{room, {p, d}, d}, maps, row, chunk.length, p, record);
+    const SharedSlot<P, D> slot = masked ? SharedSlot<P, D>{} : stored.take(chunk.length, with_d);
+    write_chunk<P, D>(SlotReader<P, D>{slot, {p, d}, d}, maps, row, chunk.length, p, record);
   });
 }
 
@@ -162,13 +164,13 @@ constexpr int kMostBlocks = 6;
 constexpr int64_t kChunk = 4096;
 
 /// What one device can hold for one kernel: bytes of tile a block at 1, 2, ... resident blocks a multiprocessor.
-struct Chip {
+struct DeviceLimits {
   int64_t multiprocessors = 0;
   std::array<int64_t, kMostBlocks + 1> tile{};
 };
 
 template <class Kernel>
-cudaError_t measure(Kernel* kernel, int device, Chip& chip) {
+cudaError_t measure(Kernel* kernel, int device, DeviceLimits& limits) {
   int cooperative = 0, multiprocessors = 0, per_multiprocessor = 0, per_block = 0, reserved = 0;
   cudaFuncAttributes attributes;
   for (const auto& [to, attribute] : {std::pair{&cooperative, cudaDevAttrCooperativeLaunch},
@@ -192,16 +194,16 @@ cudaError_t measure(Kernel* kernel, int device, Chip& chip) {
     int resident = 0;
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, static_cast<size_t>(tile));
     if (error != cudaSuccess) return error;
-    if (resident >= blocks) chip.tile[blocks] = tile;
+    if (resident >= blocks) limits.tile[blocks] = tile;
   }
-  chip.multiprocessors = multiprocessors;
+  limits.multiprocessors = multiprocessors;
   return cudaSuccess;
 }
 
 /// `measure`, once a device and kernel. The queries do not touch a stream, so the first call may be inside a capture.
 template <class P, class D>
-cudaError_t chip_of_current_device(Chip& chip) {
-  static std::array<Chip, kMostDevices> chips;
+cudaError_t limits_of_current_device(DeviceLimits& limits) {
+  static std::array<DeviceLimits, kMostDevices> measured;
   static std::array<bool, kMostDevices> known{};
   static std::mutex mutex;
   int device = 0;
@@ -209,11 +211,11 @@ cudaError_t chip_of_current_device(Chip& chip) {
   if (error != cudaSuccess || device >= kMostDevices) return error;
   const std::lock_guard<std::mutex> lock(mutex);
   if (!known[device]) {
-    const cudaError_t failed = measure(tick_on_chip<P, D>, device, chips[device]);
+    const cudaError_t failed = measure(tick_on_chip<P, D>, device, measured[device]);
     if (failed != cudaSuccess) return failed;
     known[device] = true;
   }
-  chip = chips[device];
+  limits = measured[device];
   return cudaSuccess;
 }
 
@@ -224,18 +226,18 @@ struct Launch {
 /// The launch that holds the whole call on the chip with most blocks a multiprocessor, which hide each other's waits. Where
 /// the call is too large: none, or, if `anyway`, one that holds a part.
 template <class P, class D>
-Launch fit(const Chip& chip, const Streams<P, D>& streams, const Table& table, bool anyway) {
+Launch fit(const DeviceLimits& limits, const Streams<P, D>& streams, const Table& table, bool anyway) {
   const int64_t items = table.chunk_count * streams.paths;
   const int64_t element = sizeof(P) + (streams.d == nullptr ? 0 : sizeof(D));
   for (int a_multiprocessor = kMostBlocks; a_multiprocessor > 0; --a_multiprocessor) {
-    if (chip.tile[a_multiprocessor] == 0) continue;
-    const int64_t resident = a_multiprocessor * chip.multiprocessors;
+    if (limits.tile[a_multiprocessor] == 0) continue;
+    const int64_t resident = a_multiprocessor * limits.multiprocessors;
     const int64_t blocks = items < resident ? items : resident;
     const int64_t whole = (items + blocks - 1) / blocks * kChunk;
     const int64_t share = streams.numel * streams.paths / blocks + kChunk;
-    const bool holds_all = (whole < share ? whole : share) * element <= chip.tile[a_multiprocessor];
+    const bool holds_all = (whole < share ? whole : share) * element <= limits.tile[a_multiprocessor];
     if (holds_all || (anyway && a_multiprocessor == 1))
-      return {blocks, chip.tile[a_multiprocessor]};
+      return {blocks, limits.tile[a_multiprocessor]};
   }
   return {};
 }
@@ -249,35 +251,50 @@ cudaError_t launch_on_chip(const Launch& launch, Streams<P, D> streams, Table ta
                                      arguments, static_cast<size_t>(tile), stream);
 }
 
+/// LLPF_CUDA_TICK=stages or chip, read once.
+TickPlan plan_of_environment() {
+  static const TickPlan plan = [] {
+    const char* const named = std::getenv("LLPF_CUDA_TICK");
+    if (named == nullptr || *named == '\0') return TickPlan::kChoose;
+    if (std::string_view(named) == "stages") return TickPlan::kStages;
+    LLPF_CHECK(std::string_view(named) == "chip", "LLPF_CUDA_TICK must be stages or chip, got ", named);
+    return TickPlan::kOnChip;
+  }();
+  return plan;
+}
+
 }  // namespace
 
-cudaError_t tick(const Values& values, const Table& table, const RuleArguments& rule, const double* moments_in,
-                 void* waypoint, double* scratch, TickPlan plan, cudaStream_t stream) {
+Error tick(const TickArguments& arguments, Stream stream, TickPlan plan) {
+  const Values& values = arguments.values;
+  const Table& table = arguments.table;
+  const RuleArguments& rule = arguments.rule;
+  if (plan == TickPlan::kChoose) plan = plan_of_environment();
   if (values.paths == 0 || table.chunk_count == 0 || table.segment_count == 0) return cudaSuccess;
-  const Scratch parts = Scratch::of(scratch, table, values.paths);
+  const Scratch parts = Scratch::of(arguments.scratch, table, values.paths);
   cudaError_t error = cudaSuccess;
-  if (moments_in != nullptr) {
-    error = coefficients(moments_in, values.paths, table, rule, parts.coefficients, stream);
+  if (arguments.moments_in != nullptr) {
+    error = launch_coefficients(arguments.moments_in, values.paths, table, rule, parts.coefficients, stream);
   } else {
     bool launched = false;
     error = with_types(values, [&]<class P, class D>(const Streams<P, D>& streams) {
       if (plan == TickPlan::kStages) return cudaSuccess;
-      Chip chip;
-      const cudaError_t failed = chip_of_current_device<P, D>(chip);
+      DeviceLimits limits;
+      const cudaError_t failed = limits_of_current_device<P, D>(limits);
       if (failed != cudaSuccess) return failed;
-      const Launch launch = fit(chip, streams, table, plan == TickPlan::kOnChip);
+      const Launch launch = fit(limits, streams, table, plan == TickPlan::kOnChip);
       if (launch.blocks == 0) return plan == TickPlan::kOnChip ? cudaErrorCooperativeLaunchTooLarge : cudaSuccess;
       launched = true;
-      return launch_on_chip(launch, streams, table, rule, static_cast<P*>(waypoint), parts, stream);
+      return launch_on_chip(launch, streams, table, rule, static_cast<P*>(arguments.waypoint), parts, stream);
     });
     if (error != cudaSuccess || launched) return error;
-    error = launch_chunk_moments(values, table, rule.gate, parts.partials, stream);
+    error = launch_chunk_moments(values, table, rule.active, parts.partials, stream);
     if (error != cudaSuccess) return error;
     tick_coefficients<<<grid(table.segment_count, values.paths), kThreads, 0, stream>>>(values.paths, table, rule, parts);
     error = cudaGetLastError();
   }
   if (error != cudaSuccess) return error;
-  return launch_write(values, table, rule.gate, parts.coefficients, waypoint, stream);
+  return launch_write(values, table, rule.active, parts.coefficients, arguments.waypoint, stream);
 }
 
 }  // namespace llpf::cuda

@@ -14,7 +14,7 @@ __global__ void set_condition(cudaGraphConditionalHandle handle, WhileRule rule,
   bool goes_on = false;
   LLPF_ROLLED
   for (int64_t k = threadIdx.x; k < rule.paths; k += kWarp)
-    goes_on = goes_on || LossGate::goes_on(rule.state + k * (LossGate::kWindow + rule.min_rounds), rule.min_rounds);
+    goes_on = goes_on || LossGate::goes_on(rule.state + k * (LossGate::kWindow + rule.window), rule.window);
   const bool any = __ballot_sync(0xffffffffu, goes_on) != 0;
   if (threadIdx.x != 0) return;
   const int64_t left = before ? rule.most : *rule.left - 1;

@@ -12,18 +12,18 @@ struct WhileGraph {
   cudaGraphExec_t executable = nullptr;
 };
 
-/// When the repetition ends: once `LossGate::goes_on` holds for none of the paths of `state [paths, 4 + min_rounds]`, or
+/// When the repetition ends: once `LossGate::goes_on` holds for none of the paths of `state [paths, 4 + window]`, or
 /// after `most` iterations, which are counted in `*left`. Both lie on the device and outlive the graph.
 struct WhileRule {
   const double* state;
-  int64_t paths, min_rounds, most;
+  int64_t paths, window, most;
   int64_t* left;
 };
 
 /// Why this driver has no conditional nodes; null: it has.
 const char* while_unsupported();
 
-/// Makes `out` of a copy of `body`, which counts its own rounds in `rule.state` and may hold kernels, copies and fills
+/// Makes `out` of a copy of `body`, which counts its own steps in `rule.state` and may hold kernels, copies and fills
 /// within device memory, and child graphs of these; memory that it uses stays its owner's. cudaErrorNotSupported where it
 /// holds anything else, otherwise the first error; `out` is then empty.
 cudaError_t make_while(cudaGraph_t body, const WhileRule& rule, WhileGraph& out);

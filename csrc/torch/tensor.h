@@ -5,7 +5,7 @@
 
 #include <optional>
 
-#include "../../core/checks.h"
+#include "../core/checks.h"
 
 // Torch's tensor as an array of core/checks.h.
 namespace llpf::check {

@@ -1,4 +1,4 @@
-"""What is loaded and what a run depends on: implementations, versions, hardware."""
+"""What is loaded in this process: implementations, versions, hardware."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from .. import ops
 from . import backend
 
 
@@ -63,10 +62,10 @@ def _library(name: str) -> dict[str, str]:
         return {"loaded": f"no: {reason}"}
     library = ctypes.CDLL(str(path))
     built, running = _text(library, "llpf_build"), f"torch {torch.__version__}"
-    found = {"loaded": str(path), "built with": built, "running on": running}
+    details = {"loaded": str(path), "built with": built, "running on": running}
     if name == "cpp":
-        found["instruction set"] = _text(library, "llpf_cpu_isa")
-    return found
+        details["instruction set"] = _text(library, "llpf_cpu_isa")
+    return details
 
 
 def _text(library: ctypes.CDLL, function: str) -> str:
@@ -95,13 +94,13 @@ def describe(device: torch.device, together: int = 1) -> dict[str, Any]:
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "kernels": ops.kernels_in_use(device.type),
+        "kernels": kernels_in_use(device.type),
         **({"together": together} if together > 1 else {}),
     }
 
 
 def processor_name() -> str:
-    """The processor's own name where the system tells it."""
+    """The processor's name by /proc/cpuinfo, else by `platform`."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             for line in lines:

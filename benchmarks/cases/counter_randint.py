@@ -1,4 +1,4 @@
-"""``draw_``: the indices and shifts of one batch; its time is a call's overhead and some integer arithmetic."""
+"""``counter_randint_``: indices and shifts of one batch; its time is a call's overhead and integer arithmetic."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from llpf_fast import ops
 from llpf_fast.batches.sampling import stream_key
-from llpf_fast.ops.draw import draw_, draw_eager
+from llpf_fast.ops.counter_randint import counter_randint_, counter_randint_eager
 
 from ..harness.case import OURS, Case, Contender, Cost, Prepared
 
@@ -24,12 +24,12 @@ def prepare(device: torch.device, pool: int) -> Prepared:
     out = torch.zeros(len(BOUNDS), BATCH, dtype=torch.int64, device=device)
     key = torch.tensor(stream_key(0, 0), dtype=torch.int64, device=device)
     first = torch.tensor(1000, dtype=torch.int64, device=device)
-    gate = ops.gate_state(WINDOW, device=device)
-    call = partial(draw_, out, key, first, gate, bounds=BOUNDS)
+    state = ops.gate_state(WINDOW, device=device)
+    call = partial(counter_randint_, out, key, first, state, bounds=BOUNDS)
 
     def error() -> float:
         want = torch.zeros_like(out)
-        draw_eager(want, key, first, gate, bounds=BOUNDS)
+        counter_randint_eager(want, key, first, state, bounds=BOUNDS)
         call()
         return float((out - want).abs().max())
 
@@ -38,7 +38,7 @@ def prepare(device: torch.device, pool: int) -> Prepared:
 
 def cases() -> Iterator[Case]:
     yield Case(
-        op="draw_",
+        op="counter_randint_",
         size=f"batch of {BATCH}",
         parameters=0,
         dtype="int64",

@@ -1,8 +1,9 @@
+#include "contents.h"
+
 #include <algorithm>
 #include <limits>
+#include <string>
 #include <vector>
-
-#include "ops.h"
 
 namespace llpf::cpu {
 namespace {
@@ -41,9 +42,13 @@ int64_t split(const Table& table, int64_t Segment::* label) {
   return -1;
 }
 
-}  // namespace
+/// First reason why an op must not follow the table, or null.
+struct TableFault {
+  const char* what;
+  int64_t row;
+};
 
-TableFault find_fault_of_segments(const Table& table, int64_t numel) {
+TableFault fault_of_segments(const Table& table, int64_t numel) {
   constexpr int64_t kFlags = kMasked | kHold | kCompensate | kTwice | kFree | kFrozen;
   for (int64_t s = 0; s < table.segment_count; ++s) {
     const Segment& segment = table.segments[s];
@@ -59,8 +64,8 @@ TableFault find_fault_of_segments(const Table& table, int64_t numel) {
   return {nullptr, 0};
 }
 
-TableFault find_fault(const Table& table, int64_t numel) {
-  if (const TableFault fault = find_fault_of_segments(table, numel); fault.what != nullptr) return fault;
+TableFault fault_of_table(const Table& table, int64_t numel) {
+  if (const TableFault fault = fault_of_segments(table, numel); fault.what != nullptr) return fault;
   int64_t previous = 0, covered = 0;
   for (int64_t c = 0; c < table.chunk_count; ++c) {
     const Chunk& chunk = table.chunks[c];
@@ -85,27 +90,41 @@ TableFault find_fault(const Table& table, int64_t numel) {
   return {nullptr, 0};
 }
 
-namespace {
-
 /// NaN is not at least 0 either.
 bool bad(double value) { return !(value >= 0); }
 constexpr double kMostFinite = std::numeric_limits<double>::max();
 
-/// The path to name, where an argument has a row for each.
-int64_t shown(const Rows<const double>& rows, int64_t path) { return rows.stride == 0 ? -1 : path; }
-
 }  // namespace
 
-ValueFault find_fault(const Table& table, const Rule& rule, const RuleArguments& arguments, int64_t paths) {
-  const bool to_norm = rule.destination == Destination::kNormSphere;
+void check_table(const char* op, const Table& table, int64_t numel) {
+  const TableFault fault = fault_of_table(table, numel);
+  LLPF_CHECK(fault.what == nullptr, op, ": ", fault.what, " (row ", fault.row, ", buffer of ", numel, " elements)");
+}
+
+void check_segments(const char* op, const Table& table) {
+  const TableFault fault = fault_of_segments(table, std::numeric_limits<int64_t>::max());
+  LLPF_CHECK(fault.what == nullptr, op, ": ", fault.what, " (row ", fault.row, ")");
+}
+
+bool checked_active(const char* op, const Active& active, int64_t path) {
+  if (!active.rows) return true;
+  const double value = *active.rows[path];
+  LLPF_CHECK(value == value, op, ": active[", path, ", 0] must be a number, got ", value);
+  return value != 0;
+}
+
+void refuse_element(const char* op, const char* name, const Rows& rows, int64_t path, int64_t column) {
+  const std::string row = rows.stride == 0 ? "" : std::to_string(path) + ", ";
+  check::refuse(op, ": ", name, "[", row, column, "] must be at least 0 and finite, got ", rows[path][column]);
+}
+
+void check_rule(const char* op, const Table& table, const RuleArguments& rule, int64_t paths) {
+  const bool to_norm = rule.rule.destination == Destination::kNormSphere;
+  const Rows radius{rule.radius, 0};
   for (int64_t k = 0; k < paths; ++k) {
-    if (arguments.gate) {
-      const double open = arguments.gate[k][LossGate::kOpen];
-      if (open != open) return {"gate", k, LossGate::kOpen, open};
-      if (open == 0) continue;
-    }
+    if (!checked_active(op, rule.active, k)) continue;
     for (int64_t i = 0; i < 2; ++i)
-      if (bad(arguments.step[k][i])) return {"step", shown(arguments.step, k), i, arguments.step[k][i]};
+      if (bad(rule.step[k][i])) refuse_element(op, "step", rule.step, k, i);
     for (int64_t s = 0; s < table.segment_count;) {
       const Range group = table.variance_group(s);
       int64_t n = 0;
@@ -114,39 +133,14 @@ ValueFault find_fault(const Table& table, const Rule& rule, const RuleArguments&
       for (; s < group.end; ++s) {
         // What is not read may be anything: a layer of one element has no variance.
         if (table.segments[s].has(kMasked)) continue;
-        const double target = arguments.target_variance[k][s];
+        const double target = rule.target_variance[k][s];
         if (n > 1 && !table.segments[s].has(kFree) && (bad(target) || target > kMostFinite))
-          return {"target_variance", shown(arguments.target_variance, k), s, target};
-        if (arguments.radius == nullptr || !(to_norm || n > 1)) continue;
-        if (bad(arguments.radius[s]) || arguments.radius[s] > kMostFinite) return {"radius", -1, s, arguments.radius[s]};
+          refuse_element(op, "target_variance", rule.target_variance, k, s);
+        if (!radius || !(to_norm || n > 1)) continue;
+        if (bad(radius[0][s]) || radius[0][s] > kMostFinite) refuse_element(op, "radius", radius, k, s);
       }
     }
   }
-  return {nullptr, 0, 0, 0};
-}
-
-ValueFault find_fault(const Table& table, const SgdArguments& a) {
-  for (int64_t k = 0; k < a.paths; ++k) {
-    if (a.gate) {
-      const double open = a.gate[k][LossGate::kOpen];
-      if (open != open) return {"gate", k, LossGate::kOpen, open};
-      if (open == 0) continue;
-    }
-    for (int64_t s = 0; s < (a.lr_step == 0 ? 1 : table.segment_count); ++s)
-      if (a.lr[k][s] < 0) return {"lr", shown(a.lr, k), s, a.lr[k][s]};
-  }
-  return {nullptr, 0, 0, 0};
-}
-
-ValueFault find_fault(const LossGate& gate, const double* state, int64_t paths) {
-  for (int64_t k = 0; k < paths; ++k) {
-    const double* row = state + k * (LossGate::kWindow + gate.min_rounds);
-    for (const int column : {LossGate::kOpen, LossGate::kLast})
-      if (row[column] != 0 && row[column] != 1) return {"open and last must be 0 or 1", k, column, row[column]};
-    if (row[LossGate::kOpen] == 1 && !LossGate::counts(row[LossGate::kRounds]))
-      return {"rounds must be a whole number of at least 0", k, LossGate::kRounds, row[LossGate::kRounds]};
-  }
-  return {nullptr, 0, 0, 0};
 }
 
 }  // namespace llpf::cpu

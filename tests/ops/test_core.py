@@ -72,10 +72,10 @@ def test_loss_gate_takes_any_buffer() -> None:
     state = array.array("d", [1.0] + [0.0] * 5)
     want = ops.gate_state(2)
     for loss in (0.5, 0.3, 0.1):
-        core.loss_gate_(state, array.array("f", [loss]), threshold=0.25, min_rounds=2, max_rounds=9)
-        ops.loss_gate_(want, torch.tensor(loss), threshold=0.25, min_rounds=2, max_rounds=9)
+        core.loss_gate_(state, array.array("f", [loss]), threshold=0.25, window=2, max_steps=9)
+        ops.loss_gate_(want, torch.tensor(loss), threshold=0.25, window=2, max_steps=9)
         assert list(state) == want.tolist()
-    core.loss_gate_(memoryview(state), np.float32([0.1]), threshold=0.25, min_rounds=2, max_rounds=9)
+    core.loss_gate_(memoryview(state), np.float32([0.1]), threshold=0.25, window=2, max_steps=9)
     assert list(state)[:2] == [0.0, 0.0]
 
 
@@ -234,14 +234,14 @@ def test_writes_into_nothing_that_is_read_only() -> None:
     with pytest.raises(LLPFError, match="waypoint is read-only"):
         core.tick_(p, g, SEGMENTS, CHUNKS, VARIANCE, STEP, waypoint=waypoint)
     with pytest.raises(LLPFError, match="state is read-only"):
-        core.loss_gate_(state, np.array(0.5), threshold=0.1, min_rounds=2, max_rounds=3)
+        core.loss_gate_(state, np.array(0.5), threshold=0.1, window=2, max_steps=3)
 
 
 def test_refuses_what_the_torch_ops_refuse() -> None:
     p, d, one = values(0), values(1), np.ones(3)
     state = np.array([1.0, 0.0, np.nan, 0.0, 0.0, 0.0])
-    with pytest.raises(LLPFError, match=r"loss_gate_: state of path 0: rounds must be a whole number .* got nan"):
-        core.loss_gate_(state, np.array(0.5), threshold=0.1, min_rounds=2, max_rounds=3)
+    with pytest.raises(LLPFError, match=r"loss_gate_: state of path 0: steps must be a whole number .* got nan"):
+        core.loss_gate_(state, np.array(0.5), threshold=0.1, window=2, max_steps=3)
     with pytest.raises(LLPFError, match=r"tick_: target_variance\[1\] must be at least 0 and finite, got nan"):
         core.tick_(p, d, SEGMENTS, CHUNKS, np.array([1.0, np.nan, 1.0]), STEP)
     with pytest.raises(LLPFError, match="segments: a row is not covered by its chunks"):
@@ -259,7 +259,7 @@ def test_a_batch_of_no_paths_and_a_table_of_no_segments() -> None:
     assert core.moments(none, None, SEGMENTS, CHUNKS).shape == (0, 3, 5)
     core.tick_(none, none.copy(), SEGMENTS, CHUNKS, VARIANCE, STEP)
     core.sgd_(none, none.copy(), None, np.array(0.1), SEGMENTS, CHUNKS)
-    core.loss_gate_(np.zeros((0, 6)), np.zeros(0), threshold=0.1, min_rounds=2, max_rounds=3)
+    core.loss_gate_(np.zeros((0, 6)), np.zeros(0), threshold=0.1, window=2, max_steps=3)
     p = values(0)
     assert core.moments(p, None, SEGMENTS[:0], CHUNKS[:0]).shape == (0, 5)
 

@@ -1,2 +1,0 @@
-/// For `llpf_fast.ops.environment`: what this library was built with. setup.py links it into _C and _C_cuda.
-extern "C" __attribute__((visibility("default"))) const char* llpf_build() { return LLPF_BUILD; }
