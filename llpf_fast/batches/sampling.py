@@ -70,7 +70,7 @@ class Batches(Protocol):
 
 @runtime_checkable
 class Augmentation(Protocol):
-    """An augmentation whose random choices are integers below fixed bounds, so that the op ``draw_`` can draw them."""
+    """An augmentation whose random choices are integers below fixed bounds, so that ``counter_randint_`` computes them."""
 
     bounds: tuple[int, ...]
 
