@@ -15,7 +15,10 @@ from llpf_fast.data import dataset_names
 from llpf_fast.find import (
     CorrectionSettings,
     LayerSettings,
+    PacingSettings,
+    ScheduleSettings,
     Settings,
+    SphereSettings,
     can_arrive,
     leads_to_model,
     resolve,
@@ -76,10 +79,11 @@ def block() -> str:
         f"| `layers.normalization` | {_list(choices(LayerSettings, 'normalization'))}; by module type (torch, timm, "
         f"your own through `is_norm`); by name: `layers.keep`, `compensate`, `compensate_twice` |",
         f"| `layers.attention` | {_list(choices(LayerSettings, 'attention'))}; fused qkv cut by rows, or separate |",
-        f"| `variance` (m2m) | {_list(choices(Settings, 'variance'))} |",
-        f"| `schedule` | {_list(choices(Settings, 'schedule'))}; stages by tick or arrival, layers by glob or `re:` |",
+        f"| `spheres.variance` (m2m) | {_list(choices(SphereSettings, 'variance'))} |",
+        f"| `schedule.kind` | {_list(choices(ScheduleSettings, 'kind'))}; stages by tick or arrival, layers by glob or "
+        "`re:` |",
         f"| `correction.lr_rule` | {_list(choices(CorrectionSettings, 'lr_rule'))} |",
-        f"| `pacing` | {_list(choices(Settings, 'pacing'))} |",
+        f"| `pacing.kind` | {_list(choices(PacingSettings, 'kind'))} |",
         f"| `augmentation` | {_list(choices(Settings, 'augmentation'))} |",
         f"| `--pairing` of folders | {_list(PAIRINGS)} |",
         f"| models | {_list(model_names())}, or `file.py:factory` |",

@@ -35,7 +35,7 @@ def main() -> None:
         threshold=0.1,
         max_ticks=1000,
         step=StepSettings(relative=0.05),
-        correction=CorrectionSettings(threshold=0.03, max_rounds=200, lr=0.1, momentum=0.9),
+        correction=CorrectionSettings(threshold=0.03, max_steps=200, lr=0.1, momentum=0.9),
     )
     out = Path(tempfile.mkdtemp()) / "run"
     path = llpf_fast.find_path(network(), ends[0], ends[1], data=data.train, settings=settings, out=out)

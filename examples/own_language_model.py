@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import llpf_fast
-from llpf_fast.find import CorrectionSettings, Settings, StepSettings
+from llpf_fast.find import ArrivalSettings, CorrectionSettings, ScreeningSettings, Settings, StepSettings
 from llpf_fast.report.picture import draw_path
 from llpf_fast.verify import Certificate
 
@@ -116,10 +116,9 @@ def main(out: Path, steps: int = 300, characters: int | None = None) -> Certific
         threshold=0.8,
         max_ticks=1000,
         step=StepSettings(relative=0.08),
-        correction=CorrectionSettings(threshold=0.45, batch_size=64, max_rounds=200),
-        arrival_margin=0.9,
-        arrival_every=5,
-        screen_size=300,
+        correction=CorrectionSettings(threshold=0.45, batch_size=64, max_steps=200),
+        arrival=ArrivalSettings(every=5, margin=0.9),
+        screening=ScreeningSettings(samples=300),
     )
     path = llpf_fast.find_path(
         CharacterModel(len(alphabet)),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 import llpf_fast
-from llpf_fast.find import CorrectionSettings, Settings, StepSettings
+from llpf_fast.find import ArrivalSettings, CorrectionSettings, Settings, StepSettings
 from llpf_fast.report.picture import draw_path
 from llpf_fast.verify import Certificate
 
@@ -66,9 +66,9 @@ def main(out: Path, steps: int = 120) -> Certificate:
         threshold=0.5,
         max_ticks=1000,
         # The default, 0.6, is for losses that can come near 0; a squared error of 0.3 is not to be had here.
-        arrival_margin=0.95,
+        arrival=ArrivalSettings(margin=0.95),
         step=StepSettings(relative=0.08),
-        correction=CorrectionSettings(threshold=0.4, batch_size=64, lr=0.02, momentum=0.9, max_rounds=200),
+        correction=CorrectionSettings(threshold=0.4, batch_size=64, lr=0.02, momentum=0.9, max_steps=200),
     )
     path = llpf_fast.find_path(Regressor(), *ends, data=data, loss_fn=mse_loss, settings=settings, out=out)
     print(f"path of {len(path)} waypoints in {out}")

@@ -30,7 +30,7 @@ PROGRAM = """
 import sys
 import torch
 
-core = ("numpy", "safetensors", "yaml", "rich", "jsonargparse")
+core = ("numpy", "safetensors", "yaml", "rich", "jsonargparse", "pydantic", "pydantic_core")
 loaded = {name: sys.modules.get(name) for name in core}
 optional = ("torchvision", "PIL", "sklearn", "timm", "vit_pytorch", "matplotlib", "plotly", "jinja2", "scipy",
             "imageio_ffmpeg", "docstring_parser", "typeshed_client")

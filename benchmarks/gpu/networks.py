@@ -72,30 +72,31 @@ RECIPE = "resnet18-cifar10-m2m-quick"
 #: The quick recipe, changed. Seen on a CPU only, between two ResNet18 with an eighth of the channels, trained on 1,000
 #: images to a loss of 0.002: it arrived after 60 ticks and 982 gradient steps with none taken back, and all of its
 #: points were below 0.182 on these images (the straight line rises to 2.5). With steps of at most a quarter of the way
-#: (``pace.largest=2.5``) it took 160 ticks and 1,481 gradient steps; without ``pace.chord`` it was the same path.
+#: (``pacing.max_scale=2.5``) it took 160 ticks and 1,481 gradient steps; without ``pacing.midpoint`` the path was the
+#: same.
 #: Half of what BatchNorm's running statistics say is still older than the last seven gradient steps, so each point
 #: gets statistics of its own; the stored ones were not tried.
 SETTINGS = (
     "threshold=0.3",
     "statistics=reestimated",
-    "pacing=adaptive",
+    "pacing.kind=adaptive",
     "augmentation=none",
-    "stages=[{start: 0}]",
-    "schedule=data-flow",
-    "data_flow={distance: 0.5}",
+    "schedule.stages=[{start: 0}]",
+    "schedule.kind=data-flow",
+    "schedule.distance=0.5",
     "step.relative=0.1",
     "correction.threshold=0.2",
-    "correction.min_rounds=5",
-    "correction.max_rounds=100",
+    "correction.window=5",
+    "correction.max_steps=100",
     "correction.precision=bfloat16",
     "correction.channels_last=true",
-    "pace.rounds=20",
-    "pace.margin=0.8",
-    "pace.chord=true",
-    "pace.largest=6",
-    "record_every=2",
-    "arrival_every=5",
-    "checkpoint_every=1000000",
+    "pacing.target_steps=20",
+    "pacing.margin=0.8",
+    "pacing.midpoint=true",
+    "pacing.max_scale=6",
+    "record.every=2",
+    "arrival.every=5",
+    "record.checkpoint_every=1000000",
     "max_ticks=100000",
 )
 SIZES = {
@@ -264,9 +265,9 @@ class Networks:
         size, folder, alarm = self._size, self._work / "resnet18", self._clock.alarm(SEARCHED)
         began = self._clock.now()
         changes = [*SETTINGS, *size.settings]
-        settings = load_recipe(RECIPE, changes)
-        settings.data = "cifar10-jpeg"
-        settings.model = "resnet18" if size.narrow == 1 else ""
+        settings = load_recipe(RECIPE, changes).changed(
+            data="cifar10-jpeg", model="resnet18" if size.narrow == 1 else ""
+        )
         self.row("settings", began, recipe=RECIPE, changes=changes)
 
         def after(at: TickProgress) -> None:
@@ -365,7 +366,7 @@ class Networks:
         size, alarm, began = self._size, self._clock.alarm(1.0), self._clock.now()
         settings = load_recipe("lenet5-mnist-m2m-quick", [f"max_ticks={size.ticks}"])
         finder = StackedFinder(
-            build_model("lenet5"), settings=settings, train=train, together=paths, device=self._device
+            build_model("lenet5"), settings=settings, train=train, parallel=paths, device=self._device
         )
         folder = self._work / f"stack{paths}"
         jobs = [

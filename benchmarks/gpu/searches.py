@@ -123,7 +123,7 @@ def search(device: str, train: tuple[Tensor, Tensor], ends: list[dict[str, Tenso
     from llpf_fast.path import RunDirectory
     from llpf_fast.recipes import load_recipe
 
-    settings = load_recipe(RECIPE, [f"correction.capture={capture}", f"max_ticks={TICKS[device]}"])
+    settings = load_recipe(RECIPE, [f"correction.cuda_graph={capture}", f"max_ticks={TICKS[device]}"])
     began = time.perf_counter()
     finder = PathFinder(build_model("lenet5"), *ends, settings=settings, train=train, device=device, out=folder)
     prepared = time.perf_counter()

@@ -71,7 +71,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--mode", type=str, metavar="MODE", help="m2m, m2o, m2o-o, ...: short for --set mode=MODE")
     parser.add_argument("--dialect", type=str, metavar="NAME", help="paper or authors: short for --set dialect=NAME")
     parser.add_argument(
-        "--schedule", type=str, metavar="NAME", help="stages or data-flow: short for --set schedule=NAME"
+        "--schedule", type=str, metavar="NAME", help="stages or data-flow: short for --set schedule.kind=NAME"
     )
     parser.add_argument(
         "--model",
@@ -148,7 +148,7 @@ def run(args: Namespace) -> int:
     result = _find_one(search, starts, destinations, args.out, resume=args.resume, quiet=args.quiet)
     print(summary(result, search.endless))
     if not ending(result, search.endless)[1]:
-        stuck = "raise threshold or correction.max_rounds: --set correction.max_rounds=..."
+        stuck = "raise threshold or correction.max_steps: --set correction.max_steps=..."
         print(stuck if result.ended == "stuck" else "raise max_ticks or step.relative: --set max_ticks=...")
         return 1
     print(f"certify it: llpf verify {result.folder}")

@@ -162,7 +162,6 @@ def _finished(search: SearchSetup, folder: Path, pair: Pair, digests: dict[Path,
 
     LLPFError when the folder holds something and nothing is to be resumed, or another search than this one.
     """
-    from ..find.resume import all_settings
     from ..path import RunDirectory
 
     if not (folder / "run.yaml").exists():
@@ -176,9 +175,8 @@ def _finished(search: SearchSetup, folder: Path, pair: Pair, digests: dict[Path,
     if pair.destination is not None:
         end = "destination" if search.settings.mode == "m2m" else "sphere"
         wanted[f"{end}_sha256"] = digests[pair.destination]
-    recorded = {**run.run, "settings": all_settings(run.run.get("settings"))}
     for key, value in wanted.items():
-        if recorded.get(key) != value:
+        if run.run.get(key) != value:
             raise LLPFError(f"cannot resume {folder}: its {key} differ from those given now")
     search.check_loss(folder)
     status = run.status

@@ -90,7 +90,7 @@ class SearchSetup:
         """LLPFError when the mode needs a destination and none is ``given``, or takes none and one is."""
         from ..find import leads_to_model
 
-        mode, by_numbers = self.settings.mode, bool(self.settings.spheres)
+        mode, by_numbers = self.settings.mode, bool(self.settings.spheres.radii)
         sphere = mode.endswith("-sphere")
         if given and not sphere and not leads_to_model(self.settings):
             raise LLPFError(f"mode {mode} leads to no other model: name no destination")
@@ -98,7 +98,7 @@ class SearchSetup:
             raise LLPFError(f"llpf find needs a destination (mode {mode}); see llpf find --help")
         if sphere and given == by_numbers:
             found = "both are given" if given else "neither is given"
-            raise LLPFError(f"mode {mode} takes a destination that lies on its spheres, or settings.spheres: {found}")
+            raise LLPFError(f"mode {mode} takes a destination that lies on its spheres, or spheres.radii: {found}")
 
     @property
     def endless(self) -> bool:

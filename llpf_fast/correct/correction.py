@@ -125,9 +125,9 @@ class Correction:
         self._replays: GraphRunner | None = None
         reason = self._not_captured_because()
         if reason is not None and self._must_capture:
-            raise LLPFError(f"correction.capture is on, but {reason}")
+            raise LLPFError(f"correction.cuda_graph is on, but {reason}")
         if reason is not None and capture == "while":
-            warnings.warn(f"correction.capture is while, but {reason}; the host runs step by step", stacklevel=2)
+            warnings.warn(f"correction.cuda_graph is while, but {reason}; the host runs step by step", stacklevel=2)
         self._may_capture = capture != "off" and reason is None
 
     def _not_captured_because(self) -> str | None:
@@ -206,11 +206,11 @@ class Correction:
         except LLPFError as error:
             self._replays, self._may_capture = None, False
             if self._must_capture:
-                raise LLPFError(f"correction.capture is on, but {error}") from error
+                raise LLPFError(f"correction.cuda_graph is on, but {error}") from error
             if not (isinstance(error, NotCapturableError) and error.expected):
                 warnings.warn(
                     f"the correction is not captured as a CUDA graph, and runs step by step: {error} "
-                    "(correction.capture: off for silence)",
+                    "(correction.cuda_graph: off for silence)",
                     stacklevel=2,
                 )
         return self._replays

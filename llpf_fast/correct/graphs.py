@@ -203,7 +203,7 @@ def as_while_graph(step: SgdStep) -> Callable[[], None]:
             return WhileGraph(graph, step.state, min_rounds=rule["window"], max_rounds=rule["max_steps"])
         except LLPFError as error:
             reason = str(error)
-    warnings.warn(f"correction.capture is while, but {reason}; the host queues replays instead", stacklevel=2)
+    warnings.warn(f"correction.cuda_graph is while, but {reason}; the host queues replays instead", stacklevel=2)
     return graph.replay
 
 

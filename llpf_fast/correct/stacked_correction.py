@@ -80,7 +80,7 @@ class StackedCorrection:
         )
         device = flat.data.device
         if capture == "on" and device.type != "cuda":
-            raise LLPFError(f"correction.capture is on, but a {device.type} has no CUDA graphs")
+            raise LLPFError(f"correction.cuda_graph is on, but a {device.type} has no CUDA graphs")
         self._least, self._on_gpu, self._capture = least, device.type == "cuda", capture
         self._block = min(block or (_BLOCK_GPU if self._on_gpu else 1), min_rounds)
         self.base_lr, self.keeps_momentum = lr, keep_momentum and momentum != 0.0
@@ -164,10 +164,10 @@ class StackedCorrection:
         except Exception as error:  # a capture fails in as many ways as there are modules
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             if self._capture == "on":
-                raise LLPFError(f"correction.capture is on, but {why}") from error
+                raise LLPFError(f"correction.cuda_graph is on, but {why}") from error
             warnings.warn(
                 f"the stacked correction is not captured as a CUDA graph, and runs step by step: {why} "
-                "(correction.capture: off for silence)",
+                "(correction.cuda_graph: off for silence)",
                 stacklevel=2,
             )
             return called

@@ -2,11 +2,15 @@
 
 from ..modes import can_arrive, leads_to_model
 from ..settings import (
+    ArrivalSettings,
     CorrectionSettings,
-    DataFlowSettings,
     LayerSettings,
-    PaceSettings,
+    PacingSettings,
+    RecordSettings,
+    ScheduleSettings,
+    ScreeningSettings,
     Settings,
+    SphereSettings,
     StageSettings,
     StepSettings,
 )
@@ -16,14 +20,18 @@ from .record import FindResult, TickProgress
 from .stacked_finder import SearchJob, StackedFinder, choose_together
 
 __all__ = [
+    "ArrivalSettings",
     "CorrectionSettings",
-    "DataFlowSettings",
     "FindResult",
     "LayerSettings",
-    "PaceSettings",
+    "PacingSettings",
     "PathFinder",
+    "RecordSettings",
+    "ScheduleSettings",
+    "ScreeningSettings",
     "SearchJob",
     "Settings",
+    "SphereSettings",
     "StackedFinder",
     "StageSettings",
     "StepSettings",

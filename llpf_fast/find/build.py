@@ -128,8 +128,8 @@ def make_task(
     with torch.random.fork_rng(devices=[]):
         # A shuffling loader gives the same screening samples every time.
         torch.default_generator.manual_seed(settings.seed)
-        held = materialize(data, settings.screen_size or None)
-    few = fixed_subset(held, settings.screen_size)
+        held = materialize(data, settings.screening.samples or None)
+    few = fixed_subset(held, settings.screening.samples)
     batch_size = settings.evaluation_batch_size or default_batch_size(device)
     mode, output, targets = try_network(
         copied(module).to(device).eval(),
@@ -192,23 +192,23 @@ def make_correction(task: Task, flat: FlatParameters, optimizer: torch.optim.Opt
 
 def rounds_at_once(settings: Settings) -> int:
     """Gradient steps after which a correction hands back at the latest: one window where its points are averaged."""
-    averages = settings.pacing == "adaptive" and settings.pace.average is not None
-    return settings.correction.min_rounds if averages else settings.correction.max_rounds
+    averages = settings.pacing.kind == "adaptive" and settings.pacing.iterate_average is not None
+    return settings.correction.window if averages else settings.correction.max_steps
 
 
 def training(settings: Settings) -> dict[str, Any]:
     """The arguments that a correction of one path and a stacked one have in common."""
     c = settings.correction
     return {
-        "threshold": c.threshold,
-        "min_rounds": c.min_rounds,
+        "threshold": settings.correction_threshold,
+        "min_rounds": c.window,
         "max_rounds": rounds_at_once(settings),
         "lr": c.lr,
         "momentum": c.momentum,
         "weight_decay": c.weight_decay,
         "nesterov": c.nesterov,
         "keep_momentum": c.keep_momentum,
-        "capture": c.capture,
+        "capture": c.cuda_graph,
     }
 
 

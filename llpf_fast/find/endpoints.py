@@ -42,12 +42,12 @@ class Endpoints:
         if destination is None:
             if leads_to_model(settings):
                 raise LLPFError("mode m2m needs a destination model")
-            if settings.mode.endswith("-sphere") and not settings.spheres:
+            if settings.mode.endswith("-sphere") and not settings.spheres.radii:
                 raise LLPFError(f"mode {settings.mode} needs spheres: numbers in the settings, or a model on them")
             return None
         if not leads_to_model(settings) and not settings.mode.endswith("-sphere"):
             raise LLPFError(f"mode {settings.mode} takes no destination model")
-        if settings.spheres:
+        if settings.spheres.radii:
             raise LLPFError("spheres are given twice, by numbers and by a model; leave one out")
         return dict(destination)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,7 +46,7 @@ class PathFinder:
         module: the architecture; its values are replaced, its device is ``device``.
         start: complete state dict.
         destination: complete state dict: the model to go to (m2m), or one that lies on the spheres to go to.
-            ``None`` for the other modes, and for spheres given by ``settings.spheres``.
+            ``None`` for the other modes, and for spheres given by ``settings.spheres.radii``.
         settings: see :class:`~llpf_fast.settings.Settings`.
         train: samples, a Dataset, a DataLoader, a list of batches: see :func:`llpf_fast.batches.as_data`.
         loss_fn: (model output, targets) -> mean loss; when missing cross-entropy, where outputs and targets are those
@@ -83,7 +82,6 @@ class PathFinder:
         is_norm: Callable[[nn.Module], bool] | None = None,
     ) -> None:
         settings = as_settings(settings)
-        settings.validate()
         self.settings = settings
         self._device = checked_device(device)
         if progress is not None and not callable(progress):
@@ -192,7 +190,7 @@ def find_path(
         loss_fn: (model output, targets) -> scalar mean loss; when missing cross-entropy, where outputs and targets are
             those of a classification.
         optimizer: for the correction, e.g. ``lambda ps: torch.optim.AdamW(ps, lr=1e-3)``; the fused SGD when missing.
-        settings: see :class:`Settings`; ``changes`` replace its top-level fields (``threshold=0.05``, ``seed=3``).
+        settings: see :class:`Settings`; ``changes`` replace some of it (``seed=3``, ``arrival={"every": 5}``).
         out: folder of the run; a new temporary folder when missing.
         device: "cpu" or "cuda".
         progress: called after every tick with a :class:`TickProgress`.
@@ -205,11 +203,7 @@ def find_path(
     Raises:
         LLPFError: wrong input, named in one line; or a search toward a model or sphere that ended without arriving.
     """
-    base = Settings() if settings is None else as_settings(settings)
-    try:
-        base = replace(base, **changes)
-    except TypeError as error:
-        raise LLPFError(f"find_path: {error}") from None
+    base = (Settings() if settings is None else as_settings(settings)).changed(**changes)
     # Before anything is loaded: what is said of a module that cannot be copied says more than names that differ.
     network = copied(unwrapped(model))
     first = load_endpoint(start, network, "start")
@@ -232,7 +226,7 @@ def find_path(
     if not result.arrived and can_arrive(base):
         if result.ended == "stuck":
             why = f"got stuck after {result.ticks} ticks"
-            remedy = "raise the threshold or correction.max_rounds"
+            remedy = "raise the threshold or correction.max_steps"
         else:
             why, remedy = f"did not arrive within max_ticks={base.max_ticks}", "raise max_ticks or step.relative"
         raise LLPFError(f"the path {why}; what was found is in {result.folder}: {remedy}")

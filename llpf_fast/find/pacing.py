@@ -13,7 +13,10 @@ from ..correct import CorrectionResult
 from ..correct.correction import Trainer
 from ..flat import FlatParameters
 from ..flat.buffers import all_buffers, set_buffers
-from ..settings import PaceSettings
+from ..settings import PacingSettings
+
+#: Factors of the step after a short correction, a long one, and a failure.
+_GROW, _SHRINK, _BACK = 1.3, 0.8, 0.5
 
 
 class StepController:
@@ -24,28 +27,28 @@ class StepController:
     is tried again in smaller steps.
     """
 
-    def __init__(self, settings: PaceSettings, min_rounds: int) -> None:
+    def __init__(self, settings: PacingSettings, window: int) -> None:
         self._settings = settings
-        # A correction never takes fewer rounds than its window holds, so those alone are a short one.
-        self._short = max(settings.rounds, min_rounds)
+        # A correction never takes fewer steps than its window holds, so those alone are a short one.
+        self._short = max(settings.target_steps, window)
         self.scale = 1.0
 
     def succeeded(self, rounds: int) -> None:
         """After a correction of ``rounds`` gradient steps whose waypoint passed."""
         if rounds <= self._short:
-            self._set(self.scale * self._settings.grow)
+            self._set(self.scale * _GROW)
         elif rounds > 2 * self._short:
-            self._set(self.scale * self._settings.shrink)
+            self._set(self.scale * _SHRINK)
 
     def failed(self) -> bool:
         """After a failure: whether there is a smaller step to try; False means the search is stuck."""
-        if self.scale <= self._settings.smallest:
+        if self.scale <= self._settings.min_scale:
             return False
-        self._set(self.scale * self._settings.back)
+        self._set(self.scale * _BACK)
         return True
 
     def _set(self, scale: float) -> None:
-        self.scale = min(max(scale, self._settings.smallest), self._settings.largest)
+        self.scale = min(max(scale, self._settings.min_scale), self._settings.max_scale)
 
 
 class IterateAverage:

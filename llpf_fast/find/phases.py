@@ -84,14 +84,15 @@ def make_schedule(
     Raises:
         LLPFError: a pattern that matches no layer; a stage in which nothing would move.
     """
-    if settings.schedule == "data-flow":
+    if settings.schedule.kind == "data-flow":
         return Schedule(_data_flow(settings, flat, may_move, forward))
     names = flat.table.names
     phases = []
-    for i, stage in enumerate(settings.stages):
-        active = match_layers(names, stage.layers, f"stages[{i}].layers pattern")
+    for i, stage in enumerate(settings.schedule.stages):
+        active = match_layers(names, stage.layers, f"schedule.stages[{i}].layers pattern")
         if not any(a and m for a, m in zip(active, may_move, strict=True)):
-            raise LLPFError(f"stages[{i}] moves nothing: the rule keeps all of its layers ({', '.join(stage.layers)})")
+            patterns = ", ".join(stage.layers)
+            raise LLPFError(f"schedule.stages[{i}] moves nothing: the rule keeps all of its layers ({patterns})")
         phases.append(Stage(tuple(active), stage.start, None, stage.distance))
     return Schedule(phases)
 
@@ -106,7 +107,7 @@ def _data_flow(
         # A cut attention tensor has one segment a projection, called NAME[query] and so on.
         active = tuple(name.partition("[")[0] in seen and m for name, m in zip(flat.table.names, may_move, strict=True))
         if active != (phases[-1].active if phases else (False,) * len(active)):
-            phases.append(Stage(active, None, settings.data_flow.ticks, settings.data_flow.distance))
+            phases.append(Stage(active, None, settings.schedule.ticks, settings.schedule.distance))
     if not phases:
         raise LLPFError("schedule data-flow moves nothing: the rule keeps every layer")
     return phases
@@ -119,9 +120,10 @@ _REACHED = 1.01
 class RoutePhases:
     """The routes of a search, in order, and what changes from one tick to the next: stages, legs, spheres.
 
-    ``variance: blend`` lets every layer's target variance go from the start's to the destination's with the share of
-    the way that the layer has come (ours). ``two-legs`` is the authors' way: toward the origin until no layer has more
-    variance than at the destination (layers that have less stay), and M2M from there on the spheres reached.
+    ``spheres.variance: blend`` lets every layer's target variance go from the start's to the destination's with the
+    share of the way that the layer has come (ours). ``shrink-first`` is the authors' way: toward the origin until no
+    layer has more variance than at the destination (layers that have less stay), and M2M from there on the spheres
+    reached.
 
     Args:
         flat: at the start.
@@ -136,15 +138,15 @@ class RoutePhases:
         self._shrink: Route | None = None
         self._ends: Tensor | None = None
         self._come = torch.zeros_like(self.main.start_variance)
-        if settings.variance != "start":
+        if settings.spheres.variance != "start":
             assert like is not None
             ends = radius_like(self.main.table, Destination.VARIANCE_SPHERE, like)
             start = self.main.start_variance
             # A layer without a sphere never gets one while blending: its flags would depend on when a stage began.
-            none = (start == 0) & (settings.variance == "blend") & (rule.epsilon == 0)
+            none = (start == 0) & (settings.spheres.variance == "blend") & (rule.epsilon == 0)
             self._ends = torch.where(ends.isnan() | none, start, ends)
             self._check_ends(flat)
-        if settings.variance == "two-legs":
+        if settings.spheres.variance == "shrink-first":
             toward = replace(
                 rule,
                 destination=Destination.ORIGIN,
@@ -172,8 +174,8 @@ class RoutePhases:
         ):
             if start > 0 and end == 0:
                 raise LLPFError(
-                    f"layer {name} of the destination has variance 0: variance: {self._settings.variance} would "
-                    f"squeeze it into a point; leave it out with layers.keep"
+                    f"layer {name} of the destination has variance 0: spheres.variance: "
+                    f"{self._settings.spheres.variance} would squeeze it into a point; leave it out with layers.keep"
                 )
 
     def current(self, at: SearchState) -> Route:
@@ -224,7 +226,7 @@ class RoutePhases:
         """What begins with the tick ``at.tick``: another leg, another stage."""
         done = at.tick - 1
         if at.leg == 0:
-            if any(self._still_wide(at)) and done < self._settings.shrink_ticks:
+            if any(self._still_wide(at)) and done < self._settings.spheres.shrink_ticks:
                 self.enter(at, schedule)
                 return
             at.leg, at.leg_began = 1, done
@@ -244,7 +246,7 @@ class RoutePhases:
 
     def follow(self, at: SearchState, shares: Tensor) -> None:
         """Let blending spheres follow the way that each layer has come; they never go back."""
-        if self._settings.variance != "blend" or at.point == 0:
+        if self._settings.spheres.variance != "blend" or at.point == 0:
             return
         self._come, spheres = self._spheres_at(shares)
         self.main.set_spheres(spheres)
@@ -257,7 +259,7 @@ class RoutePhases:
     def project_as_recorded(self, at: SearchState, p: Tensor, shares: Tensor) -> None:
         """Put p ``[N]`` on the spheres that :meth:`follow` would give it if it were accepted; nothing else changes."""
         route = self.current(at)
-        if self._settings.variance != "blend":
+        if self._settings.spheres.variance != "blend":
             route.project(p)
             return
         now = route.mover.target_variance.clone()
@@ -267,7 +269,7 @@ class RoutePhases:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold."""
-        if self._settings.variance == "start":
+        if self._settings.spheres.variance == "start":
             return {}
         return {"spheres": self.main.mover.target_variance, "come": self._come}
 
@@ -284,6 +286,6 @@ def _radius(settings: Settings, rule: Rule, flat: FlatParameters, like: Tensor |
     if like is not None:
         return radius_like(sphere_table(rule, flat), rule.destination, like)
     radius = torch.full((len(flat.table),), torch.nan, dtype=torch.float64)
-    for pattern, value in settings.spheres.items():
-        radius[torch.tensor(match_layers(flat.table.names, [pattern], "spheres pattern"))] = value
+    for pattern, value in settings.spheres.radii.items():
+        radius[torch.tensor(match_layers(flat.table.names, [pattern], "spheres.radii pattern"))] = value
     return radius.to(flat.data.device)

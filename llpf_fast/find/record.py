@@ -19,6 +19,7 @@ from ..flat import FlatParameters
 from ..modes import leads_to_model
 from ..path import RunDirectory, state_digest
 from ..path.fingerprint import digest
+from ..path.run_directory import FORMAT
 from ..settings import Settings
 from . import resume as environment
 from .endpoints import Endpoints
@@ -98,7 +99,7 @@ class Record:
         self._settings, self._ends, self._progress = settings, ends, progress
         self._began = time.monotonic()
         about: dict[str, Any] = {
-            "llpf_fast": 1,
+            "llpf_fast": FORMAT,
             "provenance": provenance or {},
             "settings": settings.as_dict(),
             "environment": environment.describe(device, together),

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from ..errors import LLPFError
 from ..ops.info import describe
-from ..settings import LayerSettings
 
 
 def restore(recorded: dict[str, Any], device: torch.device, together: int = 1) -> None:
@@ -30,20 +28,10 @@ def restore(recorded: dict[str, Any], device: torch.device, together: int = 1) -
         )
 
 
-#: How the passes are computed, and how before runs recorded it: another choice changes the last bits, not the search.
-_ARITHMETIC = {"precision": "float32", "channels_last": False, "compile": False}
+#: How the passes are computed: another choice changes the last bits, not the search.
+_ARITHMETIC = ("precision", "channels_last", "compile")
 #: Without influence on a bit.
-_NEUTRAL = ("capture",)
-#: Settings that came later, and what runs before them had.
-_LATER = {"optimizer": "", "is_norm": "", "statistics": "stored", "evaluation_batch_size": 0}
-
-
-def all_settings(recorded: dict[str, Any] | None) -> dict[str, Any]:
-    """The settings of a run, with those that did not exist when it was begun."""
-    known = {**_LATER, **(recorded or {})}
-    if isinstance(known.get("layers"), dict):
-        known["layers"] = {**asdict(LayerSettings()), **known["layers"]}
-    return known
+_NEUTRAL = ("cuda_graph",)
 
 
 def check_same_search(recorded: dict[str, Any] | None, now: dict[str, Any], folder: object) -> None:
@@ -52,11 +40,11 @@ def check_same_search(recorded: dict[str, Any] | None, now: dict[str, Any], fold
     Raises:
         LLPFError: any other setting differs.
     """
-    recorded = all_settings(recorded)
+    recorded = recorded or {}
     theirs, ours = dict(recorded.get("correction") or {}), dict(now["correction"])
     changed = []
-    for key, default in _ARITHMETIC.items():
-        was, is_ = theirs.pop(key, default), ours.pop(key)
+    for key in _ARITHMETIC:
+        was, is_ = theirs.pop(key, None), ours.pop(key)
         if was != is_:
             changed.append(f"correction.{key} was {was}, is {is_}")
     for key in _NEUTRAL:

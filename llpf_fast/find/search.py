@@ -81,10 +81,11 @@ class PathSearch:
         self._ends, self._legs, self._schedule, self._record = ends, legs, schedule, record
         self._trainer, self._optimizer, self._rates = trainer, optimizer, rates
         #: The last waypoint, where a search may go back to it.
-        self._waypoint = torch.zeros_like(flat.data) if settings.pacing == "adaptive" else None
-        self._average = IterateAverage(flat.data, settings.pace.average if settings.pacing == "adaptive" else None)
+        self._waypoint = torch.zeros_like(flat.data) if settings.pacing.kind == "adaptive" else None
+        averaged = settings.pacing.iterate_average if settings.pacing.kind == "adaptive" else None
+        self._average = IterateAverage(flat.data, averaged)
         self._moments: Tensor | None = None
-        self._pace = StepController(settings.pace, settings.correction.min_rounds)
+        self._pace = StepController(settings.pacing, settings.correction.window)
         self._rollback = AcceptedPoint(flat, trainer, optimizer)
         self._forms = {name: list(buffer.shape) for name, buffer in flat.persistent_buffers().items()}
         self._end_buffers: dict[str, Tensor] | None = None
@@ -120,19 +121,19 @@ class PathSearch:
             if not (yield from self._one_tick()):
                 ended = "stuck"
                 break
-            due = at.point == at.tick and at.tick % settings.arrival_every == 0
+            due = at.point == at.tick and at.tick % settings.arrival.every == 0
             # The last chance is taken whatever tick it is, and from the last waypoint where that tick was taken back.
             if (due or at.tick == settings.max_ticks) and (yield from self._rest_is_low()):
                 ended = "arrived"
                 break
-            if at.tick % settings.checkpoint_every == 0:
+            if at.tick % settings.record.checkpoint_every == 0:
                 self._save()
         self._close(ended)
         return self._record.result()
 
     def _one_tick(self) -> Generator[TrainRequest | EvalRequest, Any, bool]:
         """Move, correct, judge. False where the smallest step has failed."""
-        at, adaptive = self._standing, self.settings.pacing == "adaptive"
+        at, adaptive = self._standing, self.settings.pacing.kind == "adaptive"
         self._legs.advance(at, self._schedule)
         self._move()
         if adaptive:
@@ -152,9 +153,9 @@ class PathSearch:
         return self._pace.failed() and self._set_pace()
 
     def _move(self) -> None:
-        at, adaptive = self._standing, self.settings.pacing == "adaptive"
+        at, adaptive = self._standing, self.settings.pacing.kind == "adaptive"
         route = self._legs.current(at)
-        record = at.point - at.recorded >= self.settings.record_every
+        record = at.point - at.recorded >= self.settings.record.every
         # After a rollback the buffer holds a waypoint, and keeps its bits: it was projected when its stage was on.
         project_first = 0 < at.point == at.tick - 1
         self.flat.ensure()
@@ -185,7 +186,7 @@ class PathSearch:
 
         A window of few batches may meet the threshold by luck; training on is cheaper than going back.
         """
-        most, rounds, average = self.settings.correction.max_rounds, 0, self._average
+        most, rounds, average = self.settings.correction.max_steps, 0, self._average
         average.clear()
         while True:
             corrected = yield from self._correct(go_on=rounds > 0)
@@ -194,7 +195,7 @@ class PathSearch:
             if not corrected.finite:
                 return corrected, False
             if average.values is not None:
-                corrected, point = average.add(point, corrected, self.settings.correction.threshold), average.values
+                corrected, point = average.add(point, corrected, self.settings.correction_threshold), average.values
                 if not corrected.met and rounds < most:
                     continue
             here = self._as_recorded(point)
@@ -208,7 +209,7 @@ class PathSearch:
         at = self._standing
         try:
             corrected: CorrectionResult = yield TrainRequest(
-                at.rounds, go_on, stop_at_nan=self.settings.pacing == "adaptive"
+                at.rounds, go_on, stop_at_nan=self.settings.pacing.kind == "adaptive"
             )
         except LLPFError as error:
             raise LLPFError(f"tick {at.tick}: {error}{self._culprit()}") from error
@@ -240,28 +241,28 @@ class PathSearch:
 
     def _is_low(self, here: Tensor) -> Generator[TrainRequest | EvalRequest, Any, bool]:
         """Whether the projected point ``here [N]`` passes the screening set."""
-        limit = self.settings.threshold * self.settings.pace.margin
+        limit = self.settings.threshold * self.settings.pacing.margin
         loss: float = yield EvalRequest(here, self._hopeless(limit))
         return loss <= limit
 
     def _hopeless(self, limit: float) -> float:
         """Mean loss of the first images from which on a point is given up."""
-        glance = self.settings.pace.glance
-        return math.inf if glance is None or self.settings.pacing != "adaptive" else limit * glance
+        glance = self.settings.pacing.early_reject
+        return math.inf if glance is None or self.settings.pacing.kind != "adaptive" else limit * glance
 
     def _chord_is_low(self, here: Tensor) -> Generator[TrainRequest | EvalRequest, Any, bool]:
-        """With ``pace.chord``: whether the middle of the way to ``here [N]`` passes too, half the margin wider.
+        """With ``pacing.midpoint``: whether the middle of the way to ``here [N]`` passes too, half the margin wider.
 
         Training on would not lower it; only shorter steps do.
         """
-        if not self.settings.pace.chord:
+        if not self.settings.pacing.midpoint:
             return True
         assert self._waypoint is not None
         # Buffers on the chord are those that the certificate will give it: half the way too.
         now = self.flat.persistent_buffers()
         buffers = interpolate({name: self._rollback.buffers[name] for name in now}, now, 0.5)
         loss: float = yield EvalRequest(torch.lerp(self._waypoint, here, 0.5, out=here), buffers=buffers)
-        return loss <= self.settings.threshold * (1 + self.settings.pace.margin) / 2
+        return loss <= self.settings.threshold * (1 + self.settings.pacing.margin) / 2
 
     def _as_recorded(self, point: Tensor) -> Tensor:
         """``point [N]`` as the next tick would record it: blending spheres follow the way that it has come."""
@@ -287,7 +288,7 @@ class PathSearch:
             self._legs.current(at).project(here)
         # Counted from the destination's own loss up: a destination close below the threshold can be arrived at too.
         room = self.settings.threshold - self._ends.end_loss
-        limit = self._ends.end_loss + room * self.settings.arrival_margin
+        limit = self._ends.end_loss + room * self.settings.arrival.margin
         stop = self._hopeless(limit)
         if (yield EvalRequest(here, stop)) > limit:
             return False

@@ -117,7 +117,6 @@ class StackedFinder:
         optimizer: OptimizerFactory | None = None,
     ) -> None:
         settings = as_settings(settings)
-        settings.validate()
         if together < 1:
             raise LLPFError(f"paths at a time must be at least 1, got {together}")
         if optimizer is not None or settings.optimizer:

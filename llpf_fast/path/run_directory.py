@@ -20,13 +20,15 @@ from .plain_values import check_kinds, finite_or_none, read_yaml, to_plain
 from .state import state_digest
 from .waypoints import RetiredWaypoints, Waypoint, WaypointStore, is_waypoint_file
 
+#: ``llpf_fast`` in run.yaml. 2: settings in groups (``pacing.target_steps`` was ``pace.rounds``).
+FORMAT = 2
 #: The kinds of the values that are read from run.yaml and status.json: both may have been edited.
 _RUN_KINDS = {
     "settings": {
-        **dict.fromkeys(("model", "data", "optimizer", "is_norm", "mode", "dialect", "variance", "method"), "text"),
+        **dict.fromkeys(("model", "data", "optimizer", "is_norm", "mode", "dialect", "method"), "text"),
         "threshold": "number",
-        "stages": "list",
-        **{key: {} for key in ("spheres", "data_flow", "pace")},
+        **{key: {} for key in ("spheres", "pacing", "screening", "arrival", "record")},
+        "schedule": {"stages": "list"},
         "step": {"join_bias": "true or false"},
         "layers": {"attention": "text"},
         "correction": {},
@@ -150,6 +152,11 @@ class RunDirectory:
         if not isinstance(run, dict):
             raise LLPFError(f"{path} is damaged: settings by name were expected")
         check_kinds(run, _RUN_KINDS, str(path))
+        if run.get("llpf_fast", FORMAT) != FORMAT:
+            raise LLPFError(
+                f"{folder} was written by another version of llpf_fast, whose settings have other names (format "
+                f"{run['llpf_fast']}, this one reads {FORMAT}): search the path again"
+            )
         return cls(folder, run)
 
     def foreign_files(self) -> list[Path]:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import LLPFError, one_line, shown, unknown_name
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import LLPFError, one_line, unknown_name
 from ..path.plain_values import read_yaml
-from ..settings import Settings, take_types
+from ..settings import Settings, first_problem
 
 _FOLDER = Path(__file__).parent
 _SUFFIXES = (".yaml", ".yml")
 #: Words for true and false in YAML 1.1, which many still write.
 _TRUE, _FALSE = ("yes", "on"), ("no", "off")
+_SETTINGS = TypeAdapter(Settings)
 
 
 def recipe_names() -> list[str]:
@@ -34,23 +36,21 @@ def recipe_descriptions() -> dict[str, str]:
 def load_recipe(name_or_path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Settings:
     """Settings of a shipped recipe, or of a YAML file of one's own, with overrides such as ``step.relative=0.01``.
 
-    Values are YAML (``stages=[{start: 0, layers: [conv*]}]``); keys that the recipe leaves out keep the defaults of
-    :class:`Settings`; a later override wins. ``on``, ``off``, ``yes`` and ``no`` are words where a setting has such
-    words to choose from, and true or false where it is one of these. Raises :class:`LLPFError`, in one line, for an
-    unknown recipe or key (with the nearest known ones), a value of the wrong type or out of range, and a file that is
-    no YAML mapping.
+    Values are YAML (``schedule.stages=[{start: 0, layers: [conv*]}]``); keys that the recipe leaves out keep the
+    defaults of :class:`Settings`; a later override wins. ``on``, ``off``, ``yes`` and ``no`` are words where a setting
+    has such words to choose from, and true or false where it is one of these. Raises :class:`LLPFError`, in one line,
+    for an unknown recipe or key (with the nearest known ones), a value of the wrong type or out of range, and a file
+    that is no YAML mapping.
     """
     values = _read(name_or_path)
     values.pop("description", None)
-    source = f"recipe {os.fspath(name_or_path)!r}"
-    _check_keys(values, Settings, source)
     for override in overrides:
-        key, value = _split(override)
-        _check_keys(_nested(key, value), Settings, f"--set {override}")
-        _merge(values, key, value)
-    settings = _typed(values, source)
-    settings.validate()
-    return settings
+        _merge(values, *_split(override))
+    try:
+        return _SETTINGS.validate_python(_in_words(values, Settings))
+    except ValidationError as error:
+        key, problem = first_problem(error)
+        raise LLPFError(f"{_source(key, f'recipe {os.fspath(name_or_path)!r}', overrides)}: {problem}") from None
 
 
 def _read(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -84,12 +84,6 @@ def _split(override: str) -> tuple[list[str], Any]:
         raise LLPFError(f"--set {one_line(override)[:80]}: the value is not YAML: {error}") from error
 
 
-def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
-    for key in reversed(keys):
-        value = {key: value}
-    return typing.cast("dict[str, Any]", value)
-
-
 def _merge(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     for key in keys[:-1]:
         inner = values.get(key)
@@ -102,62 +96,23 @@ def _merge(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
         values[keys[-1]] = value
 
 
-def _check_keys(values: Any, kind: Any, source: str, path: str = "") -> None:
-    """Refuse unknown keys, with the nearest known ones, empty values, and a value for a group."""
-    if values is None and type(None) not in typing.get_args(kind):
-        raise LLPFError(f"{source}: {path} has no value")
-    if isinstance(values, list) and typing.get_origin(kind) is list:
-        for index, item in enumerate(values):
-            _check_keys(item, typing.get_args(kind)[0], source, f"{path}[{index}]")
-    if not isinstance(kind, type) or not is_dataclass(kind):
-        return
-    hints = _hints(kind)
-    if not isinstance(values, Mapping):
-        raise LLPFError(f"{source}: {path} is a group of keys ({', '.join(hints)}), got {shown(values)}")
-    for key, value in values.items():
-        if key not in hints:
-            raise LLPFError(f"{source}: {_unknown_key(path, str(key), hints)}")
-        _check_keys(value, hints[key], source, f"{path}.{key}" if path else key)
-
-
-def _unknown_key(path: str, key: str, siblings: Mapping[str, Any]) -> str:
-    """The nearest keys: first within the group, then anywhere."""
-    prefix = f"{path}." if path else ""
-    near = [prefix + name for name in difflib.get_close_matches(key, siblings, cutoff=0.7)]
-    if not near:
-        leaves = {full.rpartition(".")[2]: full for full in reversed(list(_all_keys(Settings)))}
-        near = [leaves[name] for name in difflib.get_close_matches(key, leaves, cutoff=0.6)]
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known here: {', '.join(siblings)}"
-    return f"unknown key {prefix + key!r}; {hint}"
-
-
-def _all_keys(kind: type[Any], prefix: str = "") -> Iterator[str]:
-    for name, hint in _hints(kind).items():
-        yield prefix + name
-        if is_dataclass(hint):
-            yield from _all_keys(typing.cast("type[Any]", hint), f"{prefix}{name}.")
-
-
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in fields(kind)}
-
-
-def _typed(values: dict[str, Any], source: str) -> Settings:
-    settings = Settings(**_in_words(values, Settings))
-    try:
-        take_types(settings)
-    except LLPFError as error:
-        raise LLPFError(f"{source}: {error}") from error
-    return settings
+def _source(key: str, recipe: str, overrides: Sequence[str]) -> str:
+    """Where the value of ``key`` was set: the last override of it, or the recipe."""
+    for override in reversed(overrides):
+        name = override.partition("=")[0].strip()
+        if key == name or key.startswith((f"{name}.", f"{name}[")) or name.startswith(f"{key}."):
+            return f"--set {override}"
+    return recipe
 
 
 def _in_words(value: Any, kind: Any) -> Any:
     """``value`` with true and false, and the words for them, as the setting has them."""
     parts = typing.get_args(kind)
     if isinstance(kind, type) and is_dataclass(kind):
-        hints = _hints(kind)
-        return {key: _in_words(item, hints[key]) for key, item in value.items()}
+        hints = typing.get_type_hints(kind)
+        if not isinstance(value, Mapping):
+            return value
+        return {key: _in_words(item, hints.get(key)) for key, item in value.items()}
     if typing.get_origin(kind) is list and isinstance(value, list):
         return [_in_words(item, parts[0]) for item in value]
     if typing.get_origin(kind) is typing.Literal and isinstance(value, bool):

@@ -11,7 +11,7 @@ from torch import Tensor
 from llpf_fast.analysis import Problem
 from llpf_fast.analysis import curve_methods as methods
 from llpf_fast.analysis.compare_curves import Comparison, Plan, compare
-from llpf_fast.analysis.curve import FoundCurve, write_run
+from llpf_fast.analysis.curve import CurveResult, write_run
 from llpf_fast.analysis.curve_methods import METHODS, Budget, find_curve
 from llpf_fast.batches import stratified_subset
 from llpf_fast.errors import LLPFError
@@ -188,4 +188,4 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         find_curve("bezier", problem, other, other, Budget(5, 0.1))
     (tmp_path / "run.yaml").write_text("settings: {mode: m2m}\n")
     with pytest.raises(LLPFError, match="is no curve"):
-        write_run(FoundCurve("linear", [networks[0], networks[1]], 0, 0.0), tmp_path, problem, threshold=1, about={})
+        write_run(CurveResult("linear", [networks[0], networks[1]], 0, 0.0), tmp_path, problem, threshold=1, about={})

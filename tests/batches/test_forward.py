@@ -79,7 +79,9 @@ def test_what_can_be_found_can_be_certified(make, data, loss, tmp_path) -> None:
         threshold=20.0, max_ticks=3, step=StepSettings(relative=0.3), correction=CorrectionSettings(threshold=19.0)
     )
     a, b = make(), make()
-    llpf_fast.find_path(make(), a, b, data=data, loss_fn=loss, settings=settings, out=tmp_path / "run", arrival_every=1)
+    llpf_fast.find_path(
+        make(), a, b, data=data, loss_fn=loss, settings=settings, out=tmp_path / "run", arrival={"every": 1}
+    )
     certificate = llpf_fast.verify_run(tmp_path / "run", model=make(), train=data, loss_fn=loss)
     want = float((loss or F.cross_entropy)(a.eval()(data[0]), data[1]))
     assert certificate.start_loss == pytest.approx(want, rel=1e-5)

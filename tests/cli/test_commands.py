@@ -93,7 +93,7 @@ def test_interrupt_says_how_to_resume_and_the_resumed_path_is_the_same(llpf, end
             raise KeyboardInterrupt
         return text(at)
 
-    settings = ["--set", "checkpoint_every=5"]
+    settings = ["--set", "record.checkpoint_every=5"]
     whole = tmp_path / "whole"
     assert llpf(*ends.find(whole, *settings)).status == 0
     monkeypatch.setattr(find_command, "tick_text", interrupt)
@@ -216,7 +216,7 @@ def test_layers_of_norm_0_are_named(llpf, ends, tmp_path):
     (tmp_path / "models").mkdir()
     save_model_file(tmp_path / "models" / "start.pt", state, model_name="mlp", dataset_name="digits")
     # No training that float32 could hold.
-    sets = ["mode=norm-sphere", f"spheres={{{bias}: 1.0}}", "threshold=50", "correction.lr=1.0e-300", "max_ticks=3"]
+    sets = ["mode=norm-sphere", f"spheres.radii={{{bias}: 1.0}}", "threshold=50", "correction.lr=1e-300", "max_ticks=3"]
     command = ["find", "--recipe", "mlp-digits-m2m-quick", *(word for each in sets for word in ("--set", each))]
     run = tmp_path / "run"
     found = llpf(*command, "--start", tmp_path / "models" / "start.pt", "--out", run, "--quiet")

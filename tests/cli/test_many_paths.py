@@ -13,7 +13,7 @@ from llpf_fast.path import RunDirectory, save_model_file
 
 RECIPE = ["find", "--recipe", "mlp-digits-m2m-quick"]
 #: Eight ticks to wherever they lead: what is tested is the book-keeping, not the paths.
-SHORT = ["--set", "max_ticks=8", "--set", "screen_size=300", "--set", "step.relative=0.001", "--quiet"]
+SHORT = ["--set", "max_ticks=8", "--set", "screening.samples=300", "--set", "step.relative=0.001", "--quiet"]
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def row(table: str, name: str) -> str:
 
 def test_a_folder_with_itself(llpf, models, tmp_path):
     out = tmp_path / "runs"
-    more = ["--set", "max_ticks=200", "--set", "screen_size=400"]
+    more = ["--set", "max_ticks=200", "--set", "screening.samples=400"]
     found = llpf(*RECIPE, models, models, "--pairing", "all-to-all", "--out", out, *more)
     assert found.status == 0, found.err
     names = ["1--2", "1--3", "2--3"]
@@ -89,21 +89,21 @@ def test_resume_continues_what_is_unfinished_and_keeps_the_rest(llpf, models, tm
         return text(at)
 
     monkeypatch.setattr(many, "tick_text", interrupt)
-    stopped = llpf(*command, "--set", "checkpoint_every=3")
+    stopped = llpf(*command, "--set", "record.checkpoint_every=3")
     assert stopped.status == 130
     assert "--resume" in stopped.err
     monkeypatch.undo()
     assert RunDirectory.open(out / "1--2").complete
     assert not RunDirectory.open(out / "1--3").complete
     before = (out / "1--2" / "status.json").stat().st_mtime_ns
-    again = llpf(*command, "--set", "checkpoint_every=3")
+    again = llpf(*command, "--set", "record.checkpoint_every=3")
     assert again.status == 2
     assert f"{out}/1--2 holds a run; choose another --out, or continue with --resume" in again.err
     other = llpf(*command, "--resume", "--seed", 9)
     assert other.status == 2
     assert f"cannot resume {out}/1--2: its settings differ" in other.err
     assert not RunDirectory.open(out / "1--3").complete
-    done = llpf(*command, "--set", "checkpoint_every=3", "--resume")
+    done = llpf(*command, "--set", "record.checkpoint_every=3", "--resume")
     assert "complete already" in row(done.out, "1--2")
     assert "did not arrive" in row(done.out, "1--3")
     assert "tick 4/8" in done.err, "it begins after the checkpoint"
@@ -198,9 +198,12 @@ def test_a_model_that_gives_the_spheres(llpf, models, tmp_path):
         (["--mode", "m2o", "--pairing", "all-to-all"], "--pairing all-to-all needs destinations"),
         (
             ["--mode", "norm-sphere"],
-            "mode norm-sphere takes a destination that lies on its spheres, or settings.spheres",
+            "mode norm-sphere takes a destination that lies on its spheres, or spheres.radii",
         ),
-        (["D", "--mode", "norm-sphere", "--set", "spheres={fc*: 1.0}", "--pairing", "each-to-each"], "both are given"),
+        (
+            ["D", "--mode", "norm-sphere", "--set", "spheres.radii={fc*: 1}", "--pairing", "each-to-each"],
+            "both are given",
+        ),
         (["--mode", "m2x"], "mode must be"),
         (["D", "--dialect", "mine", "--pairing", "each-to-each"], "dialect must be"),
         (["D", "--schedule", "none", "--pairing", "each-to-each"], "schedule must be"),

@@ -40,13 +40,13 @@ RECIPE = {
     "description": "tiny",
     "threshold": 9.0,
     "max_ticks": 6,
-    "screen_size": 20,
-    "checkpoint_every": 2,
-    "arrival_every": 100,
+    "screening": {"samples": 20},
+    "record": {"checkpoint_every": 2},
+    "arrival": {"every": 100},
     "step": {"relative": 0.2, "join_bias": True},
     "layers": {"keep": ["body.1.*"]},
-    "stages": [{"start": 0, "layers": ["*"]}, {"start": 3}],
-    "correction": {"threshold": 8.0, "min_rounds": 1, "max_rounds": 2, "batch_size": 8, "capture": "off"},
+    "schedule": {"stages": [{"start": 0, "layers": ["*"]}, {"start": 3}]},
+    "correction": {"threshold": 8.0, "window": 1, "max_steps": 2, "batch_size": 8, "cuda_graph": "off"},
 }
 #: Another one gives other inputs.
 SEED = os.environ.get("LLPF_MUTATIONS", "")
@@ -273,11 +273,10 @@ def test_recipes(check, world, tmp_path, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_settings(check, world, tmp_path, seed):
-    from llpf_fast.recipes.loading import _all_keys
-    from llpf_fast.settings import Settings
+    from llpf_fast.settings import setting_keys
 
     rng = random.Random(f"{SEED}settings {seed}")
-    keys = [*_all_keys(Settings), "stages[0].start", "step.x", "", "correction..lr", "threshold.x"]
+    keys = [*setting_keys(), "schedule.stages[0].start", "step.x", "", "correction..lr", "threshold.x"]
     for number in range(40):
         key, value = rng.choice(keys), rng.choice(VALUES)
         more = ["--set", "max_ticks=2", "--set", f"{key}={value}"]

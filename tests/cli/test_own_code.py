@@ -59,7 +59,7 @@ RECIPE = {
     "threshold": 0.05,
     "max_ticks": 200,
     "step": {"relative": 0.05},
-    "correction": {"threshold": 0.003, "lr": 0.02, "momentum": 0.9, "max_rounds": 300, "batch_size": 16},
+    "correction": {"threshold": 0.003, "lr": 0.02, "momentum": 0.9, "max_steps": 300, "batch_size": 16},
 }
 
 

@@ -52,7 +52,7 @@ def test_every_command_takes_it(llpf, tmp_path, monkeypatch, form) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(CODE)
     (tmp_path / "mine.yaml").write_text(
-        f"model: mine.py:Net\ndata: mine.py:{form}\nthreshold: 1.0\nstep: {{relative: 0.2}}\narrival_every: 1\n"
+        f"model: mine.py:Net\ndata: mine.py:{form}\nthreshold: 1.0\nstep: {{relative: 0.2}}\narrival: {{every: 1}}\n"
         "correction: {threshold: 0.9, lr: 0.05}\n"
     )
     own = ("--model", "mine.py:Net", "--data", f"mine.py:{form}")

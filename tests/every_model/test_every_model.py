@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llpf_fast.find import CorrectionSettings, DataFlowSettings, PathFinder, Settings, StepSettings
+from llpf_fast.find import CorrectionSettings, PathFinder, Settings, StepSettings
 from llpf_fast.find import search as path_search
 from llpf_fast.models import build_model, model_names
 from llpf_fast.path import LowLossPath
@@ -129,12 +129,12 @@ def settings_of(mode: str) -> Settings:
         threshold=THRESHOLD,
         max_ticks=TICKS,
         step=StepSettings(relative=RELATIVE),
-        correction=CorrectionSettings(threshold=THRESHOLD, min_rounds=1, max_rounds=1, batch_size=2, lr=1e-4),
-        checkpoint_every=2 * TICKS,
+        correction=CorrectionSettings(threshold=THRESHOLD, window=1, max_steps=1, batch_size=2, lr=1e-4),
+        record={"checkpoint_every": 2 * TICKS},
     )
     if mode == "m2o":
         # The order of layers from a forward pass, one more a tick.
-        settings.schedule, settings.data_flow = "data-flow", DataFlowSettings(ticks=1)
+        settings = settings.changed(schedule={"kind": "data-flow", "ticks": 1})
     return settings
 
 

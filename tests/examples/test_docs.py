@@ -24,4 +24,4 @@ def test_your_own_model(tmp_path):
     settings = load_recipe(recipe)
     assert (settings.model, settings.data) == ("mine.py:MyModel", "mine.py:data")
     assert all(f"`{pairing}`" in text for pairing in PAIRINGS)
-    assert f"**arrival_margin** ({settings.arrival_margin})" in text
+    assert f"**arrival.margin** ({settings.arrival.margin})" in text

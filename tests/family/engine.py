@@ -11,7 +11,14 @@ from llpf_fast.find import Settings
 from llpf_fast.find.phases import RoutePhases, make_schedule
 from llpf_fast.find.search_state import SearchState
 from llpf_fast.flat import FlatParameters
-from llpf_fast.settings import CorrectionSettings, LayerSettings, StageSettings, StepSettings
+from llpf_fast.settings import (
+    CorrectionSettings,
+    LayerSettings,
+    ScheduleSettings,
+    SphereSettings,
+    StageSettings,
+    StepSettings,
+)
 from llpf_fast.tick.rule import resolve
 
 from .networks import as_state, zoo
@@ -21,7 +28,8 @@ from .settings_table import Case
 
 def settings_of(case: Case, sphere: Mapping[str, float], ticks: int) -> Settings:
     """The settings that a user would write."""
-    settings = Settings(
+    stages = [StageSettings(start=after, layers=list(names)) for after, names in case.stages]
+    return Settings(
         mode=case.mode,
         dialect=case.dialect,
         max_ticks=ticks,
@@ -37,13 +45,9 @@ def settings_of(case: Case, sphere: Mapping[str, float], ticks: int) -> Settings
             rescale_normalization=case.rescale_normalization,
         ),
         correction=CorrectionSettings(lr_rule=case.lr_rule, lr_rule_layers=case.lr_rule_layers),
-        variance=case.variance,
-        spheres=dict(sphere),
+        spheres=SphereSettings(variance=case.variance, radii=dict(sphere)),
+        schedule=ScheduleSettings(stages=stages) if stages else ScheduleSettings(),
     )
-    if case.stages:
-        settings.stages = [StageSettings(start=after, layers=list(names)) for after, names in case.stages]
-    settings.validate()
-    return settings
 
 
 class Engine:

@@ -54,8 +54,7 @@ class Standstill:
 def test_waypoints_on_disk_are_the_oracles(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Zoo, "forward", lambda self, x: x)
     monkeypatch.setattr(finder, "make_correction", lambda task, flat, *_: Standstill(flat))
-    settings = settings_of(case, SPHERES.get(case.mode, {}), TICKS)
-    settings.arrival_every = 10 * TICKS
+    settings = settings_of(case, SPHERES.get(case.mode, {}), TICKS).changed(arrival={"every": 10 * TICKS})
     module = zoo(torch.float32)
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     PathFinder(

@@ -152,12 +152,12 @@ def quick(**changes: Any) -> Settings:
         "threshold": 0.15,
         "max_ticks": 300,
         "step": StepSettings(relative=0.05),
-        "correction": CorrectionSettings(threshold=0.05, min_rounds=5, max_rounds=200, lr=0.1),
-        "arrival_every": 5,
-        "checkpoint_every": 4,
-        "screen_size": 500,
+        "correction": CorrectionSettings(threshold=0.05, window=5, max_steps=200, lr=0.1),
+        "arrival": {"every": 5},
+        "record": {"checkpoint_every": 4},
+        "screening": {"samples": 500},
     }
-    return Settings(**{**base, **changes})
+    return Settings(**base).changed(**changes)
 
 
 @pytest.fixture

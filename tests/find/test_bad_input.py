@@ -26,28 +26,34 @@ def refused(make, folder, message, **options) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mode": "variance-sphere", "spheres": {"0.weight": 0.0}}, r"spheres\['0.weight'\] must be positive, got 0"),
-        ({"mode": "norm-sphere", "spheres": {"*": -1.0}}, r"spheres\['\*'\] must be positive, got -1"),
-        ({"mode": "norm-sphere", "spheres": {"*": float("nan")}}, r"spheres\['\*'\] must be positive"),
-        ({"mode": "norm-sphere", "spheres": {"conv*": 1.0}}, r"spheres pattern 'conv\*' matches no layer"),
+        (
+            {"mode": "variance-sphere", "spheres": {"radii": {"0.weight": 0.0}}},
+            r"spheres.radii\['0.weight'\] must be positive, got 0",
+        ),
+        ({"mode": "norm-sphere", "spheres": {"radii": {"*": -1.0}}}, r"spheres.radii\['\*'\] must be positive, got -1"),
+        ({"mode": "norm-sphere", "spheres": {"radii": {"*": float("nan")}}}, r"radii\['\*'\] must be a finite number"),
+        ({"mode": "norm-sphere", "spheres": {"radii": {"conv*": 1.0}}}, r"spheres.radii pattern 'conv\*' matches"),
         ({"mode": "variance-sphere"}, "needs spheres: numbers in the settings, or a model"),
-        ({"spheres": {"*": 1.0}}, "spheres belongs to the modes variance-sphere and norm-sphere, not to m2m"),
-        ({"mode": "m2o", "variance": "blend"}, "variance: blend belongs to mode m2m"),
+        (
+            {"spheres": {"radii": {"*": 1.0}}},
+            "spheres.radii belongs to the modes variance-sphere and norm-sphere, not to m2m",
+        ),
+        ({"mode": "m2o", "spheres": {"variance": "blend"}}, "spheres.variance: blend belongs to mode m2m"),
         ({"mode": "m2x"}, "mode must be one of m2m, m2o, .*; got 'm2x'"),
-        ({"pacing": "adaptiv"}, "pacing must be one of none, adaptive"),
-        ({"layers": LayerSettings(normalization="hold")}, "layers.normalization must be one of move, keep"),
-        ({"correction": CorrectionSettings(lr_rule="variance")}, "correction.lr_rule must be one of none, std, var"),
+        ({"pacing": {"kind": "adaptiv"}}, "pacing.kind must be one of fixed, adaptive"),
+        ({"layers": {"normalization": "hold"}}, "layers.normalization must be one of move, keep"),
+        ({"correction": {"lr_rule": "variance"}}, "correction.lr_rule must be one of none, std, var"),
     ],
 )
 def test_settings(finder, tmp_path, changes, message) -> None:
-    refused(finder, tmp_path / "run", message, settings=quick(**changes))
+    refused(lambda out: finder(out, settings=quick(**changes)), tmp_path / "run", message)
 
 
 def test_destinations(finder, endpoints, rescaled, digits, tmp_path) -> None:
     out = tmp_path / "run"
     for mode in ("m2o", "m2o-o", "infinity", "mean"):
         refused(finder, out, f"mode {mode} takes no destination", destination=endpoints[1], settings=quick(mode=mode))
-    by_number = quick(mode="norm-sphere", spheres={"*": 1.0})
+    by_number = quick(mode="norm-sphere", spheres={"radii": {"*": 1.0}})
     refused(finder, out, "spheres are given twice", destination=rescaled, settings=by_number)
     with pytest.raises(LLPFError, match="mode m2m needs a destination"):
         llpf_fast.find_path(network(), endpoints[0], data=digits, settings=quick(), out=out)
@@ -66,7 +72,7 @@ def test_destinations(finder, endpoints, rescaled, digits, tmp_path) -> None:
 def test_a_start_that_lies_on_the_numbered_sphere_arrives_at_once(finder, endpoints, tmp_path, mode) -> None:
     value = endpoints[0]["0.weight"].double()
     number = float(value.var() if mode == "variance-sphere" else value.norm())
-    settings = quick(mode=mode, spheres={"0.weight": number * (1 + 1e-9)}, max_ticks=4, arrival_every=1)
+    settings = quick(mode=mode, spheres={"radii": {"0.weight": number * (1 + 1e-9)}}, max_ticks=4, arrival={"every": 1})
     result = finder(tmp_path / "run", settings=settings).run()
     assert (result.arrived, result.ticks) == (True, 1)
 
@@ -190,12 +196,12 @@ def test_normalizations_tied_and_frozen_parameters(finder, standstill, every_end
 @pytest.mark.parametrize("mode", MODES)
 def test_frozen_parameters_are_never_trained(finder, every_ends, tmp_path, mode) -> None:
     layers = LayerSettings(keep=["first.weight"], move_frozen=True)
-    correction = CorrectionSettings(threshold=20.0, min_rounds=2, max_rounds=2, lr=0.05)
+    correction = CorrectionSettings(threshold=20.0, window=2, max_steps=2, lr=0.05)
     path = every(finder, every_ends, tmp_path / "run", mode, layers=layers, correction=correction)
     assert torch.equal(path[3]["first.weight"], path[0]["first.weight"])
     assert "a.weight" in changed(path[0], path[3])
 
 
 def test_unknown_settings_are_named(endpoints, digits) -> None:
-    with pytest.raises(LLPFError, match=r"find_path: .*'distanation'"):
+    with pytest.raises(LLPFError, match=r"unknown key 'distanation'"):
         llpf_fast.find_path(network(), *endpoints, data=digits, settings=Settings(), distanation=1)

@@ -15,7 +15,7 @@ import llpf_fast
 from llpf_fast.errors import LLPFError
 from llpf_fast.find import CorrectionSettings, Settings, StepSettings
 from llpf_fast.find.screening import ScreeningEvaluator
-from llpf_fast.find.search import _CHORD
+from llpf_fast.find.search import _REST_FRACTIONS
 from llpf_fast.path.polyline import interpolate
 from llpf_fast.verify import Evaluator
 
@@ -88,7 +88,7 @@ def settings(**changes: Any) -> Settings:
     given: dict[str, Any] = {
         "threshold": 0.9,
         "step": StepSettings(relative=0.1),
-        "arrival_every": 2,
+        "arrival": {"every": 2},
         "max_ticks": 80,
         "correction": CorrectionSettings(threshold=0.5, lr=0.05, momentum=0.9),
     }
@@ -148,12 +148,12 @@ def test_arrival_is_judged_with_the_buffers_that_the_certificate_takes(data, tmp
     judged: list[float] = []
     loss = ScreeningEvaluator.loss
     monkeypatch.setattr(ScreeningEvaluator, "loss", lambda *args: judged.append(loss(*args)) or judged[-1])
-    given = settings(statistics=statistics, screen_size=0, arrival_margin=1.0)
+    given = settings(statistics=statistics, screening={"samples": 0}, arrival={"margin": 1.0})
     path = llpf_fast.find_path(normalized(), *ends, data=data, settings=given, out=tmp_path / "run")
     a, b = list(path)[-2:]
     evaluate = Evaluator(normalized(), None, data, statistics=statistics, statistics_inputs=data)
     # The last judgements of an arrival: the point itself, then the chord from its middle outward.
-    for fraction, value in zip([0.0, *_CHORD], judged[-8:], strict=True):
+    for fraction, value in zip([0.0, *_REST_FRACTIONS], judged[-8:], strict=True):
         assert value == pytest.approx(evaluate(interpolate(a, b, fraction)).loss, rel=1e-4)
         if statistics == "stored":
             assert value == pytest.approx(plain_loss(normalized(), a, b, fraction, data), rel=1e-4)

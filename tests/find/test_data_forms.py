@@ -89,7 +89,7 @@ def settings() -> Settings:
     return Settings(
         threshold=0.4,
         step=StepSettings(relative=0.2),
-        arrival_every=1,
+        arrival={"every": 1},
         max_ticks=30,
         correction=CorrectionSettings(threshold=0.3, lr=0.05, momentum=0.9),
     )
@@ -228,7 +228,7 @@ def test_what_is_no_data_is_one_line(ends, data, tmp_path, monkeypatch, form, me
     given = form(*data)
     with pytest.raises(LLPFError, match=message) as caught:
         llpf_fast.find_path(
-            Two(), *ends, data=given, settings=settings(), out=tmp_path / "run", screen_size=0, max_ticks=2
+            Two(), *ends, data=given, settings=settings(), out=tmp_path / "run", screening={"samples": 0}, max_ticks=2
         )
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
@@ -236,7 +236,9 @@ def test_what_is_no_data_is_one_line(ends, data, tmp_path, monkeypatch, form, me
 
 def test_an_endless_stream_trains_and_is_certified_on_its_first_samples(ends, data, tmp_path) -> None:
     stream = DataLoader(Stream(*data, endless=True), batch_size=50)
-    llpf_fast.find_path(Two(), *ends, data=stream, settings=settings(), out=tmp_path / "run", screen_size=COUNT)
+    llpf_fast.find_path(
+        Two(), *ends, data=stream, settings=settings(), out=tmp_path / "run", screening={"samples": COUNT}
+    )
     certificate = llpf_fast.verify_run(tmp_path / "run", model=Two(), train=stream, max_samples=COUNT)
     with torch.no_grad():
         assert certificate.start_loss == pytest.approx(float(F.cross_entropy(ends[0](data[0]), data[1])), rel=1e-6)

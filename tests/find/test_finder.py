@@ -35,7 +35,7 @@ def test_finds_a_path_between_independent_networks(finder, endpoints, digits, tm
 
 
 def test_waypoints_lie_on_the_starts_variance_spheres(finder, endpoints, tmp_path) -> None:
-    result = finder(tmp_path / "run", settings=quick(max_ticks=6, arrival_every=100)).run()
+    result = finder(tmp_path / "run", settings=quick(max_ticks=6, arrival={"every": 100})).run()
     assert not result.arrived
     path = LowLossPath(result.folder)
     assert len(path) == 7
@@ -73,21 +73,21 @@ def test_global_generator_and_callers_states_are_untouched(finder, endpoints, tm
 
 
 def test_the_last_tick_looks_for_arrival_too(finder, tmp_path) -> None:
-    often = finder(tmp_path / "often", settings=quick(arrival_every=1)).run()
+    often = finder(tmp_path / "often", settings=quick(arrival={"every": 1})).run()
     assert often.arrived
     assert often.ticks > 1
-    last = finder(tmp_path / "last", settings=quick(arrival_every=1000, max_ticks=often.ticks)).run()
+    last = finder(tmp_path / "last", settings=quick(arrival={"every": 1000}, max_ticks=often.ticks)).run()
     assert (last.arrived, last.ticks, last.waypoints) == (True, often.ticks, often.waypoints)
     LowLossPath(last.folder).directory.check()
-    early = finder(tmp_path / "early", settings=quick(arrival_every=1000, max_ticks=often.ticks - 1)).run()
+    early = finder(tmp_path / "early", settings=quick(arrival={"every": 1000}, max_ticks=often.ticks - 1)).run()
     assert early.ended == "max_ticks"
 
 
 def test_only_layers_of_the_stage_move(finder, endpoints, tmp_path) -> None:
     settings = quick(
         max_ticks=2,
-        stages=[StageSettings(0, ["0.*"]), StageSettings(1, ["0.*", "3.*"])],
-        correction=CorrectionSettings(threshold=99.0, min_rounds=1, max_rounds=1, lr=1e-12),
+        schedule={"stages": [StageSettings(0, ["0.*"]), StageSettings(1, ["0.*", "3.*"])]},
+        correction=CorrectionSettings(window=1, max_steps=1, lr=1e-12),
     )
     result = finder(tmp_path / "run", settings=settings).run()
     path = LowLossPath(result.folder)
@@ -100,13 +100,15 @@ def test_only_layers_of_the_stage_move(finder, endpoints, tmp_path) -> None:
 
 
 def test_combine_max_takes_the_larger_step(finder, endpoints, tmp_path) -> None:
-    correction = CorrectionSettings(threshold=99.0, min_rounds=1, max_rounds=1, lr=1e-12)
+    correction = CorrectionSettings(window=1, max_steps=1, lr=1e-12)
     lengths = []
     for combine in ("sum", "max"):
         step = StepSettings(fixed=0.2, relative=0.05, combine=combine)
         result = finder(
             tmp_path / combine,
-            settings=quick(max_ticks=1, step=step, correction=correction, stages=[StageSettings(0, ["1.*"])]),
+            settings=quick(
+                max_ticks=1, step=step, correction=correction, schedule={"stages": [StageSettings(0, ["1.*"])]}
+            ),
         ).run()
         state = LowLossPath(result.folder)[1]
         lengths.append(float((state["1.weight"] - endpoints[0]["1.weight"]).norm()))
@@ -127,8 +129,8 @@ def test_refusals(finder, endpoints, digits, tmp_path) -> None:
         r"3\.weight": {"destination": altered(destination, "3.weight", torch.zeros(4, 4))},
         "forward fails on data of shape": {"train": (digits[0][:, :50], digits[1])},
         "training data is empty": {"train": (digits[0][:0], digits[1][:0])},
-        "the start itself has training loss": {"settings": quick(threshold=1e-6)},
-        "matches no layer": {"settings": quick(stages=[StageSettings(0, ["nothing*"])])},
+        "the start itself has training loss": {"settings": quick(threshold=1e-6, correction={"threshold": None})},
+        "matches no layer": {"settings": quick(schedule={"stages": [StageSettings(0, ["nothing*"])]})},
         "sees no NVIDIA GPU": {"device": "cuda"},
     }
     if torch.cuda.is_available():
@@ -140,7 +142,7 @@ def test_refusals(finder, endpoints, digits, tmp_path) -> None:
 
 
 def test_divergence_names_tick_and_remedy(finder, tmp_path) -> None:
-    wild = CorrectionSettings(threshold=1e-9, min_rounds=1, max_rounds=50, lr=1e30)
+    wild = CorrectionSettings(threshold=1e-9, window=1, max_steps=50, lr=1e30)
     with pytest.raises(LLPFError, match=r"tick 1: the training loss became .*smaller"):
         finder(tmp_path / "run", settings=quick(correction=wild)).run()
 
@@ -150,13 +152,13 @@ def test_divergence_names_tick_and_remedy(finder, tmp_path) -> None:
     [
         ({"threshold": 0.0}, "threshold"),
         ({"max_ticks": 0}, "max_ticks"),
-        ({"step": StepSettings(fixed=0.0, relative=0.0)}, "nothing would move"),
-        ({"step": StepSettings(relative=-0.1)}, "step.relative"),
-        ({"correction": CorrectionSettings(min_rounds=5, max_rounds=4)}, "max_rounds"),
-        ({"correction": CorrectionSettings(lr=float("nan"))}, "correction.lr"),
-        ({"stages": []}, "stages"),
+        ({"step": {"fixed": 0.0, "relative": 0.0}}, "nothing would move"),
+        ({"step": {"relative": -0.1}}, "step.relative"),
+        ({"correction": {"window": 5, "max_steps": 4}}, "max_steps"),
+        ({"correction": {"lr": float("nan")}}, "correction.lr"),
+        ({"schedule": {"stages": []}}, "stages"),
     ],
 )
 def test_settings_that_cannot_work_are_named(changes, key) -> None:
     with pytest.raises(LLPFError, match=key):
-        quick(**changes).validate()
+        quick(**changes)

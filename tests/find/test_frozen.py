@@ -57,7 +57,7 @@ def ends() -> tuple[Frozen, Frozen]:
 
 def search(data: Any, folder: Path, mode: str, start: nn.Module, end: nn.Module | None, **changes: Any) -> LowLossPath:
     step = changes.pop("step", StepSettings(relative=0.3))
-    correction = CorrectionSettings(threshold=4.0, max_rounds=20, lr=0.01)
+    correction = CorrectionSettings(threshold=4.0, max_steps=20, lr=0.01)
     settings = Settings(mode=mode, threshold=5.0, max_ticks=12, step=step, correction=correction, **changes)  # type: ignore[arg-type]
     try:
         return llpf_fast.find_path(
@@ -87,7 +87,10 @@ def test_every_waypoint_has_them_bit_for_bit(data, tmp_path, mode: str, dialect:
         assert not torch.equal(path[-1][name], path[0][name])
 
 
-@pytest.mark.parametrize("changes", [{"pacing": "adaptive"}, {"schedule": "data-flow"}, {"variance": "blend"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"pacing": {"kind": "adaptive"}}, {"schedule": {"kind": "data-flow"}}, {"spheres": {"variance": "blend"}}],
+)
 def test_so_do_the_other_ways_of_searching(data, tmp_path, changes: dict[str, Any]) -> None:
     start, end = ends()
     joined = StepSettings(relative=0.3, join_bias=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from llpf_fast.batches.data import TensorData
 from llpf_fast.batches.fixed_samples import FixedSamples
 from llpf_fast.batches.statistics import reestimate
-from llpf_fast.find import CorrectionSettings, PaceSettings, PathFinder, StepSettings
+from llpf_fast.find import CorrectionSettings, PathFinder, StepSettings
 from llpf_fast.find.build import make_task
 from llpf_fast.find.screening import BatchedScreening, ScreeningEvaluator
 from llpf_fast.flat import FlatParameters
@@ -26,12 +26,11 @@ from tests.host_waits import host_waits
 from .conftest import State, network, quick
 
 ADAPTIVE: dict[str, Any] = {
-    "pacing": "adaptive",
+    "pacing": {"kind": "adaptive", "margin": 0.3, "midpoint": True, "iterate_average": 2, "early_reject": 1.5},
     "step": StepSettings(relative=0.25),
-    "correction": CorrectionSettings(threshold=0.05, min_rounds=5, max_rounds=20, lr=0.1, momentum=0.5),
-    "pace": PaceSettings(margin=0.3, chord=True, average=2, glance=1.5),
-    "arrival_every": 2,
-    "variance": "blend",
+    "correction": CorrectionSettings(threshold=0.05, window=5, max_steps=20, lr=0.1, momentum=0.5),
+    "arrival": {"every": 2},
+    "spheres": {"variance": "blend"},
 }
 
 
@@ -80,7 +79,8 @@ def in_batches(
     """Screens of 1,000 samples, and the losses of their batches alone, float64, as shares of the mean."""
     x, y = digits[0][:1000], digits[1][:1000]
     module = network()
-    task = make_task(quick(screen_size=1000, evaluation_batch_size=size), module, (x, y), None, torch.device("cpu"))
+    settings = quick(screening={"samples": 1000}, evaluation_batch_size=size)
+    task = make_task(settings, module, (x, y), None, torch.device("cpu"))
     flat = FlatParameters(module)
     with torch.no_grad():
         losses = nn.functional.cross_entropy(module.eval()(x), y, reduction="none").double()

@@ -14,11 +14,11 @@ from .conftest import quick
 BASE = 0.05
 
 
-@pytest.mark.parametrize("pacing", ["none", "adaptive"])
+@pytest.mark.parametrize("pacing", ["fixed", "adaptive"])
 @pytest.mark.parametrize("rule", ["var", "std", "none"])
 def test_the_fused_sgd_and_torchs_go_the_same_way(finder, tmp_path, rule, pacing) -> None:
-    correction = CorrectionSettings(threshold=0.05, max_rounds=20, lr=BASE, lr_rule=rule)
-    settings = quick(mode="m2o", max_ticks=6, correction=correction, pacing=pacing)
+    correction = CorrectionSettings(threshold=0.05, max_steps=20, lr=BASE, lr_rule=rule)
+    settings = quick(mode="m2o", max_ticks=6, correction=correction, pacing={"kind": pacing})
     optimizers = {"fused": None, "torch": lambda groups: torch.optim.SGD(groups, lr=BASE)}
     ends = {}
     for name, factory in optimizers.items():
@@ -48,7 +48,7 @@ def test_weights_only(finder, standstill, tmp_path) -> None:
     assert standstill.scales[0].tolist() == pytest.approx([0.95**2, 1, 1, 1] + [0.95**2, 1] * 2, rel=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{"mode": "m2o"}, {"variance": "two-legs"}])
+@pytest.mark.parametrize("changes", [{"mode": "m2o"}, {"spheres": {"variance": "shrink-first"}}])
 def test_a_factory_that_merges_groups_is_refused(finder, tmp_path, changes) -> None:
     def merged(groups):
         return torch.optim.SGD([p for group in groups for p in group["params"]], lr=BASE)

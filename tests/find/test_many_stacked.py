@@ -17,7 +17,6 @@ from llpf_fast.find import (
     CorrectionSettings,
     FindResult,
     LayerSettings,
-    PaceSettings,
     PathFinder,
     SearchJob,
     Settings,
@@ -37,14 +36,13 @@ from .conftest import Attentive, Convolutional, State, network, quick, train
 
 #: Steps too long for their corrections, so that some are taken back.
 HASTY: dict[str, Any] = {
-    "pacing": "adaptive",
+    "pacing": {"kind": "adaptive", "margin": 0.3, "midpoint": True},
     "step": StepSettings(relative=0.25),
-    "correction": CorrectionSettings(threshold=0.05, min_rounds=5, max_rounds=8, lr=0.1, momentum=0.5),
-    "pace": PaceSettings(margin=0.3, chord=True),
+    "correction": CorrectionSettings(threshold=0.05, window=5, max_steps=8, lr=0.1, momentum=0.5),
     "max_ticks": 8,
-    "arrival_every": 3,
-    "checkpoint_every": 2,
-    "screen_size": 300,
+    "arrival": {"every": 3},
+    "record": {"checkpoint_every": 2},
+    "screening": {"samples": 300},
 }
 
 
@@ -118,7 +116,11 @@ def ticks(run: Path) -> list[tuple[int, int, bool]]:
     "changes",
     [
         {},
-        {"stages": [StageSettings(0, ["0.*"]), StageSettings(4, ["*"])], "dialect": "authors", "pacing": "none"},
+        {
+            "schedule": {"stages": [StageSettings(0, ["0.*"]), StageSettings(4, ["*"])]},
+            "dialect": "authors",
+            "pacing": {"kind": "fixed"},
+        },
         {"mode": "m2o", "max_ticks": 4},
     ],
     ids=["m2m", "authors, stages", "origin, learning rates"],
@@ -133,7 +135,7 @@ def test_in_turn_every_bit_is_that_of_the_path_alone(search, five, digits, tmp_p
     for i in range(len(ends)):
         assert written(tmp_path / "stack" / str(i)) == written(tmp_path / "alone" / str(i))
         taken_back += sum(back for *_, back in ticks(tmp_path / "stack" / str(i)))
-    assert taken_back > 0 or settings.pacing == "none"
+    assert taken_back > 0 or settings.pacing.kind == "fixed"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def test_a_stacked_path_is_the_path_alone_up_to_rounding(search, digits, tmp_pat
     """Eight ticks of few rounds: rounding differences have no time to grow into other decisions."""
     with torch.random.fork_rng():
         ends = pairs([train(seed, digits, make) for seed in (3, 4, 5)])
-    correction = CorrectionSettings(threshold=0.05, min_rounds=3, max_rounds=3, lr=0.02, momentum=0.5)
+    correction = CorrectionSettings(threshold=0.05, window=3, max_steps=3, lr=0.02, momentum=0.5)
     settings = quick(max_ticks=8, correction=correction, step=StepSettings(relative=0.02), **changes)
     alone(tmp_path / "alone", ends, settings, digits, make)
     search(tmp_path / "stack", ends, settings, 2, module=make())
@@ -193,7 +195,7 @@ def test_the_same_stack_twice_gives_the_same_bits(search, five, tmp_path) -> Non
 @pytest.mark.usefixtures("at_once")
 def test_paths_that_end_leave_their_place_to_the_next(search, five, tmp_path) -> None:
     order: list[int] = []
-    settings = quick(pacing="adaptive")
+    settings = quick(pacing={"kind": "adaptive"})
     found = search(tmp_path, pairs(five), settings, 2, progress=lambda at: order.append(at.tick))
     assert all(isinstance(result, FindResult) and result.arrived for result in found)
     for i in range(4):
@@ -205,9 +207,9 @@ def test_paths_that_end_leave_their_place_to_the_next(search, five, tmp_path) ->
 
 @pytest.mark.usefixtures("in_turn")
 def test_the_last_tick_looks_for_arrival_too(search, five, tmp_path) -> None:
-    often = search(tmp_path / "often", pairs(five)[:2], quick(arrival_every=1), 2)
+    often = search(tmp_path / "often", pairs(five)[:2], quick(arrival={"every": 1}), 2)
     most = max(result.ticks for result in often)
-    last = search(tmp_path / "last", pairs(five)[:2], quick(arrival_every=1000, max_ticks=most), 2)
+    last = search(tmp_path / "last", pairs(five)[:2], quick(arrival={"every": 1000}, max_ticks=most), 2)
     assert [result.arrived for result in (*often, *last)] == [True] * 4
     assert [result.ticks for result in last] == [most] * 2
 
@@ -229,7 +231,7 @@ def test_one_that_fails_ends_alone(search, five, endpoints, tmp_path) -> None:
 @pytest.mark.usefixtures("at_once")
 def test_a_loss_that_is_not_finite_ends_only_its_path(search, five, endpoints, tmp_path) -> None:
     """Learning rates beyond any stability: without pacing the first NaN ends the path, with its tick and its layer."""
-    wild = CorrectionSettings(threshold=1e-9, min_rounds=5, max_rounds=60, lr=1e6)
+    wild = CorrectionSettings(threshold=1e-9, window=5, max_steps=60, lr=1e6)
     found = search(tmp_path, [endpoints, (five[2], five[3])], quick(correction=wild), 2)
     for ended in found:
         assert isinstance(ended, LLPFError)
@@ -262,7 +264,7 @@ def test_a_stack_that_was_interrupted_resumes_to_the_same_paths(search, five, tm
 def test_points_judged_at_once(five, digits) -> None:
     """Losses, limits and statistics of each; one that is given up says so as it would alone."""
     flat = FlatParameters(network())
-    settings = quick(screen_size=1200, evaluation_batch_size=500)
+    settings = quick(screening={"samples": 1200}, evaluation_batch_size=500)
     task = make_task(settings, network(), digits, None, torch.device("cpu"))
     assert len(task.samples) == 3
     points = [flat.flatten(state) for state in five]

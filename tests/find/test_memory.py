@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from llpf_fast import ops
 from llpf_fast.batches import TensorBatches
 from llpf_fast.correct import Correction
-from llpf_fast.find import CorrectionSettings, PaceSettings, PathFinder, Settings
+from llpf_fast.find import CorrectionSettings, PathFinder, Settings
 from llpf_fast.flat import FlatParameters, SegmentTable
 from tests.allocations import Allocations, allocations
 
-RULE: dict[str, Any] = {"threshold": 100.0, "min_rounds": 2, "max_rounds": 3, "batch_size": 4, "lr": 1e-3}
+RULE: dict[str, Any] = {"threshold": 100.0, "window": 2, "max_steps": 3, "batch_size": 4, "lr": 1e-3}
 #: Scratch, tables, batches, activations and the memory of one layer's gradient are small beside the parameters here.
 SMALL = 0.05
 
@@ -78,14 +78,14 @@ def test_a_correction_holds_gradient_and_momentum(momentum: float) -> None:
         ({}, 0),
         ({"correction": CorrectionSettings(**RULE, momentum=0.9)}, 1),
         # The last waypoint, to go back to.
-        ({"pacing": "adaptive", "pace": PaceSettings(chord=True)}, 1),
-        ({"mode": "m2o", "arrival_every": 100}, -1),
+        ({"pacing": {"kind": "adaptive", "midpoint": True}}, 1),
+        ({"mode": "m2o", "arrival": {"every": 100}}, -1),
     ],
     ids=["plain", "momentum", "adaptive", "origin"],
 )
 def test_a_search_holds_point_destination_and_gradient(tmp_path: Path, changes: dict[str, Any], more: int) -> None:
     """One word more for a moment, on the way to disk and while a point between two others is judged."""
-    given = {"threshold": 100.0, "max_ticks": 4, "arrival_every": 2, "arrival_margin": 1e-9, "screen_size": 32}
+    given = {"threshold": 100.0, "max_ticks": 4, "arrival": {"every": 2, "margin": 1e-9}, "screening": {"samples": 32}}
     settings = Settings(**{**given, "correction": CorrectionSettings(**RULE), **changes})
     kept = list[PathFinder]()
     ends = ENDS[:1] if "mode" in changes else ENDS

@@ -16,7 +16,7 @@ NORM = {"1.weight", "1.bias"}
 
 
 def along(finder, folder, **changes) -> LowLossPath:
-    settings = quick(**{"max_ticks": 3, "arrival_every": 1000, **changes})
+    settings = quick(**{"max_ticks": 3, "arrival": {"every": 1000}, **changes})
     path = LowLossPath(finder(folder, settings=settings).run().folder)
     path.directory.check()
     return path
@@ -78,7 +78,7 @@ def test_endless_modes_run_all_ticks_below_the_threshold(convolutional_ends, dig
         Convolutional(),
         convolutional_ends[0],
         data=digits,
-        settings=quick(mode=mode, max_ticks=8, correction=CorrectionSettings(threshold=0.05, max_rounds=60, lr=0.05)),
+        settings=quick(mode=mode, max_ticks=8, correction=CorrectionSettings(threshold=0.05, max_steps=60, lr=0.05)),
         out=tmp_path / "run",
     )
     assert len(path) == 9
@@ -110,7 +110,7 @@ def spheres(mode: str, of) -> dict[str, float]:
 )
 @pytest.mark.parametrize("mode", ["variance-sphere", "norm-sphere"])
 def test_a_models_spheres_are_reached_by_all_layers(finder, rescaled, digits, tmp_path, mode, stages) -> None:
-    settings = quick(mode=mode, arrival_every=1, stages=stages)
+    settings = quick(mode=mode, arrival={"every": 1}, schedule={"stages": stages})
     result = finder(tmp_path / "run", destination=rescaled, settings=settings).run()
     assert result.arrived
     path = LowLossPath(result.folder)
@@ -126,7 +126,7 @@ def test_spheres_by_numbers(finder, endpoints, digits, tmp_path, mode) -> None:
     own = spheres(mode, parameters_of(endpoints[0]))
     target = own["0.weight"] * 2
     seen: list[llpf_fast.TickProgress] = []
-    settings = quick(mode=mode, spheres={"0.weight": target}, arrival_every=1)
+    settings = quick(mode=mode, spheres={"radii": {"0.weight": target}}, arrival={"every": 1})
     result = finder(tmp_path / "run", settings=settings, progress=seen.append).run()
     assert result.arrived
     path = LowLossPath(result.folder)
@@ -152,7 +152,9 @@ def test_layers_of_norm_0_are_named(finder, standstill, endpoints, tmp_path, mar
     for name in ("3.bias", "5.bias"):
         start[name].zero_()
     wanted = {"0.weight": float(start["0.weight"].norm()) * 1.01, "3.bias": 1.0, "1.bias": 1.0}
-    settings = quick(mode="norm-sphere", spheres=wanted, threshold=50.0, max_ticks=3, arrival_margin=margin)
+    settings = quick(
+        mode="norm-sphere", spheres={"radii": wanted}, threshold=50.0, max_ticks=3, arrival={"margin": margin}
+    )
     result = finder(tmp_path / "run", start=start, settings=settings).run()
     assert result.arrived == (margin > 0.5)
     (note,) = result.notes

@@ -40,7 +40,7 @@ def settings(threshold: float = 1e6, correction: float = 1e5, **changes: Any) ->
         **{
             "threshold": threshold,
             "step": StepSettings(relative=0.2),
-            "arrival_every": 1,
+            "arrival": {"every": 1},
             "max_ticks": 30,
             "correction": CorrectionSettings(
                 threshold=correction, lr=0.2, momentum=0.9, batch_size=changes.pop("batch_size", 16)
@@ -74,10 +74,10 @@ def test_a_negative_threshold(xy, tmp_path) -> None:
     assert certificate.max_loss <= -0.75
     with torch.no_grad():
         assert certificate.start_loss == pytest.approx(float(negative(ends[0](xy[0]), xy[1])), rel=1e-6)
-    with pytest.raises(LLPFError, match=r"threshold must be positive with pacing: adaptive.* set pacing: none"):
-        settings(-0.75, -0.85, pacing="adaptive").validate()
+    with pytest.raises(LLPFError, match=r"threshold must be positive with pacing.kind: adaptive.*pacing.kind: fixed"):
+        settings(-0.75, -0.85, pacing={"kind": "adaptive"})
     with pytest.raises(LLPFError, match=r"correction\.threshold must be a finite number"):
-        settings(correction=math.nan).validate()
+        settings(correction=math.nan)
 
 
 def refused(data: Any, loss: Any, message: str, folder: Any) -> None:
@@ -129,7 +129,7 @@ def test_points_given_up_before_any_label_counts(xy) -> None:
     x, y = xy
     order = y.eq(2).int().argsort(stable=True)
     loss = nn.CrossEntropyLoss(weight=torch.tensor([0.0, 0.0, 1.0]), label_smoothing=0.1)
-    given = settings(evaluation_batch_size=10, screen_size=0)
+    given = settings(evaluation_batch_size=10, screening={"samples": 0})
     data = x[order].repeat(20, 1), y[order].repeat_interleave(20).sort().values
     module = net()
     task = make_task(given, module, data, loss, CPU)

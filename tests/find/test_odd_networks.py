@@ -102,8 +102,8 @@ def data() -> Data:
 
 
 def settings(**changes: Any) -> Settings:
-    correction = CorrectionSettings(threshold=40.0, min_rounds=1, max_rounds=2, batch_size=8)
-    common: dict[str, Any] = {"threshold": 50.0, "max_ticks": 5, "arrival_every": 1, "correction": correction}
+    correction = CorrectionSettings(threshold=40.0, window=1, max_steps=2, batch_size=8)
+    common: dict[str, Any] = {"threshold": 50.0, "max_ticks": 5, "arrival": {"every": 1}, "correction": correction}
     return Settings(**{**common, "step": StepSettings(relative=0.3), **changes})
 
 
@@ -113,12 +113,12 @@ def find(make: Callable[[], nn.Module], data: Data, out: Path, **more: Any) -> l
     return llpf_fast.find_path(make(), start, end, data=data, **{"settings": settings(), "out": out, **more})
 
 
-@pytest.mark.parametrize("pacing", ["none", "adaptive"])
+@pytest.mark.parametrize("pacing", ["fixed", "adaptive"])
 @pytest.mark.parametrize("make", [Expanded, Cached, LazyCache])
 def test_certificate_has_the_values_of_plain_pytorch(
     make: Callable[[], nn.Module], pacing: Any, data: Data, tmp_path: Path
 ) -> None:
-    path = find(make, data, tmp_path / "run", settings=settings(pacing=pacing))
+    path = find(make, data, tmp_path / "run", settings=settings(pacing={"kind": pacing}))
     certificate = llpf_fast.verify_run(path.folder, model=make(), train=data, straight_points=0)
     plain = make()
     if isinstance(plain, Expanded):
@@ -176,10 +176,10 @@ def test_going_back_restores_buffers_that_the_forward_pass_made_or_grew(data: Da
 
         rollback = AcceptedPoint(flat, NoMomentum(), None)  # type: ignore[arg-type]
         values, before = flat.data.clone(), all_buffers(module)
-        rollback.keep()
+        rollback.save()
         module(data[0])
         assert all_buffers(module).keys() != before.keys() or len(module.cache) == 24  # type: ignore[arg-type]
-        rollback.back(values)
+        rollback.restore(values)
         after = all_buffers(module)
         assert after.keys() == before.keys()
         assert all(torch.equal(after[name], before[name]) for name in before)  # type: ignore[arg-type]
@@ -207,7 +207,9 @@ def test_a_search_goes_on_with_buffers_that_were_made_on_its_way(
 ) -> None:
     torch.manual_seed(1)
     start, end = make().state_dict(), make().state_dict()
-    slow = settings(step=StepSettings(relative=0.01), checkpoint_every=1, max_ticks=4, arrival_every=100)
+    slow = settings(
+        step=StepSettings(relative=0.01), record={"checkpoint_every": 1}, max_ticks=4, arrival={"every": 100}
+    )
 
     def search(name: str, **more: Any) -> None:
         PathFinder(make(), start, end, settings=slow, train=data, out=tmp_path / name, **more).run()
@@ -315,7 +317,9 @@ class Decays(torch.optim.SGD):
 def search(name: Path, data: Data, optimizer: Any, **more: Any) -> None:
     torch.manual_seed(1)
     start, end = Net().state_dict(), Net().state_dict()
-    slow = settings(step=StepSettings(relative=0.01), checkpoint_every=1, max_ticks=4, arrival_every=100)
+    slow = settings(
+        step=StepSettings(relative=0.01), record={"checkpoint_every": 1}, max_ticks=4, arrival={"every": 100}
+    )
     PathFinder(Net(), start, end, settings=slow, train=data, out=name, optimizer=optimizer, **more).run()
 
 
@@ -345,5 +349,5 @@ def test_state_of_an_optimizer_that_no_file_can_hold_is_one_line(data: Data, tmp
                 self.state[parameter]["held"] = torch.Generator()
             return super().step(closure)
 
-    with pytest.raises(LLPFError, match=r"state of Holds cannot be kept in a checkpoint \(Generator"):
+    with pytest.raises(LLPFError, match=r"state of Holds cannot be saved in a checkpoint \(Generator"):
         search(tmp_path / "run", data, lambda parameters: Holds(parameters, lr=0.1))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import llpf_fast
 from llpf_fast import LLPFError
 from llpf_fast.batches import stratified_subset
-from llpf_fast.find import CorrectionSettings, PaceSettings, PathFinder, Settings, StageSettings, StepSettings
+from llpf_fast.find import CorrectionSettings, PacingSettings, PathFinder, Settings, StageSettings, StepSettings
 from llpf_fast.find.pacing import StepController
 from llpf_fast.path import LowLossPath
 
@@ -22,22 +22,22 @@ from .conftest import eval_loss, network, quick
 
 
 def test_short_corrections_lengthen_the_step_and_long_ones_shorten_it() -> None:
-    pace = StepController(PaceSettings(rounds=20, grow=1.5, shrink=0.75), min_rounds=5)
+    pace = StepController(PacingSettings(target_steps=20), window=5)
     scales = []
     for rounds in (5, 20, 21, 40, 41):
         pace.succeeded(rounds)
         scales.append(pace.scale)
-    assert scales == [1.5, 2.25, 2.25, 2.25, 1.6875]
+    assert scales == pytest.approx([1.3, 1.69, 1.69, 1.69, 1.352])
 
 
 def test_a_window_longer_than_rounds_counts_as_short() -> None:
-    pace = StepController(PaceSettings(rounds=3), min_rounds=10)
+    pace = StepController(PacingSettings(target_steps=3), window=10)
     pace.succeeded(10)
     assert pace.scale == 1.3
 
 
 def test_the_step_stays_within_its_bounds() -> None:
-    pace = StepController(PaceSettings(largest=2.0, smallest=0.3), min_rounds=5)
+    pace = StepController(PacingSettings(max_scale=2.0, min_scale=0.3), window=5)
     for _ in range(9):
         pace.succeeded(1)
     assert pace.scale == 2.0
@@ -47,34 +47,33 @@ def test_the_step_stays_within_its_bounds() -> None:
 
 
 def test_the_smallest_step_is_tried_before_giving_up() -> None:
-    pace = StepController(PaceSettings(back=0.5, smallest=0.3), min_rounds=5)
+    pace = StepController(PacingSettings(min_scale=0.3), window=5)
     assert (pace.failed(), pace.scale) == (True, 0.5)
     assert (pace.failed(), pace.scale) == (True, 0.3)
     assert not pace.failed()
 
 
 @pytest.mark.parametrize(
-    ("pace", "message"),
+    ("pacing", "message"),
     [
-        (PaceSettings(grow=0.9), "pace.grow must be at least 1"),
-        (PaceSettings(back=1.0), "pace.back below 1"),
-        (PaceSettings(smallest=2.0), "must enclose 1"),
-        (PaceSettings(margin=0.0), "pace.margin must be positive"),
+        ({"min_scale": 2.0}, "must enclose 1"),
+        ({"max_scale": 0.5}, "must enclose 1"),
+        ({"margin": 0.0}, "pacing.margin must be positive"),
+        ({"target_steps": 0}, "pacing.target_steps must be positive"),
     ],
 )
-def test_paces_that_cannot_work(pace, message) -> None:
+def test_paces_that_cannot_work(pacing, message) -> None:
     with pytest.raises(LLPFError, match=message):
-        quick(pacing="adaptive", pace=pace).validate()
+        quick(pacing={"kind": "adaptive", **pacing})
 
 
 #: Steps too long for their corrections: some fail.
 HASTY = {
-    "pacing": "adaptive",
+    "pacing": {"kind": "adaptive", "margin": 0.4},
     "step": StepSettings(relative=0.25),
-    "correction": CorrectionSettings(threshold=0.05, min_rounds=5, max_rounds=12, lr=0.1),
-    "pace": PaceSettings(margin=0.4),
+    "correction": CorrectionSettings(threshold=0.05, window=5, max_steps=12, lr=0.1),
     "max_ticks": 30,
-    "arrival_every": 1000,
+    "arrival": {"every": 1000},
 }
 
 
@@ -86,14 +85,18 @@ def rolled_back(path: LowLossPath) -> list[int]:
     "changes",
     [
         {},
-        {"variance": "blend"},
-        {"variance": "two-legs", "shrink_ticks": 6},
-        {"record_every": 3},
-        {"stages": [StageSettings(start, layers) for start, layers in ((0, ["0.*"]), (8, ["3.*"]), (16, ["*"]))]},
+        {"spheres": {"variance": "blend"}},
+        {"spheres": {"variance": "shrink-first", "shrink_ticks": 6}},
+        {"record": {"every": 3}},
+        {
+            "schedule": {
+                "stages": [StageSettings(start, layers) for start, layers in ((0, ["0.*"]), (8, ["3.*"]), (16, ["*"]))]
+            }
+        },
         {"mode": "m2o"},
-        {"dialect": "authors", "stages": [StageSettings(0, ["0.*"]), StageSettings(5, ["*"])]},
+        {"dialect": "authors", "schedule": {"stages": [StageSettings(0, ["0.*"]), StageSettings(5, ["*"])]}},
     ],
-    ids=["start", "blend", "two-legs", "every third", "stages", "origin", "authors"],
+    ids=["start", "blend", "shrink-first", "every third", "stages", "origin", "authors"],
 )
 def test_every_waypoint_passes_the_screen(finder, rescaled, digits, tmp_path, changes) -> None:
     settings = quick(**{**HASTY, **changes})
@@ -101,9 +104,9 @@ def test_every_waypoint_passes_the_screen(finder, rescaled, digits, tmp_path, ch
     path = LowLossPath(finder(tmp_path / "run", destination=rescaled if m2m else None, settings=settings).run().folder)
     assert 0 < len(rolled_back(path)) < 25
     assert len(path) > 4
-    chosen = stratified_subset(digits[1], settings.screen_size)
+    chosen = stratified_subset(digits[1], settings.screening.samples)
     seen = tuple(part[chosen] for part in digits)
-    limit = settings.threshold * settings.pace.margin
+    limit = settings.threshold * settings.pacing.margin
     ticks = [w.tick for w in path.directory.waypoints()]
     losses = {tick: eval_loss(state, seen) for tick, state in zip(ticks, path, strict=True)}
     assert {tick: loss for tick, loss in losses.items() if loss > limit * (1 + 1e-5)} == {}
@@ -111,7 +114,7 @@ def test_every_waypoint_passes_the_screen(finder, rescaled, digits, tmp_path, ch
 
 def test_no_pacing_accepts_what_adaptive_does_not(finder, digits, tmp_path) -> None:
     """The check above is one that such steps fail without pacing."""
-    path = LowLossPath(finder(tmp_path / "run", settings=quick(**{**HASTY, "pacing": "none"})).run().folder)
+    path = LowLossPath(finder(tmp_path / "run", settings=quick(**{**HASTY, "pacing": {"kind": "fixed"}})).run().folder)
     assert max(eval_loss(state, digits) for state in path) > 0.06
 
 
@@ -162,16 +165,16 @@ def same(a: Any, b: Any) -> bool:
         {"correction": CorrectionSettings(threshold=0.05, lr=0.05, momentum=0.9, keep_momentum=True)},
         {"optimizer": lambda ps: torch.optim.AdamW(ps, lr=0.003)},
         {"mode": "m2o", "optimizer": lambda ps: torch.optim.SGD(ps, lr=0.05, momentum=0.9)},
-        {"stages": [StageSettings(0, ["0.*"]), StageSettings(4, ["3.*", "5.*"])], "dialect": "authors"},
-        {"stages": [StageSettings(0, ["0.*"]), StageSettings(4, ["3.*", "5.*"])]},
-        {"variance": "blend"},
+        {"schedule": {"stages": [StageSettings(0, ["0.*"]), StageSettings(4, ["3.*", "5.*"])]}, "dialect": "authors"},
+        {"schedule": {"stages": [StageSettings(0, ["0.*"]), StageSettings(4, ["3.*", "5.*"])]}},
+        {"spheres": {"variance": "blend"}},
     ],
     ids=["momentum", "adamw", "origin, sgd", "authors, stages", "stages", "blend"],
 )
 def test_a_failure_returns_to_the_last_waypoint_bit_for_bit(finder, tmp_path, options) -> None:
     options = dict(options)
     optimizer = options.pop("optimizer", None)
-    settings = quick(**{"pacing": "adaptive", "max_ticks": 9, "arrival_every": 1000, **options})
+    settings = quick(**{"pacing": {"kind": "adaptive"}, "max_ticks": 9, "arrival": {"every": 1000}, **options})
     bad = {5, 6, 7}  # a stage begins with tick 5
     searching, left = breaking(finder, tmp_path / "run", bad, settings, optimizer=optimizer)
     result = searching.run()
@@ -190,7 +193,7 @@ def test_a_failure_returns_to_the_last_waypoint_bit_for_bit(finder, tmp_path, op
 
 
 def test_a_failure_of_the_first_tick_returns_to_the_start(finder, endpoints, tmp_path) -> None:
-    settings = quick(pacing="adaptive", max_ticks=3)
+    settings = quick(pacing={"kind": "adaptive"}, max_ticks=3)
     searching, left = breaking(finder, tmp_path / "run", {1, 2}, settings)
     path = LowLossPath(searching.run().folder)
     assert same(left[1][0], endpoints[0])
@@ -200,7 +203,9 @@ def test_a_failure_of_the_first_tick_returns_to_the_start(finder, endpoints, tmp
 
 @pytest.mark.parametrize("record_every", [1, 4])
 def test_stuck_ends_with_a_whole_run(finder, digits, tmp_path, record_every) -> None:
-    settings = quick(pacing="adaptive", pace=PaceSettings(smallest=0.2), arrival_every=1000, record_every=record_every)
+    settings = quick(
+        pacing={"kind": "adaptive", "min_scale": 0.2}, arrival={"every": 1000}, record={"every": record_every}
+    )
     searching, left = breaking(finder, tmp_path / "run", set(range(7, 100)), settings)
     result = searching.run()
     assert (result.ended, result.arrived) == ("stuck", False)
@@ -218,36 +223,37 @@ def test_stuck_ends_with_a_whole_run(finder, digits, tmp_path, record_every) -> 
 
 
 def test_corrections_that_never_pass_get_stuck_at_the_start(finder, tmp_path) -> None:
-    hopeless = CorrectionSettings(threshold=1e-9, min_rounds=1, max_rounds=3, lr=100.0)
-    settings = quick(pacing="adaptive", pace=PaceSettings(smallest=0.5), correction=hopeless)
+    hopeless = CorrectionSettings(threshold=1e-9, window=1, max_steps=3, lr=100.0)
+    settings = quick(pacing={"kind": "adaptive", "min_scale": 0.5}, correction=hopeless)
     result = finder(tmp_path / "run", settings=settings).run()
     assert (result.ended, result.ticks, result.waypoints) == ("stuck", 2, 1)
     LowLossPath(result.folder).directory.check()
 
 
 def test_find_path_says_that_it_got_stuck(endpoints, digits, tmp_path) -> None:
-    hopeless = CorrectionSettings(threshold=1e-9, min_rounds=1, max_rounds=3, lr=100.0)
-    settings = quick(pacing="adaptive", pace=PaceSettings(smallest=0.5), correction=hopeless)
+    hopeless = CorrectionSettings(threshold=1e-9, window=1, max_steps=3, lr=100.0)
+    settings = quick(pacing={"kind": "adaptive", "min_scale": 0.5}, correction=hopeless)
     with pytest.raises(LLPFError, match=r"the path got stuck after 2 ticks; .*run: raise the threshold or"):
         llpf_fast.find_path(network(), *endpoints, data=digits, settings=settings, out=tmp_path / "run")
     # Toward the origin a search that gets stuck has gone as far as it can.
-    settings.mode = "m2o"
-    path = llpf_fast.find_path(network(), endpoints[0], data=digits, settings=settings, out=tmp_path / "m2o")
+    path = llpf_fast.find_path(
+        network(), endpoints[0], data=digits, settings=settings, mode="m2o", out=tmp_path / "m2o"
+    )
     assert path.directory.status["ended"] == "stuck"
 
 
 def test_ticks_that_fail_whenever_one_would_be_recorded_leave_no_gap(finder, tmp_path) -> None:
-    settings = quick(pacing="adaptive", max_ticks=13, record_every=2, arrival_every=1000)
+    settings = quick(pacing={"kind": "adaptive"}, max_ticks=13, record={"every": 2}, arrival={"every": 1000})
     searching, _ = breaking(finder, tmp_path / "run", set(range(2, 14, 2)), settings)
     path = LowLossPath(searching.run().folder)
     assert [w.tick for w in path.directory.waypoints()] == [0, 3, 5, 7, 9, 11, 13]
 
 
 def test_arrival_right_after_a_failure(finder, tmp_path) -> None:
-    whole = finder(tmp_path / "whole", settings=quick(arrival_every=1, pacing="adaptive")).run()
+    whole = finder(tmp_path / "whole", settings=quick(arrival={"every": 1}, pacing={"kind": "adaptive"})).run()
     assert whole.arrived
     last = whole.ticks
-    searching, _ = breaking(finder, tmp_path / "run", {last}, quick(arrival_every=1, pacing="adaptive"))
+    searching, _ = breaking(finder, tmp_path / "run", {last}, quick(arrival={"every": 1}, pacing={"kind": "adaptive"}))
     result = searching.run()
     assert result.arrived
     assert result.ticks > last
@@ -258,9 +264,9 @@ def test_arrival_right_after_a_failure(finder, tmp_path) -> None:
 
 
 def test_a_last_tick_that_fails_arrives_from_the_waypoint_before(finder, tmp_path) -> None:
-    whole = finder(tmp_path / "whole", settings=quick(arrival_every=1, pacing="adaptive")).run()
+    whole = finder(tmp_path / "whole", settings=quick(arrival={"every": 1}, pacing={"kind": "adaptive"})).run()
     assert whole.arrived
-    settings = quick(arrival_every=1000, pacing="adaptive", max_ticks=whole.ticks + 1)
+    settings = quick(arrival={"every": 1000}, pacing={"kind": "adaptive"}, max_ticks=whole.ticks + 1)
     searching, _ = breaking(finder, tmp_path / "run", {whole.ticks + 1}, settings)
     result = searching.run()
     assert (result.arrived, result.ticks) == (True, whole.ticks + 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llpf_fast import LLPFError
 from llpf_fast.correct import CorrectionResult
-from llpf_fast.find import CorrectionSettings, PaceSettings, Settings
+from llpf_fast.find import CorrectionSettings
 from llpf_fast.find.build import make_task, rounds_at_once
 from llpf_fast.find.pacing import IterateAverage
 from llpf_fast.find.screening import ScreeningEvaluator
@@ -23,9 +23,8 @@ from llpf_fast.path import LowLossPath
 from .conftest import changed, eval_loss, network, quick
 
 AVERAGED = {
-    "pacing": "adaptive",
-    "correction": CorrectionSettings(threshold=0.1, min_rounds=5, max_rounds=200, lr=0.1),
-    "pace": PaceSettings(average=3.0),
+    "pacing": {"kind": "adaptive", "iterate_average": 3.0},
+    "correction": CorrectionSettings(threshold=0.1, window=5, max_steps=200, lr=0.1),
 }
 
 
@@ -71,8 +70,8 @@ def requests(searching: Any, most: int) -> tuple[list[Any], list[Tensor]]:
 
 
 def test_a_correction_is_windows_and_what_is_judged_and_left_is_their_mean(finder, tmp_path) -> None:
-    settings = quick(**{**AVERAGED, "step": replace(quick().step, relative=0.4), "variance": "start"})
-    settings.pace = PaceSettings(average=3.0, margin=0.3)
+    settings = quick(**{**AVERAGED, "step": replace(quick().step, relative=0.4), "spheres": {"variance": "start"}})
+    settings = settings.changed(pacing={"iterate_average": 3.0, "margin": 0.3})
     searching = finder(tmp_path / "run", settings=settings)
     asked, points = requests(searching, 12)
     assert rounds_at_once(settings) == 5
@@ -104,7 +103,7 @@ def test_the_path_arrives_and_every_waypoint_is_low(finder, digits, tmp_path) ->
 
 
 def test_a_resume_repeats_the_run_bit_for_bit(finder, tmp_path) -> None:
-    settings = quick(**AVERAGED, checkpoint_every=2)
+    settings = quick(**AVERAGED, record={"checkpoint_every": 2})
     whole = LowLossPath(finder(tmp_path / "whole", settings=settings).run().folder)
     assert len(whole) > 6
 
@@ -121,9 +120,9 @@ def test_a_resume_repeats_the_run_bit_for_bit(finder, tmp_path) -> None:
 
 
 def test_a_failed_correction_goes_back_to_the_waypoint(finder, endpoints, tmp_path) -> None:
-    hopeless = CorrectionSettings(threshold=1e-9, min_rounds=2, max_rounds=6, lr=0.1)
+    hopeless = CorrectionSettings(threshold=1e-9, window=2, max_steps=6, lr=0.1)
     settings = quick(**{**AVERAGED, "correction": hopeless}, threshold=0.15)
-    settings.pace = PaceSettings(average=1.0, smallest=0.5, margin=1e-6)
+    settings = settings.changed(pacing={"iterate_average": 1.0, "min_scale": 0.5, "margin": 1e-6})
     searching = finder(tmp_path / "run", settings=settings)
     result = searching.run()
     assert (result.ended, result.ticks, result.sgd_steps) == ("stuck", 2, 12)
@@ -131,8 +130,8 @@ def test_a_failed_correction_goes_back_to_the_waypoint(finder, endpoints, tmp_pa
 
 
 def test_off_is_todays_search_and_ignored_without_pacing(finder, tmp_path) -> None:
-    settings = quick(pace=PaceSettings(average=3.0, glance=1.1))
-    assert rounds_at_once(settings) == settings.correction.max_rounds
+    settings = quick(pacing={"iterate_average": 3.0, "early_reject": 1.1})
+    assert rounds_at_once(settings) == settings.correction.max_steps
     plain = finder(tmp_path / "plain", settings=quick()).run()
     with_average = finder(tmp_path / "ignored", settings=settings).run()
     assert (plain.ticks, plain.sgd_steps) == (with_average.ticks, with_average.sgd_steps)
@@ -157,19 +156,18 @@ def test_a_glance_gives_a_bad_point_up_and_takes_all_images_of_a_good_one(digits
 
 
 def test_the_search_gives_up_at_the_multiple_of_what_a_point_may_have(finder, tmp_path) -> None:
-    settings = quick(**AVERAGED)
-    settings.pace = PaceSettings(average=3.0, glance=1.5, margin=0.6)
+    settings = quick(**AVERAGED).changed(pacing={"early_reject": 1.5, "margin": 0.6})
     asked, _ = requests(finder(tmp_path / "run", settings=settings), 30)
     stops = {round(request.stop_above, 9) for request in asked if isinstance(request, EvalRequest)}
     assert 0.15 * 0.6 * 1.5 in stops
-    settings.pace.glance = None
+    settings = settings.changed(pacing={"early_reject": None})
     asked, _ = requests(finder(tmp_path / "never", settings=settings), 30)
     assert {request.stop_above for request in asked if isinstance(request, EvalRequest)} == {math.inf}
 
 
-@pytest.mark.parametrize(("key", "value"), [("average", -1.0), ("average", math.inf), ("glance", 0.0)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("iterate_average", -1.0), ("iterate_average", math.inf), ("early_reject", 0.0)]
+)
 def test_values_that_cannot_work_are_refused(key, value) -> None:
-    settings: Settings = quick(pacing="adaptive")
-    setattr(settings.pace, key, value)
-    with pytest.raises(LLPFError, match=f"pace.{key} must"):
-        settings.validate()
+    with pytest.raises(LLPFError, match=f"pacing.{key} must"):
+        quick(pacing={"kind": "adaptive", key: value})

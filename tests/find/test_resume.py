@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from llpf_fast import LLPFError
-from llpf_fast.find import CorrectionSettings, DataFlowSettings, PaceSettings, StageSettings, StepSettings
+from llpf_fast.find import CorrectionSettings, StageSettings, StepSettings
 from llpf_fast.path import LowLossPath, RunDirectory
 
 from .conftest import quick
@@ -36,8 +36,8 @@ torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).step()
 
 def search(out, optimizer, pacing, told):
     module = torch.nn.Sequential(*network(), torch.nn.Dropout(0.2))
-    settings = quick(max_ticks=80, arrival_every=1000, pacing=pacing,
-                     correction=CorrectionSettings(threshold=0.05, min_rounds=5, max_rounds=8, lr=0.05))
+    settings = quick(max_ticks=80, arrival={"every": 1000}, pacing={"kind": pacing},
+                     correction=CorrectionSettings(threshold=0.05, window=5, max_steps=8, lr=0.05))
     finder = PathFinder(module, saved["a"], saved["b"], settings=settings, train=saved["data"], out=out,
                         resume=out.exists(), optimizer=eval(optimizer))
     finder._progress = lambda at: print("at", os.getpid(), flush=True) if at.tick == int(told) else None
@@ -100,9 +100,9 @@ def files(out: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("optimizer", "pacing", "planned"),
     [
-        ("None", "none", 4),
+        ("None", "fixed", 4),
         ("None", "adaptive", 4),
-        ("lambda ps: torch.optim.AdamW(ps, lr=0.005)", "none", 2),
+        ("lambda ps: torch.optim.AdamW(ps, lr=0.005)", "fixed", 2),
     ],
     ids=["fused-sgd", "adaptive", "adamw"],
 )
@@ -127,12 +127,9 @@ def equal(out: Path, whole: Path) -> None:
 
 
 HASTY = {
-    "pacing": "adaptive",
+    "pacing": {"kind": "adaptive", "margin": 0.4},
     "step": StepSettings(relative=0.25),
-    "correction": CorrectionSettings(
-        threshold=0.05, min_rounds=5, max_rounds=12, lr=0.1, momentum=0.5, keep_momentum=True
-    ),
-    "pace": PaceSettings(margin=0.4),
+    "correction": CorrectionSettings(threshold=0.05, window=5, max_steps=12, lr=0.1, momentum=0.5, keep_momentum=True),
 }
 
 
@@ -153,37 +150,41 @@ def lbfgs(parameters):
         (
             {
                 **HASTY,
-                "record_every": 3,
-                "stages": [StageSettings(0, ["0.*"]), StageSettings(5, ["3.*"]), StageSettings(10)],
+                "record": {"every": 3},
+                "schedule": {"stages": [StageSettings(0, ["0.*"]), StageSettings(5, ["3.*"]), StageSettings(10)]},
             },
             None,
         ),
         (
-            {**HASTY, "dialect": "authors", "stages": [StageSettings(0, ["0.*"]), StageSettings(None, ["3.*"], 0.6)]},
+            {
+                **HASTY,
+                "dialect": "authors",
+                "schedule": {"stages": [StageSettings(0, ["0.*"]), StageSettings(None, ["3.*"], 0.6)]},
+            },
             None,
         ),
-        ({**HASTY, "variance": "blend"}, None),
-        ({"variance": "blend"}, None),
-        ({"variance": "two-legs", "shrink_ticks": 9}, None),
-        ({"variance": "two-legs", "shrink_ticks": 9}, adamw),
-        ({**HASTY, "variance": "two-legs", "shrink_ticks": 9}, None),
-        ({"schedule": "data-flow", "data_flow": DataFlowSettings(ticks=3)}, None),
-        ({"schedule": "data-flow", "data_flow": DataFlowSettings(distance=0.9)}, None),
+        ({**HASTY, "spheres": {"variance": "blend"}}, None),
+        ({"spheres": {"variance": "blend"}}, None),
+        ({"spheres": {"variance": "shrink-first", "shrink_ticks": 9}}, None),
+        ({"spheres": {"variance": "shrink-first", "shrink_ticks": 9}}, adamw),
+        ({**HASTY, "spheres": {"variance": "shrink-first", "shrink_ticks": 9}}, None),
+        ({"schedule": {"kind": "data-flow", "ticks": 3}}, None),
+        ({"schedule": {"kind": "data-flow", "distance": 0.9}}, None),
         ({"mode": "m2o"}, adamw),
         ({**HASTY, "mode": "m2o"}, adamw),
         ({}, lbfgs),
-        ({**HASTY, "correction": CorrectionSettings(threshold=0.05, max_rounds=12)}, lbfgs),
+        ({**HASTY, "correction": CorrectionSettings(threshold=0.05, max_steps=12)}, lbfgs),
         ({"mode": "m2o-o", "correction": CorrectionSettings(threshold=0.05, lr=0.1, lr_rule="std")}, None),
         ({"mode": "variance-sphere"}, None),
     ],
 )
 def test_stopped_anywhere_and_resumed_equals_uninterrupted(finder, rescaled, tmp_path, changes, optimizer) -> None:
-    settings = quick(**{"max_ticks": 20, "arrival_every": 1000, **changes})
+    settings = quick(**{"max_ticks": 20, "arrival": {"every": 1000}, **changes})
     destination = rescaled if settings.mode in ("m2m", "variance-sphere") else None
     options = {"settings": settings, "destination": destination, "optimizer": optimizer}
     whole = finder(tmp_path / "whole", **options).run()
     failed = [r["tick"] for r in LowLossPath(whole.folder).metrics() if r.get("rolled_back")]
-    if settings.pacing == "adaptive":
+    if settings.pacing.kind == "adaptive":
         # One checkpoint is written, and one resumed search begins, with a tick that was rolled back.
         assert failed
     stops = {7, 14, 20}
@@ -288,19 +289,12 @@ def test_a_kill_between_the_destination_and_the_end_resumes_to_the_same_path(fin
     assert files(tmp_path / "run") == files(tmp_path / "whole")
 
 
-def test_a_run_from_before_a_setting_existed_goes_on(finder, tmp_path) -> None:
-    settings = quick(max_ticks=3)
-
-    def stop(at) -> None:
-        if at.tick == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        finder(tmp_path / "run", settings=settings, progress=stop).run()
+def test_a_run_whose_settings_have_the_old_names_is_refused(finder, tmp_path) -> None:
+    settings = quick(max_ticks=2)
+    finder(tmp_path / "run", settings=settings).run()
     gc.collect()
     record = tmp_path / "run" / "run.yaml"
     old = yaml.safe_load(record.read_text())
-    for key in ("optimizer", "is_norm"):
-        assert old["settings"].pop(key) == ""
-    record.write_text(yaml.safe_dump(old))
-    assert finder(tmp_path / "run", settings=settings, resume=True).run().ticks == 3
+    record.write_text(yaml.safe_dump({**old, "llpf_fast": 1}))
+    with pytest.raises(LLPFError, match=r"written by another version of llpf_fast, whose settings have other names"):
+        finder(tmp_path / "run", settings=settings, resume=True)

@@ -40,14 +40,14 @@ def stopped(folder: Any, data: Any, loss: Callable[..., Tensor] | None = None) -
     with pytest.raises(KeyboardInterrupt):
         llpf_fast.find_path(
             nn.Linear(4, 3), A, B, data=data, loss_fn=loss, settings=SETTINGS, out=folder, progress=stop,
-            arrival_every=100, checkpoint_every=1,
+            arrival={"every": 100}, record={"checkpoint_every": 1},
         )  # fmt: skip
 
 
 def resumed(folder: Any, data: Any, loss: Callable[..., Tensor] | None = None) -> None:
     llpf_fast.find_path(
         nn.Linear(4, 3), A, B, data=data, loss_fn=loss, settings=SETTINGS, out=folder, resume=True,
-        arrival_every=100, checkpoint_every=1,
+        arrival={"every": 100}, record={"checkpoint_every": 1},
     )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def test_the_same_goes_on_silently(tmp_path, form) -> None:
         ((X.flip(0), Y.flip(0)), None, "training data differ"),
         ((X[:32], Y[:32]), None, "64 and 32 samples"),
         ((X, Y), F.multi_margin_loss, "its loss is cross_entropy, not multi_margin_loss"),
-        ((X, Y), cross_entropy, r"its loss is cross_entropy, not cross_entropy \(code of your own\)"),
+        ((X, Y), cross_entropy, r"its loss is cross_entropy, not cross_entropy \(your code\)"),
     ],
 )
 def test_others_are_refused(tmp_path, data, loss, message) -> None:
@@ -80,5 +80,5 @@ def test_what_cannot_be_told_for_sure_is_a_warning(tmp_path) -> None:
     with pytest.warns(UserWarning, match="training data are not those"):
         resumed(tmp_path / "loader", loader(X, OTHER))
     stopped(tmp_path / "loss", (X, Y), lambda output, target: F.cross_entropy(output, target))
-    with pytest.warns(UserWarning, match="its code has changed"):
+    with pytest.warns(UserWarning, match="the code of the loss"):
         resumed(tmp_path / "loss", (X, Y), lambda output, target: 3 * F.cross_entropy(output, target))

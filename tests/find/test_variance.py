@@ -20,9 +20,9 @@ def variance(state, name: str) -> float:
 
 
 @pytest.mark.usefixtures("never_arrives")
-@pytest.mark.parametrize("pacing", ["none", "adaptive"])
+@pytest.mark.parametrize("pacing", ["fixed", "adaptive"])
 def test_blending_spheres_follow_the_way_each_layer_has_come(finder, endpoints, rescaled, tmp_path, pacing) -> None:
-    settings = quick(variance="blend", max_ticks=12, arrival_every=1000, pacing=pacing)
+    settings = quick(spheres={"variance": "blend"}, max_ticks=12, arrival={"every": 1000}, pacing={"kind": pacing})
     path = LowLossPath(finder(tmp_path / "run", destination=rescaled, settings=settings).run().folder)
     ticks = [waypoint.tick for waypoint in path.directory.waypoints()]
     metrics = [record for record in path.metrics() if not record.get("rolled_back")]
@@ -43,7 +43,9 @@ def test_blending_arrives_with_the_destinations_variances(finder, rescaled, digi
     """A long way without arrival: with the start's spheres layers would stop at another size than the destination."""
     ends = {}
     for variant in ("start", "blend"):
-        settings = quick(variance=variant, max_ticks=40, arrival_every=1000, step=StepSettings(relative=0.15))
+        settings = quick(
+            spheres={"variance": variant}, max_ticks=40, arrival={"every": 1000}, step=StepSettings(relative=0.15)
+        )
         path = LowLossPath(finder(tmp_path / variant, destination=rescaled, settings=settings).run().folder)
         ends[variant] = path[40]
         assert max(eval_loss(state, digits) for state in path) < 0.15
@@ -51,14 +53,14 @@ def test_blending_arrives_with_the_destinations_variances(finder, rescaled, digi
         goal = variance(rescaled, name)
         assert variance(ends["blend"], name) == pytest.approx(goal, rel=0.1)
         assert abs(variance(ends["start"], name) / goal - 1) > 0.5
-    settings = quick(variance="blend")
+    settings = quick(spheres={"variance": "blend"})
     result = finder(tmp_path / "whole", destination=rescaled, settings=settings).run()
     assert result.arrived
     LowLossPath(result.folder).directory.check()
 
 
 def test_two_legs_shrink_what_is_too_wide_and_then_move(finder, standstill, endpoints, rescaled, tmp_path) -> None:
-    settings = quick(variance="two-legs", max_ticks=25, arrival_every=1000)
+    settings = quick(spheres={"variance": "shrink-first"}, max_ticks=25, arrival={"every": 1000})
     path = LowLossPath(finder(tmp_path / "run", destination=rescaled, settings=settings).run().folder)
     start, names = path[0], list(parameters_of(path[0]))
     wide = [n for n in LAYERS if variance(start, n) > 1.01 * variance(rescaled, n)]
@@ -89,13 +91,13 @@ def test_two_legs_shrink_what_is_too_wide_and_then_move(finder, standstill, endp
 
 
 def test_the_first_leg_ends_after_shrink_ticks(finder, standstill, rescaled, tmp_path) -> None:
-    settings = quick(variance="two-legs", shrink_ticks=4, max_ticks=6, arrival_every=1000)
+    settings = quick(spheres={"variance": "shrink-first", "shrink_ticks": 4}, max_ticks=6, arrival={"every": 1000})
     path = LowLossPath(finder(tmp_path / "run", destination=rescaled, settings=settings).run().folder)
     assert [torch.equal(path[i]["0.weight"], path[0]["0.weight"]) for i in range(7)] == [True] * 5 + [False] * 2
 
 
 def test_two_legs_arrive(finder, rescaled, digits, tmp_path) -> None:
-    settings = quick(variance="two-legs", arrival_every=1)
+    settings = quick(spheres={"variance": "shrink-first"}, arrival={"every": 1})
     result = finder(tmp_path / "run", destination=rescaled, settings=settings).run()
     assert result.arrived
     assert result.ticks > 8  # never in the first leg
@@ -105,15 +107,19 @@ def test_two_legs_arrive(finder, rescaled, digits, tmp_path) -> None:
 
 
 def test_a_rule_that_was_asked_for_holds_in_both_legs(finder, standstill, rescaled, tmp_path) -> None:
-    settings = quick(variance="two-legs", shrink_ticks=2, max_ticks=3, correction=CorrectionSettings(lr_rule="std"))
+    settings = quick(
+        spheres={"variance": "shrink-first", "shrink_ticks": 2},
+        max_ticks=3,
+        correction=CorrectionSettings(lr_rule="std"),
+    )
     finder(tmp_path / "run", destination=rescaled, settings=settings).run()
     factors = [scale.tolist()[4] for scale in standstill.scales]
     assert factors == pytest.approx([0.95, 0.95**2, 0.95**2], rel=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["blend", "two-legs"])
+@pytest.mark.parametrize("variant", ["blend", "shrink-first"])
 def test_a_destination_without_variance_is_refused(finder, rescaled, tmp_path, variant) -> None:
     flat = {**rescaled, "3.bias": torch.zeros(32)}
     with pytest.raises(LLPFError, match=r"layer 3\.bias of the destination has variance 0.*layers\.keep"):
-        finder(tmp_path / "run", destination=flat, settings=quick(variance=variant))
+        finder(tmp_path / "run", destination=flat, settings=quick(spheres={"variance": variant}))
     assert not (tmp_path / "run").exists()

@@ -32,9 +32,9 @@ def test_the_authors_numbers(name):
         settings.max_ticks,
         step.fixed,
         step.relative,
-        correction.min_rounds,
-        correction.max_rounds,
-        correction.threshold,
+        correction.window,
+        correction.max_steps,
+        settings.correction_threshold,
         correction.batch_size,
     )
     assert (correction.lr, correction.momentum, correction.weight_decay) == (0.001, 0, 0)
@@ -58,7 +58,7 @@ def test_stages_add_layers_in_order_until_all_move(name):
     settings = load_recipe(name)
     layers = [key for key, _ in build_model(settings.model, classes=10).named_parameters()]
     before = [False] * len(layers)
-    for stage in settings.stages:
+    for stage in settings.schedule.stages:
         now = match_layers(layers, stage.layers)
         assert all(new for old, new in zip(before, now, strict=True) if old), "a layer stopped moving"
         assert sum(now) > sum(before)
@@ -67,11 +67,11 @@ def test_stages_add_layers_in_order_until_all_move(name):
             assert now == sorted(now, reverse=True)
         before = now
     assert all(before)
-    assert settings.stages[-1].start < settings.max_ticks
+    assert settings.schedule.stages[-1].start < settings.max_ticks
 
 
 def test_the_stages_of_cct7_are_its_blocks():
-    stages = load_recipe("cct7-cifar10-m2m").stages
+    stages = load_recipe("cct7-cifar10-m2m").schedule.stages
     layers = [key for key, _ in build_model("cct7").named_parameters()]
     assert [stage.start for stage in stages] == [5000 * k for k in range(8)]
     for count, stage in enumerate(stages):

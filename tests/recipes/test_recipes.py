@@ -31,9 +31,9 @@ def test_the_authors_settings():
     assert settings.step.join_bias
     assert (settings.step.combine, settings.step.epsilon, settings.step.clamp) == ("max", 1e-4, False)
     correction = settings.correction
-    assert (correction.min_rounds, correction.max_rounds, correction.batch_size) == (5, 5, 64)
+    assert (correction.window, correction.max_steps, correction.batch_size) == (5, 5, 64)
     assert (correction.lr, correction.momentum, correction.weight_decay) == (0.001, 0, 0)
-    assert (settings.threshold, correction.threshold) == (0.1, 0.1)
+    assert (settings.threshold, settings.correction_threshold) == (0.1, 0.1)
 
 
 def test_overrides_are_typed_and_later_ones_win():
@@ -44,13 +44,13 @@ def test_overrides_are_typed_and_later_ones_win():
             "step.relative=1e-3",
             "seed=7",
             "step={fixed: 2}",
-            "stages=[{start: 0, layers: [fc1.*]}, {start: 9}]",
+            "schedule.stages=[{start: 0, layers: [fc1.*]}, {start: 9}]",
         ],
     )
     assert (settings.step.relative, settings.step.fixed, settings.seed) == (0.001, 2.0, 7)
     assert isinstance(settings.step.fixed, float)
     assert settings.step.join_bias, "an override of one key must leave its neighbours"
-    assert settings.stages == [StageSettings(0, ["fc1.*"]), StageSettings(9, ["*"])]
+    assert settings.schedule.stages == [StageSettings(0, ["fc1.*"]), StageSettings(9, ["*"])]
 
 
 def test_a_file_of_ones_own(tmp_path):
@@ -68,19 +68,22 @@ def test_a_file_of_ones_own(tmp_path):
         ("relative=0.1", "unknown key 'relative'; did you mean 'step.relative'?"),
         ("momentun=0.1", "unknown key 'momentun'; did you mean 'correction.momentum'"),
         ("zzz=1", "unknown key 'zzz'; known here: model, data"),
-        ("stages=[{strat: 3}]", "unknown key 'stages[0].strat'; did you mean 'stages[0].start'?"),
-        ("stages=[{start: x}]", "stages[0].start must be a whole number, got 'x'"),
+        (
+            "schedule.stages=[{strat: 3}]",
+            "unknown key 'schedule.stages[0].strat'; did you mean 'schedule.stages[0].start",
+        ),
+        ("schedule.stages=[{start: x}]", "schedule.stages[0].start must be a whole number, got 'x'"),
         ("step.relative=abc", "step.relative must be a number, got 'abc'"),
         ("step.relative=[1]", "step.relative must be a number, got [1]"),
         ("step.combine=avg", "step.combine must be one of sum, max; got 'avg'"),
         ("seed=1.5", "seed must be a whole number, got 1.5"),
         ("step=3", "step is a group of keys (fixed, relative,"),
-        ("max_ticks=null", "max_ticks has no value"),
+        ("max_ticks=null", "max_ticks must be a whole number, got None"),
         ("step.relative", "write it as key=value"),
         ("=3", "write it as key=value"),
-        ("stages=[{", "the value is not YAML"),
+        ("schedule.stages=[{", "the value is not YAML"),
         ("step.relative=-1", "step.relative must not be negative"),
-        ("correction.max_rounds=1", "correction.max_rounds (1) must be at least correction.min_rounds"),
+        ("correction.max_steps=1", "correction.max_steps (1) must be at least correction.window"),
         ("max_ticks=0", "max_ticks must be positive"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -26,18 +27,17 @@ def test_dicts_tuples_and_numpys_numbers_become_what_a_recipe_gives():
         max_ticks=np.int32(7),
         step={"relative": 1, "join_bias": np.bool_(True)},
         layers={"keep": ("a", "b")},
-        correction={"lr": np.float64(0.1), "capture": "off"},
-        stages=({"start": 0}, StageSettings(5, ("x",))),
+        correction={"lr": np.float64(0.1), "cuda_graph": "off"},
+        schedule={"stages": ({"start": 0}, StageSettings(5, ("x",)))},
     )
-    given.validate()
     plain = Settings(
         seed=3,
         threshold=0.5,
         max_ticks=7,
         step=StepSettings(relative=1.0, join_bias=True),
         layers=LayerSettings(keep=["a", "b"]),
-        correction=CorrectionSettings(lr=0.1, capture="off"),
-        stages=[StageSettings(0), StageSettings(5, ["x"])],
+        correction=CorrectionSettings(lr=0.1, cuda_graph="off"),
+        schedule={"stages": [StageSettings(0), StageSettings(5, ["x"])]},
     )
     assert given == plain
     for value in (given.seed, given.max_ticks, given.threshold, given.step.relative, given.correction.lr):
@@ -48,21 +48,22 @@ def test_dicts_tuples_and_numpys_numbers_become_what_a_recipe_gives():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"step": {"relativ": 0.1}}, "step: unknown setting 'relativ'; did you mean 'relative'?"),
-        ({"stages": [{"begin": 0}]}, "stages[0]: unknown setting 'begin'"),
-        ({"step": {1: 2}}, "step: unknown setting '1'"),
+        ({"step": {"relativ": 0.1}}, "unknown key 'step.relativ'; did you mean 'step.relative'?"),
+        ({"schedule": {"stages": [{"begin": 0}]}}, "unknown key 'schedule.stages[0].begin'; known here: start"),
+        ({"step": {1: 2}}, "unknown key 'step.1'"),
         ({"step": {"relative": "0.1"}}, "step.relative must be a number, got '0.1'"),
-        ({"step": 0.1}, "step must be StepSettings(...) or a dict of its keys, got 0.1"),
-        ({"step": LayerSettings()}, "step must be StepSettings(...) or a dict of its keys, got LayerSettings("),
-        ({"step": None}, "step must be StepSettings(...)"),
-        ({"stages": StageSettings(0)}, "stages must be a list, got StageSettings("),
-        ({"stages": [3]}, "stages[0] must be StageSettings(...)"),
-        ({"stages": [StageSettings(start="0")]}, "stages[0].start must be a whole number, got '0'"),
+        ({"treshold": 0.1}, "unknown key 'treshold'; did you mean 'threshold'?"),
+        ({"step": 0.1}, "step is a group of keys (fixed, relative, combine, clamp, epsilon, join_bias), got 0.1"),
+        ({"step": LayerSettings()}, "combine, clamp, epsilon, join_bias), got LayerSettings("),
+        ({"step": None}, "step is a group of keys (fixed, relative"),
+        ({"schedule": {"stages": StageSettings(0)}}, "schedule.stages must be a list, got StageSettings("),
+        ({"schedule": {"stages": [3]}}, "schedule.stages[0] is a group of keys (start, layers, distance), got 3"),
+        ({"schedule": {"stages": [{"start": "0"}]}}, "schedule.stages[0].start must be a whole number, got '0'"),
         ({"layers": {"keep": "conv1"}}, "layers.keep must be a list, got 'conv1'"),
         ({"layers": {"keep": [1]}}, "layers.keep[0] must be text, got 1"),
-        ({"spheres": [1.0]}, "spheres must be a dict, got [1.0]"),
-        ({"spheres": {"*": "1"}}, "spheres['*'] must be a number, got '1'"),
-        ({"spheres": {1: 1.0}}, "a name in spheres must be text, got 1"),
+        ({"spheres": {"radii": [1.0]}}, "spheres.radii must be names with values, got [1.0]"),
+        ({"spheres": {"radii": {"*": "1"}}}, "spheres.radii['*'] must be a number, got '1'"),
+        ({"spheres": {"radii": {1: 1.0}}}, "a name in spheres.radii must be text, got 1"),
         ({"max_ticks": True}, "max_ticks must be a whole number, got True"),
         ({"max_ticks": 10.0}, "max_ticks must be a whole number, got 10.0"),
         ({"max_ticks": "10"}, "max_ticks must be a whole number, got '10'"),
@@ -77,13 +78,13 @@ def test_dicts_tuples_and_numpys_numbers_become_what_a_recipe_gives():
         ({"model": None}, "model must be text, got None"),
         ({"model": SimpleNamespace()}, "model must be text, got namespace()"),
         ({"correction": {"compile": 1}}, "correction.compile must be true or false, got 1"),
-        ({"correction": {"capture": False}}, "correction.capture must be one of auto, on, off, while; got False"),
-        ({"data_flow": {"ticks": 1.5}}, "data_flow.ticks must be a whole number, got 1.5"),
+        ({"correction": {"cuda_graph": False}}, "correction.cuda_graph must be one of auto, on, off, while; got False"),
+        ({"schedule": {"ticks": 1.5}}, "schedule.ticks must be a whole number, got 1.5"),
     ],
 )
 def test_anything_else_is_one_line_that_names_the_key(changes, message):
     with pytest.raises(LLPFError) as caught:
-        Settings(**changes).validate()
+        Settings(**changes)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -92,9 +93,9 @@ def test_anything_else_is_one_line_that_names_the_key(changes, message):
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
-        *(("correction.capture", word, word) for word in ("off", "on", "auto")),
-        *(("correction.capture", word, "off") for word in ("'off'", "false", "False")),
-        ("correction.capture", "true", "on"),
+        *(("correction.cuda_graph", word, word) for word in ("off", "on", "auto")),
+        *(("correction.cuda_graph", word, "off") for word in ("'off'", "false", "False")),
+        ("correction.cuda_graph", "true", "on"),
         *(("step.join_bias", word, True) for word in ("on", "yes", "Yes", "true", "'on'")),
         *(("step.clamp", word, False) for word in ("off", "no", "NO", "false")),
         ("step.clamp", "null", None),
@@ -133,7 +134,7 @@ def test_words_and_numbers_of_yaml(tmp_path, how, key, text, value):
         (BOMB, "is not YAML: more than 1,000,000 values"),
         ("threshold: &a [*a]\n", "is not YAML: nested too deeply"),
         ("threshold: 1:30\n", "threshold must be a number, got '1:30'"),
-        ("correction: {capture: maybe}\n", "correction.capture must be one of auto, on, off, while; got 'maybe'"),
+        ("correction: {cuda_graph: maybe}\n", "correction.cuda_graph must be one of auto, on, off, while; got 'maybe'"),
         ("step: {clamp: perhaps}\n", "step.clamp must be true or false, got 'perhaps'"),
         ("mode: off\n", "mode must be one of m2m"),
     ],
@@ -189,3 +190,26 @@ def test_check_kinds_names_file_and_key():
     ):
         with pytest.raises(LLPFError, match=said):
             check_kinds(bad, kinds, "file")
+
+
+def test_a_group_made_alone_names_its_keys_in_full():
+    with pytest.raises(LLPFError, match=r"^step\.relative must be a number, got 'x'$"):
+        StepSettings(relative="x")
+    with pytest.raises(LLPFError, match=r"^unknown key 'correction\.min_rounds'; "):
+        CorrectionSettings(min_rounds=5)
+
+
+def test_changes_within_a_group_leave_its_other_keys():
+    settings = Settings(arrival={"every": 3}).changed(arrival={"margin": 0.5}, seed=2)
+    assert (settings.arrival.every, settings.arrival.margin, settings.seed) == (3, 0.5, 2)
+    with pytest.raises(LLPFError, match=r"unknown key 'arrival\.evry'; did you mean 'arrival\.every'\?"):
+        settings.changed(arrival={"evry": 1})
+    with pytest.raises(FrozenInstanceError):
+        settings.seed = 3
+
+
+def test_a_correction_ends_at_the_threshold_of_the_path_or_below():
+    assert Settings(threshold=0.3).correction_threshold == 0.3
+    assert Settings(threshold=0.3, correction={"threshold": 0.2}).correction_threshold == 0.2
+    with pytest.raises(LLPFError, match=r"correction\.threshold \(0\.2\) is above threshold \(0\.1\)"):
+        Settings(threshold=0.1, correction={"threshold": 0.2})

@@ -39,9 +39,9 @@ def settings(**changes: Any) -> Settings:
         **{
             "threshold": 1e6,
             "step": StepSettings(relative=0.4),
-            "arrival_every": 1,
+            "arrival": {"every": 1},
             "max_ticks": 10,
-            "correction": CorrectionSettings(threshold=1e5, min_rounds=2),
+            "correction": CorrectionSettings(threshold=1e5, window=2),
             **changes,
         }
     )
@@ -85,7 +85,7 @@ def test_batches_are_compared_as_samples_are(tmp_path, form, seed) -> None:
     ):
         folder = tmp_path / str(place)
         folder.mkdir()
-        found = differs(folder, form(X, Y), data, seed=seed, screen_size=part)
+        found = differs(folder, form(X, Y), data, seed=seed, screening={"samples": part})
         assert len(found) == bool(other)
         assert other in "".join(found)
 
