@@ -1,11 +1,11 @@
-"""``load_endpoint``: one trained network, wherever it comes from, as the architecture's own state dict."""
+"""``load_endpoint``: a trained network from a module, a state dict or a file, as a state dict of the architecture."""
 
 from __future__ import annotations
 
 import io
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,11 @@ from ..flat.wrappers import unwrapped
 from .model_file import choose_state, is_extra_state, load_model_file, match_names
 from .state import check_finite, compare_architectures, detached
 
-#: A module, a state dict (or a checkpoint dictionary that holds one), or a file.
+#: A module, a state dict (or a checkpoint dictionary with one), or a file.
 Source = nn.Module | Mapping[str, Any] | str | os.PathLike[str]
 
 _LISTED = 4
-#: What old ways of computing a weight call its two parts, and what they are.
+#: Ways of computing a weight from two tensors: the suffixes of their names, what computes it, the remedy.
 _COMPUTED = (
     ("_g", "_v", "the old torch.nn.utils.weight_norm", "call torch.nn.utils.remove_weight_norm before saving it"),
     ("_orig", "_mask", "torch.nn.utils.prune", "call torch.nn.utils.prune.remove before saving it"),
@@ -40,57 +40,57 @@ def load_endpoint(
 ) -> dict[str, Tensor]:
     """The network in ``source`` as a state dict of ``module``: its names, order, shapes and dtypes; on the CPU.
 
-    What wrappers put before names is left out (``match_names``). Of tied weights one name is enough; the others are
-    filled in, as the same tensor. Floating tensors take the module's dtype: without a word where every value stays the
-    same, with one warning where values are rounded. Buffers of other dtypes only take it where every value stays.
-    Extra state (``get_extra_state``) has to equal the module's own; what of it is no tensor is then left out.
+    Prefixes of wrappers are removed from names (``match_names``). Of tied weights one name is enough; the others get
+    the same tensor. Floating tensors are converted to the module's dtypes, with one warning where values are rounded.
+    Buffers of other dtypes are converted only where no value changes. Extra state (``get_extra_state``) must equal the
+    module's; the parts of it that are no tensors are not returned.
 
     Args:
         source: a module, a state dict, or a file.
-        module: the architecture; never changed.
-        role: what messages call a source that has no file name ("start", "destination").
-        model: what messages call ``module``.
+        module: the architecture; it is not changed.
+        role: the name in messages of a source that is no file ("start", "destination").
+        model: the name of ``module`` in messages.
         key: as in ``load_model_file``.
 
     Returns:
-        every tensor of ``module.state_dict()``, in its order. Where nothing had to be converted or moved these are the
-        tensors of a state dict that was given, detached but not copied; a module's are copied.
+        Every tensor of ``module.state_dict()``, in its order. A module's tensors are copied; those of a state dict are
+        copied where they are converted or moved, otherwise only detached.
 
     Raises:
         LLPFError: one line naming the source and the tensor: another architecture; tied names with different values;
-            parameters that are integer or complex; values that the module's dtype cannot hold; extra state that
+            parameters that are integer or complex; values that the module's dtype cannot represent; extra state that
             differs; NaN or infinity in a parameter or in running statistics; as ``load_model_file``.
     """
     module = unwrapped(module, model)
-    own = module.state_dict(keep_vars=True)
-    also = [name for name, value in own.items() if not isinstance(value, Tensor)]
-    source_name, tensors, extra = _read(source, role, key, also)
+    expected = module.state_dict(keep_vars=True)
+    no_tensors = [name for name, value in expected.items() if not isinstance(value, Tensor)]
+    source_name, tensors, extra = _open_source(source, role, key, no_tensors)
     groups = ties(module)
-    found = match_names({**tensors, **extra}, own, source_name, tied=groups, optional=also)
-    state = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    entries = match_names({**tensors, **extra}, expected, source_name, tied=groups, optional=no_tensors)
+    state = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
     for group in groups:
         _fill_in(state, group)
-    _refuse_computed(state, own, source_name)
-    compare_architectures(own, state, model, source_name)
-    _check_extra(found, own, source_name, model)
-    state = _in_dtypes_of(
-        state, own, {name for name, _ in module.named_parameters(remove_duplicate=False)}, source_name
-    )
+    _check_not_computed(state, expected, source_name)
+    compare_architectures(expected, state, model, source_name)
+    _check_extra(entries, expected, source_name, model)
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    state = _in_dtypes_of(state, expected, parameters, source_name)
     for group in groups:
         _check_tied(state, group, source_name)
     check_finite(state, source_name, module)
     return state
 
 
-def _read(
-    source: Source, role: str, key: str | None, also: Sequence[str]
+def _open_source(
+    source: Source, role: str, key: str | None, no_tensors: Sequence[str]
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The name of ``source`` in messages, its tensors, and its entries that are no tensors."""
     if isinstance(source, nn.Module):
         content = unwrapped(source, role).state_dict()
         tensors, extra = choose_state(content, role, None, [n for n, v in content.items() if not isinstance(v, Tensor)])
         return role, {name: detached(value) for name, value in tensors.items()}, extra
     if isinstance(source, Mapping):
-        return (role, *choose_state(source, role, key, also))
+        return (role, *choose_state(source, role, key, no_tensors))
     if isinstance(source, (str, os.PathLike)):
         file = load_model_file(source, key=key)
         return str(file.path), file.state, file.extra
@@ -114,27 +114,27 @@ def _check_tied(state: dict[str, Tensor], group: Sequence[str], source: str) -> 
         state[name] = first
 
 
-def _refuse_computed(state: Mapping[str, Tensor], own: Mapping[str, Any], source: str) -> None:
-    """Say what it is rather than that names differ."""
+def _check_not_computed(state: Mapping[str, Tensor], expected: Mapping[str, Any], source: str) -> None:
+    """LLPFError for the parts of a computed weight: it says more than that names differ."""
     for name in state:
         for first, second, what, remedy in _COMPUTED:
             stem = name.removesuffix(first)
-            if stem != name and stem + second in state and name not in own:
+            if stem != name and stem + second in state and name not in expected:
                 raise LLPFError(
                     f"{source} holds {name!r} and {stem + second!r}, which {what} made of {stem!r}; {remedy}"
                 )
 
 
-def _check_extra(found: Mapping[str, Any], own: Mapping[str, Any], source: str, model: str) -> None:
-    for name, value in found.items():
-        if name not in own and not isinstance(value, Tensor):
+def _check_extra(entries: Mapping[str, Any], expected: Mapping[str, Any], source: str, model: str) -> None:
+    for name, value in entries.items():
+        if name not in expected and not isinstance(value, Tensor):
             raise LLPFError(f"{source} has extra state {name!r}, {model} has none; give both the same")
-    for name, value in own.items():
+    for name, value in expected.items():
         if isinstance(value, Tensor) and not is_extra_state(name):
             continue
-        if name in found and not same_value(value, found[name]):
+        if name in entries and not same_value(value, entries[name]):
             raise LLPFError(
-                f"{source} and {model} have different extra state {name!r}, which no path can change on its way; give "
+                f"{source} and {model} have different extra state {name!r}, which does not change along a path; give "
                 f"{model} the state that {source} has"
             )
 
@@ -160,27 +160,27 @@ def same_value(a: Any, b: Any) -> bool:
 
 
 def _in_dtypes_of(
-    state: Mapping[str, Tensor], own: Mapping[str, Any], parameters: set[str], source: str
+    state: Mapping[str, Tensor], expected: Mapping[str, Any], parameters: set[str], source: str
 ) -> dict[str, Tensor]:
-    done: dict[tuple[int, torch.dtype], Tensor] = {}
-    fitted, rounded = {}, []
-    for name, like in own.items():
+    """``state`` in the dtypes of ``expected``, on the CPU; tied names remain one tensor."""
+    by_tensor: dict[tuple[int, torch.dtype], Tensor] = {}
+    converted, rounded = {}, []
+    for name, like in expected.items():
         if not isinstance(like, Tensor):
             continue
         value = state[name]
         if name in parameters:
             _check_parameter(name, value, like, source)
-        # Tied names stay one tensor.
-        at = id(value), like.dtype
-        if at not in done:
-            done[at] = cast(value.to("cpu"), like.dtype)
-            if not exact(value, done[at]):
-                _check_range(name, value, done[at], source)
+        key = id(value), like.dtype
+        if key not in by_tensor:
+            by_tensor[key] = cast(value.to("cpu"), like.dtype)
+            if not exact(value, by_tensor[key]):
+                _check_range(name, value, by_tensor[key], source)
                 rounded.append(name)
-        fitted[name] = done[at]
+        converted[name] = by_tensor[key]
     if rounded:
-        _warn_rounded(rounded, state, own, source)
-    return fitted
+        _warn_rounded(rounded, state, expected, source)
+    return converted
 
 
 def _check_parameter(name: str, value: Tensor, like: Tensor, source: str) -> None:
@@ -197,7 +197,7 @@ def _check_parameter(name: str, value: Tensor, like: Tensor, source: str) -> Non
 
 
 def _check_range(name: str, value: Tensor, converted: Tensor, source: str) -> None:
-    """Rounding is allowed between floating (or complex) dtypes that hold the values, nothing else is."""
+    """LLPFError unless ``converted`` is rounded only: dtypes of one kind, and no value out of range."""
     if not is_rounding(value, converted):
         raise LLPFError(
             f"{source}: {name!r} is {dtype_name(value)} with values that {dtype_name(converted)}, as the model has it, "
@@ -211,16 +211,11 @@ def _check_range(name: str, value: Tensor, converted: Tensor, source: str) -> No
         )
 
 
-def _warn_rounded(names: Sequence[str], state: Mapping[str, Tensor], own: Mapping[str, Any], source: str) -> None:
-    kinds = sorted({f"{dtype_name(state[name])} to {dtype_name(own[name])}" for name in names})
+def _warn_rounded(names: Sequence[str], state: Mapping[str, Tensor], expected: Mapping[str, Any], source: str) -> None:
+    kinds = sorted({f"{dtype_name(state[name])} to {dtype_name(expected[name])}" for name in names})
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     warnings.warn(
-        f"{source}: values are rounded from {' and '.join(kinds)}, as the model has them ({_listed(names)}); convert "
-        "the model to keep them",
+        f"{source}: values are rounded from {' and '.join(kinds)}, as the model has them "
+        f"({', '.join(map(repr, names[:_LISTED]))}{more}); convert the model to keep them",
         stacklevel=4,
     )
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(map(repr, names[:_LISTED])) + more

@@ -1,4 +1,4 @@
-"""What makes two computations the same: digests of data, networks, losses. The keys of the cache rest on them."""
+"""Digests of losses, architectures and code: what is computed is the same where they are. Keys of the cache."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .plain_values import to_plain
 from .state import raw_bytes, state_digest
 
 
-class Unidentifiable(Exception):  # noqa: N818 - an answer, not an error: such a thing is computed every time
-    """Something that a digest cannot tell from another: a callable without source, an object with hidden state."""
+class Unidentifiable(Exception):  # noqa: N818 - no error: what has no digest is computed every time
+    """Something that has no digest: a callable without source, an object with hidden state."""
 
 
 def digest(value: Any) -> str:
@@ -27,17 +27,15 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def tensor_digest(*tensors: Tensor) -> str:
-    """sha256 over dtypes, shapes and bytes; 188 MB of images take 0.3 s."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(json.dumps([str(tensor.dtype), list(tensor.shape)]).encode())
-        found.update(raw_bytes(tensor))
-    return found.hexdigest()
+def _tensor_digest(tensor: Tensor) -> str:
+    """sha256 over dtype, shape and bytes."""
+    sha256 = hashlib.sha256(json.dumps([str(tensor.dtype), list(tensor.shape)]).encode())
+    sha256.update(raw_bytes(tensor))
+    return sha256.hexdigest()
 
 
 def code_digest(*things: Any) -> str:
-    """sha256 over the source files that define ``things`` (modules, classes, functions): other code, other answers."""
+    """sha256 over the source files that define ``things`` (modules, classes, functions)."""
     return digest([_source(thing) for thing in things])
 
 
@@ -54,9 +52,9 @@ def describe_loss(loss_fn: Callable[..., Any]) -> Any:
 
 
 def loss_identity(loss_fn: Callable[..., Any], name: str, *, named: bool) -> dict[str, Any]:
-    """What run.yaml records of a loss: its ``name``, and a digest of its code unless the name says all (``named``).
+    """What run.yaml records of a loss: its ``name`` and, unless the name defines it (``named``), a digest of its code.
 
-    The digest is None where there is no source to tell one callable from another by.
+    The digest is None where the code has no source.
     """
     if named:
         return {"name": name}
@@ -79,7 +77,7 @@ def describe_module(module: nn.Module) -> list[Any]:
     parts: list[Any] = [[name, str(value.dtype), list(value.shape)] for name, value in module.state_dict().items()]
     for name, part in module.named_modules():
         hidden = {
-            key: tensor_digest(buffer)
+            key: _tensor_digest(buffer)
             for key, buffer in part.named_buffers(recurse=False)
             if (f"{name}.{key}" if name else key) not in carried
         }
@@ -87,12 +85,12 @@ def describe_module(module: nn.Module) -> list[Any]:
     return parts
 
 
-#: Attributes that every nn.Module has; ``training`` is what the evaluator sets.
-_OWN = {*vars(nn.Module()), "training"}
+#: Attributes that every nn.Module has, and ``training``, which the evaluator sets.
+_MODULE_ATTRIBUTES = {*vars(nn.Module()), "training"}
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    return {name: _describe(value) for name, value in sorted(vars(module).items()) if name not in _OWN}
+    return {name: _describe(value) for name, value in sorted(vars(module).items()) if name not in _MODULE_ATTRIBUTES}
 
 
 def _hooks(module: nn.Module) -> list[str]:
@@ -105,7 +103,7 @@ def _class(kind: type) -> list[Any]:
 
 
 def _source(thing: Any) -> str:
-    """The version of the package that ``thing`` comes from where that is torch, else the digest of its file."""
+    """torch's version where torch defines ``thing``, else the digest of its source file."""
     package = (getattr(thing, "__module__", None) or "").partition(".")[0]
     if package == "torch":
         return torch.__version__
@@ -130,7 +128,7 @@ def _describe(value: Any) -> Any:
     if isinstance(value, (torch.dtype, torch.device, torch.memory_format)):
         return str(value)
     if isinstance(value, Tensor):
-        return tensor_digest(value)
+        return _tensor_digest(value)
     if isinstance(value, nn.Module):
         return [describe_module(value), state_digest(value.state_dict())]
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Things that real checkpoints hold beside a state dict, read as empty stand-ins: nothing of theirs is executed."""
+"""Empty stand-ins for the objects that checkpoints hold beside a state dict: none of their code is executed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 class _Inert:
-    """Takes the place of a number, a date, a path ...: whatever it is made from and filled with is dropped."""
+    """Stands in for a number, a date, a path, ...: drops all arguments and its state."""
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -21,21 +21,21 @@ class _Inert:
 
 
 class _Dictionary:
-    """Takes the place of a class derived from dict: its entries are kept in a plain one."""
+    """Stands in for a class derived from dict: its entries go to an OrderedDict."""
 
     def __new__(cls, *_: Any) -> Any:
         return OrderedDict()
 
 
 class _List:
-    """The same for lists."""
+    """Stands in for a class derived from list."""
 
     def __new__(cls, *_: Any) -> Any:
         return []
 
 
-#: What a pickle calls them, by what a message calls them. NumPy's own functions are not called: with a forged dtype
-#: they can be made to read foreign memory.
+#: Their names in pickles, by their names in messages. NumPy's functions are replaced too: with a forged dtype they can
+#: be made to read foreign memory.
 _STAND_INS: dict[str, tuple[str, ...]] = {
     "NumPy number": ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
     "NumPy array": (
@@ -59,7 +59,7 @@ _STAND_INS: dict[str, tuple[str, ...]] = {
     "slice": ("builtins.slice",),
     "range": ("builtins.range",),
     "version": ("torch.torch_version.TorchVersion",),
-    # As the factory of a defaultdict, or as a type that a configuration notes.
+    # As the factory of a defaultdict, or as a type in a configuration.
     "type": (*(f"builtins.{kind}" for kind in ("int", "float", "bool", "str", "list", "dict", "tuple")), "typing.Any"),
     "configuration": (
         "omegaconf.dictconfig.DictConfig",
@@ -70,7 +70,7 @@ _STAND_INS: dict[str, tuple[str, ...]] = {
             for kind in ("Any", "String", "Integer", "Float", "Boolean", "Bytes", "Path", "Interpolation")
         ),
     ),
-    # Lightning before 1.5 used its callbacks' classes as keys.
+    # Lightning before 1.5 used the classes of its callbacks as keys.
     "Lightning callback": (
         "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
         "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
@@ -88,15 +88,15 @@ _LISTS = ("collections.deque",)
 
 
 def _stand_ins() -> list[tuple[Callable[..., Any], str]]:
-    found: list[tuple[Callable[..., Any], str]] = []
+    allowed: list[tuple[Callable[..., Any], str]] = []
     for what, names in _STAND_INS.items():
         kind = type(what, (_Inert,), {})
-        found += [(kind, name) for name in names]
-    found += [(_Dictionary, name) for name in _DICTIONARIES]
-    found += [(_List, name) for name in _LISTS]
-    # Extra state of modules is compared, so it is read as it is: bytes in memory.
-    found.append((io.BytesIO, "_io.BytesIO"))
-    return found
+        allowed += [(kind, name) for name in names]
+    allowed += [(_Dictionary, name) for name in _DICTIONARIES]
+    allowed += [(_List, name) for name in _LISTS]
+    # The extra state of modules is compared, so io.BytesIO is read as itself.
+    allowed.append((io.BytesIO, "_io.BytesIO"))
+    return allowed
 
 
 _ALLOWED = _stand_ins()
@@ -105,7 +105,7 @@ _lock = threading.Lock()
 
 @contextmanager
 def harmless_stand_ins() -> Iterator[None]:
-    """Within it ``torch.load(weights_only=True)`` reads the names above as stand-ins, and refuses what it refused."""
-    # torch keeps one list for all threads.
+    """A context in which ``torch.load(weights_only=True)`` also reads the names above, as stand-ins."""
+    # torch's list of safe globals is one for all threads.
     with _lock, torch.serialization.safe_globals(list(_ALLOWED)):
         yield

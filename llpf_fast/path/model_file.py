@@ -1,4 +1,4 @@
-"""Model files of any origin: how they are read and written, and how their names are matched to an architecture's."""
+"""Model files: read and written in several formats; tensor names matched to those of an architecture."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from torch.nn.parameter import is_lazy
 from ..errors import LLPFError, shown
 from .durable import reading, write_bytes
 from .harmless import harmless_stand_ins
-from .state import check_finite, compare_architectures, decode_state, detached, encode_state, header, state_digest
+from .state import decode_state, detached, encode_state, header
 
 Value = TypeVar("Value")
 
-#: Attributes that torch's own wrappers add wherever they wrap: torch.compile, FSDP, activation checkpointing. No
-#: module of a user's is called so.
+#: Attributes that torch's wrappers insert at any depth (torch.compile, FSDP, activation checkpointing). Users' modules
+#: have no such names.
 _RESERVED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-#: Attributes that wrap a whole network: DataParallel and DistributedDataParallel (``module``), Lightning modules by
-#: custom (``model``, ``net``, ``network``), Lightning Fabric and DeepSpeed (``_forward_module``).
+#: Attributes that hold a whole network: of DataParallel and DistributedDataParallel (``module``), usually of Lightning
+#: modules (``model``, ``net``, ``network``), of Lightning Fabric and DeepSpeed (``_forward_module``).
 _WRAPPERS = ("module.", "model.", "net.", "network.", "_forward_module.")
-#: What says that weights are a running average of those that were trained.
+#: Names of weights that are a running average of the trained ones.
 _AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|shadow|teacher|n_averaged)([._\d]|$)", re.IGNORECASE)
 _SHOWN = 3
 
 
 def is_averaged(name: str) -> bool:
-    """Whether ``name``, of a tensor or of a checkpoint's entry, says that it belongs to averaged weights (EMA, SWA)."""
+    """Whether the name of a tensor or of a checkpoint's entry is one of averaged weights (EMA, SWA)."""
     return _AVERAGED.search(name) is not None
 
 
@@ -49,53 +49,53 @@ def is_extra_state(name: str) -> bool:
 
 
 def match_names(
-    found: Mapping[str, Value],
+    entries: Mapping[str, Value],
     expected: Collection[str],
     source: Path | str,
     *,
     tied: Sequence[Collection[str]] = (),
     optional: Collection[str] = (),
 ) -> dict[str, Value]:
-    """``found`` under the names of the architecture, whose tensors are called ``expected``.
+    """``entries`` under the names of the architecture, whose tensors are called ``expected``.
 
-    Names that agree already stay. Otherwise what wrappers put before or between names is left out on both sides
-    (``_orig_mod.`` of torch.compile anywhere; ``module.``, ``model.``, ``net.`` ... where *every* name begins so), and
-    this counts only when the names are then exactly the expected ones. Where no such reading fits, the names come back
-    as they were, for ``compare_architectures`` to say what differs.
+    Where the names differ, the attributes of wrappers are removed on both sides: ``_orig_mod.`` of torch.compile
+    anywhere; ``module.``, ``model.``, ``net.`` ... where *every* name begins so. The result counts only where the names
+    are then exactly the expected ones. Otherwise the names are returned unchanged, and ``compare_architectures`` says
+    what differs.
 
     Args:
-        expected: the names, or the tensors by name: then a network is only taken for the expected one where shapes fit.
-        tied: groups of expected names that stand for one tensor: one name of a group will do.
-        optional: expected names that need not be there.
+        expected: the names, or the tensors by name; with tensors, a network matches only where the shapes do.
+        tied: groups of expected names of one tensor: one name of a group is enough.
+        optional: expected names that may be missing.
 
     Raises:
         LLPFError: naming ``source``, when it holds the expected network under one prefix beside other tensors (a second
-            network, averaged weights, metrics): which of them is meant is not ours to guess.
+            network, averaged weights, metrics): it is not clear which network is meant.
     """
-    if found.keys() == set(expected):
-        return dict(found)
-    wanted_forms = list(_forms(expected))
-    for ours in _forms(found):
-        for wanted in wanted_forms:
-            if ours.keys() == wanted.keys():
-                return {wanted[short]: found[name] for short, name in ours.items()}
-    for ours in _forms(found) if tied or optional else ():
-        for wanted in wanted_forms:
-            if ours.keys() <= wanted.keys():
-                fitted = {wanted[short]: found[name] for short, name in ours.items()}
-                there = {*fitted, *optional}.union(*(group for group in tied if not fitted.keys().isdisjoint(group)))
-                if there >= set(expected):
-                    return fitted
-    _refuse_mixture(found, expected, source)
-    return dict(found)
+    if entries.keys() == set(expected):
+        return dict(entries)
+    expected_forms = list(_forms(expected))
+    for form in _forms(entries):
+        for target in expected_forms:
+            if form.keys() == target.keys():
+                return {target[short]: entries[name] for short, name in form.items()}
+    for form in _forms(entries) if tied or optional else ():
+        for target in expected_forms:
+            if form.keys() <= target.keys():
+                matched = {target[short]: entries[name] for short, name in form.items()}
+                implied = (group for group in tied if not matched.keys().isdisjoint(group))
+                if {*matched, *optional}.union(*implied) >= set(expected):
+                    return matched
+    _refuse_mixture(entries, expected, source)
+    return dict(entries)
 
 
 def _forms(names: Collection[str]) -> Iterator[dict[str, str]]:
-    """Readings of ``names``, each as short name -> name: as they are, without reserved attributes, without wrappers."""
+    """Short name -> name: first unchanged, then without reserved attributes, then without wrappers, one by one."""
     form = {name: name for name in names}
     yield form
-    for cut in (_without_reserved, _without_wrapper):
-        while (shorter := cut(form)) is not None:
+    for remove in (_without_reserved, _without_wrapper):
+        while (shorter := remove(form)) is not None:
             form = shorter
             yield form
 
@@ -106,7 +106,7 @@ def _without_reserved(form: dict[str, str]) -> dict[str, str] | None:
         for attribute in _RESERVED:
             short = re.sub(rf"(^|(?<=\.)){re.escape(attribute)}", "", short)
         shorter[short] = name
-    # Two names that become one are two tensors: then it was no wrapper.
+    # Where two names become one they belong to two tensors, and the attribute was no wrapper's.
     return shorter if len(shorter) == len(form) and shorter.keys() != form.keys() else None
 
 
@@ -117,46 +117,38 @@ def _without_wrapper(form: dict[str, str]) -> dict[str, str] | None:
     return None
 
 
-def _is_there(name: str, wanted: str, found: Mapping[str, Value], expected: Collection[str]) -> bool:
-    """Whether ``found`` has ``name``; of the shape of ``wanted``, where both sides are tensors."""
-    if name not in found:
+def _has(entries: Mapping[str, Value], name: str, expected: Collection[str], target: str) -> bool:
+    """Whether ``entries`` has ``name``; with the shape of ``target``, where both are tensors."""
+    if name not in entries:
         return False
-    like = getattr(expected[wanted], "shape", None) if isinstance(expected, Mapping) else None
-    return like is None or getattr(found[name], "shape", like) == like
+    shape = getattr(expected[target], "shape", None) if isinstance(expected, Mapping) else None
+    return shape is None or getattr(entries[name], "shape", shape) == shape
 
 
-def _refuse_mixture(found: Mapping[str, Value], expected: Collection[str], source: Path | str) -> None:
+def _refuse_mixture(entries: Mapping[str, Value], expected: Collection[str], source: Path | str) -> None:
+    """LLPFError where ``entries`` has the expected network under a prefix, beside other tensors or several times."""
     first = next(iter(expected), "")
-    prefixes = [name.removesuffix(first) for name in found if name.endswith(first)]
+    prefixes = [name.removesuffix(first) for name in entries if name.endswith(first)]
     whole = [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
-    whole = [prefix for prefix in whole if all(_is_there(prefix + name, name, found, expected) for name in expected)]
-    rest = [name for name in found if not any(name.startswith(prefix) for prefix in whole)] if all(whole) else []
+    whole = [prefix for prefix in whole if all(_has(entries, prefix + name, expected, name) for name in expected)]
+    rest = [name for name in entries if not any(name.startswith(prefix) for prefix in whole)] if all(whole) else []
     if len(whole) == 1 and whole[0] and rest:
-        parts = Counter(name.split(".", 1)[0] for name in rest)
-        said = ", ".join(f"{count} under {part!r}" for part, count in list(parts.items())[:_SHOWN])
+        counts = Counter(name.split(".", 1)[0] for name in rest)
+        others = ", ".join(f"{count} under {part!r}" for part, count in list(counts.items())[:_SHOWN])
         averaged = " (averaged weights)" if any(map(is_averaged, rest)) else ""
         raise LLPFError(
-            f"{source} holds the network under {whole[0].rstrip('.')!r} and other tensors beside it: {said}{averaged}; "
-            f"save those that begin with {whole[0]!r} alone"
+            f"{source} holds the network under {whole[0].rstrip('.')!r} and other tensors beside it: "
+            f"{others}{averaged}; save those that begin with {whole[0]!r} alone"
         )
     if len(whole) > 1:
-        said = " and ".join(repr(prefix.rstrip(".")) if prefix else "no prefix" for prefix in whole[:_SHOWN])
+        listed = " and ".join(repr(prefix.rstrip(".")) if prefix else "no prefix" for prefix in whole[:_SHOWN])
         raise LLPFError(
-            f"{source} holds {len(whole)} networks of the expected architecture (under {said}); save the one you mean"
+            f"{source} holds {len(whole)} networks of the expected architecture (under {listed}); save the one you mean"
         )
 
 
-__all__ = [
-    "ModelFile",
-    "check_finite",
-    "compare_architectures",
-    "load_model_file",
-    "save_model_file",
-    "state_digest",
-]
-
-#: Where checkpoint dictionaries keep the state dict: LLPF's authors and Lightning; PyTorch's tutorials; timm and DeiT;
-#: much-copied CIFAR code.
+#: Keys of the state dict in checkpoint dictionaries: of LLPF's authors and Lightning; of PyTorch's tutorials; of timm
+#: and DeiT; of widely used CIFAR code.
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")
 ModelFormat = Literal["authors", "state_dict", "safetensors"]
 #: First byte of every pickle that torch.save has written outside a zip archive.
@@ -166,9 +158,9 @@ _SAFETENSORS = ".safetensors"
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a model file holds: the state dict (CPU tensors) and, where the file says, names of model and data set.
+    """The content of a model file: the state dict (CPU tensors) and, where recorded, the names of model and data set.
 
-    ``extra`` has the entries that modules with ``get_extra_state`` add and that are no tensors, by name.
+    ``extra`` has the entries by name that come from ``get_extra_state`` and are no tensors.
     """
 
     state: dict[str, Tensor]
@@ -183,19 +175,18 @@ def load_model_file(
 ) -> ModelFile:
     """Load a model's state dict.
 
-    Understood are: a state dict saved by ``torch.save``; a dictionary that keeps one under ``state_dict`` (the LLPF
-    authors' ``*.model.pt`` with ``model_name`` and ``dataset_name``; Lightning), ``model_state_dict``, ``model`` or
-    ``net``, or that has only one state dict anywhere in it; safetensors. What the content is decides, not the suffix.
-    Code inside a pickle is never executed (``weights_only``). Numbers and arrays of NumPy, dates, paths and
-    configurations (argparse, OmegaConf, Lightning) beside the state dict do no harm: they are passed over unread.
+    The formats are a state dict saved by ``torch.save``; a dictionary with one under ``state_dict`` (the LLPF authors'
+    ``*.model.pt`` with ``model_name`` and ``dataset_name``; Lightning), ``model_state_dict``, ``model`` or ``net``, or
+    with a single state dict under another key; safetensors. The content decides, not the suffix. Code inside a pickle
+    is never executed (``weights_only``). Numbers and arrays of NumPy, dates, paths and configurations (argparse,
+    OmegaConf, Lightning) beside the state dict are ignored.
 
     Args:
         path: the file.
-        expected: the names of the architecture's tensors (its ``state_dict()`` will do). What DataParallel,
-            torch.compile, Lightning modules and other wrappers put before names is left out where the names are then
-            exactly these (``match_names``); without ``expected`` names stay as they are. ``load_endpoint`` knows more:
-            ties, dtypes, extra state.
-        key: the entry of a checkpoint dictionary to take, where another one is meant (``"state_dict_ema"``).
+        expected: the names of the architecture's tensors, or its ``state_dict()``. Prefixes of wrappers (DataParallel,
+            torch.compile, Lightning modules) are removed where the names are then exactly these (``match_names``).
+            When missing, names are not changed. ``load_endpoint`` also handles ties, dtypes and extra state.
+        key: the entry of a checkpoint dictionary to load, where it is another one (``"state_dict_ema"``).
 
     Raises:
         LLPFError: one line naming the file and what it is, when it is missing, a directory, empty, text, cut off, a
@@ -216,7 +207,7 @@ def _load(path: Path, key: str | None) -> ModelFile:
         if stat.S_ISDIR(mode):
             raise LLPFError(f"{path} is a directory; name a model file")
         if not stat.S_ISREG(mode):
-            # A pipe would be waited for, and a device may never end.
+            # Reading a pipe waits, and a device may never end.
             raise LLPFError(f"{path} is a pipe or a device; copy it into a file and name that")
         with open(path, "rb") as file:
             start = file.read(4096)
@@ -224,7 +215,7 @@ def _load(path: Path, key: str | None) -> ModelFile:
         raise LLPFError(f"{path} is empty; it is no model file")
     if _is_safetensors(start):
         if key is not None:
-            raise LLPFError(f"{path} is a safetensors file, which has no entry {key!r}; leave key away")
+            raise LLPFError(f"{path} is a safetensors file, which has no entry {key!r}; leave out key")
         return _from_safetensors(path)
     if path.name.endswith(".index.json"):
         raise LLPFError(f"{path} is the index of a model in several files; load them all and save one state dict")
@@ -245,12 +236,14 @@ def save_model_file(
     """Write ``state`` (any device; views are copied) so that ``load_model_file`` reads it back bit for bit.
 
     ``format`` is ``"authors"`` (the LLPF authors' dictionary of ``state_dict``, ``model_name`` and ``dataset_name``,
-    which their programs read as ``*.model.pt``), ``"state_dict"`` (a bare one, which has no room for the names) or
-    ``"safetensors"``; when missing, safetensors where ``path`` ends so and otherwise the authors'. ``training``,
-    plain values that tell people how it was trained, becomes an entry of that name.
+    which their programs read as ``*.model.pt``), ``"state_dict"`` (which has no names) or ``"safetensors"``; when
+    missing, safetensors where ``path`` ends so and otherwise the authors'. ``training``, plain values on how it was
+    trained, becomes an entry of that name.
 
-    Atomic and durable: ``path`` holds the old file or the new one, whole. LLPFError naming the folder when it is
-    missing or the disk refuses, for a format that does not exist, and for what is no state dict.
+    The write is atomic and durable.
+
+    Raises:
+        LLPFError: naming the folder when it is missing or the disk refuses; an unknown format; not a state dict.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise LLPFError(f"a model file needs a path, got {shown(path)}")
@@ -285,7 +278,7 @@ def _check_saved(state: object) -> None:
 
 
 def _is_safetensors(start: bytes) -> bool:
-    """Eight bytes of header length, of which the upper ones are 0, then a JSON object."""
+    """Whether ``start`` is eight bytes of header length, of which the upper ones are 0, then a JSON object."""
     return len(start) > 8 and start[8:9] == b"{" and start[5:8] == b"\0\0\0"
 
 
@@ -293,7 +286,7 @@ def _is_text(start: bytes) -> bool:
     try:
         text = start.decode()
     except UnicodeDecodeError as error:
-        if error.start < len(start) - 3:  # else the excerpt ends inside a character
+        if error.start < len(start) - 3:  # otherwise ``start`` ends inside a character
             return False
         text = start[: error.start].decode()
     return all(character.isprintable() or character.isspace() for character in text)
@@ -324,8 +317,7 @@ def _from_pickle(path: Path, start: bytes, key: str | None) -> ModelFile:
     elif not start.startswith(_PICKLE):
         raise LLPFError(f"{path} is not a model file (.pt, .pth or .safetensors), or is damaged")
     try:
-        # An open file, because torch.load judges a path by its suffix; without torch's remarks on old formats, which
-        # would come before our one line.
+        # An open file: of a path, torch.load considers the suffix. torch's warnings about old formats are dropped.
         with open(path, "rb") as file, warnings.catch_warnings(), harmless_stand_ins():
             warnings.simplefilter("ignore")
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -333,7 +325,7 @@ def _from_pickle(path: Path, start: bytes, key: str | None) -> ModelFile:
         raise LLPFError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
     except pickle.UnpicklingError as error:
         raise LLPFError(f"{path} {_why_not_loaded(str(error))}") from error
-    except Exception as error:  # a damaged pickle stream can raise nearly anything; none of it is ours
+    except Exception as error:  # a damaged pickle can raise nearly any exception
         raise LLPFError(f"{path} is not a model file, or is damaged or cut off ({type(error).__name__})") from error
     state, extra = choose_state(content, path, key)
     return ModelFile(state, _name(content, "model_name"), _name(content, "dataset_name"), path, extra)
@@ -353,22 +345,24 @@ def _check_archive(path: Path) -> None:
 
 
 def _why_not_loaded(message: str) -> str:
-    culprit = re.search(r"(?:GLOBAL |class |function )`?([A-Za-z_][\w.]*\.[\w.]*\w)", message)
-    if culprit:
-        of = culprit.group(1)
-        return f"holds Python objects or code ({of}), which is never executed; save the model's state_dict() instead"
-    return "is a pickle, never executed, that holds something else than a state dict, or is damaged or cut off"
+    name = re.search(r"(?:GLOBAL |class |function )`?([A-Za-z_][\w.]*\.[\w.]*\w)", message)
+    if name:
+        return (
+            f"holds Python objects or code ({name.group(1)}), which is never executed; save the model's state_dict() "
+            "instead"
+        )
+    return "is a pickle, never executed, without a state dict, or is damaged or cut off"
 
 
 def choose_state(
-    content: Any, source: Path | str, key: str | None = None, also: Collection[str] = ()
+    content: Any, source: Path | str, key: str | None = None, no_tensors: Collection[str] = ()
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict in ``content``, a checkpoint dictionary or a state dict itself: tensors, and other extra state.
 
     Args:
-        source: what messages call it.
+        source: the name of ``content`` in messages.
         key: as in ``load_model_file``.
-        also: names that may be no tensors, besides those of ``get_extra_state``.
+        no_tensors: names of entries that may be no tensors, besides those of ``get_extra_state``.
 
     Raises:
         LLPFError: no state dict; several; entries that are no tensors, or tensors that are not ordinary ones.
@@ -387,7 +381,7 @@ def choose_state(
         if isinstance(name, str) and isinstance(value, Tensor):
             _check_ordinary(name, value, source)
             tensors[name] = value.detach()
-        elif isinstance(name, str) and (is_extra_state(name) or name in also):
+        elif isinstance(name, str) and (is_extra_state(name) or name in no_tensors):
             extra[name] = value
         else:
             raise LLPFError(
@@ -409,11 +403,11 @@ def _check_ordinary(name: str, value: Tensor, source: Path | str) -> None:
 
 
 def _choose_state(content: Mapping[Any, Any], source: Path | str) -> Mapping[Any, Any]:
-    """The state dict of a checkpoint dictionary: where it is by custom, or the only one there is; else ``content``."""
+    """The state dict under a usual key, or the only one in ``content``; otherwise ``content`` itself."""
     for known in _STATE_KEYS:
-        if isinstance(content.get(known), Mapping):
-            found: Mapping[Any, Any] = content[known]
-            return found
+        state = content.get(known)
+        if isinstance(state, Mapping):
+            return state
     inside = {
         name: value
         for name, value in content.items()
@@ -425,8 +419,8 @@ def _choose_state(content: Mapping[Any, Any], source: Path | str) -> Mapping[Any
     names = " and ".join(repr(name) for name in list(inside)[:5])
     if all(is_averaged(str(name)) for name in inside):
         raise LLPFError(
-            f"{source} holds averaged weights only (under {names}); pass key= if it is these you mean, or save them as "
-            "a plain state dict"
+            f"{source} holds averaged weights only (under {names}); pass key= to load them, or save them as a "
+            "state dict"
         )
     if len(inside) > 1:
         raise LLPFError(

@@ -1,4 +1,4 @@
-"""Python values as JSON and YAML can hold them."""
+"""Plain values: those of JSON and YAML, their checks, and how YAML is read."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def to_plain(value: Any) -> Any:
 
 
 def check_kinds(value: Mapping[str, Any], kinds: Mapping[str, Any], source: str, prefix: str = "") -> None:
-    """LLPFError naming ``source`` and the key where a known key holds a value of another kind.
+    """LLPFError naming ``source`` and the key where a value is of another kind.
 
     Args:
-        value: as read from a file that anybody may have edited.
-        kinds: key -> a key of ``_KINDS``; or a mapping, of the kinds inside. A value of None is none, and other keys
-            may hold anything.
+        value: as read from a file that may have been edited.
+        kinds: key -> a key of ``_KINDS``, or a mapping of the kinds inside. A missing key, None, and the values of
+            other keys are not checked.
     """
     for key, kind in kinds.items():
         item = value.get(key)
@@ -70,13 +70,13 @@ def check_kinds(value: Mapping[str, Any], kinds: Mapping[str, Any], source: str,
 
 
 def _is_number(value: Any) -> bool:
-    """NaN and infinity are numbers; an integer that no float64 and no counter holds is none."""
+    """Whether it is a float (also NaN and infinity) or an integer of 64 bits."""
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
 
 
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "text": lambda item: isinstance(item, str),
-    "number": lambda item: _is_number(item),
+    "number": _is_number,
     "whole number": lambda item: isinstance(item, int) and not isinstance(item, bool) and abs(item) < 2**63,
     "true or false": lambda item: isinstance(item, bool),
     "list": lambda item: isinstance(item, list),
@@ -86,7 +86,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 
 
 def finite_or_none(value: Any) -> Any:
-    """A plain value with every NaN and infinity replaced by None: strict JSON, which knows neither."""
+    """A plain value with every NaN and infinity replaced by None: strict JSON has neither."""
     if isinstance(value, dict):
         return {key: finite_or_none(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -99,16 +99,16 @@ def finite_or_none(value: Any) -> Any:
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's scalars: ``off``, ``no`` and ``2001-01-01`` are text, ``1e-3`` is a number, ``010`` is ten.
 
-    No name for anything but plain values is known, and a key that is given twice is an error.
+    Tags of other types and keys that occur twice are errors.
     """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         if isinstance(node, yaml.MappingNode):
-            seen: set[str] = set()
+            keys: set[str] = set()
             for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                if isinstance(key, yaml.ScalarNode) and key.value in keys:
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
-                seen.add(str(key.value))
+                keys.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
@@ -135,7 +135,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _whole)
 
 
 def _count(value: Any, known: dict[int, int]) -> int:
-    """Values in ``value``, written out: each as often as it is referred to."""
+    """Number of values in ``value`` with all aliases expanded; ``known`` holds the numbers of parts by id."""
     if not isinstance(value, (dict, list)):
         return 1
     if id(value) not in known:
@@ -144,15 +144,14 @@ def _count(value: Any, known: dict[int, int]) -> int:
     return known[id(value)]
 
 
-#: Far beyond any run: some ten settings and names of layers each.
+#: Far above the number in any run.yaml: some tens of settings, and names of layers.
 _MOST_VALUES = 1_000_000
 
 
 def read_yaml(text: str | bytes) -> Any:
-    """The value that YAML ``text`` holds; ValueError, in one line, where it is none.
+    """The value of YAML ``text``; ValueError, in one line, where it is no YAML.
 
-    A few lines of aliases (``*a``) may stand for a value that contains itself, or more values than fit into memory:
-    both are refused.
+    Aliases (``*a``) that make a value contain itself, or expand to more than a million values, are errors.
     """
     try:
         value = yaml.load(text, _Loader)
