@@ -1,4 +1,4 @@
-"""Image data sets in memory, by name. Drawing batches from them is the work of :mod:`llpf_fast.correct`."""
+"""Data sets in memory, by name. :mod:`llpf_fast.batches` draws batches from them."""
 
 from .dataset import ImageData
 from .registry import dataset_classes, dataset_names, load_dataset, register_dataset

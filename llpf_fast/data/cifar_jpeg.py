@@ -1,4 +1,4 @@
-"""CIFAR-10 as JPEG files inside one npz: close to CIFAR-10, not equal to it, and labelled so everywhere."""
+"""CIFAR-10 as JPEG files inside one npz. JPEG loses detail, so the data are labelled "CIFAR-10 (JPEG)"."""
 
 from __future__ import annotations
 
@@ -14,23 +14,30 @@ from .dataset import ImageData, from_pixels
 from .torchvision_sets import CIFAR10_MEAN, CIFAR10_STD
 
 _FILE = "cifar10-jpeg.npz"
-_PLACES = (_FILE, f"CIFAR10/{_FILE}")
+_PATHS = (_FILE, f"CIFAR10/{_FILE}")
 
 
 def load_cifar10_jpeg(root: Path | None, download: bool = False) -> ImageData:
-    """50,000 + 10,000 images ``[n, 3, 32, 32]`` from ``root``: the npz itself or a folder that holds it.
+    """50,000 + 10,000 images ``[n, 3, 32, 32]`` from an npz, decoded by Pillow.
 
-    Arrays: ``jpeg`` uint8 (all files one after another), ``offsets [n + 1]``, ``labels [n]``, ``is_test [n]``,
-    ``classes``. Decoded by Pillow. There is nothing to download it from: ``download`` is ignored.
+    The npz holds ``jpeg`` uint8 (all files one after another), ``offsets [n + 1]``, ``labels [n]``, ``is_test [n]`` and
+    ``classes``.
+
+    Args:
+        root: the npz or a folder that holds it.
+        download: not used; the file cannot be downloaded.
+
+    Raises:
+        LLPFError: the file is missing or damaged; Pillow is missing.
     """
-    path = _find(root)
+    path = _npz_path(root)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             data, offsets, labels, is_test, classes = (
                 arrays[key] for key in ("jpeg", "offsets", "labels", "is_test", "classes")
             )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise LLPFError(f"{path} is not the npz it should be: {error}") from error
+        raise LLPFError(f"{path} is no npz with the expected arrays: {error}") from error
     if len(offsets) != len(labels) + 1 or len(is_test) != len(labels):
         raise LLPFError(
             f"{path}: {len(labels)} labels, {len(is_test)} split marks and {len(offsets)} offsets do not fit"
@@ -49,21 +56,21 @@ def load_cifar10_jpeg(root: Path | None, download: bool = False) -> ImageData:
     )
 
 
-def _find(root: Path | None) -> Path:
+def _npz_path(root: Path | None) -> Path:
     if root is None:
         raise LLPFError(f"data 'cifar10-jpeg' needs a folder: name the one that holds {_FILE}")
     if not root.exists():
         raise LLPFError(f"data folder {root} does not exist; name the folder that holds {_FILE}")
     if root.is_file():
         return root
-    for place in _PLACES:
-        if (root / place).is_file():
-            return root / place
+    for path in _PATHS:
+        if (root / path).is_file():
+            return root / path
     raise LLPFError(f"data folder {root} holds no {_FILE}; name the folder that does")
 
 
 def _decode(path: Path, data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """uint8 ``[n, 32, 32, 3]``."""
+    """The images, uint8 ``[n, 32, 32, 3]``."""
     image_module = require("PIL.Image", "data 'cifar10-jpeg'")
     count = len(offsets) - 1
     pixels = np.empty((count, 32, 32, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""What every reader returns: a data set as tensors."""
+"""``ImageData``, which every reader returns: a data set as tensors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from ..errors import LLPFError
 class ImageData:
     """A training and a test split, in memory, on the CPU.
 
-    ``train_inputs`` and ``test_inputs`` are contiguous float32 ``[n, C, H, W]``, already normalised as
-    ``(pixel - mean) / std`` with pixels in 0..1 and one ``mean`` and ``std`` a channel (a black pixel is
-    ``-mean / std``); the targets are int64 ``[n]`` in ``0 .. classes - 1``. ``label`` is what figures and reports call
-    the data.
+    Attributes:
+        train_inputs, test_inputs: contiguous float32 ``[n, C, H, W]``, normalised as ``(pixel - mean) / std`` with
+            pixels in 0..1.
+        train_targets, test_targets: int64 ``[n]`` in ``0 .. classes - 1``.
+        label: what figures and reports call the data.
+        mean, std: one value a channel.
     """
 
     name: str
@@ -50,10 +52,14 @@ def from_pixels(
     *,
     scale: float = 255.0,
 ) -> ImageData:
-    """Normalise pixels ``[n, C, H, W]`` of 0..``scale`` (any dtype) and check what came out of the files.
+    """Check and normalise what a reader read from its files.
 
-    Raises :class:`LLPFError` for an empty split, for targets that are no classes, and for numbers of images and targets
-    that differ.
+    Args:
+        train, test: pixels ``[n, C, H, W]`` in 0..``scale``, of any dtype, and targets ``[n]``.
+        mean, std: of pixels in 0..1, one value a channel.
+
+    Raises:
+        LLPFError: an empty split, targets that are no classes, numbers of images and targets that differ.
     """
     checked = []
     for split, (images, targets) in (("training", train), ("test", test)):
@@ -75,5 +81,5 @@ def from_pixels(
 def _normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], scale: float) -> Tensor:
     shape = (1, -1, 1, 1)
     shift = torch.tensor(mean, dtype=torch.float32).view(shape)
-    spread = torch.tensor(std, dtype=torch.float32).view(shape)
-    return (images.to(torch.float32) / scale).sub_(shift).div_(spread).contiguous()
+    divisor = torch.tensor(std, dtype=torch.float32).view(shape)
+    return (images.to(torch.float32) / scale).sub_(shift).div_(divisor).contiguous()

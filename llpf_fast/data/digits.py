@@ -9,13 +9,17 @@ import torch
 from ..errors import require
 from .dataset import ImageData, from_pixels
 
+#: The highest pixel.
 _SCALE = 16.0
 
 
 def load_digits(root: Path | None = None, download: bool = False) -> ImageData:
-    """1,437 training and 360 test images ``[n, 1, 8, 8]``: always the same split, stratified by class.
+    """1,437 training and 360 test images ``[n, 1, 8, 8]``; the split is fixed and stratified by class.
 
-    ``root`` and ``download`` are what every reader is handed; the digits need neither.
+    ``root`` and ``download`` are not used: every reader takes them.
+
+    Raises:
+        MissingPackageError: scikit-learn is missing.
     """
     user = "data 'digits'"
     digits = require("sklearn.datasets", user).load_digits()

@@ -21,18 +21,21 @@ from .dataset import ImageData
 from .digits import load_digits
 from .torchvision_sets import load_cifar10, load_cifar100, load_mnist
 
-_FORMS = (
+_RETURN_VALUE = (
     "return (train_inputs, train_targets, test_inputs, test_targets), or (train, test), each a pair, a Dataset, a "
     "DataLoader or a list of batches"
 )
 
 
 @dataclass(frozen=True)
-class OwnData:
-    """A training and a test set of the user's, in whatever form they came; ``test`` may be missing.
+class UserData:
+    """A user's training and test set, in any form that :func:`~llpf_fast.batches.data.as_data` takes.
 
-    ``classes`` is the number of classes where the targets are whole numbers ``[n]`` in memory, else 0. ``label`` is
-    what figures and reports call the data.
+    Attributes:
+        name: ``file.py:function``.
+        test: None where there is none.
+        classes: number of classes where the targets are whole numbers ``[n]`` in memory, else 0.
+        label: what figures and reports call the data.
     """
 
     name: str
@@ -43,7 +46,7 @@ class OwnData:
 
     @property
     def train_inputs(self) -> Any:
-        """As float32, where samples are in memory; else LLPFError."""
+        """Floating values are float32. The four properties raise LLPFError where the samples are not in memory."""
         return self._in_memory(self.train)[0]
 
     @property
@@ -60,20 +63,21 @@ class OwnData:
 
     def _in_memory(self, data: Data | None) -> tuple[Any, Any]:
         if not isinstance(data, TensorData):
-            raise LLPFError(f"data {self.name!r} are no samples in memory, which this needs: return tensors or arrays")
+            raise LLPFError(f"data {self.name!r} must be samples in memory here: return tensors or arrays")
         return move_batch(data.inputs, data.targets, torch.device("cpu"), torch.float32)
 
 
-def load_own_data(name: str, root: Path | None = None) -> OwnData:
-    """What the function that ``name`` names returns.
+def load_user_data(name: str, root: Path | None = None) -> UserData:
+    """The data that a user's function returns.
 
-    That is ``(train_x, train_y, test_x, test_y)``, arrays or tuples and mappings of arrays whose first dimension counts
-    samples; or ``(train, test)`` (or a mapping of these two), each anything that
-    :func:`~llpf_fast.batches.data.as_data` takes, the test set also None. A function with a parameter is handed
-    ``root``, the folder given with the data (None where none was).
+    Args:
+        name: ``file.py:function``. The function returns ``(train_x, train_y, test_x, test_y)``: arrays, or tuples and
+            mappings of arrays, whose first dimension counts samples. Or it returns ``(train, test)``, or a mapping of
+            these two: each anything that :func:`~llpf_fast.batches.data.as_data` takes; the test set may be None.
+        root: what the function gets if it has a parameter, the folder given with the data.
 
     Raises:
-        LLPFError: naming the function, when it fails or gives something else.
+        LLPFError: the function fails or returns something else; values are not finite.
     """
     function = load_callable(name, "data")
     try:
@@ -82,30 +86,31 @@ def load_own_data(name: str, root: Path | None = None) -> OwnData:
         raise
     except (Exception, SystemExit) as error:
         raise LLPFError(f"data {name!r} failed: {describe_error(error)}") from error
-    train, test = _sides(name, parts)
-    source, _, called = name.rpartition(":")
-    return OwnData(name, train, test, _classes(train, test), f"{called} ({Path(source).name})")
+    train, test = _split(name, parts)
+    source, _, attribute = name.rpartition(":")
+    return UserData(name, train, test, _classes(train, test), f"{attribute} ({Path(source).name})")
 
 
-def _sides(name: str, parts: Any) -> tuple[Data, Data | None]:
-    kinds = f"training data of {name!r}", f"test data of {name!r}"
+def _split(name: str, parts: Any) -> tuple[Data, Data | None]:
+    """The training and the test set in what a user's function returned."""
+    labels = f"training data of {name!r}", f"test data of {name!r}"
     if isinstance(parts, Mapping):
         if "train" not in parts:
-            raise LLPFError(f"data {name!r} gave a mapping without 'train'; it must {_FORMS}")
+            raise LLPFError(f"data {name!r} gave a mapping without 'train'; it must {_RETURN_VALUE}")
         given: list[Any] = [parts["train"], parts.get("test")]
     elif isinstance(parts, (tuple, list)) and len(parts) == 4:
-        given = [pair_data(parts[2 * i], parts[2 * i + 1], what) for i, what in enumerate(kinds)]
+        given = [pair_data(parts[2 * i], parts[2 * i + 1], what) for i, what in enumerate(labels)]
     elif isinstance(parts, (tuple, list)) and len(parts) == 2:
         given = list(parts)
     else:
         what = f"{len(parts)} values" if isinstance(parts, (tuple, list)) else f"a {type(parts).__name__}"
-        raise LLPFError(f"data {name!r} gave {what}; it must {_FORMS}")
-    train, test = (None if side is None else as_data(side, what) for side, what in zip(given, kinds, strict=True))
+        raise LLPFError(f"data {name!r} gave {what}; it must {_RETURN_VALUE}")
+    train, test = (None if part is None else as_data(part, what) for part, what in zip(given, labels, strict=True))
     if train is None:
-        raise LLPFError(f"data {name!r} has no training data; it must {_FORMS}")
-    for side in (train, test):
-        if isinstance(side, TensorData):
-            _check_finite(side)
+        raise LLPFError(f"data {name!r} has no training data; it must {_RETURN_VALUE}")
+    for data in (train, test):
+        if isinstance(data, TensorData):
+            _check_finite(data)
     return train, test
 
 
@@ -115,78 +120,91 @@ def _check_finite(data: TensorData) -> None:
             raise LLPFError(f"the {data.what}: {what} has values that are NaN or infinite")
 
 
-def _classes(*sides: Data | None) -> int:
+def _classes(*parts: Data | None) -> int:
+    """The number of classes, 0 where the targets are none."""
     highest = -1
-    for side in sides:
-        if side is None:
+    for data in parts:
+        if data is None:
             continue
-        targets = side.targets if isinstance(side, TensorData) else None
+        targets = data.targets if isinstance(data, TensorData) else None
         if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.dtype.is_floating_point:
             return 0
         highest = max(highest, int(targets.max()))
     return highest + 1
 
 
-#: Reads a data set: (folder or None, whether to download) -> ImageData.
-Reader = Callable[[Path | None, bool], ImageData | OwnData]
+#: (folder or None, whether to download) -> data.
+Reader = Callable[[Path | None, bool], ImageData | UserData]
 
-_READERS: dict[str, Reader] = {
-    "digits": load_digits,
-    "mnist": load_mnist,
-    "cifar10": load_cifar10,
-    "cifar100": load_cifar100,
-    "cifar10-jpeg": load_cifar10_jpeg,
-}
-_CLASSES: dict[str, int | None] = {"digits": 10, "mnist": 10, "cifar10": 10, "cifar100": 100, "cifar10-jpeg": 10}
+
+@dataclass(frozen=True)
+class _Entry:
+    reader: Reader
+    classes: int | None
+
+
+_DATASETS: dict[str, _Entry] = {}
 
 
 def register_dataset(name: str, reader: Reader, *, classes: int | None = None, replace: bool = False) -> None:
-    """Make ``reader(folder_or_None, download) -> ImageData`` known to recipes and to the command line as ``name``.
+    """Make data known to recipes and to the command line as ``name``.
 
-    ``classes`` is what networks built for these data get as their number of outputs, before anything is read; without
-    it they keep their default of 10. Raises :class:`LLPFError` where the name is taken and ``replace`` is not set.
+    Args:
+        reader: (folder or None, whether to download) -> :class:`ImageData`.
+        classes: number of outputs of networks that are built for the data, which is needed before anything is read.
+            Without it they have their default of 10.
+        replace: an entry of the same name.
+
+    Raises:
+        LLPFError: the name is taken and ``replace`` is not set.
     """
-    if name in _READERS and not replace:
+    if name in _DATASETS and not replace:
         raise LLPFError(f"a data set named {name!r} is registered already; take another name or pass replace=True")
-    _READERS[name] = reader
-    _CLASSES[name] = classes
+    _DATASETS[name] = _Entry(reader, classes)
 
 
 def dataset_names() -> list[str]:
     """Registered names, sorted."""
-    return sorted(_READERS)
+    return sorted(_DATASETS)
 
 
 def dataset_classes(name: str) -> int | None:
-    """Number of classes of the data set ``name``, without reading it; None where its registration does not say.
+    """Number of classes of the data set ``name``, without reading it.
 
-    A function of one's own (``file.py:function``) says nothing either: registered networks keep their default of 10.
+    None for a user's function (``file.py:function``), and where the registration does not say.
 
-    Raises :class:`LLPFError` for an unknown name.
+    Raises:
+        LLPFError: an unknown name.
     """
-    if is_code(name):
-        return None
-    _reader(name)
-    return _CLASSES.get(name)
+    return None if is_code(name) else _entry(name).classes
 
 
 def load_dataset(
     name: str, root: str | os.PathLike[str] | None = None, *, download: bool = False
-) -> ImageData | OwnData:
-    """The data set ``name`` from folder ``root`` (``digits`` needs none), into memory.
+) -> ImageData | UserData:
+    """Read the data set ``name`` into memory.
 
-    A name like ``file.py:function`` calls a function of one's own: :func:`load_own_data`.
+    Args:
+        name: a registered name, or a user's ``file.py:function`` (:func:`load_user_data`).
+        root: folder of the files; ``digits`` needs none.
+        download: let torchvision's data sets fetch files that are missing.
 
-    Nothing is downloaded unless ``download`` is set, and then only by torchvision's own data sets. Raises
-    :class:`LLPFError` for an unknown name, a missing folder or file, and files that are not what they should be.
+    Raises:
+        LLPFError: an unknown name, a missing folder, file or package, damaged files.
     """
-    return _reader(name)(None if root is None else Path(os.path.expanduser(root)), download)
+    folder = None if root is None else Path(os.path.expanduser(root))
+    return load_user_data(name, folder) if is_code(name) else _entry(name).reader(folder, download)
 
 
-def _reader(name: str) -> Reader:
-    if is_code(name):
-        return lambda root, _: load_own_data(name, root)
+def _entry(name: str) -> _Entry:
     try:
-        return _READERS[name]
+        return _DATASETS[name]
     except KeyError:
-        raise LLPFError(unknown_name("data set", name, _READERS)) from None
+        raise LLPFError(unknown_name("data set", name, _DATASETS)) from None
+
+
+register_dataset("digits", load_digits, classes=10)
+register_dataset("mnist", load_mnist, classes=10)
+register_dataset("cifar10", load_cifar10, classes=10)
+register_dataset("cifar100", load_cifar100, classes=100)
+register_dataset("cifar10-jpeg", load_cifar10_jpeg, classes=10)

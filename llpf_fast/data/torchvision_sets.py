@@ -1,4 +1,4 @@
-"""MNIST, CIFAR-10 and CIFAR-100 through torchvision's own classes, from a folder that the user names."""
+"""MNIST, CIFAR-10 and CIFAR-100, read by torchvision from a folder that the user names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import LLPFError, require
+from ..errors import LLPFError, first_line, require
 from .dataset import ImageData, from_pixels
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -19,7 +19,7 @@ _CIFAR100_STD = (0.2673, 0.2564, 0.2762)
 
 
 def load_mnist(root: Path | None, download: bool = False) -> ImageData:
-    """60,000 + 10,000 images ``[n, 1, 28, 28]`` from ``root/MNIST/raw``, mean 0.1307, deviation 0.3081."""
+    """60,000 + 10,000 images ``[n, 1, 28, 28]`` from ``root/MNIST/raw``, mean 0.1307, standard deviation 0.3081."""
 
     def split(dataset: Any) -> tuple[Tensor, Tensor]:
         return dataset.data.unsqueeze(1), dataset.targets
@@ -54,7 +54,7 @@ def _read(
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     if root is None:
         raise LLPFError(f"data {name!r} needs a folder: name the one that holds {layout}")
-    folder = _holder(root, layout)
+    folder = _torchvision_root(root, layout)
     if not download:
         if not root.is_dir():
             raise LLPFError(f"data folder {root} does not exist; name the folder that holds {layout}")
@@ -63,14 +63,13 @@ def _read(
     kind = getattr(require("torchvision.datasets", f"data {name!r}"), class_name)
     try:
         train, test = (split(kind(root=str(folder), train=part, download=download)) for part in (True, False))
-    # Everything that a damaged file, a full disk or a missing network can raise in torchvision.
+    # torchvision documents no exceptions for damaged files, full disks and missing networks.
     except Exception as error:
-        what = str(error).partition("\n")[0] or type(error).__name__
-        raise LLPFError(f"data {name!r} cannot be read from {folder}: {what}") from error
+        raise LLPFError(f"data {name!r} cannot be read from {folder}: {first_line(error)}") from error
     return train, test
 
 
-def _holder(root: Path, layout: str) -> Path:
+def _torchvision_root(root: Path, layout: str) -> Path:
     """``root``, or the folder above it where the user named the data set's own folder."""
     parts = Path(layout).parts
     for depth in range(len(parts), 0, -1):

@@ -1,16 +1,19 @@
-"""Small networks of our own: LeNet5 and a multilayer perceptron."""
+"""LeNet5 and a multilayer perceptron."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .registry import registered
 
+
+@registered("lenet5", (1, 28, 28))
 class LeNet5(nn.Module):
     """Float images ``[B, 1, 28, 28]`` to logits ``[B, classes]``.
 
-    Weights start Xavier-uniform and biases zero, so that with 10 classes the parameters and their names are those of
-    the authors' checkpoints (LLPF, arXiv 2505.02604, its repository's LeNet5).
+    Weights start Xavier-uniform and biases zero. With 10 classes, the parameters and their names are those of the LLPF
+    authors' checkpoints (arXiv 2505.02604).
     """
 
     def __init__(self, classes: int = 10) -> None:
@@ -33,6 +36,7 @@ class LeNet5(nn.Module):
         return self.fc3(F.relu(self.fc2(x)))
 
 
+@registered("mlp", (1, 8, 8))
 class MLP(nn.Module):
     """Float images ``[B, ...]`` of ``inputs`` values each to logits ``[B, classes]``; two hidden ReLU layers."""
 

@@ -1,4 +1,4 @@
-"""Training endpoints the way the papers do, from a data set in memory."""
+"""Training one network: an endpoint of a path."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ScheduleName = Literal["constant", "cosine", "steps", "one-cycle"]
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where training stands after one epoch; ``loss`` is the mean over the epoch's batches."""
+    """What ``train_model`` reports after each epoch; ``loss`` is the mean over the epoch's batches."""
 
     epoch: int
     epochs: int
@@ -61,79 +61,79 @@ def train_model(
 ) -> nn.Module:
     """Train ``model`` in place; returns it in eval mode.
 
-    The defaults are the LLPF authors' for LeNet5 (20 epochs of SGD, lr 0.01, momentum 0.9, batches of 64). Of samples,
-    each epoch is one permutation drawn from a generator of its own, seeded by ``seed``; the last batch of an epoch may
-    be smaller. The batches of a loader are taken as they come, one pass an epoch.
+    The defaults are the LLPF authors' for LeNet5 (20 epochs of SGD, lr 0.01, momentum 0.9, batches of 64; arXiv
+    2505.02604). Samples are permuted anew each epoch, by a generator that ``seed`` seeds; the last batch of an epoch
+    may be smaller. A loader is read once an epoch, in its order.
 
-    On a GPU the host waits once an epoch, for its mean loss; once a step only where batches may lack labels.
+    On a GPU the host waits once an epoch, for the mean loss. It waits at each step where batches may lack labels.
 
     Args:
-        inputs, targets: samples; or any data that :func:`~llpf_fast.batches.data.as_data` takes and None. Floating
-            values become the dtype of the model's parameters.
-        loss_fn: (model output, targets) -> mean loss. When missing, cross-entropy, where outputs and targets are those
-            of classification.
+        inputs, targets: samples; or any data that :func:`~llpf_fast.batches.data.as_data` takes, and None. Floating
+            values are converted to the dtype of the model's parameters.
+        loss_fn: (model output, targets) -> mean loss. None is cross-entropy, where outputs and targets are those of
+            classification.
         momentum: of SGD; AdamW keeps torch's betas.
-        schedule: of the learning rate, step by step: "constant"; "cosine" from ``lr`` to 0; "steps", a tenth after
-            each of ``lr_epochs`` epochs; "one-cycle", torch's OneCycleLR with ``lr`` as its highest.
-        warmup_epochs: the learning rate first rises linearly from a hundredth; within ``epochs``, not with "one-cycle",
-            which has a rise of its own.
+        schedule: of the learning rate, applied at each step: "constant"; "cosine" from ``lr`` to 0; "steps", a tenth
+            after each of ``lr_epochs``; "one-cycle", torch's OneCycleLR with ``lr`` as its highest.
+        warmup_epochs: the learning rate rises linearly from a hundredth in these epochs. Not for "one-cycle", which
+            has its own rise.
         label_smoothing: of cross-entropy.
         augment: (images of a batch, 32-bit key) -> images, as :func:`llpf_fast.batches.augment.augmentation` gives it.
         precision: of forward and backward passes, as ``correction.precision``: "bfloat16" is autocast, "tf32" is for
-            GPUs. Parameters, gradients and updates stay what they are.
-        channels_last: the weights of convolutions lie so in memory while the network trains, and activations follow:
-            what tensor cores are fast with.
-        progress: called after each epoch; the model may be read then (checkpoints), in train mode.
+            GPUs. Parameters, gradients and updates have the parameters' dtype.
+        channels_last: while the network trains, convolutions have their channels last in memory, which is faster on
+            tensor cores.
+        progress: called after each epoch. The model is in train mode then and may be saved.
 
     Raises:
-        LLPFError: before the first step, options that do not fit each other, a network or a loss that fails on a
-            batch, or on the last one of an epoch (BatchNorm takes no batch of one sample); later, a loss that is not
-            finite, or an epoch without a batch to train on. Batches without a label that counts are passed over.
+        LLPFError: before the first step, options that contradict each other, and a network or a loss that fails on a
+            batch or on the smaller last one of an epoch (BatchNorm takes no batch of one sample); later, a loss that
+            is not finite, and an epoch without a batch to train on. Batches without a label that counts are skipped.
     """
     if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
         raise LLPFError(f"batch_size must be a whole number above 0, got {batch_size}")
     if label_smoothing and loss_fn not in (None, F.cross_entropy):
-        raise LLPFError("label smoothing belongs to cross-entropy: leave it out, or the loss")
+        raise LLPFError("label smoothing is part of cross-entropy: leave it out, or the loss")
     epoch_batches = _epochs(model, inputs if targets is None else (inputs, targets), batch_size, seed)
     device = epoch_batches.device
     check_precision(precision, device, "precision")
     updates = _optimizer(model, optimizer, lr, momentum, weight_decay)
     rates = _schedule(updates, schedule, epochs, epoch_batches.steps, lr, lr_epochs, warmup_epochs)
     model.train()
-    epoch_batches.refuse_rest(model, loss_fn)
-    narrow: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    epoch_batches.check_last_batch(model, loss_fn)
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     if precision == "bfloat16":
-        # Its cache of converted weights saves nothing: a pass uses each weight once.
-        narrow = functools.partial(torch.autocast, device.type, torch.bfloat16, cache_enabled=False)
-    step, reduction, lacking = 0, None, False
+        # A cache of converted weights saves nothing: a pass uses each weight once.
+        autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, cache_enabled=False)
+    step, reduction, may_lack_labels = 0, None, False
     with _memory_order(model, channels_last), float32_products(precision, device):
         for epoch in range(1, epochs + 1):
-            total, count, seen = torch.zeros((), device=device), 0, 0
-            for seen, (batch, wanted) in enumerate(epoch_batches(), 1):  # noqa: B007
+            total, steps, batches = torch.zeros((), device=device), 0, 0
+            for batches, (batch, batch_targets) in enumerate(epoch_batches(), 1):  # noqa: B007
                 if augment is not None:
                     batch = augment(batch, round_key(seed, 0, step, 1))
                 updates.zero_grad(set_to_none=True)
-                with narrow():
+                with autocast():
                     output = _output(model, batch, channels_last)
                     if reduction is None:
-                        loss_fn = _chosen(loss_fn, output, wanted, epoch_batches.all_targets)
+                        loss_fn = _choose_loss(loss_fn, output, batch_targets, epoch_batches.all_targets)
                         if label_smoothing:
                             loss_fn = functools.partial(F.cross_entropy, label_smoothing=label_smoothing)
                         reduction = LossReduction(loss_fn)
-                        lacking = reduction.may_lack_labels(epoch_batches.all_targets)
+                        may_lack_labels = reduction.may_lack_labels(epoch_batches.all_targets)
                     assert loss_fn is not None
-                    if lacking and not reduction.weight(wanted, 1):
+                    if may_lack_labels and not reduction.weight(batch_targets, 1):
                         continue  # a mean over no label
-                    loss = batch_loss(loss_fn, output, wanted)
+                    loss = batch_loss(loss_fn, output, batch_targets)
                 _step(loss, updates)
-                if step < epochs * epoch_batches.steps:  # a stream may have more than it had at first
+                if step < epochs * epoch_batches.steps:  # a stream may grow
                     rates.step()
-                step, count = step + 1, count + 1
+                step, steps = step + 1, steps + 1
                 total += loss.detach().reshape(())
-            if not count:
-                what = "with a label that counts for the loss" if seen else "(can they be read only once?)"
+            if not steps:
+                what = "with a label that counts for the loss" if batches else "(can they be read only once?)"
                 raise LLPFError(f"the training data gave no batch {what} in epoch {epoch}")
-            mean = float(total) / count
+            mean = float(total) / steps
             if not math.isfinite(mean):
                 raise LLPFError(_diverged(epoch, mean, lr))
             if progress is not None:
@@ -142,11 +142,11 @@ def train_model(
 
 
 class _Epochs:
-    """The batches of one epoch after the other, on the model's device and in its dtype."""
+    """Each call gives the batches of one epoch, on the model's device and in its dtype."""
 
     #: Optimizer steps in one epoch.
     steps: int
-    #: Targets of all samples, where they are known.
+    #: Targets of all samples; None where they are not in memory.
     all_targets: Any = None
 
     def __init__(self, model: nn.Module) -> None:
@@ -156,12 +156,12 @@ class _Epochs:
     def __call__(self) -> Iterator[tuple[Any, Any]]:
         raise NotImplementedError
 
-    def refuse_rest(self, model: nn.Module, loss_fn: LossFunction | None) -> None:
-        """LLPFError where ``model`` takes whole batches, but not the smaller last one of an epoch."""
+    def check_last_batch(self, model: nn.Module, loss_fn: LossFunction | None) -> None:
+        """Raise LLPFError where ``model`` takes whole batches, but not the smaller last one of an epoch."""
 
 
-class _Permuted(_Epochs):
-    """Of samples: a permutation an epoch, cut into batches."""
+class _SampleEpochs(_Epochs):
+    """Batches of samples, which each epoch permutes anew."""
 
     def __init__(self, model: nn.Module, data: TensorData | DatasetData, batch_size: int, seed: int) -> None:
         super().__init__(model)
@@ -182,7 +182,7 @@ class _Permuted(_Epochs):
             order = order.to(self.device)
         yield from map(self._take, order.split(self._batch_size))
 
-    def refuse_rest(self, model: nn.Module, loss_fn: LossFunction | None) -> None:
+    def check_last_batch(self, model: nn.Module, loss_fn: LossFunction | None) -> None:
         count, size = self._data.count, self._batch_size
         rest = count % size
         if count < size or rest == 0:
@@ -191,9 +191,9 @@ class _Permuted(_Epochs):
         def run(samples: int) -> None:
             inputs, targets = self._take(torch.arange(samples))
             output = forward(model, inputs)
-            batch_loss(_chosen(loss_fn, output, targets, self.all_targets), output, targets)
+            batch_loss(_choose_loss(loss_fn, output, targets, self.all_targets), output, targets)
 
-        with _unchanged(model, self.device):
+        with _restored(model, self.device):
             try:
                 run(rest)
             except LLPFError as error:
@@ -204,13 +204,13 @@ class _Permuted(_Epochs):
                 ) from error
 
 
-class _AsTheyCome(_Epochs):
-    """Of a loader: its own batches, one pass an epoch."""
+class _LoaderEpochs(_Epochs):
+    """The batches of a loader, which each epoch reads once."""
 
     def __init__(self, model: nn.Module, data: BatchedData) -> None:
         super().__init__(model)
         self._data = data
-        # A stream without a length is counted once: the schedule of the learning rate needs to know.
+        # The schedule of the learning rate needs the number of steps: a stream without a length is read to count it.
         self.steps = len(data.source) if data.has_length else len(data.materialize())  # type: ignore[arg-type]
         if not self.steps:
             raise LLPFError("the training data is empty")
@@ -221,13 +221,13 @@ class _AsTheyCome(_Epochs):
 
 
 def _epochs(model: nn.Module, data: Any, batch_size: int, seed: int) -> _Epochs:
-    found = as_data(data, batch_size=batch_size)
-    return _AsTheyCome(model, found) if isinstance(found, BatchedData) else _Permuted(model, found, batch_size, seed)
+    data = as_data(data, batch_size=batch_size)
+    return _LoaderEpochs(model, data) if isinstance(data, BatchedData) else _SampleEpochs(model, data, batch_size, seed)
 
 
 @contextlib.contextmanager
 def _memory_order(model: nn.Module, channels_last: bool) -> Iterator[None]:
-    """The weights of convolutions with their channels last inside, where asked for; in the usual order afterwards."""
+    """With ``channels_last``, convolutions have their channels last in memory inside; the usual order afterwards."""
     weights = [parameter for parameter in model.parameters() if channels_last and parameter.dim() == 4]
     for weight in weights:
         weight.data = weight.data.contiguous(memory_format=torch.channels_last)
@@ -262,10 +262,10 @@ def _step(loss: Tensor, updates: torch.optim.Optimizer) -> None:
         raise LLPFError(f"no gradient step can be taken: {first_line(error)}") from error
 
 
-def _chosen(loss_fn: LossFunction | None, output: Any, targets: Any, everything: Any) -> LossFunction:
-    """The loss for ``output`` and ``targets`` of a batch; ``everything``: the targets of all samples, where known."""
+def _choose_loss(loss_fn: LossFunction | None, output: Any, targets: Any, all_targets: Any) -> LossFunction:
+    """The loss for ``output`` and ``targets`` of a batch; ``all_targets`` are those of all samples, or None."""
     loss_fn = chosen_loss(loss_fn, output, targets)
-    known = targets if everything is None else everything
+    known = targets if all_targets is None else all_targets
     tensors = isinstance(output, Tensor) and isinstance(known, Tensor)
     if loss_fn is F.cross_entropy and tensors and not known.is_floating_point():
         _check_classes(output, known)
@@ -273,7 +273,7 @@ def _chosen(loss_fn: LossFunction | None, output: Any, targets: Any, everything:
 
 
 def _check_classes(output: Tensor, targets: Tensor) -> None:
-    """On a GPU a class without an output would end the process."""
+    """Raise LLPFError where a class has no output: on a GPU, cross-entropy would end the process."""
     highest = int(targets.max())
     if output.dim() > 1 and highest >= output.shape[1]:
         raise LLPFError(
@@ -283,9 +283,9 @@ def _check_classes(output: Tensor, targets: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Buffers and random states are afterwards what they were."""
-    kept = [
+def _restored(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Restore the model's buffers and torch's random states afterwards."""
+    values = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
@@ -296,7 +296,7 @@ def _unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
             yield
         finally:
             with torch.no_grad():
-                for module, name, buffer, value in kept:
+                for module, name, buffer, value in values:
                     module._buffers[name] = buffer.copy_(value)
 
 
@@ -321,37 +321,37 @@ def _schedule(
     lr_epochs: Sequence[int],
     warmup_epochs: int,
 ) -> lr_scheduler.LRScheduler:
-    """One of torch's schedules, stepped after every batch."""
+    """The schedule ``name``, to be stepped after every batch."""
     if name not in get_args(ScheduleName):
         raise LLPFError(f"lr schedule must be one of {', '.join(get_args(ScheduleName))}, got {name!r}")
     if bool(lr_epochs) != (name == "steps"):
         raise LLPFError(f"lr schedule {name!r} {'needs' if name == 'steps' else 'takes no'} epochs at which to step")
     if name == "one-cycle":
         if warmup_epochs:
-            raise LLPFError("lr schedule 'one-cycle' has a rise of its own: leave out the warm-up epochs")
-        # One step beyond the last batch: the schedule is advanced once more after it.
+            raise LLPFError("lr schedule 'one-cycle' has its own rise: leave out the warm-up epochs")
+        # One step more than batches, because the schedule is advanced after the last one too.
         return lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * epoch_steps + 1)
     if not 0 <= warmup_epochs < min([max(epochs, 1), *lr_epochs]):
         raise LLPFError(f"warm-up of {warmup_epochs} epochs must end before epoch {min([epochs, *lr_epochs])}")
     warmup = warmup_epochs * epoch_steps
-    rest: lr_scheduler.LRScheduler
+    main: lr_scheduler.LRScheduler
     if name == "cosine":
-        rest = lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(epochs * epoch_steps - warmup, 1))
+        main = lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(epochs * epoch_steps - warmup, 1))
     elif name == "steps":
-        rest = lr_scheduler.MultiStepLR(optimizer, [at * epoch_steps - warmup for at in lr_epochs])
+        main = lr_scheduler.MultiStepLR(optimizer, [at * epoch_steps - warmup for at in lr_epochs])
     else:
-        rest = lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        main = lr_scheduler.ConstantLR(optimizer, factor=1.0)
     if not warmup:
-        return rest
+        return main
     rise = lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=warmup)
-    return lr_scheduler.SequentialLR(optimizer, [rise, rest], milestones=[warmup])
+    return lr_scheduler.SequentialLR(optimizer, [rise, main], milestones=[warmup])
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, inputs: Tensor, targets: Tensor, *, batch_size: int = 1000) -> float:
-    """Fraction of ``inputs [n, ...]`` that ``model``, as it is (train or eval mode), puts in class ``targets [n]``."""
-    right = sum(
+    """Fraction of ``inputs [n, ...]`` that ``model``, in its present mode, assigns to class ``targets [n]``."""
+    correct = sum(
         int((forward(model, x).argmax(1) == y).sum())
         for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True)
     )
-    return right / len(inputs)
+    return correct / len(inputs)

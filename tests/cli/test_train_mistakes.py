@@ -87,7 +87,7 @@ def train(llpf, tmp_path, monkeypatch):
         (("one", "values", "--loss", "mistakes.py:no_scalar"), "must return a scalar tensor"),
         (("one", "values", "--loss", "mistakes.py:no_gradient"), "the loss depends on no parameter that trains"),
         (("one", "values", "--loss", "mistakes.py:broken"), "the loss function fails on output of shape [64, 1]"),
-        (("one", "values", "--loss", "mse_loss", "--label-smoothing", 0.1), "label smoothing belongs to cross-entropy"),
+        (("one", "values", "--loss", "mse_loss", "--label-smoothing", 0.1), "label smoothing is part of cross-entropy"),
         (("good", "classes", "--seed", 2**64), "--seed must lie between -2**63 and 2**63"),
         (("good", "classes", "--threads", 10**9), "--threads must be at least 1 and at most 1,024"),
     ],
@@ -152,7 +152,7 @@ def test_a_network_of_float64_is_trained_in_float64():
 
 def test_a_loss_of_ones_own_and_label_smoothing_do_not_mix():
     model = torch.nn.Linear(2, 2)
-    with pytest.raises(LLPFError, match="label smoothing belongs to cross-entropy"):
+    with pytest.raises(LLPFError, match="label smoothing is part of cross-entropy"):
         train_model(
             model, torch.ones(4, 2), torch.ones(4, 2), seed=0, loss_fn=torch.nn.functional.mse_loss, label_smoothing=0.1
         )

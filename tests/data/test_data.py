@@ -117,10 +117,10 @@ def test_cifar10_jpeg_small(tmp_path):
 def test_cifar10_jpeg_refuses(tmp_path):
     file = tmp_path / "cifar10-jpeg.npz"
     file.write_text("not an archive")
-    with pytest.raises(LLPFError, match=r"cifar10-jpeg\.npz is not the npz it should be"):
+    with pytest.raises(LLPFError, match=r"cifar10-jpeg\.npz is no npz with the expected arrays"):
         load_dataset("cifar10-jpeg", tmp_path)
     jpeg_file(file, colours=["red"], is_test=[True], drop=("labels",))
-    with pytest.raises(LLPFError, match=r"is not the npz it should be.*labels"):
+    with pytest.raises(LLPFError, match=r"is no npz with the expected arrays.*labels"):
         load_dataset("cifar10-jpeg", tmp_path)
     jpeg_file(file, colours=["red"], is_test=[True])
     with pytest.raises(LLPFError, match="no training images"):
@@ -164,7 +164,7 @@ def test_unknown_data_names_the_nearest():
 
 
 def test_register_dataset(monkeypatch, tmp_path):
-    monkeypatch.setattr(registry, "_READERS", dict(registry._READERS))
+    monkeypatch.setattr(registry, "_DATASETS", dict(registry._DATASETS))
     asked = []
     register_dataset("mine", lambda root, download: asked.append((root, download)))
     load_dataset("mine", str(tmp_path), download=True)

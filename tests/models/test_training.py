@@ -126,7 +126,7 @@ def test_every_batch_is_augmented_with_a_key_of_its_own():
         ({"schedule": "linear"}, "lr schedule must be one of constant, .*, got 'linear'"),
         ({"schedule": "steps"}, "lr schedule 'steps' needs epochs"),
         ({"lr_epochs": [2]}, "lr schedule 'constant' takes no epochs"),
-        ({"schedule": "one-cycle", "warmup_epochs": 1}, "'one-cycle' has a rise of its own"),
+        ({"schedule": "one-cycle", "warmup_epochs": 1}, "'one-cycle' has its own rise"),
         ({"warmup_epochs": EPOCHS}, f"warm-up of {EPOCHS} epochs must end before epoch {EPOCHS}"),
         ({"schedule": "steps", "lr_epochs": [2], "warmup_epochs": 2}, "warm-up of 2 epochs must end before epoch 2"),
     ],
