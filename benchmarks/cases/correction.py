@@ -19,7 +19,7 @@ from llpf_fast.batches import TensorBatches
 from llpf_fast.batches.augment import augmentation
 from llpf_fast.batches.precision import Precision, float32_products
 from llpf_fast.correct import Correction
-from llpf_fast.correct.correction import Capture
+from llpf_fast.correct.correction import CudaGraph
 from llpf_fast.correct.graphs import LoopingReplay, capture
 from llpf_fast.errors import LLPFError
 from llpf_fast.flat import FlatParameters
@@ -85,7 +85,7 @@ class Iterations(Way):
         targets: Tensor,
         augment: str,
         momentum: float,
-        capture: Capture = "auto",
+        capture: CudaGraph = "auto",
     ) -> None:
         super().__init__()
         # As a search has it by default: the passes take less time so, and the engine's share is larger.
@@ -101,7 +101,7 @@ class Iterations(Way):
             max_steps=ROUNDS,
             lr=LR,
             momentum=momentum,
-            capture=capture,
+            cuda_graph=capture,
             precision=PRECISION,
         )
         self.launched = capture == "while"

@@ -92,12 +92,12 @@ def iterations(device: str, train: tuple[Tensor, Tensor], start: dict[str, Tenso
         torch.nn.functional.cross_entropy,
         TensorBatches(inputs, targets, recipe.batch_size, seed=0, channels_last=device == "cpu"),
         threshold=0.0,
-        min_rounds=rounds,
-        max_rounds=rounds,
+        window=rounds,
+        max_steps=rounds,
         # So that any number of iterations leaves a network that does not diverge.
         lr=1e-4,
         momentum=recipe.momentum,
-        capture=capture,  # type: ignore[arg-type]
+        cuda_graph=capture,  # type: ignore[arg-type]
     )
     correction.run(0)
     took: list[float] = []

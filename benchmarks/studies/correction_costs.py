@@ -112,8 +112,8 @@ def iterations(rounds: int) -> dict[str, dict[str, float]]:
             nn.functional.cross_entropy,
             batches,
             threshold=0.0,
-            min_rounds=ITERATIONS,
-            max_rounds=ITERATIONS,
+            window=ITERATIONS,
+            max_steps=ITERATIONS,
             lr=1e-3,
             momentum=momentum,
         )

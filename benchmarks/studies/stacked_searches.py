@@ -54,8 +54,8 @@ def as_one_stack(pairs: list[EndpointPair], out: Path) -> tuple[list[str], int]:
     """Search all pairs with :class:`StackedFinder`; returns as :func:`in_turn`."""
     settings = load_recipe(RECIPE)
     images = load_dataset(settings.data)
-    finder = StackedFinder(build_model(settings.model), settings=settings, train=images.train, together=len(pairs))
-    jobs = [SearchJob(ends=lambda pair=pair: pair, out=out / f"{number:02d}") for number, pair in enumerate(pairs)]
+    finder = StackedFinder(build_model(settings.model), settings=settings, train=images.train, parallel=len(pairs))
+    jobs = [SearchJob(endpoints=lambda pair=pair: pair, out=out / f"{number:02d}") for number, pair in enumerate(pairs)]
     ended, steps = [], 0
     for job, result in finder.run(jobs):
         if isinstance(result, LLPFError):

@@ -330,8 +330,8 @@ def _train_point(
         loss_fn,
         batches,
         threshold=settings.aim,
-        min_rounds=settings.window,
-        max_rounds=settings.window,
+        window=settings.window,
+        max_steps=settings.window,
         lr=settings.lr,
         optimizer=optimizer,
     )

@@ -294,8 +294,8 @@ def baseline_accuracy(
         problem.loss_fn,
         problem.batches(settings.batch_size),
         threshold=-math.inf,  # never met: every stretch has its full length
-        min_rounds=_STRETCH,
-        max_rounds=_STRETCH,
+        window=_STRETCH,
+        max_steps=_STRETCH,
         lr=_BASELINE_LR,
         optimizer=torch.optim.Adam(flat.module.parameters(), lr=_BASELINE_LR),
     )

@@ -118,8 +118,8 @@ def _train(
         problem.loss_fn,
         problem.batches(training.batch_size, seed=training.seed),
         threshold=-math.inf,  # never met: every stretch has its full length
-        min_rounds=stride,
-        max_rounds=stride,
+        window=stride,
+        max_steps=stride,
         lr=training.lr,
         momentum=training.momentum,
         weight_decay=training.weight_decay,

@@ -60,15 +60,15 @@ class SearchSetup:
 
     def _load_model(self, threads: int | None) -> None:
         from ..data import dataset_classes
-        from ..find.build import own_norm_rule, own_optimizer
+        from ..find.build import user_norm_rule, user_optimizer
         from ..models import build_model
         from ..user_code import loss_function
 
         self._model = build_model(self.settings.model, classes=dataset_classes(self.settings.data))
         self._loss_fn: Callable[..., Tensor] | None = None if self._loss is None else loss_function(self._loss)
         # Looked up once more where they are used: here so that many paths are refused before the first begins.
-        own_optimizer(self.settings)
-        own_norm_rule(self.settings)
+        user_optimizer(self.settings)
+        user_norm_rule(self.settings)
         set_threads(threads, self._model)
 
     def _data(self) -> Any:
@@ -88,13 +88,11 @@ class SearchSetup:
 
     def check_destination(self, given: bool) -> None:
         """LLPFError when the mode needs a destination and none is ``given``, or takes none and one is."""
-        from ..find import leads_to_model
-
         mode, by_numbers = self.settings.mode, bool(self.settings.spheres.radii)
-        sphere = mode.endswith("-sphere")
-        if given and not sphere and not leads_to_model(self.settings):
+        sphere = self.settings.goal == "sphere"
+        if given and not sphere and self.settings.goal != "model":
             raise LLPFError(f"mode {mode} leads to no other model: name no destination")
-        if not given and leads_to_model(self.settings):
+        if not given and self.settings.goal == "model":
             raise LLPFError(f"llpf find needs a destination (mode {mode}); see llpf find --help")
         if sphere and given == by_numbers:
             found = "both are given" if given else "neither is given"
@@ -103,9 +101,7 @@ class SearchSetup:
     @property
     def endless(self) -> bool:
         """Whether there is no place to arrive at: such a search simply goes on for ``max_ticks``."""
-        from ..find import can_arrive
-
-        return not can_arrive(self.settings)
+        return self.settings.goal == "none"
 
     def load(self, file: str | os.PathLike[str]) -> dict[str, Tensor]:
         """The state in ``file``, of the recipe's architecture and finite; else LLPFError naming it."""
@@ -164,9 +160,9 @@ class SearchSetup:
             LLPFError: ``together`` is more than 1 and the network cannot be stacked.
         """
         from ..correct.stackable import NotStackableError
-        from ..find import StackedFinder, choose_together
+        from ..find import StackedFinder, choose_parallel
 
-        at_once = choose_together(self._model, self._device, paths) if together is None else min(together, paths)
+        at_once = choose_parallel(self._model, self._device, paths) if together is None else min(together, paths)
         if at_once <= 1:
             return None
         try:
@@ -174,7 +170,7 @@ class SearchSetup:
                 self._model,
                 settings=self.settings,
                 train=self._data(),
-                together=at_once,
+                parallel=at_once,
                 loss_fn=self._loss_fn,
                 device=self._device,
             )

@@ -1,4 +1,4 @@
-"""The loss-constraint correction: the gate, the update."""
+"""The correction: training after each move until the mean batch loss is at most the threshold."""
 
 from .correction import Correction, CorrectionResult
 

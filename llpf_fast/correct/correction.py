@@ -1,4 +1,4 @@
-"""``Trainer``: what a search itself needs of the correction that is run for it."""
+"""``Correction``: trains one path until the mean loss of a window of batches is at most the threshold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .sgd_step import SgdStep
 
 
 class Trainer(Protocol):
-    """What a search itself needs of the correction that is run for it."""
+    """What a search uses of its correction besides running it: momentum and learning rates."""
 
     @property
     def momentum_buffer(self) -> Tensor | None:
@@ -33,23 +33,29 @@ class Trainer(Protocol):
 
     @property
     def keeps_momentum(self) -> bool:
-        """Whether that outlives a correction."""
+        """Whether the momentum buffer outlives a correction."""
 
     def scale_lr(self, scale: Tensor | None) -> None:
-        """From now on the learning rate of every segment is the base times its factor, float64 ``[S]``."""
+        """Set the learning rate of every segment to the base times its factor, float64 ``[S]``; None: the base."""
 
 
-Capture = Literal["auto", "on", "off", "while"]
+CudaGraph = Literal["auto", "on", "off", "while"]
 
 
 @dataclass(frozen=True)
 class CorrectionResult:
-    """What one correction did: gradient steps, mean loss of the window at its end, whether that met the threshold."""
+    """What one correction did.
 
-    rounds: int
+    Attributes:
+        steps: gradient steps.
+        loss: mean loss of the last window, or the loss that was not finite.
+        met: whether ``loss`` is at most the threshold.
+        finite: False where a loss became NaN or infinite; the parameters are useless then.
+    """
+
+    steps: int
     loss: float
     met: bool
-    #: False where the loss became NaN or infinite; the values are useless then.
     finite: bool = True
 
 
@@ -57,27 +63,28 @@ class Correction:
     """Trains ``flat.module`` in train mode; one iteration is draw, forward, loss, gate, backward, update.
 
     With ``sgd_``, batches drawn by counter and a model that consumes no random numbers, the iteration is captured once
-    as a CUDA graph and replayed. Otherwise, and on a CPU, the host runs one iteration after the other and stops
-    exactly; rounds, losses and values are the same.
+    as a CUDA graph and replayed. Otherwise, and on a CPU, the host runs one iteration after the other. Steps, losses
+    and values are the same.
 
     Args:
         flat: the module and its flat buffers.
         loss_fn: (model output, targets) -> scalar mean loss.
         batches: where batches come from.
-        threshold, min_rounds, max_rounds: see :func:`llpf_fast.ops.loss_gate_`.
+        threshold, window, max_steps: the gate closes when the mean of the last ``window`` batch losses is at most
+            ``threshold``, or after ``max_steps`` gradient steps; see :func:`llpf_fast.ops.loss_gate_`.
         lr, momentum, weight_decay, nesterov: of the fused update ``sgd_``; ignored with ``optimizer``.
         keep_momentum: carry the momentum buffer from one correction to the next.
         optimizer: any ``torch.optim`` optimiser over the module's parameters, instead of ``sgd_``. One whose step
-            asks for a closure (L-BFGS) takes a batch's gradient several times; each is one of the rounds that
-            ``max_rounds`` bounds and ``CorrectionResult`` counts, and the loss that counts is the first.
-        capture: ``auto`` captures where it can; ``on`` refuses to run without; ``off`` never does; ``while`` has the
-            device repeat the iteration by itself (:class:`~.while_graph.WhileGraph`), and says why where it cannot.
-        precision: of the forward and backward passes. Parameters and updates are not touched by it.
+            needs a closure (L-BFGS) takes a batch's gradient several times. Each is one of the steps that
+            ``max_steps`` bounds and ``CorrectionResult`` counts; the loss that counts is the first.
+        cuda_graph: ``auto`` captures where it can; ``on`` refuses to run without; ``off`` never does; ``while`` has the
+            device repeat the iteration by itself (:class:`~.graphs.WhileGraph`), and warns where it cannot.
+        precision: of the forward and backward passes; parameters and updates stay float32.
         compile: whether ``torch.compile`` compiles forward and loss.
 
     Raises:
-        LLPFError: a precision that the device does not have; Nesterov without momentum; ``capture="on"`` where nothing
-            can be captured.
+        LLPFError: a precision that the device does not have; Nesterov without momentum; ``cuda_graph="on"`` where
+            nothing can be captured.
     """
 
     def __init__(
@@ -87,15 +94,15 @@ class Correction:
         batches: Batches,
         *,
         threshold: float,
-        min_rounds: int,
-        max_rounds: int,
+        window: int,
+        max_steps: int,
         lr: float,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
         keep_momentum: bool = False,
         optimizer: torch.optim.Optimizer | None = None,
-        capture: Capture = "auto",
+        cuda_graph: CudaGraph = "auto",
         precision: Precision = "float32",
         compile: bool = False,
     ) -> None:
@@ -105,30 +112,30 @@ class Correction:
         if nesterov and not momentum and optimizer is None:
             raise LLPFError("correction.nesterov needs a correction.momentum above 0, such as 0.9")
         self._precision: Precision = precision
-        self._passes = ForwardLoss(flat.module, loss_fn, precision=precision, compile=compile)
+        forward_loss = ForwardLoss(flat.module, loss_fn, precision=precision, compile=compile)
         self._keep_momentum = keep_momentum
         self.momentum_buffer = torch.zeros_like(flat.data) if momentum and optimizer is None else None
-        self._fresh = ops.gate_state(min_rounds, device=device)
-        self._rule = {"threshold": threshold, "window": min_rounds, "max_steps": max_rounds}
+        self._open_gate = ops.gate_state(window, device=device)
+        self._rule = {"threshold": threshold, "window": window, "max_steps": max_steps}
         self._step = SgdStep(
             flat,
-            self._passes,
-            state=self._fresh.clone(),
+            forward_loss,
+            state=self._open_gate.clone(),
             rule=self._rule,
             lr=torch.tensor(lr, dtype=torch.float64, device=device),
             hyper={"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov},
             momentum_buffer=self.momentum_buffer,
         )
-        self._optimizer = None if optimizer is None else OptimizerStep(optimizer, flat, self._passes, self._step)
-        self._must_capture = capture == "on"
-        self._record = as_while_graph if capture == "while" else as_cuda_graph
+        self._optimizer = None if optimizer is None else OptimizerStep(optimizer, flat, forward_loss, self._step)
+        self._must_capture = cuda_graph == "on"
+        self._make_replay = as_while_graph if cuda_graph == "while" else as_cuda_graph
         self._replays: GraphRunner | None = None
         reason = self._not_captured_because()
         if reason is not None and self._must_capture:
             raise LLPFError(f"correction.cuda_graph is on, but {reason}")
-        if reason is not None and capture == "while":
+        if reason is not None and cuda_graph == "while":
             warnings.warn(f"correction.cuda_graph is while, but {reason}; the host runs step by step", stacklevel=2)
-        self._may_capture = capture != "off" and reason is None
+        self._may_capture = cuda_graph != "off" and reason is None
 
     def _not_captured_because(self) -> str | None:
         if self._flat.data.device.type != "cuda":
@@ -154,54 +161,52 @@ class Correction:
         return self._replays is not None
 
     def scale_lr(self, scale: Tensor | None) -> None:
-        """From now on the learning rate of every segment is ``lr`` times its factor; float64 ``[S]`` on the device.
-
-        None goes back to ``lr`` for all.
-        """
+        """Set the learning rate of every segment to ``lr`` times its factor, float64 ``[S]`` on the device; None: 1."""
         self._step.scale_lr(scale)
 
-    def run(self, first_round: int, *, go_on: bool = False, stop_at_nan: bool = False) -> CorrectionResult:
-        """Train from round ``first_round`` of the stream until the gate closes.
+    def run(self, first_round: int, *, continued: bool = False, stop_at_nan: bool = False) -> CorrectionResult:
+        """Train from batch ``first_round`` of the stream on, until the gate closes.
 
-        With ``go_on`` this continues the correction before: the momentum stays, the window begins anew. With
-        ``stop_at_nan`` a loss that is not finite ends the correction (``finite`` is False) and raises nothing.
+        Args:
+            continued: this is more of the correction before: the momentum stays, the window begins anew.
+            stop_at_nan: a loss that is not finite ends the correction (``finite`` is False) instead of raising.
 
         Raises:
-            LLPFError: the loss became NaN or infinite.
+            LLPFError: a loss became NaN or infinite.
         """
-        if self.momentum_buffer is not None and not (self._keep_momentum or go_on):
+        if self.momentum_buffer is not None and not (self._keep_momentum or continued):
             self.momentum_buffer.zero_()
         self.module.train()
-        # A caller under no_grad wants no graph of its own, and a path all the same.
+        # The caller may be under no_grad.
         with torch.enable_grad(), float32_products(self._precision, self._flat.data.device):
-            replays = self._prepared()
-            self._step.state.copy_(self._fresh)
-            seen = self._in_turn(first_round) if replays is None else self._replayed(replays, first_round)
-        if seen.finite:
-            return CorrectionResult(seen.rounds, seen.loss, seen.loss <= self._rule["threshold"])
+            replays = self._prepare_replays()
+            self._step.state.copy_(self._open_gate)
+            gate = self._run_on_host(first_round) if replays is None else self._run_replays(replays, first_round)
+        if gate.finite:
+            return CorrectionResult(gate.steps, gate.loss, gate.loss <= self._rule["threshold"])
         if stop_at_nan:
-            return CorrectionResult(seen.rounds, seen.loss, False, finite=False)
+            return CorrectionResult(gate.steps, gate.loss, False, finite=False)
         raise LLPFError(
-            f"the training loss became {seen.loss} in round {seen.rounds} of the correction; "
+            f"the training loss became {gate.loss} in step {gate.steps} of the correction; "
             "try a smaller correction.lr or a smaller step"
         )
 
-    def replay(self, record: Callable[[SgdStep], Callable[[], None]]) -> None:
-        """Run corrections as replays that ``record`` makes of an iteration, on any device: for tests."""
+    def replay(self, make_replay: Callable[[SgdStep], Callable[[], None]]) -> None:
+        """Run corrections as replays that ``make_replay`` makes of an iteration, on any device: for tests."""
         assert isinstance(self._batches, IndexedBatches)
-        self._step.draws(self._batches)
-        self._replays = GraphRunner(self._step, record)
+        self._step.bind_batches(self._batches)
+        self._replays = GraphRunner(self._step, make_replay)
 
-    def _prepared(self) -> GraphRunner | None:
-        """The captured iteration, captured now where that has not been done; None on the ordinary path."""
+    def _prepare_replays(self) -> GraphRunner | None:
+        """The captured iteration, captured now if that has not been done; None where the host runs the iterations."""
         if self._replays is None and not self._may_capture:
             return None
         self._flat.ensure()
         try:
             if self._replays is None:
                 assert isinstance(self._batches, IndexedBatches)
-                self._step.draws(self._batches)
-                self._replays = GraphRunner(self._step, self._record)
+                self._step.bind_batches(self._batches)
+                self._replays = GraphRunner(self._step, self._make_replay)
             self._replays.prepare()
         except LLPFError as error:
             self._replays, self._may_capture = None, False
@@ -215,27 +220,27 @@ class Correction:
                 )
         return self._replays
 
-    def _replayed(self, replays: GraphRunner, first_round: int) -> GateReading:
+    def _run_replays(self, replays: GraphRunner, first_round: int) -> GateReading:
         assert isinstance(self._batches, IndexedBatches)
         self._batches.seek(first_round)
         return replays.run()
 
-    def _in_turn(self, first_round: int) -> GateReading:
-        batches, rounds, state = 0, 0, self._step.state
+    def _run_on_host(self, first_round: int) -> GateReading:
+        batches, steps, state = 0, 0, self._step.state
         window, most = int(self._rule["window"]), self._rule["max_steps"]
         while True:
-            rounds += self._iterate(first_round + batches)
+            steps += self._iterate(first_round + batches)
             # One transfer an iteration: decision, mean and newest loss.
             values = state.tolist()
             newest = values[WINDOW + batches % window]
             batches += 1
             if not math.isfinite(newest):
-                return GateReading(rounds, newest, closed=False, finite=False)
-            if values[FINAL] or (batches >= window and rounds >= most):
-                return GateReading(rounds, values[MEAN], closed=True, finite=True)
+                return GateReading(steps, newest, closed=False, finite=False)
+            if values[FINAL] or (batches >= window and steps >= most):
+                return GateReading(steps, values[MEAN], closed=True, finite=True)
 
     def _iterate(self, round_: int) -> int:
-        """Train on the batch of ``round_``; how often its gradient was taken."""
+        """Train on batch ``round_`` of the stream; returns how often its gradient was taken."""
         inputs, targets = self._batches.batch(round_)
         if self._optimizer is not None:
             return self._optimizer.train(inputs, targets)

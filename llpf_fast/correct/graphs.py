@@ -21,12 +21,12 @@ from ..ops.loss_gate import ACTIVE, FINAL, MEAN, STEPS, WINDOW
 from .sgd_step import SgdStep
 from .snapshots import RngSnapshot
 
-#: Graphs whose capture failed. Torch's allocator goes on asking each of them which allocations are its own.
+#: Graphs whose capture failed. They must not be freed: torch's allocator still asks each which allocations are its.
 _failed: list[torch.cuda.CUDAGraph] = []
 
 
 def capture(call: Callable[[], object], device: torch.device, *, keep_graph: bool = False) -> torch.cuda.CUDAGraph:
-    """Capture what ``call`` queues, on a side stream; with ``keep_graph`` the graph can be had raw.
+    """Capture what ``call`` queues, on a side stream; with ``keep_graph`` ``raw_cuda_graph`` works on the result.
 
     Raises:
         Exception: what ``call`` raised, or torch because of it. The current stream and the random numbers of the
@@ -45,8 +45,8 @@ def capture(call: Callable[[], object], device: torch.device, *, keep_graph: boo
                 raise
     except Exception as error:
         _failed.append(graph)
-        _mend(device)
-        # Torch ends an invalid capture with an error of its own, which says nothing of the reason.
+        _end_failed_capture(device)
+        # Torch ends an invalid capture with another error, which does not name the reason.
         raise cause or error from None
     current.wait_stream(side)
     return graph
@@ -54,8 +54,8 @@ def capture(call: Callable[[], object], device: torch.device, *, keep_graph: boo
 
 @contextlib.contextmanager
 def _capturing(graph: torch.cuda.CUDAGraph, side: torch.cuda.Stream, device: torch.device) -> Iterator[None]:
-    # torch.cuda.graph puts the stream back after a capture that succeeds only. Other threads (a progress bar) may call
-    # CUDA meanwhile.
+    # torch.cuda.graph restores the current stream only after a capture that succeeds. Other threads (a progress bar)
+    # may call CUDA meanwhile.
     with (
         torch.cuda.device(device),
         torch.cuda.stream(side),
@@ -64,15 +64,16 @@ def _capturing(graph: torch.cuda.CUDAGraph, side: torch.cuda.Stream, device: tor
         yield
 
 
-def _mend(device: torch.device) -> None:
-    """A capture that succeeds: the one that failed left the device's generator believing that it is being captured, and
-    the next random number drawn would be refused.
+def _end_failed_capture(device: torch.device) -> None:
+    """Capture something that succeeds.
+
+    After a failed capture the device's generator still counts as being captured and refuses the next random number.
     """
     side = torch.cuda.Stream(device)
     with contextlib.suppress(RuntimeError), torch.cuda.stream(side):
-        something = torch.zeros(1, device=device)
+        scratch = torch.zeros(1, device=device)
         with _capturing(torch.cuda.CUDAGraph(), side, device):
-            something.zero_()
+            scratch.zero_()
 
 
 class LoopingReplay:
@@ -83,22 +84,22 @@ class LoopingReplay:
 
 
 class WhileGraph(LoopingReplay):
-    """Queues a launch on the current stream when it is called; the host decides nothing in between.
+    """A CUDA graph with a WHILE node: called, it queues one launch that repeats the iteration on the device.
 
     Args:
-        body: one iteration, captured with ``keep_graph``; its memory is held.
-        state: of ``loss_gate_``, float64 ``[4 + min_rounds]`` or ``[K, 4 + min_rounds]``: what the iteration advances.
-        min_rounds: the gate's window.
-        max_rounds: iterations of a call at most, whatever the gate says; counted on the device.
+        body: one iteration, captured with ``keep_graph``; it must outlive this object, which refers to it.
+        state: of ``loss_gate_``, float64 ``[4 + window]`` or ``[K, 4 + window]``: what the iteration advances.
+        window: the gate's window.
+        max_steps: iterations of a call at most, whatever the gate says; counted on the device.
 
     Raises:
         LLPFError: the driver refuses the graph; one line with its reason.
     """
 
-    def __init__(self, body: torch.cuda.CUDAGraph, state: Tensor, *, min_rounds: int, max_rounds: int) -> None:
+    def __init__(self, body: torch.cuda.CUDAGraph, state: Tensor, *, window: int, max_steps: int) -> None:
         library = _library()
         self._body, self._state, self._device = body, state, state.device
-        self._left = torch.zeros(1, dtype=torch.int64, device=state.device)
+        self._steps_left = torch.zeros(1, dtype=torch.int64, device=state.device)
         self._handle, self._launch = ctypes.c_void_p(), library.llpf_while_launch
         with torch.cuda.device(self._device):
             _must(
@@ -106,9 +107,9 @@ class WhileGraph(LoopingReplay):
                     body.raw_cuda_graph(),
                     state.data_ptr(),
                     1 if state.dim() == 1 else len(state),
-                    min_rounds,
-                    max_rounds,
-                    self._left.data_ptr(),
+                    window,
+                    max_steps,
+                    self._steps_left.data_ptr(),
                     ctypes.byref(self._handle),
                 )
             )
@@ -125,17 +126,17 @@ class WhileGraph(LoopingReplay):
 
 
 def while_unsupported() -> str | None:
-    """Why no :class:`WhileGraph` can be made here, as half a sentence; None: nothing is known against it."""
+    """Why no :class:`WhileGraph` can be made here, as half a sentence; None where one may work."""
     reason = load_failure("cuda")
     if reason is not None:
         return reason
     if not hasattr(torch.cuda.CUDAGraph, "raw_cuda_graph"):
         return f"torch {torch.__version__} does not hand out the graph that it captured"
     try:
-        said = _library().llpf_while_unsupported()
+        message = _library().llpf_while_unsupported()
     except AttributeError:
         return f"{FILES['cuda'].name} is older than this file: build it again"
-    return None if said is None else str(said.decode())
+    return None if message is None else str(message.decode())
 
 
 def _must(error: int) -> None:
@@ -164,11 +165,11 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-#: Seconds of queued iterations between two looks. A look costs some 20 microseconds of an idle device; replays queued
-#: after the gate closed cost half a block on average.
-_LOOK_EVERY = 5e-4
-#: Iterations before the capture: libraries choose their kernels and take their workspaces in the first ones.
-_WARM_UP = 3
+#: Seconds of queued iterations between two reads of the gate. A read costs some 20 microseconds of an idle device;
+#: replays queued after the gate closed cost half a block on average.
+_READ_EVERY = 5e-4
+#: Iterations before a capture: libraries choose their kernels and take their workspaces in the first ones.
+WARM_UP = 3
 
 
 class NotCapturableError(LLPFError):
@@ -181,9 +182,16 @@ class NotCapturableError(LLPFError):
 
 @dataclass(frozen=True)
 class GateReading:
-    """The gate at a look: rounds that counted, and their mean loss, or that of the round that was not finite."""
+    """The gate as the host read it.
 
-    rounds: int
+    Attributes:
+        steps: that counted, up to the first whose loss was not finite.
+        loss: mean of the window, or the loss that was not finite.
+        closed: whether the correction has ended.
+        finite: whether every loss of the window is.
+    """
+
+    steps: int
     loss: float
     closed: bool
     finite: bool
@@ -200,7 +208,7 @@ def as_while_graph(step: SgdStep) -> Callable[[], None]:
     graph = capture(step, step.flat.data.device, keep_graph=reason is None)
     if reason is None:
         try:
-            return WhileGraph(graph, step.state, min_rounds=rule["window"], max_rounds=rule["max_steps"])
+            return WhileGraph(graph, step.state, window=rule["window"], max_steps=rule["max_steps"])
         except LLPFError as error:
             reason = str(error)
     warnings.warn(f"correction.cuda_graph is while, but {reason}; the host queues replays instead", stacklevel=2)
@@ -208,42 +216,42 @@ def as_while_graph(step: SgdStep) -> Callable[[], None]:
 
 
 class GraphRunner:
-    """Runs corrections by replaying ``step``; rounds, losses and values are those of one call after the other.
+    """Runs corrections by replaying ``step``; steps, losses and values are those of one call after the other.
 
     Args:
-        step: ready to be called.
-        record: makes a replay of it: :func:`as_cuda_graph`, :func:`as_while_graph`, or the identity (it is called).
-
-    Raises:
-        NotCapturableError: at the first run.
+        step: after :meth:`SgdStep.bind_batches`.
+        make_replay: :func:`as_cuda_graph`, :func:`as_while_graph`, or the identity (``step`` is called).
     """
 
-    def __init__(self, step: SgdStep, record: Callable[[SgdStep], Callable[[], None]] = as_cuda_graph) -> None:
-        self._step, self._record = step, record
+    def __init__(self, step: SgdStep, make_replay: Callable[[SgdStep], Callable[[], None]] = as_cuda_graph) -> None:
+        self._step, self._make_replay = step, make_replay
         self._replay: Callable[[], None] | None = None
         self._memory: tuple[int, ...] = ()
         state = step.state
-        self._seen = torch.empty(state.shape, dtype=state.dtype, pin_memory=True) if state.is_cuda else state
-        self._block = 1
+        self._host_state = torch.empty(state.shape, dtype=state.dtype, pin_memory=True) if state.is_cuda else state
 
     def prepare(self) -> None:
-        """Capture, if that has not been done for the memory that is in use now; the gate is closed afterwards."""
+        """Capture, if that has not been done for the memory in use now; the gate is closed afterwards.
+
+        Raises:
+            NotCapturableError: the capture fails.
+        """
         step = self._step
         step.flat.ensure_gradients()
         if self._replay is not None and step.memory() == self._memory:
             return
-        # With a closed gate nothing that is tried out here leaves a trace, but in buffers that the module replaces.
+        # With a closed gate these calls change nothing but buffers that the module replaces.
         step.state.zero_()
         self._replay = None
-        kept = {name: buffer.clone() for name, buffer in step.flat.buffers().items()}
+        before = {name: buffer.clone() for name, buffer in step.flat.buffers().items()}
         try:
             self._warm_up()
             self._memory = step.memory()
-            self._replay = self._record(step)
+            self._replay = self._make_replay(step)
         except Exception as error:  # a capture fails in as many ways as there are modules
             for name, buffer in step.flat.buffers().items():
-                if name in kept and buffer.shape == kept[name].shape:
-                    buffer.copy_(kept[name])
+                if name in before and buffer.shape == before[name].shape:
+                    buffer.copy_(before[name])
             if isinstance(error, NotCapturableError):
                 raise
             raise NotCapturableError((str(error).strip() or type(error).__name__).splitlines()[0]) from error
@@ -256,7 +264,7 @@ class GraphRunner:
                 current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
                 side.wait_stream(current)
                 with torch.cuda.stream(side):
-                    for _ in range(_WARM_UP):
+                    for _ in range(WARM_UP):
                         step()
                 current.wait_stream(side)
             else:
@@ -267,37 +275,37 @@ class GraphRunner:
             before.restore()
 
     def run(self) -> GateReading:
-        """Replay until the gate closes or a loss is not finite. ``prepare`` has been called and the gate is open.
+        """Replay until the gate closes or a loss is not finite; call :meth:`prepare` and open the gate first.
 
         Raises:
-            LLPFError: a replay that is to end by itself left the gate open.
+            LLPFError: a :class:`LoopingReplay` left the gate open.
         """
         assert self._replay is not None
-        least, most = self._step.rule["window"], self._step.rule["max_steps"]
-        whole = isinstance(self._replay, LoopingReplay)
-        block = 1 if whole else least
+        window, most = self._step.rule["window"], self._step.rule["max_steps"]
+        loops = isinstance(self._replay, LoopingReplay)
+        block = 1 if loops else window
         while True:
             began = time.perf_counter()
             for _ in range(block):
                 self._replay()
-            seen = self._look(least)
-            if seen.closed or not seen.finite:
-                return seen
-            if whole:
-                raise LLPFError(f"the captured iteration stopped after {seen.rounds} rounds with its gate open")
+            gate = self._read_gate(window)
+            if gate.closed or not gate.finite:
+                return gate
+            if loops:
+                raise LLPFError(f"the captured iteration stopped after {gate.steps} steps with its gate open")
             took = (time.perf_counter() - began) / block
-            # Never more than the window remembers: which round was not finite must be known, whatever the clock says.
-            block = min(least, most - seen.rounds, max(1, round(_LOOK_EVERY / took)))
+            # At most a window: the gate's state has no older losses, and the first that is not finite must be known.
+            block = min(window, most - gate.steps, max(1, round(_READ_EVERY / took)))
 
-    def _look(self, window: int) -> GateReading:
+    def _read_gate(self, window: int) -> GateReading:
         state = self._step.state
         if state.is_cuda:
-            self._seen.copy_(state, non_blocking=True)
+            self._host_state.copy_(state, non_blocking=True)
             torch.cuda.current_stream(state.device).synchronize()
-        values = self._seen.tolist()
-        rounds = int(values[STEPS])
-        for round_ in range(max(0, rounds - window), rounds):
-            loss = values[WINDOW + round_ % window]
+        values = self._host_state.tolist()
+        steps = int(values[STEPS])
+        for step in range(max(0, steps - window), steps):
+            loss = values[WINDOW + step % window]
             if not math.isfinite(loss):
-                return GateReading(round_ + 1, loss, closed=False, finite=False)
-        return GateReading(rounds, values[MEAN], closed=values[ACTIVE] == 0 or values[FINAL] != 0, finite=True)
+                return GateReading(step + 1, loss, closed=False, finite=False)
+        return GateReading(steps, values[MEAN], closed=values[ACTIVE] == 0 or values[FINAL] != 0, finite=True)

@@ -1,4 +1,4 @@
-"""Per-layer learning rates for any ``torch.optim`` optimiser: one parameter group a parameter."""
+"""One iteration of a correction with any ``torch.optim`` optimiser, and its learning rates per layer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LayerRates:
         names = {id(parameter): name for name, parameter in flat.module.named_parameters()}
         segment = {name.partition("[")[0]: i for i, name in reversed(list(enumerate(flat.table.names)))}
         self._optimizer = optimizer
-        #: Base rate and segment, a group; None for parameters without elements.
+        #: Base rate and segment of each group; None for parameters without elements.
         self._bases: list[tuple[float, int] | None] = []
         for group in optimizer.param_groups:
             if len(group["params"]) != 1 or "lr" not in group:
@@ -47,12 +47,12 @@ class LayerRates:
             self._bases.append(None if at is None else (float(group["lr"]), at))
 
     def set(self, scale: Tensor | None) -> None:
-        """``scale`` is float64 ``[S]``, read once by the host; None goes back to the base."""
+        """Scale the rates by float64 ``[S]``, which the host reads once; None: the base rates."""
         factors = None if scale is None else scale.tolist()
-        # Groups by place, not by object: load_state_dict puts new ones there.
-        for group, known in zip(self._optimizer.param_groups, self._bases, strict=True):
-            if known is not None:
-                base, at = known
+        # Groups by index, not by object: load_state_dict makes new ones.
+        for group, base_and_segment in zip(self._optimizer.param_groups, self._bases, strict=True):
+            if base_and_segment is not None:
+                base, at = base_and_segment
                 group["lr"] = base if factors is None else base * factors[at]
 
 
@@ -60,45 +60,47 @@ class OptimizerStep:
     """Forward, loss, gate, backward and ``optimizer.step`` on one batch.
 
     Args:
-        gated: holds the gate's state and rule.
+        sgd_step: whose gate state and rule are used.
 
     Attributes:
-        asks_again: whether ``optimizer.step`` must be given a closure with which it takes the gradient of one batch
-            as often as it likes (``torch.optim.LBFGS``).
+        needs_closure: whether ``optimizer.step`` must be given a closure, with which it takes the gradient of one
+            batch several times (``torch.optim.LBFGS``).
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, flat: FlatParameters, passes: ForwardLoss, gated: SgdStep
+        self, optimizer: torch.optim.Optimizer, flat: FlatParameters, forward_loss: ForwardLoss, sgd_step: SgdStep
     ) -> None:
-        self._optimizer, self._flat, self._passes, self._gated = optimizer, flat, passes, gated
+        self._optimizer, self._flat, self._forward_loss, self._sgd_step = optimizer, flat, forward_loss, sgd_step
         closure = inspect.signature(optimizer.step).parameters.get("closure")
-        self.asks_again = closure is not None and closure.default is inspect.Parameter.empty
+        self.needs_closure = closure is not None and closure.default is inspect.Parameter.empty
 
     def train(self, inputs: Any, targets: Any) -> int:
-        """Returns how often the gradient was taken. The gate counts one loss a batch: the one before any update.
+        """Train on one batch; returns how often its gradient was taken.
+
+        The gate counts one loss a batch: the one before any update.
 
         Raises:
             LLPFError: see :class:`ForwardLoss`; an optimiser that never called the closure it asked for.
         """
-        taken = 0
+        gradients = 0
 
-        # An optimiser's step runs without gradients, and need not switch them on for its closure.
+        # optimizer.step may run under no_grad and call this without switching gradients on.
         @torch.enable_grad()
         def gradient() -> Tensor:
-            nonlocal taken
+            nonlocal gradients
             self._flat.zero_grad()
-            loss = self._passes(inputs, targets)
-            if not taken:
-                torch.ops.llpf_fast.loss_gate_.default(self._gated.state, loss.detach(), **self._gated.rule)
+            loss = self._forward_loss(inputs, targets)
+            if not gradients:
+                torch.ops.llpf_fast.loss_gate_.default(self._sgd_step.state, loss.detach(), **self._sgd_step.rule)
             loss.backward()
-            taken += 1
+            gradients += 1
             return loss
 
         name = type(self._optimizer).__name__
-        if not self.asks_again:
+        if not self.needs_closure:
             gradient()
         try:
-            if self.asks_again:
+            if self.needs_closure:
                 # torch annotates a closure as giving a float, and hands on what it gives.
                 self._optimizer.step(gradient)  # type: ignore[arg-type]
             else:
@@ -109,11 +111,11 @@ class OptimizerStep:
             raise LLPFError(
                 f"{name}.step ends the program (exit status {error.code}); let it raise an error"
             ) from error
-        except Exception as error:  # optimisers of one's own raise anything; SAM asserts that it is given a closure
+        except Exception as error:  # a user's optimiser raises anything; SAM asserts that it is given a closure
             raise LLPFError(
                 f"{name}.step fails: {type(error).__name__}: {first_line(error)}; an optimizer must step from the "
                 "gradients there are, or take one closure (step(closure))"
             ) from error
-        if not taken:
+        if not gradients:
             raise LLPFError(f"{name}.step asks for a closure but never calls it")
-        return taken
+        return gradients

@@ -1,4 +1,4 @@
-"""``SgdStep``: one iteration of a correction with ``sgd_``, in which the host decides nothing."""
+"""``SgdStep``: one iteration of a correction with ``sgd_``, without a decision of the host."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from ..errors import LLPFError
 from ..flat import FlatParameters
 from .snapshots import BufferSnapshot
 
-#: Bytes of gradients up to which autograd may make new ones, to be copied into the buffer by one kernel, where the host
-#: does not launch them (a graph). Adding each into its place takes a kernel a parameter and no memory.
+#: Bytes of gradients up to which, inside a CUDA graph, autograd makes new ones that one kernel copies into the buffer.
+#: Above, each is added into the buffer, which takes a kernel a parameter and no memory.
 _GATHERED_BYTES = 64 << 20
 
 
 class SgdStep:
-    """Forward, loss, gate, backward and update on one batch; called, it draws the batch itself, from the gate's count.
+    """Forward, loss, gate, backward and update: :meth:`train` on a given batch, a call on the gate's next batch.
 
-    A call while the gate is closed changes nothing: not a parameter, not the momentum, not a buffer of the module
-    (BatchNorm's statistics), not a counter. So calls may be queued without waiting for the gate to close, and may be
-    captured into a CUDA graph.
+    A call while the gate is closed changes nothing: no parameter, no momentum, no buffer of the module (BatchNorm's
+    statistics), no counter. So calls may be queued without waiting for the gate to close, and may be captured into a
+    CUDA graph.
 
     Args:
         flat: the module and its flat buffers.
-        passes: forward and loss.
-        state: of ``loss_gate_``; ``rule`` its threshold and rounds.
+        state: of ``loss_gate_``; ``rule`` its other arguments.
         lr: float64 ``[]``.
         hyper: of ``sgd_``.
         momentum_buffer: ``[N]``, where ``hyper`` has momentum.
@@ -37,7 +36,7 @@ class SgdStep:
     def __init__(
         self,
         flat: FlatParameters,
-        passes: ForwardLoss,
+        forward_loss: ForwardLoss,
         *,
         state: Tensor,
         rule: dict[str, Any],
@@ -46,7 +45,7 @@ class SgdStep:
         momentum_buffer: Tensor | None,
     ) -> None:
         self.flat, self.state, self.rule = flat, state, rule
-        self._passes, self._hyper, self._momentum_buffer = passes, hyper, momentum_buffer
+        self._forward_loss, self._hyper, self._momentum_buffer = forward_loss, hyper, momentum_buffer
         self._base_lr = self._lr = lr
         self._batches: IndexedBatches | None = None
         self._buffers: BufferSnapshot | None = None
@@ -61,14 +60,15 @@ class SgdStep:
         else:
             torch.mul(self._base_lr, scale, out=self._lr)
 
-    def draws(self, batches: IndexedBatches, *, gather: bool | None = None) -> None:
-        """Get ready to be called, with batches from ``batches``.
+    def bind_batches(self, batches: IndexedBatches, *, gather: bool | None = None) -> None:
+        """Set where calls take their batches from; needed before the first call.
 
-        ``gather``: whether gradients are made anew and then copied; None decides by their size and device. Both ways
-        give the same values (a zero may have another sign).
+        Args:
+            gather: whether gradients are made anew and then copied; None decides by their size and device. Both ways
+                give the same values (a zero may have another sign).
 
         Raises:
-            LLPFError: a buffer that cannot be kept.
+            LLPFError: a buffer of the module that :class:`BufferSnapshot` refuses.
         """
         self._batches = batches
         self._buffers = BufferSnapshot(self.flat.module)
@@ -79,9 +79,9 @@ class SgdStep:
     def __call__(self) -> None:
         assert self._batches is not None
         assert self._buffers is not None
-        self._buffers.keep()
+        self._buffers.save()
         self.train(*self._batches.batch_on_device(self.state), gather=self._gather)
-        self._buffers.put_back(self.state)
+        self._buffers.restore(self.state)
 
     def train(self, inputs: Any, targets: Any, *, gather: bool = False) -> None:
         """One iteration on the given batch.
@@ -95,7 +95,7 @@ class SgdStep:
                 parameter.grad = None
         else:
             flat.zero_grad()
-        loss = self._passes(inputs, targets)
+        loss = self._forward_loss(inputs, targets)
         torch.ops.llpf_fast.loss_gate_.default(self.state, loss.detach(), **self.rule)
         loss.backward()
         flat.ensure_gradients()

@@ -1,4 +1,4 @@
-"""Buffers and random states, kept aside and put back."""
+"""Snapshots of a module's buffers and of random states, and how they are restored."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..ops.loss_gate import ACTIVE
 
 
 class BufferSnapshot:
-    """Makes the buffers of ``module`` views of one tensor a dtype, so that keeping and putting back take a kernel each.
+    """Makes the buffers of ``module`` views of one tensor a dtype, so that saving and restoring take a kernel each.
 
-    The buffers stay the module's own objects; their values do not change.
+    The buffers stay the same objects with the same values.
 
     Raises:
         LLPFError: two buffers that share memory, or one that is not dense.
@@ -33,8 +33,8 @@ class BufferSnapshot:
             for buffer, part in zip(chosen, parts, strict=True):
                 buffer.data = part.view(buffer.shape)
             self._now.append(now)
-        self._kept = [now.clone() for now in self._now]
-        self._places = self._present()
+        self._saved = [now.clone() for now in self._now]
+        self._addresses = self._present()
 
     def _check(self) -> None:
         owners: dict[int, str] = {}
@@ -42,7 +42,7 @@ class BufferSnapshot:
             if buffer.layout is not torch.strided:
                 raise LLPFError(f"buffer {name} is not dense")
             other = owners.setdefault(buffer.untyped_storage().data_ptr(), name)
-            # Rows of a stack, and buffers kept before, are parts of one piece of memory that do not overlap.
+            # Rows of a stack, and buffers that an earlier snapshot joined, share a storage without overlapping.
             if other != name and buffer.numel() and _overlap(buffer, self._buffers[other]):
                 raise LLPFError(f"buffers {other} and {name} share memory")
 
@@ -50,23 +50,23 @@ class BufferSnapshot:
         return {name: buffer.data_ptr() for name, buffer in self._module.named_buffers()}
 
     def moved(self) -> str | None:
-        """The name of a buffer that lies elsewhere now (its module assigned a new tensor), appeared or vanished."""
+        """Name of a buffer that has another address now (its module assigned a new tensor), appeared or vanished."""
         present = self._present()
-        changed = {name for name, _ in self._places.items() ^ present.items()}
+        changed = {name for name, _ in self._addresses.items() ^ present.items()}
         return min(changed, default=None)
 
-    def keep(self) -> None:
-        """Remember the values as they are now."""
-        for kept, now in zip(self._kept, self._now, strict=True):
-            kept.copy_(now)
+    def save(self) -> None:
+        """Copy the present values into the snapshot."""
+        for saved, now in zip(self._saved, self._now, strict=True):
+            saved.copy_(now)
 
-    def put_back(self, state: Tensor) -> None:
-        """Go back to the values kept where the gate's ``state`` says that this iteration did not count."""
+    def restore(self, state: Tensor) -> None:
+        """Go back to the saved values if the gate's ``state`` is closed: this iteration did not count."""
         if not self._now:
             return
         is_open = state[ACTIVE] != 0
-        for kept, now in zip(self._kept, self._now, strict=True):
-            torch.where(is_open, now, kept, out=now)
+        for saved, now in zip(self._saved, self._now, strict=True):
+            torch.where(is_open, now, saved, out=now)
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
@@ -79,7 +79,7 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 
 class RngSnapshot:
-    """Remembers torch's (of the CPU and of ``device``), NumPy's and Python's generators as they are now."""
+    """The present states of torch's generators (of the CPU and of ``device``), NumPy's and Python's."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -98,7 +98,7 @@ class RngSnapshot:
         return not (same and all(numpy.array_equal(a, b) for a, b in pairs))
 
     def restore(self) -> None:
-        """Go back to the states remembered."""
+        """Go back to the saved states."""
         torch.set_rng_state(self._torch[0])
         if self._device.type == "cuda":
             torch.cuda.set_rng_state(self._torch[1], self._device)

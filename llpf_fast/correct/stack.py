@@ -1,4 +1,4 @@
-"""K paths as the rows of one buffer, and their forward and backward passes in one call."""
+"""K paths as the rows of one buffer, and one iteration of all of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..types import LossFunction
 class ParameterStack:
     """Rows of ``data [K, N]``: the values of K modules, with their gradients and buffers.
 
-    The paths held are always the first rows, so that every op call and every pass runs over one piece of memory.
+    Its paths are always the first rows, so that every op call and every pass runs over one piece of memory.
 
     Args:
         flat: of one module of the architecture; only its layout counts.
@@ -32,7 +32,7 @@ class ParameterStack:
 
     Attributes:
         data, grad: ``[K, N]``, dtype and device of ``flat.data``.
-        flats: of the paths held, in the order of their rows; their buffers and gradients are rows of this memory.
+        flats: of the paths in the stack, in the order of their rows; their values, gradients and buffers are rows.
     """
 
     def __init__(self, flat: FlatParameters, loss_fn: LossFunction, capacity: int) -> None:
@@ -50,43 +50,46 @@ class ParameterStack:
         self.flats: list[FlatParameters] = []
 
     def take(self, flat: FlatParameters) -> int:
-        """Hold one more path, with the values and buffers it has now; its row."""
+        """Move one more path, its values and buffers, into the next row; returns the row."""
         row = len(self.flats)
         flat.module.train()
-        self._put(flat, row)
+        self._move(flat, row)
         self.flats.append(flat)
         return row
 
     def drop(self, row: int) -> int:
-        """Hold the path of ``row`` no longer; the row whose path lies there instead (itself: it was the last)."""
+        """Remove the path of ``row``; returns the row whose path was moved there (itself where it was the last)."""
         last = len(self.flats) - 1
         flat = self.flats.pop()
         if row != last:
-            self._put(flat, row)
+            self._move(flat, row)
             self.flats[row] = flat
         return last
 
     @torch.no_grad()
-    def _put(self, flat: FlatParameters, row: int) -> None:
+    def _move(self, flat: FlatParameters, row: int) -> None:
         flat.move_to(self.data[row], self.grad[row])
         for name, buffer in flat.module.named_buffers():
-            place = self._buffers[name][row]
-            place.copy_(buffer)
-            buffer.data = place
+            target = self._buffers[name][row]
+            target.copy_(buffer)
+            buffer.data = target
 
-    def keep_buffers(self, width: int) -> Callable[[Tensor], None]:
-        """Remember the buffers of the first rows; returns what puts some back, given True for those not."""
+    def save_buffers(self, width: int) -> Callable[[Tensor], None]:
+        """Copy the buffers of the first ``width`` rows; returns a function that restores rows.
+
+        That function takes a bool ``[width]`` and restores the rows where it is False.
+        """
         now = [buffer[:width] for buffer in self._buffers.values()]
-        kept = [buffer.clone() for buffer in now]
+        saved = [buffer.clone() for buffer in now]
 
-        def put_back(counts: Tensor) -> None:
-            for old, new in zip(kept, now, strict=True):
+        def restore(counts: Tensor) -> None:
+            for old, new in zip(saved, now, strict=True):
                 new.copy_(torch.where(counts.view(-1, *[1] * (new.dim() - 1)), new, old))
 
-        return put_back
+        return restore
 
-    def passes_in_turn(self, inputs: Any, targets: Any) -> Tensor:
-        """Forward and backward of one row after the other, each the very call of a path alone; losses ``[k]``."""
+    def sequential_passes(self, inputs: Any, targets: Any) -> Tensor:
+        """Losses ``[k]`` after forward and backward of one row after the other, with the bits of a path alone."""
         losses = []
         for row, flat in enumerate(self.flats):
             flat.zero_grad()
@@ -99,8 +102,8 @@ class ParameterStack:
             losses.append(loss.detach().reshape(()))
         return torch.stack(losses)
 
-    def passes_at_once(self, inputs: Any, targets: Any) -> Tensor:
-        """Forward and backward of the first k rows as one, batches ``[k, B, ...]``; losses ``[k]``."""
+    def batched_passes(self, inputs: Any, targets: Any) -> Tensor:
+        """Losses ``[k]`` after one forward and backward of the first k rows, on batches ``[k, B, ...]``."""
         width = len(first_tensor(targets))
         rows = self._rows.get(width)
         if rows is None:
@@ -110,10 +113,10 @@ class ParameterStack:
         losses = vmap(self._loss)(leaves, buffers, inputs, targets)
         if not losses.requires_grad:
             raise LLPFError(NO_GRADIENT)
-        # Rows share no value, so the gradient of the sum is every row's own.
-        found = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
-        for place, gradient in zip(gradients, found, strict=True):
-            place.zero_() if gradient is None else place.copy_(gradient)
+        # Rows share no value, so the gradient of the sum holds that of each row.
+        computed = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
+        for target, gradient in zip(gradients, computed, strict=True):
+            target.zero_() if gradient is None else target.copy_(gradient)
         return losses.detach()
 
     def _loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Any, y: Any) -> Tensor:
@@ -123,7 +126,7 @@ class ParameterStack:
         return compute_loss(model, self._loss_fn, x, y).reshape(())
 
     def _first_rows(self, width: int) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
-        """The first rows as one tensor a parameter; of these, those that train; and their places in ``grad``."""
+        """Views of the first rows, one a parameter; of these, those that train; and the views of their gradients."""
         leaves, trained, gradients = {}, [], []
         for (name, (shape, stride, offset)), trains in zip(self._views.items(), self._trained, strict=True):
             where = (width, *shape), (self.data.stride(0), *stride), offset
@@ -135,25 +138,25 @@ class ParameterStack:
 
 
 def _views(flat: FlatParameters) -> dict[str, Tensor]:
-    # Of a buffer of its own: the offsets are then those inside one row.
+    # Of a new buffer, so that offsets are those inside one row.
     return flat.views(torch.empty_like(flat.data))
 
 
 class StackedStep:
-    """Draw, forward, loss, gate, backward and update of the first rows of a stack, each with its own gate and round.
+    """Draw, forward, loss, gate, backward and update of the first rows of a stack; each row has a gate and a stream.
 
-    A row whose gate is closed keeps every bit: parameters, momentum, buffers, counters. So a call may be repeated
-    without a look at the gates, and may be captured into a CUDA graph.
+    A row whose gate is closed does not change: parameters, momentum, buffers, counters. So a call may be repeated
+    without reading the gates, and may be captured into a CUDA graph.
 
     Args:
         flat: of one module of the architecture; only its layout counts.
-        batches: where every row's batches come from, each at its own round.
+        batches: where every row's batches come from.
         rows: capacity.
         threshold, ..., nesterov: see :class:`~llpf_fast.correct.Correction`.
 
     Attributes:
-        state: of ``loss_gate_``, ``[K, 4 + min_rounds]``; all closed.
-        first: int64 ``[K]``: the round of the stream at which the row's correction began.
+        state: of ``loss_gate_``, ``[K, 4 + window]``; all closed.
+        first: int64 ``[K]``: the batch of the stream with which the row's correction began.
         lr: float64 ``[K, S]``.
         momentum_buffer: ``[K, N]``, where there is momentum.
     """
@@ -166,8 +169,8 @@ class StackedStep:
         *,
         rows: int,
         threshold: float,
-        min_rounds: int,
-        max_rounds: int,
+        window: int,
+        max_steps: int,
         lr: float,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
@@ -175,28 +178,28 @@ class StackedStep:
     ) -> None:
         self.stack = ParameterStack(flat, loss_fn, rows)
         self._batches = batches
-        self.rule = {"threshold": threshold, "window": min_rounds, "max_steps": max_rounds}
+        self.rule = {"threshold": threshold, "window": window, "max_steps": max_steps}
         self._hyper = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
         device = flat.data.device
         self.first = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.state = torch.zeros_like(ops.gate_state(min_rounds, rows, device=device))
+        self.state = torch.zeros_like(ops.gate_state(window, rows, device=device))
         self.lr = torch.full((rows, len(flat.table)), lr, dtype=torch.float64, device=device)
         self.momentum_buffer = torch.zeros_like(self.stack.data) if momentum else None
 
-    def in_turn(self) -> None:
-        """One iteration of the rows held, whose gates are all open, one forward and backward after the other."""
+    def sequential(self) -> None:
+        """One iteration of all rows, one forward and backward after the other; their gates must be open."""
         count = len(self.stack.flats)
         inputs, targets = self._batches.batches_of_rows(self.first[:count], self.state[:count])
-        self._update(self.stack.passes_in_turn(inputs, targets))
+        self._update(self.stack.sequential_passes(inputs, targets))
 
-    def at_once(self, width: int, *, keep: bool) -> None:
-        """One iteration of the first ``width`` rows together; without ``keep`` the gates of all of them are open."""
+    def batched(self, width: int, *, gates_may_be_closed: bool) -> None:
+        """One iteration of the first ``width`` rows by one forward and one backward."""
         state = self.state[:width]
         inputs, targets = self._batches.batches_of_rows(self.first[:width], state)
-        put_back: Callable[[Tensor], None] | None = self.stack.keep_buffers(width) if keep else None
-        self._update(self.stack.passes_at_once(inputs, targets))
-        if put_back is not None:
-            put_back(state[:, ACTIVE] != 0)
+        restore = self.stack.save_buffers(width) if gates_may_be_closed else None
+        self._update(self.stack.batched_passes(inputs, targets))
+        if restore is not None:
+            restore(state[:, ACTIVE] != 0)
 
     def _update(self, losses: Tensor) -> None:
         width, stack = len(losses), self.stack

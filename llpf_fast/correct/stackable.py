@@ -1,4 +1,4 @@
-"""Whether a network can be stacked: what its modules keep beside parameters and buffers would be shared by the rows."""
+"""Whether a network can be stacked: a forward that depends on hidden state cannot, because rows would share it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _NUMBERS = (bool, int, float, complex)
 class HiddenStateProbe:
     """Tensors and numbers in plain attributes of ``module`` and of all inside it, and in lists and dictionaries there.
 
-    Remembered are the objects themselves and how often each tensor was written to: nothing is copied, and no other
-    object can come to lie at a remembered one's address.
+    It refers to the objects and notes how often each tensor was written to. Nothing is copied, and no object's address
+    is used again while the probe exists.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -56,7 +56,7 @@ class HiddenStateProbe:
 
     def differs(self, other: HiddenStateProbe, name: str) -> bool:
         """Whether ``name`` holds another value in ``other``, of a module of the same architecture."""
-        (a, _), (b, _) = (kept._values.get(name, (None, None)) for kept in (self, other))
+        (a, _), (b, _) = (probe._values.get(name, (None, None)) for probe in (self, other))
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             return a.dtype != b.dtype or not torch.equal(a, b)
         return type(a) is not type(b) or bool(a != b)
@@ -78,55 +78,56 @@ def _same(a: tuple[Any, int | None] | None, b: tuple[Any, int | None] | None) ->
     return type(old) is type(new) and bool(old == new)
 
 
-#: The second time shows what a module has kept of the first.
-_TIMES = 2
+#: The second pass shows what the first has left in the module.
+_PASSES = 2
 _WITHOUT = "search its paths one after the other (--together 1)"
 
 
 class NotStackableError(LLPFError):
-    """A network whose paths can only be searched one after the other."""
+    """The network, its data or its settings allow only one path after the other."""
 
 
 def check_stackable(flat: FlatParameters, loss_fn: LossFunction, batches: IndexedBatches) -> str | None:
-    """Hold the passes of a stack of two against those of each row alone, on two batches; ``flat`` keeps every bit.
+    """Compare the batched passes of a stack of two with the sequential ones; ``flat`` does not change.
 
     Returns:
         The name of an operation that vmap only repeats row by row, so that a stack gains little; None: there is none.
 
     Raises:
-        NotStackableError: the network draws random numbers in training, does what vmap cannot follow, keeps
-            something outside its buffers, or comes out different. The message names the cause.
+        NotStackableError: the network draws random numbers in training, does what vmap does not support, has state
+            outside its buffers, or gives other values. The message names the cause.
     """
-    alone, together = (_pair(flat, loss_fn) for _ in range(2))
+    sequential, batched = (_stack_of_two(flat, loss_fn) for _ in range(2))
     first = torch.arange(2, device=flat.data.device)
     inputs, targets = batches.batches_of_rows(first, ops.gate_state(1, 2, device=first.device))
     with torch.random.fork_rng(devices=[flat.data.device] if flat.data.is_cuda else []):
-        kept = [_kept(alone)]
-        for _ in range(_TIMES):
-            want = alone.passes_in_turn(inputs, targets)
-            kept.append(_kept(alone))
-    _check_kept(flat, kept)
+        probes = [_probe(sequential)]
+        for _ in range(_PASSES):
+            want = sequential.sequential_passes(inputs, targets)
+            probes.append(_probe(sequential))
+    _check_hidden_state(flat, probes)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            for _ in range(_TIMES):
-                got = together.passes_at_once(inputs, targets)
+            for _ in range(_PASSES):
+                got = batched.batched_passes(inputs, targets)
         except (LLPFError, RuntimeError, NotImplementedError, ValueError, TypeError) as error:
             raise NotStackableError(
                 f"{type(flat.module).__name__} cannot be stacked: {_reason(flat, error)}; {_WITHOUT}"
             ) from error
-    pairs = [("loss", want, got), ("gradient", alone.grad, together.grad)]
-    pairs += [(f"buffer {name}", a, b) for (name, a), (_, b) in zip(_buffers(alone), _buffers(together), strict=True)]
+    pairs = [("loss", want, got), ("gradient", sequential.grad, batched.grad)]
+    both = zip(_buffers(sequential), _buffers(batched), strict=True)
+    pairs += [(f"buffer {name}", a, b) for (name, a), (_, b) in both]
     for name, a, b in pairs:
-        if not _close(a, b):
+        if not _agree(a, b):
             raise NotStackableError(
                 f"{type(flat.module).__name__} cannot be stacked: its {name} comes out different in a stack; {_WITHOUT}"
             )
     return _fallback(caught)
 
 
-def _pair(flat: FlatParameters, loss_fn: LossFunction) -> ParameterStack:
-    """A stack of two copies of ``flat``, a little apart."""
+def _stack_of_two(flat: FlatParameters, loss_fn: LossFunction) -> ParameterStack:
+    """A stack of two copies of ``flat``, one scaled a little."""
     stack = ParameterStack(flat, loss_fn, 2)
     for factor in (1.0, 1.0 + 2.0**-6):
         twin = copy.deepcopy(flat)
@@ -136,19 +137,19 @@ def _pair(flat: FlatParameters, loss_fn: LossFunction) -> ParameterStack:
     return stack
 
 
-def _kept(stack: ParameterStack) -> list[HiddenStateProbe]:
+def _probe(stack: ParameterStack) -> list[HiddenStateProbe]:
     return [HiddenStateProbe(flat.module) for flat in stack.flats]
 
 
-def _check_kept(flat: FlatParameters, kept: list[list[HiddenStateProbe]]) -> None:
-    """Refuse what every pass changes, and what the first pass left that is not equal in both rows.
+def _check_hidden_state(flat: FlatParameters, probes: list[list[HiddenStateProbe]]) -> None:
+    """Refuse attributes that every pass changes, and those that the first pass set differently in the two rows.
 
-    A stack has one module for all rows, so that what it keeps would be theirs in common; of a mask or a table that the
-    first pass makes for all that is right.
+    A stack has one module for all rows, so its attributes are shared. That is right for a mask or a table that the
+    first pass computes once.
     """
-    (before, _), (once, other), (twice, _) = kept
-    own = [name for name in once.changed(before) if once.differs(other, name)]
-    for name in (*twice.changed(once), *own):
+    (before, _), (once, other), (twice, _) = probes
+    different = [name for name in once.changed(before) if once.differs(other, name)]
+    for name in (*twice.changed(once), *different):
         raise NotStackableError(
             f"{type(flat.module).__name__} cannot be stacked: its forward keeps {name!r}, which is no buffer, and the "
             f"paths would share it; make it a buffer, or {_WITHOUT}"
@@ -159,8 +160,8 @@ def _buffers(stack: ParameterStack) -> list[tuple[str, Tensor]]:
     return [(name, buffer) for flat in stack.flats for name, buffer in flat.buffers().items()]
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal up to rounding: half of the digits. Rows that leak into each other are far beyond that."""
+def _agree(a: Tensor, b: Tensor) -> bool:
+    """Whether half of the digits agree. Rows that influence each other differ by far more."""
     if not a.is_floating_point():
         return torch.equal(a, b)
     if not bool(a.isfinite().all()):
@@ -182,7 +183,7 @@ def _reason(flat: FlatParameters, error: Exception) -> str:
 
 def _fallback(caught: list[warnings.WarningMessage]) -> str | None:
     for warning in caught:
-        found = re.search(r"batching rule for (aten::\w+)", str(warning.message))
-        if found:
-            return found[1]
+        match = re.search(r"batching rule for (aten::\w+)", str(warning.message))
+        if match:
+            return match[1]
     return None

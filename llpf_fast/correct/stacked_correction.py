@@ -1,4 +1,4 @@
-"""The correction of many paths at once: one forward, one backward and one update for all rows of a stack."""
+"""The correction of many paths: one forward, one backward and one update for all rows of a stack."""
 
 from __future__ import annotations
 
@@ -17,33 +17,31 @@ from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..ops.loss_gate import ACTIVE, FINAL, MEAN, STEPS, WINDOW
 from ..types import LossFunction
-from .correction import Capture, CorrectionResult
-from .graphs import capture
+from .correction import CorrectionResult, CudaGraph
+from .graphs import WARM_UP, capture
 from .stack import StackedStep
 
-#: Iterations queued on a GPU between two looks at the gates, at most. A look costs some 20 microseconds of an idle
-#: device and a microsecond of the host for each path; a path whose gate has closed waits for the look.
+#: Iterations queued on a GPU between two reads of the gates, at most. A read costs some 20 microseconds of an idle
+#: device and a microsecond of the host for each path; a path whose gate has closed waits for it.
 _BLOCK_GPU = 4
-#: Iterations before a capture: libraries choose their kernels and take their workspaces in the first ones.
-_WARM_UP = 3
 
 
 class StackedCorrection:
-    """Runs the corrections of up to ``paths`` paths in step with each other, each with its own gate and its own end.
+    """Runs the corrections of up to ``paths`` paths in step with each other; each has a gate and ends by it.
 
-    A path joins with :meth:`take` and trains from :meth:`StackedPath.begin` until :meth:`iterate` reports its end. A
-    row's update is that of :class:`~llpf_fast.correct.Correction` bit for bit; so are its forward and backward passes
-    while fewer than ``least`` paths are held (they then run in turn). Otherwise those differ in the last bits, and
-    a row's values do not depend on when the host looks.
+    A path joins with :meth:`take` and trains from :meth:`StackRow.begin` until :meth:`iterate` reports its end. A
+    row's update is that of :class:`~llpf_fast.correct.Correction` bit for bit. So are its forward and backward passes
+    while there are fewer than ``least`` paths (they then run one after the other). Otherwise those differ in the last
+    bits. A row's values do not depend on when the host reads the gates.
 
     Args:
         flat: of one module of the architecture; only its layout counts.
         batches: where every path's batches come from.
-        paths: rows; memory is held for all of them.
-        least: paths below which passes run in turn.
-        block: iterations between two looks at the gates, at most ``min_rounds``; the default: 1 on a CPU, where a row
+        paths: rows; memory is allocated for all of them.
+        least: fewer paths than this run their passes one after the other.
+        block: iterations between two reads of the gates, at most ``window``; the default: 1 on a CPU, where a row
             that waits costs as much as one that trains.
-        loss_fn, threshold, ..., capture: see :class:`~llpf_fast.correct.Correction`.
+        loss_fn, threshold, ..., cuda_graph: see :class:`~llpf_fast.correct.Correction`.
     """
 
     def __init__(
@@ -56,14 +54,14 @@ class StackedCorrection:
         least: int = 2,
         block: int | None = None,
         threshold: float,
-        min_rounds: int,
-        max_rounds: int,
+        window: int,
+        max_steps: int,
         lr: float,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
         keep_momentum: bool = False,
-        capture: Capture = "auto",
+        cuda_graph: CudaGraph = "auto",
     ) -> None:
         self.step = StackedStep(
             flat,
@@ -71,25 +69,25 @@ class StackedCorrection:
             batches,
             rows=paths,
             threshold=threshold,
-            min_rounds=min_rounds,
-            max_rounds=max_rounds,
+            window=window,
+            max_steps=max_steps,
             lr=lr,
             momentum=momentum,
             weight_decay=weight_decay,
             nesterov=nesterov,
         )
         device = flat.data.device
-        if capture == "on" and device.type != "cuda":
+        if cuda_graph == "on" and device.type != "cuda":
             raise LLPFError(f"correction.cuda_graph is on, but a {device.type} has no CUDA graphs")
-        self._least, self._on_gpu, self._capture = least, device.type == "cuda", capture
-        self._block = min(block or (_BLOCK_GPU if self._on_gpu else 1), min_rounds)
+        self._least, self._on_gpu, self._cuda_graph = least, device.type == "cuda", cuda_graph
+        self._block = min(block or (_BLOCK_GPU if self._on_gpu else 1), window)
         self.base_lr, self.keeps_momentum = lr, keep_momentum and momentum != 0.0
-        self.fresh = ops.gate_state(min_rounds, device=device)
+        self.open_gate = ops.gate_state(window, device=device)
         self._paths: list[StackRow] = []
         self._graphs: dict[int, Callable[[], None]] = {}
 
     def take(self, flat: FlatParameters) -> StackRow:
-        """Give ``flat`` a row: its values, gradients and buffers lie there from now on."""
+        """Move the values, gradients and buffers of ``flat`` into a row."""
         path = StackRow(self, self.step.stack.take(flat))
         self._paths.append(path)
         self.step.lr[path.row] = self.base_lr
@@ -110,7 +108,7 @@ class StackedCorrection:
         step.state[last].zero_()
 
     def iterate(self) -> list[tuple[StackRow, CorrectionResult | LLPFError]]:
-        """Train all paths for an iteration, on a GPU for some; those whose correction ended, and how.
+        """Train all paths for an iteration, on a GPU for several; returns those whose correction ended, and how.
 
         Raises:
             LLPFError: the model or the loss fails on the data.
@@ -118,28 +116,28 @@ class StackedCorrection:
         count, step = len(self._paths), self.step
         with torch.enable_grad(), float32_products("float32", step.state.device):
             if count < self._least:
-                step.in_turn()
+                step.sequential()
             else:
-                self._at_once(count)
+                self._batched(count)
         ended = []
         # One transfer: on a GPU this is where the host waits.
         for path, values in zip(list(self._paths), step.state[:count].tolist(), strict=True):
-            answer = path.follow(values, step.rule)
-            if answer is not None:
-                ended.append((path, answer))
+            result = path.read_gate(values, step.rule)
+            if result is not None:
+                ended.append((path, result))
         return ended
 
-    def _at_once(self, count: int) -> None:
+    def _batched(self, count: int) -> None:
         width = self._width(count)
-        keep = self._block > 1 or width > count
+        gates_may_be_closed = self._block > 1 or width > count
         for _ in range(self._block):
             if self._on_gpu:
                 self._replay(width)
             else:
-                self.step.at_once(width, keep=keep)
+                self.step.batched(width, gates_may_be_closed=gates_may_be_closed)
 
     def _width(self, count: int) -> int:
-        """Rows that take part. A GPU's graph is captured for a number of rows, so there it falls by halves."""
+        """Rows that take part. On a GPU the capacity halved some times: a graph is captured for each width."""
         if not self._on_gpu:
             return count
         width = self.step.stack.capacity
@@ -150,45 +148,45 @@ class StackedCorrection:
     def _replay(self, width: int) -> None:
         graph = self._graphs.get(width)
         if graph is None:
-            graph = self._graphs[width] = self._recorded(width)
+            graph = self._graphs[width] = self._make_replay(width)
         graph()
 
-    def _recorded(self, width: int) -> Callable[[], None]:
-        """An iteration of ``width`` rows: captured, or called where that may not or cannot be."""
-        called = partial(self.step.at_once, width, keep=True)
-        if self._capture == "off":
-            return called
+    def _make_replay(self, width: int) -> Callable[[], None]:
+        """An iteration of ``width`` rows: captured, or a plain call where capturing is off or fails."""
+        iteration = partial(self.step.batched, width, gates_may_be_closed=True)
+        if self._cuda_graph == "off":
+            return iteration
         state = self.step.state.clone()
         try:
-            return self._captured(called)
+            return self._captured(iteration)
         except Exception as error:  # a capture fails in as many ways as there are modules
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            if self._capture == "on":
+            if self._cuda_graph == "on":
                 raise LLPFError(f"correction.cuda_graph is on, but {why}") from error
             warnings.warn(
                 f"the stacked correction is not captured as a CUDA graph, and runs step by step: {why} "
                 "(correction.cuda_graph: off for silence)",
                 stacklevel=2,
             )
-            return called
+            return iteration
         finally:
             self.step.state.copy_(state)
 
     def _captured(self, call: Callable[[], None]) -> Callable[[], None]:
-        """``call`` as a CUDA graph. Tried out with closed gates, which leaves no trace but in the gates."""
+        """``call`` as a CUDA graph. The calls before the capture run with closed gates and change only those."""
         device = self.step.state.device
         self.step.state.zero_()
         current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         side.wait_stream(current)
         with torch.cuda.device(device), torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
+            for _ in range(WARM_UP):
                 call()
         current.wait_stream(side)
         return capture(call, device).replay
 
 
 class StackRow:
-    """One path's place in a :class:`StackedCorrection`: what a search needs of the correction that is run for it."""
+    """One path's row in a :class:`StackedCorrection`: a :class:`~.correction.Trainer` whose runs others drive."""
 
     def __init__(self, stacked: StackedCorrection, row: int) -> None:
         self._stacked, self.row = stacked, row
@@ -209,31 +207,31 @@ class StackRow:
         base = self._stacked.base_lr
         self._stacked.step.lr[self.row] = base if scale is None else base * scale
 
-    def begin(self, first_round: int, *, go_on: bool = False, stop_at_nan: bool = False) -> None:
-        """Train from round ``first_round`` on; see :meth:`Correction.run <llpf_fast.correct.Correction.run>`."""
+    def begin(self, first_round: int, *, continued: bool = False, stop_at_nan: bool = False) -> None:
+        """Train from batch ``first_round`` on; see :meth:`Correction.run <llpf_fast.correct.Correction.run>`."""
         self._stop_at_nan = stop_at_nan
-        self._stacked.step.state[self.row].copy_(self._stacked.fresh)
+        self._stacked.step.state[self.row].copy_(self._stacked.open_gate)
         self._stacked.step.first[self.row].fill_(first_round)
         momentum = self.momentum_buffer
-        if momentum is not None and not (self._stacked.keeps_momentum or go_on):
+        if momentum is not None and not (self._stacked.keeps_momentum or continued):
             momentum.zero_()
 
-    def follow(self, values: list[float], rule: dict[str, float]) -> CorrectionResult | LLPFError | None:
-        """What the gate's state means for this path; None where it trains on."""
-        rounds, mean, window = int(values[STEPS]), values[MEAN], int(rule["window"])
+    def read_gate(self, values: list[float], rule: dict[str, float]) -> CorrectionResult | LLPFError | None:
+        """How the correction ended, from the gate's state; None where it has not."""
+        steps, mean, window = int(values[STEPS]), values[MEAN], int(rule["window"])
         if not math.isfinite(mean):
-            for round_ in range(max(0, rounds - window), rounds):
-                loss = values[WINDOW + round_ % window]
+            for step in range(max(0, steps - window), steps):
+                loss = values[WINDOW + step % window]
                 if not math.isfinite(loss):
-                    return self._not_finite(round_ + 1, loss)
+                    return self._not_finite(step + 1, loss)
         if values[ACTIVE] != 0 and not values[FINAL]:
             return None
-        return CorrectionResult(rounds, mean, mean <= rule["threshold"])
+        return CorrectionResult(steps, mean, mean <= rule["threshold"])
 
-    def _not_finite(self, rounds: int, loss: float) -> CorrectionResult | LLPFError:
+    def _not_finite(self, steps: int, loss: float) -> CorrectionResult | LLPFError:
         if self._stop_at_nan:
-            return CorrectionResult(rounds, loss, False, finite=False)
+            return CorrectionResult(steps, loss, False, finite=False)
         return LLPFError(
-            f"the training loss became {loss} in round {rounds} of the correction; "
+            f"the training loss became {loss} in step {steps} of the correction; "
             "try a smaller correction.lr or a smaller step"
         )

@@ -1,6 +1,5 @@
 """The search: settings, the finder, the one-call API."""
 
-from ..modes import can_arrive, leads_to_model
 from ..settings import (
     ArrivalSettings,
     CorrectionSettings,
@@ -14,10 +13,9 @@ from ..settings import (
     StageSettings,
     StepSettings,
 )
-from ..tick.rule import resolve
 from .finder import PathFinder, find_path
 from .record import FindResult, TickProgress
-from .stacked_finder import SearchJob, StackedFinder, choose_together
+from .stacked_finder import SearchJob, StackedFinder, choose_parallel
 
 __all__ = [
     "ArrivalSettings",
@@ -36,9 +34,6 @@ __all__ = [
     "StageSettings",
     "StepSettings",
     "TickProgress",
-    "can_arrive",
-    "choose_together",
+    "choose_parallel",
     "find_path",
-    "leads_to_model",
-    "resolve",
 ]

@@ -1,4 +1,4 @@
-"""``PathFinder``: one LLPF search, composed from the rooms below."""
+"""``PathFinder`` and ``find_path``: search one path."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ from ..batches.forward import fixed_random_numbers
 from ..batches.precision import checked_device
 from ..batches.sampling import round_key
 from ..correct import CorrectionResult
-from ..correct.optimizer_step import LayerRates, one_group_each
-from ..errors import LLPFError, one_line, shown
-from ..flat import FlatParameters, copied
+from ..errors import LLPFError, shown
+from ..flat import copied
 from ..flat.copying import own_memory
 from ..flat.wrappers import check_usable, unwrapped
-from ..modes import can_arrive
 from ..path import LowLossPath
 from ..path.endpoint import Source, load_endpoint
 from ..settings import Settings, as_settings
-from ..tick.rule import resolve
 from ..types import LossFunction, OptimizerFactory
-from .build import TrainingData, make_correction, make_task, own_norm_rule, own_optimizer
+from .build import Common, PathTrainer, make_correction, make_optimizer, make_search, user_optimizer
 from .endpoints import Endpoints
-from .phases import RoutePhases, make_schedule
-from .record import FindResult, Record, TickProgress
+from .phases import RoutePhases
+from .record import FindResult, TickProgress
 from .screening import ScreeningEvaluator
-from .search import EvalRequest, PathSearch, TrainRequest
+from .search import EvalRequest, TrainRequest
+from .task import TrainingData, make_task
 
 _STREAM_MODULE_RANDOMNESS = 2
 
@@ -87,49 +85,35 @@ class PathFinder:
         if progress is not None and not callable(progress):
             raise LLPFError(f"progress must be a function of a TickProgress, got {shown(progress)}")
         self._progress = progress
-        ends = Endpoints(settings, start, destination)
+        endpoints = Endpoints(settings, start, destination)
         module = unwrapped(module)
         check_usable(module)
         own_memory(module)
-        rule = resolve(settings)
-        layout: dict[str, Any] = {"join_bias": settings.step.join_bias, "cut_attention": rule.values_only}
-        self.flat = FlatParameters(module.to(self._device), is_norm=own_norm_rule(settings, is_norm), **layout)
-        like = ends.load(self.flat)
+        common = Common.of(settings, self._device, is_norm)
+        self.flat = common.flat(module)
+        target = endpoints.load(self.flat)
         task = make_task(settings, module, train, loss_fn, self._device)
-        legs = RoutePhases(settings, rule, self.flat, like)
-        self._optimizer, rates = self._make_optimizer(own_optimizer(settings, optimizer), legs.scale_lr)
-        self._correction = make_correction(task, self.flat, self._optimizer)
-        self._screen = ScreeningEvaluator(module, task, **layout)
-        ends.check_losses(self._screen.loss, self.flat.data, like)
-        schedule = make_schedule(settings, self.flat, legs.main.may_move(), lambda: task.run_once(module))
-        record = Record(
-            settings,
-            ends,
-            self._device,
+        self._screening = ScreeningEvaluator(module, task, **common.layout)
+
+        def make_trainer(phases: RoutePhases) -> PathTrainer:
+            factory = user_optimizer(settings, optimizer)
+            self._optimizer, rates = make_optimizer(factory, self.flat, phases.scales_lr)
+            self._correction = make_correction(task, self.flat, self._optimizer)
+            return self._correction, self._optimizer, rates
+
+        self._search = make_search(
+            common,
+            task,
+            self._screening,
+            self.flat,
+            endpoints,
+            target,
+            make_trainer,
             out=out,
             resume=resume,
             provenance=provenance,
-            task=task.about,
             progress=lambda at: self._progress(at) if self._progress else None,
         )
-        self._search = PathSearch(
-            settings, self.flat, ends, legs, schedule, self._correction, record, self._optimizer, rates
-        )
-
-    def _make_optimizer(
-        self, factory: OptimizerFactory | None, by_layer: bool
-    ) -> tuple[torch.optim.Optimizer | None, LayerRates | None]:
-        if factory is None:
-            return None, None
-        module = self.flat.module
-        try:
-            optimizer = factory(one_group_each(module) if by_layer else module.parameters())
-        except LLPFError:
-            raise
-        except ValueError as error:
-            what = "one group a parameter, for correction.lr_rule (none: one group)" if by_layer else "the parameters"
-            raise LLPFError(f"the optimizer refuses {what}: {one_line(error)}") from error
-        return optimizer, LayerRates(optimizer, self.flat) if by_layer else None
 
     def run(self) -> FindResult:
         """Search until arrival, ``max_ticks``, or the smallest step fails; returns at once when the run is complete."""
@@ -139,8 +123,8 @@ class PathFinder:
             while True:
                 if isinstance(request, EvalRequest):
                     buffers = self.flat.persistent_buffers() if request.buffers is None else request.buffers
-                    loss = self._screen.loss(request.values, buffers, request.stop_above)
-                    # Or the point judged would stay until the next request is there.
+                    loss = self._screening.loss(request.values, buffers, request.stop_above)
+                    # Otherwise the point would stay in memory until the next request is there.
                     del request
                     request = steps.send(loss)
                     continue
@@ -157,7 +141,9 @@ class PathFinder:
     def _correct(self, request: TrainRequest) -> CorrectionResult:
         key = round_key(self.settings.seed, 0, request.first_round, _STREAM_MODULE_RANDOMNESS)
         with fixed_random_numbers(self._device, key):
-            return self._correction.run(request.first_round, go_on=request.go_on, stop_at_nan=request.stop_at_nan)
+            return self._correction.run(
+                request.first_round, continued=request.continued, stop_at_nan=request.stop_at_nan
+            )
 
 
 def find_path(
@@ -204,7 +190,7 @@ def find_path(
         LLPFError: wrong input, named in one line; or a search toward a model or sphere that ended without arriving.
     """
     base = (Settings() if settings is None else as_settings(settings)).changed(**changes)
-    # Before anything is loaded: what is said of a module that cannot be copied says more than names that differ.
+    # Before anything is loaded: that a module cannot be copied explains more than that names differ.
     network = copied(unwrapped(model))
     first = load_endpoint(start, network, "start")
     last = None if destination is None else load_endpoint(destination, network, "destination")
@@ -223,11 +209,11 @@ def find_path(
         is_norm=is_norm,
     )
     result = finder.run()
-    if not result.arrived and can_arrive(base):
+    if not result.arrived and base.goal != "none":
         if result.ended == "stuck":
             why = f"got stuck after {result.ticks} ticks"
             remedy = "raise the threshold or correction.max_steps"
         else:
             why, remedy = f"did not arrive within max_ticks={base.max_ticks}", "raise max_ticks or step.relative"
-        raise LLPFError(f"the path {why}; what was found is in {result.folder}: {remedy}")
+        raise LLPFError(f"the path {why}; its waypoints are in {result.folder}: {remedy}")
     return LowLossPath(result.folder)

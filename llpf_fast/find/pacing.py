@@ -1,4 +1,4 @@
-"""Pace of a search: the step controller, the average of a correction's points, and the point to fall back to."""
+"""Adaptive pacing: the step controller, the average of a correction's points, the point to go back to."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from ..flat import FlatParameters
 from ..flat.buffers import all_buffers, set_buffers
 from ..settings import PacingSettings
 
-#: Factors of the step after a short correction, a long one, and a failure.
+#: Factors of the step after a short correction, a long one and a failure.
 _GROW, _SHRINK, _BACK = 1.3, 0.8, 0.5
 
 
 class StepController:
-    """Factor on the step's length (ours, beyond the papers). ``scale`` is all there is to remember for a resume.
+    """Factor ``scale`` of the step's length (ours); a checkpoint needs nothing else.
 
-    A short correction says that the point was still in the low-loss space or close to it: the next step may be longer.
-    A failure (threshold not met, or a waypoint that the screening set finds too high) is taken back, and the same way
-    is tried again in smaller steps.
+    After a short correction the step grows: the point was in the low-loss space or close to it. After a long one it
+    shrinks. After a failure (threshold not met, or a loss on the screening set that is too high) the tick is taken back
+    and tried again with a smaller step.
     """
 
     def __init__(self, settings: PacingSettings, window: int) -> None:
         self._settings = settings
-        # A correction never takes fewer steps than its window holds, so those alone are a short one.
+        # A correction never takes fewer steps than its window.
         self._short = max(settings.target_steps, window)
         self.scale = 1.0
 
-    def succeeded(self, rounds: int) -> None:
-        """After a correction of ``rounds`` gradient steps whose waypoint passed."""
-        if rounds <= self._short:
+    def succeeded(self, sgd_steps: int) -> None:
+        """After a correction of that many gradient steps whose waypoint passed."""
+        if sgd_steps <= self._short:
             self._set(self.scale * _GROW)
-        elif rounds > 2 * self._short:
+        elif sgd_steps > 2 * self._short:
             self._set(self.scale * _SHRINK)
 
     def failed(self) -> bool:
@@ -54,15 +54,17 @@ class StepController:
 class IterateAverage:
     """Running mean of points and their losses, later ones weighing more (polynomial-decay averaging, arXiv 1212.1824).
 
-    Of points 1 to k and with ``power`` e the newest one gets the share (e + 1) / (k + e): about the last 1 / (e + 1) of
-    them count, however long a correction becomes. Gradient descent at a constant rate wanders around where it is
-    going; the mean lies nearer. Memory: one buffer ``[N]``, and none where ``power`` is None.
+    With ``power`` e, point k of k gets the share (e + 1) / (k + e), so about the last 1 / (e + 1) of them count. At a
+    constant rate gradient descent fluctuates around a minimum, and the mean lies nearer to it. Memory: one buffer
+    ``[N]``, and none where ``power`` is None.
+
+    Attributes:
+        values: the mean ``[N]``; None where nothing is averaged.
     """
 
     def __init__(self, like: Tensor, power: float | None) -> None:
         self._power = 0.0 if power is None else power
         self._count = 0
-        #: ``[N]``; None where nothing is averaged.
         self.values = None if power is None else torch.zeros_like(like)
         self._loss = 0.0
 
@@ -72,7 +74,7 @@ class IterateAverage:
 
     @torch.no_grad()
     def add(self, point: Tensor, corrected: CorrectionResult, threshold: float) -> CorrectionResult:
-        """Take in ``point [N]``, which ``corrected`` has led to; that, with the mean loss of all and its verdict."""
+        """Add ``point [N]``, the result of ``corrected``; returns that with the mean loss and whether it is met."""
         assert self.values is not None
         self._count += 1
         share = (self._power + 1) / (self._count + self._power)
@@ -86,9 +88,9 @@ class IterateAverage:
 
 
 class AcceptedPoint:
-    """Keeps one point: the caller's waypoint buffer ``[N]`` (no second copy), buffers and the optimiser's state.
+    """A copy of the module's buffers and the optimiser's state at the last accepted point; its values are the caller's.
 
-    Memory beyond that buffer: the module's buffers, and the momentum or optimiser state where it outlives a correction.
+    Momentum or optimiser state are copied only where they outlive a correction.
     """
 
     def __init__(self, flat: FlatParameters, trainer: Trainer, optimizer: torch.optim.Optimizer | None) -> None:
@@ -100,11 +102,11 @@ class AcceptedPoint:
 
     @property
     def buffers(self) -> dict[str, Tensor]:
-        """The buffers that were kept, by name."""
+        """The saved buffers by name."""
         return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
 
-    def keep(self) -> None:
-        """Remember everything but the values as they are now."""
+    def save(self) -> None:
+        """Copy everything but the values."""
         self._buffers = all_buffers(self._flat.module)
         if self._trainer.keeps_momentum:
             assert self._trainer.momentum_buffer is not None
@@ -113,8 +115,8 @@ class AcceptedPoint:
             self._optimizer_state = copy.deepcopy(self._optimizer.state_dict())
 
     @torch.no_grad()
-    def back(self, values: Tensor) -> None:
-        """Return to ``values [N]`` and to what was kept with them."""
+    def restore(self, values: Tensor) -> None:
+        """Go back to ``values [N]`` and to what was saved."""
         self._flat.ensure()
         self._flat.data.copy_(values)
         set_buffers(self._flat.module, self._buffers)

@@ -21,7 +21,7 @@ _NOT_MODELS = (".optimizer.pt",)
 
 @dataclass(frozen=True)
 class Pair:
-    """One path to search; ``destination`` is None where the way needs no model (origin, infinity, mean, spheres)."""
+    """One path to search; ``destination`` is None where the mode needs no model (origin, infinity, mean, spheres)."""
 
     start: Path
     destination: Path | None
@@ -38,15 +38,17 @@ class Pairs:
 def model_files(path: str | os.PathLike[str]) -> list[Path]:
     """``path`` itself, or the model files directly inside the folder ``path``, sorted by name (2 before 10).
 
-    Model files end in .pt, .pth, .ckpt or .safetensors; hidden files and the authors' ``*.optimizer.pt`` are not meant.
-    LLPFError when there is no such path, or no model file in the folder.
+    Model files end in .pt, .pth, .ckpt or .safetensors; hidden files and the authors' ``*.optimizer.pt`` are left out.
+
+    Raises:
+        LLPFError: there is no such path, or no model file in the folder.
     """
     path = Path(path)
     if not path.is_dir():
         if not path.exists():
             raise LLPFError(f"{path} is missing")
         return [path]
-    found = [
+    files = [
         file
         for file in path.iterdir()
         if file.name.endswith(_SUFFIXES)
@@ -54,9 +56,9 @@ def model_files(path: str | os.PathLike[str]) -> list[Path]:
         and not file.name.startswith(".")
         and file.is_file()
     ]
-    if not found:
+    if not files:
         raise LLPFError(f"folder {path} holds no model files ({', '.join(_SUFFIXES)})")
-    return sorted(found, key=lambda file: (_natural(file.name), file.name))
+    return sorted(files, key=lambda file: (_natural(file.name), file.name))
 
 
 def make_pairs(
@@ -71,7 +73,7 @@ def make_pairs(
     Args:
         starts, destinations: files, in order.
         digests: of what each file holds; files of one digest are equal models. They make no pair: ``Pairs.equal`` has
-            them (LLPFError in each-to-each, where a pair left out means that the folders do not fit).
+            them (LLPFError in each-to-each, where such a pair means that the folders do not match).
 
     Raises:
         LLPFError: unknown pairing; other numbers of files than it needs; nothing left to join.
@@ -87,31 +89,31 @@ def make_pairs(
         if pairing == one and len(files) != 1:
             raise LLPFError(f"{one} needs exactly one {name}, found {len(files)}")
     digests = digests or {}
-    wanted: list[Pair] = []
+    different: list[Pair] = []
     equal: list[Pair] = []
     for pair in _all_pairs(starts, destinations, pairing):
         assert pair.destination is not None
-        same = _place(pair.start) == _place(pair.destination) or (
+        same = pair.start.resolve() == pair.destination.resolve() or (
             pair.start in digests and digests[pair.start] == digests.get(pair.destination)
         )
-        (equal if same else wanted).append(pair)
+        (equal if same else different).append(pair)
     if equal and pairing == "each-to-each":
         raise LLPFError(f"{equal[0].start} and {equal[0].destination} hold the same model: there is no path to find")
-    if not wanted:
+    if not different:
         raise LLPFError("every start holds the same model as its destination: there is no path to find")
-    return Pairs(wanted, equal)
+    return Pairs(different, equal)
 
 
 def _all_pairs(starts: Sequence[Path], destinations: Sequence[Path], pairing: str) -> list[Pair]:
     if pairing == "each-to-each":
         return [Pair(*both) for both in zip(starts, destinations, strict=True)]
-    if pairing == "all-to-all" and {*map(_place, starts)} == {*map(_place, destinations)}:
+    if pairing == "all-to-all" and {*map(Path.resolve, starts)} == {*map(Path.resolve, destinations)}:
         return [Pair(a, b) for i, a in enumerate(starts) for b in starts[i + 1 :]]
     return [Pair(a, b) for a in starts for b in destinations]
 
 
 def stem(path: Path) -> str:
-    """The file's name without what says that it is a model: ``3.model.pt`` is 3, ``a.safetensors`` is a."""
+    """The file's name without the suffixes of a model file: ``3.model.pt`` is 3, ``a.safetensors`` is a."""
     name = path.name
     for suffix in _SUFFIXES:
         name = name.removesuffix(suffix)
@@ -121,8 +123,9 @@ def stem(path: Path) -> str:
 def run_names(pairs: Sequence[Pair], without_destination: str) -> list[str]:
     """The folder of each pair's run: ``<start>--<destination>``, by ``stem``, or ``<start>--<without_destination>``.
 
-    LLPFError naming the files when two pairs would share a folder (also where only upper and lower case differ: some
-    file systems take them for the same).
+    Raises:
+        LLPFError: two pairs would share a folder, also where names differ in upper and lower case only, because some
+            file systems do not tell them apart.
     """
     names: list[str] = []
     owners: dict[str, Pair] = {}
@@ -139,7 +142,3 @@ def run_names(pairs: Sequence[Pair], without_destination: str) -> list[str]:
 def _natural(name: str) -> list[tuple[int, int | str]]:
     parts = re.split(r"(\d+)", name.casefold())
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts if part]
-
-
-def _place(path: Path) -> Path:
-    return path.resolve()

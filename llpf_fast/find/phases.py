@@ -1,4 +1,4 @@
-"""What moves when: the routes of a search, their stages and spheres."""
+"""Which layers move in a tick, and where to: the phases of a search, their stages and spheres."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..flat.forward_order import data_flow_order
-from ..ops import Destination, SegmentFlag
+from ..ops import Destination
 from ..settings import Settings
 from ..tick import LayerTreatment, Route, Rule, match_layers, radius_like, sphere_table
 from ..tick.segment_flags import treatments
@@ -20,7 +20,14 @@ from .search_state import SearchState
 
 @dataclass(frozen=True)
 class Stage:
-    """A resolved stage: ``active`` has one entry a segment; it begins after ``start`` ticks or at ``distance``."""
+    """A resolved stage.
+
+    Attributes:
+        active: one entry a segment: whether the stage moves it.
+        start: ticks of the phase after which the stage begins.
+        ticks: ticks of the stage before after which it begins.
+        distance: share of the initial distance, left to the layers of the stage before, at which it begins.
+    """
 
     active: tuple[bool, ...]
     start: int | None = None
@@ -29,47 +36,51 @@ class Stage:
 
 
 class Schedule:
-    """The phase that each tick belongs to. ``phase`` and ``since`` are all there is to remember for a resume.
+    """The stage that each tick belongs to; ``stage`` and ``stage_began`` are all that a checkpoint needs.
 
     Args:
-        phases: at least one; the first begins at once.
+        stages: at least one; the first begins at once.
+
+    Attributes:
+        stage: index of the present stage.
+        stage_began: ticks of the phase when it began.
     """
 
-    def __init__(self, phases: Sequence[Stage]) -> None:
-        self._phases = tuple(phases)
-        self.phase = 0
-        #: Ticks done when the present phase began.
-        self.since = 0
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages = tuple(stages)
+        self.stage = 0
+        self.stage_began = 0
 
     @property
     def active(self) -> tuple[bool, ...]:
-        return self._phases[self.phase].active
+        """Which segments the present stage moves."""
+        return self._stages[self.stage].active
 
     @property
     def last(self) -> bool:
-        return self.phase == len(self._phases) - 1
+        return self.stage == len(self._stages) - 1
 
     def advance(self, done: int, shares: Sequence[float], moving: Sequence[bool]) -> bool:
-        """Whether another phase begins after ``done`` ticks.
+        """Whether another stage begins after ``done`` ticks.
 
         Args:
             shares: for every segment the share of its initial distance that is left.
-            moving: which segments the present phase really moves; the others never come closer.
+            moving: which segments come closer in the present stage; a stage does not wait for the others.
         """
-        began = self.phase
+        before = self.stage
         while not self.last:
-            coming = self._phases[self.phase + 1]
-            by_tick = coming.start is not None and done >= coming.start
-            by_tick |= coming.ticks is not None and done - self.since >= coming.ticks
+            following = self._stages[self.stage + 1]
+            by_tick = following.start is not None and done >= following.start
+            by_tick |= following.ticks is not None and done - self.stage_began >= following.ticks
             left = max((s for s, m in zip(shares, moving, strict=True) if m), default=0.0)
-            if not (by_tick or (coming.distance is not None and left <= coming.distance)):
+            if not (by_tick or (following.distance is not None and left <= following.distance)):
                 break
-            self.phase += 1
-            self.since = done
-            if not (coming.start is not None and done >= coming.start):
-                # Shares belong to the layers of the phase that just ended; the next one's are looked at next time.
+            self.stage += 1
+            self.stage_began = done
+            if not (following.start is not None and done >= following.start):
+                # The shares are those of the stage that ended; the new stage is measured after its first tick.
                 break
-        return self.phase != began
+        return self.stage != before
 
 
 def make_schedule(
@@ -79,7 +90,7 @@ def make_schedule(
 
     Args:
         may_move: which segments the rule moves at all, once they are active.
-        forward: runs the module once, for the data flow.
+        forward: runs the module once; called where the schedule follows the data flow.
 
     Raises:
         LLPFError: a pattern that matches no layer; a stage in which nothing would move.
@@ -87,67 +98,80 @@ def make_schedule(
     if settings.schedule.kind == "data-flow":
         return Schedule(_data_flow(settings, flat, may_move, forward))
     names = flat.table.names
-    phases = []
+    stages = []
     for i, stage in enumerate(settings.schedule.stages):
         active = match_layers(names, stage.layers, f"schedule.stages[{i}].layers pattern")
         if not any(a and m for a, m in zip(active, may_move, strict=True)):
             patterns = ", ".join(stage.layers)
             raise LLPFError(f"schedule.stages[{i}] moves nothing: the rule keeps all of its layers ({patterns})")
-        phases.append(Stage(tuple(active), stage.start, None, stage.distance))
-    return Schedule(phases)
+        stages.append(Stage(tuple(active), stage.start, None, stage.distance))
+    return Schedule(stages)
 
 
 def _data_flow(
     settings: Settings, flat: FlatParameters, may_move: Sequence[bool], forward: Callable[[], object]
 ) -> list[Stage]:
-    phases: list[Stage] = []
-    seen: set[str] = set()
+    stages: list[Stage] = []
+    reached: set[str] = set()
     for group in data_flow_order(flat.module, forward).groups:
-        seen |= set(group)
+        reached |= set(group)
         # A cut attention tensor has one segment a projection, called NAME[query] and so on.
-        active = tuple(name.partition("[")[0] in seen and m for name, m in zip(flat.table.names, may_move, strict=True))
-        if active != (phases[-1].active if phases else (False,) * len(active)):
-            phases.append(Stage(active, None, settings.schedule.ticks, settings.schedule.distance))
-    if not phases:
+        pairs = zip(flat.table.names, may_move, strict=True)
+        active = tuple(name.partition("[")[0] in reached and may for name, may in pairs)
+        if active != (stages[-1].active if stages else (False,) * len(active)):
+            stages.append(Stage(active, None, settings.schedule.ticks, settings.schedule.distance))
+    if not stages:
         raise LLPFError("schedule data-flow moves nothing: the rule keeps every layer")
-    return phases
+    return stages
 
 
-#: A layer has shrunk far enough within this factor of the destination's variance: training pushes back a little.
-_REACHED = 1.01
+#: A layer has shrunk enough at this multiple of the destination's variance, because training makes it grow a little.
+_SHRUNK = 1.01
 
 
 class RoutePhases:
-    """The routes of a search, in order, and what changes from one tick to the next: stages, legs, spheres.
+    """The routes of a search, one a phase, and what changes from one tick to the next: phase, stage, spheres.
 
     ``spheres.variance: blend`` lets every layer's target variance go from the start's to the destination's with the
-    share of the way that the layer has come (ours). ``shrink-first`` is the authors' way: toward the origin until no
-    layer has more variance than at the destination (layers that have less stay), and M2M from there on the spheres
-    reached.
+    share of the way that the layer has gone (ours). ``shrink-first`` is the authors' way in two phases: "shrink" goes
+    toward the origin until no layer has more variance than at the destination (layers that have less stay), then "main"
+    goes to the destination on the spheres reached. Otherwise "main" is the only phase.
 
     Args:
-        flat: at the start.
-        like: ``[N]``: the destination (m2m), or a point on the spheres to go to.
+        flat: holds the start's values.
+        target: ``[N]``: the destination (m2m), a point on the spheres to go to, or ``None``.
+
+    Attributes:
+        main: the route of the phase "main".
+        first_phase: the name of the first phase.
+        initial_distance: float64 ``[S]``, see :meth:`distances`.
+        initial_total: distance of the whole network at the start.
+
+    Raises:
+        LLPFError: see :class:`Route`; a destination that would squeeze a layer into a point; a start that lies at the
+            destination.
     """
 
-    def __init__(self, settings: Settings, rule: Rule, flat: FlatParameters, like: Tensor | None) -> None:
+    def __init__(self, settings: Settings, rule: Rule, flat: FlatParameters, target: Tensor | None) -> None:
         self._settings = settings
         fixed, relative = settings.step.fixed, settings.step.relative
-        goal = like if rule.destination is Destination.POINT else None
-        self.main = Route(flat, rule, goal, _radius(settings, rule, flat, like), fixed=fixed, relative=relative)
+        destination = target if rule.destination is Destination.POINT else None
+        radius = _radius(settings, rule, flat, target)
+        self.main = Route(flat, rule, destination, radius, fixed=fixed, relative=relative)
         self._shrink: Route | None = None
-        self._ends: Tensor | None = None
-        self._come = torch.zeros_like(self.main.start_variance)
+        #: float64 ``[S]``: the variances to go to, and the share of the way there, where variances change.
+        self._end_variance: Tensor | None = None
+        self._blended = torch.zeros_like(self.main.start_variance)
         if settings.spheres.variance != "start":
-            assert like is not None
-            ends = radius_like(self.main.table, Destination.VARIANCE_SPHERE, like)
+            assert target is not None
+            end = radius_like(sphere_table(rule, flat), Destination.VARIANCE_SPHERE, target)
             start = self.main.start_variance
             # A layer without a sphere never gets one while blending: its flags would depend on when a stage began.
-            none = (start == 0) & (settings.spheres.variance == "blend") & (rule.epsilon == 0)
-            self._ends = torch.where(ends.isnan() | none, start, ends)
-            self._check_ends(flat)
+            no_sphere = (start == 0) & (settings.spheres.variance == "blend") & (rule.epsilon == 0)
+            self._end_variance = torch.where(end.isnan() | no_sphere, start, end)
+            self._check_end_variance(flat)
         if settings.spheres.variance == "shrink-first":
-            toward = replace(
+            toward_origin = replace(
                 rule,
                 destination=Destination.ORIGIN,
                 project=False,
@@ -155,10 +179,9 @@ class RoutePhases:
                 layer_norm=LayerTreatment.KEEP,
                 lr_rule=settings.correction.lr_rule or "var",
             )
-            self._shrink = Route(flat, toward, None, fixed=fixed, relative=relative)
-        self.first = 0 if self._shrink is not None else 1
-        self._nearer = [how is LayerTreatment.MOVE for how in treatments(rule, flat)]
-        self._all_moving = [row.flags for row in self.main.mover.table.rows]
+            self._shrink = Route(flat, toward_origin, None, fixed=fixed, relative=relative)
+        self.first_phase = "main" if self._shrink is None else "shrink"
+        self._comes_nearer = [how is LayerTreatment.MOVE for how in treatments(rule, flat)]
         on_sphere = rule.destination in (Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE)
         counted = self.main.may_move() if on_sphere else [True] * len(flat.table)
         self._counted = torch.tensor(counted, device=flat.data.device)
@@ -167,124 +190,108 @@ class RoutePhases:
         if not self.initial_total > 0:
             raise LLPFError(f"the start lies at the destination of mode {settings.mode} already: nothing would move")
 
-    def _check_ends(self, flat: FlatParameters) -> None:
-        assert self._ends is not None
-        for name, start, end in zip(
-            flat.table.names, self.main.start_variance.tolist(), self._ends.tolist(), strict=True
-        ):
+    def _check_end_variance(self, flat: FlatParameters) -> None:
+        assert self._end_variance is not None
+        variances = self.main.start_variance.tolist(), self._end_variance.tolist()
+        for name, start, end in zip(flat.table.names, *variances, strict=True):
             if start > 0 and end == 0:
                 raise LLPFError(
                     f"layer {name} of the destination has variance 0: spheres.variance: "
                     f"{self._settings.spheres.variance} would squeeze it into a point; leave it out with layers.keep"
                 )
 
-    def current(self, at: SearchState) -> Route:
-        return self._shrink if at.leg == 0 and self._shrink is not None else self.main
-
-    def is_last(self, at: SearchState) -> bool:
-        return at.leg == 1
+    def current(self, state: SearchState) -> Route:
+        """The route of the present phase."""
+        return self._shrink if state.phase == "shrink" and self._shrink is not None else self.main
 
     @property
-    def scale_lr(self) -> bool:
-        """Whether a learning-rate rule is on in any leg."""
+    def scales_lr(self) -> bool:
+        """Whether a learning-rate rule is on in any phase."""
         return any(route is not None and route.rule.lr_rule != "none" for route in (self.main, self._shrink))
 
     def distances(self, p: Tensor, moments: Tensor | None = None) -> Tensor:
-        """float64 ``[S]``, as :meth:`Route.distances`; 0 for layers that no sphere waits for."""
+        """float64 ``[S]``, as :meth:`Route.distances`; 0 for layers that have no sphere to go to."""
         return torch.where(self._counted, self.main.distances(p, moments), 0.0)
 
-    def rest(self, p: Tensor) -> Tensor:
-        """``[N]``: where the straight rest of the way from p leads, whichever stage it is.
-
-        Layers of other stages go too: a sphere is reached when all have reached it.
-        """
-        mover = self.main.mover
-        if mover.destination is not None:
-            return mover.destination
-        now = [row.flags for row in mover.table.rows]
-        mover.set_flags([SegmentFlag.MASKED if f & SegmentFlag.COMPENSATE else f for f in self._all_moving])
-        there = self.main.rest(p)
-        mover.set_flags(now)
-        return there
-
     def without_direction(self, p: Tensor) -> list[str]:
-        """Layers that a norm sphere waits for and whose norm at p ``[N]`` is 0: no direction leads from there to it."""
+        """Layers of norm 0 at p ``[N]`` that should go to a norm sphere: no direction leads from there to it."""
         route = self.main
         if route.rule.destination is not Destination.NORM_SPHERE:
             return []
-        still = self._counted & (route.spread.norm(route.moments(p)) == 0)
-        return [name for name, stays in zip(route.table.names, still.tolist(), strict=True) if stays]
+        at_zero = self._counted & (route.statistics.norm(route.moments(p)) == 0)
+        return [name for name, stays in zip(route.table.names, at_zero.tolist(), strict=True) if stays]
 
-    def enter(self, at: SearchState, schedule: Schedule) -> None:
-        """Set the flags for where the search stands: at its beginning, after a resume, at a change."""
-        if at.leg == 0 and self._shrink is not None:
-            self._shrink.enter(self._still_wide(at))
-        else:
-            self.main.enter(schedule.active)
+    def enter(self, state: SearchState, schedule: Schedule, unprojected: Tensor | None = None) -> bool:
+        """Set the flags for the present phase and stage; ``unprojected`` and the result as of :meth:`Route.enter`."""
+        if state.phase == "shrink" and self._shrink is not None:
+            return self._shrink.enter(self._too_wide(state), unprojected)
+        return self.main.enter(schedule.active, unprojected)
 
-    def advance(self, at: SearchState, schedule: Schedule) -> None:
-        """What begins with the tick ``at.tick``: another leg, another stage."""
-        done = at.tick - 1
-        if at.leg == 0:
-            if any(self._still_wide(at)) and done < self._settings.spheres.shrink_ticks:
-                self.enter(at, schedule)
-                return
-            at.leg, at.leg_began = 1, done
-            self.main.set_spheres(torch.tensor(at.variances, dtype=torch.float64))
-            self.main.mover.set_pace(at.pace)
-            self.enter(at, schedule)
-        # A layer that compensates moves away: waiting for it, a stage would never end.
-        moving = [m and nearer for m, nearer in zip(self.main.moving(), self._nearer, strict=True)]
-        if schedule.advance(done - at.leg_began, at.shares, moving):
-            self.enter(at, schedule)
+    def advance(self, state: SearchState, schedule: Schedule, unprojected: Tensor | None = None) -> bool:
+        """Begin what begins with the tick ``state.tick``: another phase, another stage.
 
-    def _still_wide(self, at: SearchState) -> list[bool]:
-        assert self._ends is not None
+        ``unprojected`` and the result as of :meth:`Route.enter`.
+        """
+        done = state.tick - 1
+        if state.phase == "shrink":
+            if any(self._too_wide(state)) and done < self._settings.spheres.shrink_ticks:
+                return self.enter(state, schedule, unprojected)
+            state.phase, state.phase_began = "main", done
+            self.main.set_spheres(torch.tensor(state.variances, dtype=torch.float64))
+            self.main.scale_step(state.step_scale)
+            # The point lies on the spheres just set.
+            self.enter(state, schedule)
+        # A layer that compensates moves away: a stage that waited for it would never end.
+        moving = [m and nearer for m, nearer in zip(self.main.moving(), self._comes_nearer, strict=True)]
+        if schedule.advance(done - state.phase_began, state.shares, moving):
+            return self.enter(state, schedule, unprojected)
+        return False
+
+    def _too_wide(self, state: SearchState) -> list[bool]:
+        """Which segments still have to shrink."""
+        assert self._end_variance is not None
         assert self._shrink is not None
-        may = self._shrink.may_move()
-        return [m and now > end * _REACHED for m, now, end in zip(may, at.variances, self._ends.tolist(), strict=True)]
+        rows = zip(self._shrink.may_move(), state.variances, self._end_variance.tolist(), strict=True)
+        return [may and now > end * _SHRUNK for may, now, end in rows]
 
-    def follow(self, at: SearchState, shares: Tensor) -> None:
-        """Let blending spheres follow the way that each layer has come; they never go back."""
-        if self._settings.spheres.variance != "blend" or at.point == 0:
+    def blend_spheres(self, state: SearchState, shares: Tensor) -> None:
+        """With ``blend``: set the spheres of an accepted point by the shares ``[S]`` of the way that are left to it.
+
+        A sphere never goes back.
+        """
+        if self._settings.spheres.variance != "blend" or state.accepted_tick == 0:
             return
-        self._come, spheres = self._spheres_at(shares)
+        self._blended, spheres = self._blended_spheres(shares)
         self.main.set_spheres(spheres)
 
-    def _spheres_at(self, shares: Tensor) -> tuple[Tensor, Tensor]:
-        assert self._ends is not None
-        come = torch.maximum(self._come, (1.0 - shares).clamp(0.0, 1.0))
-        return come, torch.lerp(self.main.start_variance, self._ends, come)
+    def _blended_spheres(self, shares: Tensor) -> tuple[Tensor, Tensor]:
+        assert self._end_variance is not None
+        blended = torch.maximum(self._blended, (1.0 - shares).clamp(0.0, 1.0))
+        return blended, torch.lerp(self.main.start_variance, self._end_variance, blended)
 
-    def project_as_recorded(self, at: SearchState, p: Tensor, shares: Tensor) -> None:
-        """Put p ``[N]`` on the spheres that :meth:`follow` would give it if it were accepted; nothing else changes."""
-        route = self.current(at)
-        if self._settings.spheres.variance != "blend":
-            route.project(p)
-            return
-        now = route.mover.target_variance.clone()
-        route.set_spheres(self._spheres_at(shares)[1])
-        route.project(p)
-        route.set_spheres(now)
+    def project_as_accepted(self, state: SearchState, p: Tensor, shares: Tensor) -> None:
+        """Put p ``[N]`` on the spheres that :meth:`blend_spheres` would set for it; nothing else changes."""
+        blends = self._settings.spheres.variance == "blend"
+        self.current(state).project(p, self._blended_spheres(shares)[1] if blends else None)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold."""
         if self._settings.spheres.variance == "start":
             return {}
-        return {"spheres": self.main.mover.target_variance, "come": self._come}
+        return {"spheres": self.main.target_variance, "blended": self._blended}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go back to what :meth:`tensors` gave."""
         if "spheres" in tensors:
             self.main.set_spheres(tensors["spheres"])
-            self._come = tensors["come"].to(self._come.device)
+            self._blended = tensors["blended"].to(self._blended.device)
 
 
-def _radius(settings: Settings, rule: Rule, flat: FlatParameters, like: Tensor | None) -> Tensor | None:
+def _radius(settings: Settings, rule: Rule, flat: FlatParameters, target: Tensor | None) -> Tensor | None:
     if rule.destination not in (Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE):
         return None
-    if like is not None:
-        return radius_like(sphere_table(rule, flat), rule.destination, like)
+    if target is not None:
+        return radius_like(sphere_table(rule, flat), rule.destination, target)
     radius = torch.full((len(flat.table),), torch.nan, dtype=torch.float64)
     for pattern, value in settings.spheres.radii.items():
         radius[torch.tensor(match_layers(flat.table.names, [pattern], "spheres.radii pattern"))] = value

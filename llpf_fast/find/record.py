@@ -1,4 +1,4 @@
-"""What a search writes: run folder, metrics, results."""
+"""What a search writes: run directory, metrics, result."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from torch import Tensor
 from ..correct import CorrectionResult
 from ..errors import LLPFError
 from ..flat import FlatParameters
-from ..modes import leads_to_model
+from ..ops.info import describe
 from ..path import RunDirectory, state_digest
 from ..path.fingerprint import digest
 from ..path.run_directory import FORMAT
 from ..settings import Settings
-from . import resume as environment
 from .endpoints import Endpoints
-from .resume import check_same_search, check_same_task
+from .resume import check_same_search, check_same_task, restore_environment
 from .search_state import SearchState
 
 
 @dataclass(frozen=True)
 class TickProgress:
-    """Where a search stands.
+    """How far a search has come after a tick.
 
-    ``distance`` is the share of the start's distance that is left (toward infinity: the norm's growth), ``steps`` the
-    gradient steps of the whole search, ``seconds`` the time spent in it.
+    Attributes:
+        loss, rounds: mean loss at the end of the tick's correction, and its gradient steps.
+        steps, seconds: gradient steps and time of the whole search.
+        distance: share of the start's distance that is left (toward infinity: the norm's growth).
     """
 
     tick: int
@@ -46,10 +47,13 @@ class TickProgress:
 
 @dataclass(frozen=True)
 class FindResult:
-    """What a search did. ``sgd_steps`` and ``ticks`` count the whole search, ``seconds`` the time spent in it.
+    """What a search did.
 
-    ``ended`` is "arrived", "max_ticks", or "stuck": with adaptive pacing even the smallest step failed. ``notes`` are
-    what a reader must know besides, a line each: layers of norm 0, which no norm sphere can be reached from.
+    Attributes:
+        ticks, sgd_steps, seconds: of the whole search, sessions before a resume included.
+        ended: "arrived", "max_ticks", or "stuck": with adaptive pacing even the smallest step failed.
+        waypoints: how many were recorded.
+        notes: limits of the result, a line each: layers of norm 0, from which no norm sphere can be reached.
     """
 
     folder: Path
@@ -75,8 +79,8 @@ class Record:
         out: the folder; a new temporary one when missing.
         resume: continue the run that ``out`` holds.
         provenance: plain values for run.yaml.
-        together: how many paths are searched at once.
-        task: what run.yaml says of loss and data (:class:`~.build.Task`).
+        parallel: how many paths are searched at once.
+        task: what run.yaml records of loss and data (:class:`~.task.Task`).
         progress: called after every tick.
 
     Raises:
@@ -86,72 +90,72 @@ class Record:
     def __init__(
         self,
         settings: Settings,
-        ends: Endpoints,
+        endpoints: Endpoints,
         device: torch.device,
         *,
         out: str | os.PathLike[str] | None,
         resume: bool,
         provenance: dict[str, Any] | None,
-        together: int = 1,
+        parallel: int = 1,
         task: dict[str, Any] | None = None,
         progress: Callable[[TickProgress], None] | None = None,
     ) -> None:
-        self._settings, self._ends, self._progress = settings, ends, progress
+        self._settings, self._endpoints, self._progress = settings, endpoints, progress
         self._began = time.monotonic()
-        about: dict[str, Any] = {
+        run: dict[str, Any] = {
             "llpf_fast": FORMAT,
             "provenance": provenance or {},
             "settings": settings.as_dict(),
-            "environment": environment.describe(device, together),
+            "goal": settings.goal,
+            "environment": describe(device, parallel),
             "task": {**(task or {}), "settings_sha256": digest(settings.as_dict())},
-            "start_sha256": state_digest(ends.start),
+            "start_sha256": state_digest(endpoints.start),
         }
-        if ends.end is not None:
-            name = "destination" if leads_to_model(settings) else "sphere"
-            about[f"{name}_sha256"] = state_digest(ends.end)
-        #: Whether there is something to go on from.
+        if endpoints.destination is not None:
+            name = "destination" if settings.goal == "model" else "sphere"
+            run[f"{name}_sha256"] = state_digest(endpoints.destination)
         self.resumed = resume
         if not resume:
             folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="llpf-"))
-            self.run = RunDirectory.create(folder, about)
-            self.run.add_waypoint(0, ends.start)
+            self.run = RunDirectory.create(folder, run)
+            self.run.add_waypoint(0, endpoints.start)
             return
         if out is None:
             raise LLPFError("resume needs the folder of the run to continue")
         self.run = RunDirectory.open(out)
         check_same_search(self.run.run.get("settings"), settings.as_dict(), self.run.folder)
-        check_same_task(self.run.run.get("task"), about["task"], self.run.folder)
+        check_same_task(self.run.run.get("task"), run["task"], self.run.folder)
         for key in _DIGESTS:
-            if self.run.run.get(key) != about.get(key):
+            if self.run.run.get(key) != run.get(key):
                 raise LLPFError(f"cannot resume {self.run.folder}: its {key} differ from those given now")
-        environment.restore(self.run.run.get("environment", {}), device, together)
+        restore_environment(self.run.run.get("environment", {}), device, parallel)
 
     @property
     def complete(self) -> bool:
         return self.run.complete
 
-    def begin_again(self) -> None:
-        """Back to the start: a run that was stopped before its first checkpoint."""
+    def restart(self) -> None:
+        """Go back to the start: the run was stopped before its first checkpoint."""
         self.run.truncate(waypoints=1, metrics=0)
         if not self.run.waypoints():
-            self.run.add_waypoint(0, self._ends.start)
+            self.run.add_waypoint(0, self._endpoints.start)
 
-    def begin(self) -> None:
-        """The clock of this session starts: what came before is in ``Standing.seconds``."""
+    def start_clock(self) -> None:
+        """Start the clock of this session; the time before is in ``SearchState.seconds``."""
         self._began = time.monotonic()
 
-    def seconds(self, at: SearchState) -> float:
+    def seconds(self, state: SearchState) -> float:
         """Time spent in the whole search."""
-        return at.seconds + time.monotonic() - self._began
+        return state.seconds + time.monotonic() - self._began
 
-    def waypoint(self, at: SearchState, flat: FlatParameters, values: Tensor) -> None:
-        """Record ``values [N]`` and the present buffers as the waypoint of the tick ``at.point``."""
-        self.run.add_waypoint(at.point, flat.state_dict(values, copied=False))
-        at.recorded = at.point
+    def add_waypoint(self, state: SearchState, flat: FlatParameters, values: Tensor) -> None:
+        """Record ``values [N]`` and the present buffers as the waypoint of the last accepted tick."""
+        self.run.add_waypoint(state.accepted_tick, flat.state_dict(values, copied=False))
+        state.recorded_tick = state.accepted_tick
 
-    def tick(
+    def add_tick(
         self,
-        at: SearchState,
+        state: SearchState,
         corrected: CorrectionResult,
         *,
         step: list[float],
@@ -159,16 +163,16 @@ class Record:
         share_left: float,
         rolled_back: bool,
     ) -> None:
-        """One line of metrics, and a call of ``progress``."""
+        """Write one line of metrics and call ``progress``."""
         record = {
-            "tick": at.tick,
+            "tick": state.tick,
             "loss": corrected.loss,
-            "rounds": corrected.rounds,
+            "rounds": corrected.steps,
             "met": corrected.met,
-            "sgd_steps": at.rounds,
-            "distance": at.distance,
-            "distances": [round(v, 9) for v in at.distances],
-            "variances": [float(f"{v:.9g}") for v in at.variances],
+            "sgd_steps": state.sgd_steps,
+            "distance": state.distance,
+            "distances": [round(v, 9) for v in state.distances],
+            "variances": [float(f"{v:.9g}") for v in state.variances],
             "step": step,
             "stage": stage,
             "lr": self._settings.correction.lr,
@@ -178,28 +182,28 @@ class Record:
         self.run.append_metrics(record)
         if self._progress:
             most = self._settings.max_ticks
-            loss, rounds = corrected.loss, corrected.rounds
-            self._progress(TickProgress(at.tick, most, loss, rounds, at.rounds, share_left, self.seconds(at)))
+            loss, steps, total = corrected.loss, corrected.steps, state.sgd_steps
+            self._progress(TickProgress(state.tick, most, loss, steps, total, share_left, self.seconds(state)))
 
-    def finish(self, at: SearchState, ended: str, end: dict[str, Tensor] | None, notes: list[str]) -> None:
-        """Close the run; ``end`` is the destination to record where the search has arrived, ``notes`` a line each."""
+    def finish(self, state: SearchState, ended: str, end: dict[str, Tensor] | None, notes: list[str]) -> None:
+        """Close the run; ``end`` is the last waypoint where the search has arrived, ``notes`` a line each."""
         if end is not None:
-            self.run.add_waypoint(at.tick + 1, end)
-        # No checkpoint here: one that counts the destination would, after a kill just before finish, let a resume tick
-        # on beyond it. Such a kill costs the ticks since the last checkpoint.
+            self.run.add_waypoint(state.tick + 1, end)
+        # No checkpoint here: if the process were killed before the run is closed, a resume from it would tick on beyond
+        # the destination. Without it that costs the ticks since the last checkpoint.
         self.run.finish(
             arrived=ended == "arrived",
             ended=ended,
-            ticks=at.tick,
-            sgd_steps=at.rounds,
-            seconds=self.seconds(at),
-            distance=at.distance,
-            loss=at.loss,
+            ticks=state.tick,
+            sgd_steps=state.sgd_steps,
+            seconds=self.seconds(state),
+            distance=state.distance,
+            loss=state.loss,
             **({"notes": notes} if notes else {}),
         )
 
     def result(self) -> FindResult:
-        """Of a complete run."""
+        """The result of a complete run."""
         done = self.run.status or {}
         arrived = bool(done.get("arrived"))
         return FindResult(

@@ -11,11 +11,11 @@ from ..errors import LLPFError
 from ..ops.info import describe
 
 
-def restore(recorded: dict[str, Any], device: torch.device, together: int = 1) -> None:
-    """Set the thread count back; warn about every other difference, since the bits may then differ."""
+def restore_environment(recorded: dict[str, Any], device: torch.device, parallel: int = 1) -> None:
+    """Restore the thread count; warn about every other difference, because the bits may then differ."""
     if recorded.get("threads"):
         torch.set_num_threads(int(recorded["threads"]))
-    now = describe(device, together)
+    now = describe(device, parallel)
     recorded, now = {"together": 1, **recorded}, {"together": 1, **now}
     changed = [
         f"{key} was {recorded[key]!r}, is {now[key]!r}" for key in now if recorded.get(key, now[key]) != now[key]
@@ -28,9 +28,9 @@ def restore(recorded: dict[str, Any], device: torch.device, together: int = 1) -
         )
 
 
-#: How the passes are computed: another choice changes the last bits, not the search.
+#: Settings of the correction that change the last bits, not the search.
 _ARITHMETIC = ("precision", "channels_last", "compile")
-#: Without influence on a bit.
+#: Settings of the correction that change no bit.
 _NEUTRAL = ("cuda_graph",)
 
 
@@ -41,16 +41,16 @@ def check_same_search(recorded: dict[str, Any] | None, now: dict[str, Any], fold
         LLPFError: any other setting differs.
     """
     recorded = recorded or {}
-    theirs, ours = dict(recorded.get("correction") or {}), dict(now["correction"])
+    before, after = dict(recorded.get("correction") or {}), dict(now["correction"])
     changed = []
     for key in _ARITHMETIC:
-        was, is_ = theirs.pop(key, None), ours.pop(key)
+        was, is_ = before.pop(key, None), after.pop(key)
         if was != is_:
             changed.append(f"correction.{key} was {was}, is {is_}")
     for key in _NEUTRAL:
-        theirs.pop(key, None)
-        ours.pop(key)
-    if {**recorded, "correction": theirs} != {**now, "correction": ours}:
+        before.pop(key, None)
+        after.pop(key)
+    if {**recorded, "correction": before} != {**now, "correction": after}:
         raise LLPFError(f"cannot resume {folder}: its settings differ from those given now")
     if changed:
         warnings.warn(
@@ -60,31 +60,31 @@ def check_same_search(recorded: dict[str, Any] | None, now: dict[str, Any], fold
 
 
 def check_same_task(recorded: Any, now: dict[str, Any], folder: object) -> None:
-    """Hold loss and data against those that the run was begun with; what was not recorded is not compared.
+    """Compare loss and data with those that the run was begun with; what was not recorded is not compared.
 
-    Warns where they may differ: code that was changed, or data that need not be the same from one pass to the next.
+    Warns where they may differ: code that has changed, or data that may change from one pass to the next.
 
     Raises:
         LLPFError: another loss; tensors with other values; another number of samples.
     """
     recorded = recorded if isinstance(recorded, dict) else {}
-    loss, own = recorded.get("loss") or {}, now.get("loss") or {}
-    if loss and own:
-        if loss.get("name") != own.get("name") or ("sha256" in loss) != ("sha256" in own):
-            raise LLPFError(f"cannot resume {folder}: its loss is {_loss(loss)}, not {_loss(own)}")
-        if None not in (loss.get("sha256"), own.get("sha256")) and loss["sha256"] != own["sha256"]:
+    loss, now_loss = recorded.get("loss") or {}, now.get("loss") or {}
+    if loss and now_loss:
+        if loss.get("name") != now_loss.get("name") or ("sha256" in loss) != ("sha256" in now_loss):
+            raise LLPFError(f"cannot resume {folder}: its loss is {_loss(loss)}, not {_loss(now_loss)}")
+        if None not in (loss.get("sha256"), now_loss.get("sha256")) and loss["sha256"] != now_loss["sha256"]:
             warnings.warn(
-                f"the loss {own['name']} may compute something else than when {folder} was begun: its code has changed",
+                f"the code of the loss {loss['name']} has changed since {folder} was begun; its values may too",
                 stacklevel=3,
             )
-    data, ours = recorded.get("data") or {}, now.get("data") or {}
-    if not data or not ours:
+    data, now_data = recorded.get("data") or {}, now.get("data") or {}
+    if not data or not now_data:
         return
-    counts = [(each.get("samples") or each.get("dataset"), each.get("digest_of")) for each in (data, ours)]
-    same = any(data.get(key) == ours.get(key) for key in ("sha256", "set_sha256"))
-    if data.get("in_memory") and ours.get("in_memory"):
+    counts = [(each.get("samples") or each.get("dataset"), each.get("digest_of")) for each in (data, now_data)]
+    same = any(data.get(key) == now_data.get(key) for key in ("sha256", "set_sha256"))
+    if data.get("in_memory") and now_data.get("in_memory"):
         # The order counts: batches are drawn by index.
-        same = data.get("sha256") == ours.get("sha256")
+        same = data.get("sha256") == now_data.get("sha256")
     elif counts[0] == counts[1]:
         if not same:
             warnings.warn(
@@ -95,9 +95,9 @@ def check_same_task(recorded: Any, now: dict[str, Any], folder: object) -> None:
     if not same:
         raise LLPFError(
             f"cannot resume {folder}: its training data differ from those given now ({data.get('digest_of')} and "
-            f"{ours.get('digest_of')} samples)"
+            f"{now_data.get('digest_of')} samples)"
         )
 
 
 def _loss(identity: dict[str, Any]) -> str:
-    return f"{identity.get('name')}{' (code of your own)' if 'sha256' in identity else ''}"
+    return f"{identity.get('name')}{' (your code)' if 'sha256' in identity else ''}"

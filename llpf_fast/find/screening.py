@@ -1,4 +1,4 @@
-"""The search's own judgement of a point: its loss on fixed samples, for one path and for many at once."""
+"""Screening: the loss of a point on fixed samples during a search, for one point and for many at once."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..batches.precision import float32_products
 from ..batches.statistics import reestimate
 from ..flat import FlatParameters
 from ..flat.copying import copied
-from .build import Task
+from .task import Task
 
 
 class ScreeningEvaluator:
-    """Eval-mode loss of flat points on the fixed samples of a :class:`~.build.Task`, as the certificate forms it.
+    """Eval-mode loss of flat points on the fixed samples of a :class:`~.task.Task`, computed as in the certificate.
 
-    Holds no parameters of its own: its copy of the module looks at the very point that is judged.
+    Its copy of the module has no memory for parameters: during an evaluation they are views of the point.
 
     Args:
-        module: architecture; copied, so that judging never touches the module being trained.
+        module: the architecture; copied, so that an evaluation never changes the module being trained.
         flat: options of :class:`FlatParameters`.
     """
 
@@ -35,27 +35,27 @@ class ScreeningEvaluator:
         self._weights = task.samples.weights(task.reduction)
         laid = FlatParameters(twin, **flat)
         owners = dict(twin.named_parameters())
-        #: Each parameter with where a flat point holds it.
-        self._places = [
+        #: Each parameter with the shape, stride and offset of its view of a flat point.
+        self._views = [
             (owners[name], (view.shape, view.stride(), view.storage_offset()))
             for name, view in laid.views(laid.data).items()
         ]
-        self._look_away()
+        self._release()
 
-    def _look_at(self, values: Tensor) -> None:
-        for parameter, (shape, stride, offset) in self._places:
+    def _view(self, values: Tensor) -> None:
+        for parameter, (shape, stride, offset) in self._views:
             parameter.data = values.as_strided(shape, stride, values.storage_offset() + offset)
 
-    def _look_away(self) -> None:
-        """Let go of the point's memory."""
-        for parameter, _ in self._places:
+    def _release(self) -> None:
+        """Drop the views, which would keep the point's memory alive."""
+        for parameter, _ in self._views:
             parameter.data = parameter.data.new_empty(0)
 
     def loss(self, values: Tensor, buffers: Mapping[str, Tensor], stop_above: float = math.inf) -> float:
         """Loss at the flat point ``values [N]`` with the given buffers; NaN counts as infinite.
 
-        As soon as the mean so far (over at least 500 samples, or one batch of a loader) is above ``stop_above``, that
-        is the answer. The host reads one number at the end, and one more at each of these looks.
+        As soon as the mean of the first samples (at least 500, or one batch of a loader) is above ``stop_above``, that
+        is returned. The host reads one number at the end, and one at each of these checks.
 
         Raises:
             LLPFError: the model's forward or the loss fails on the data.
@@ -65,11 +65,11 @@ class ScreeningEvaluator:
             for name, buffer in self._module.named_buffers():
                 if name in buffers:
                     buffer.copy_(buffers[name])
-        self._look_at(values)
+        self._view(values)
         try:
-            # Judged in float32 whatever the correction trains in.
+            # In float32, whatever precision the correction trains in.
             with (
-                fixed_random_numbers(task.device),  # as the certificate has it
+                fixed_random_numbers(task.device),  # as in the certificate
                 float32_products("float32", task.device),
                 torch.set_grad_enabled(task.mode.gradients),
             ):
@@ -77,28 +77,28 @@ class ScreeningEvaluator:
                     reestimate(self._module, task.estimation)
                 return self._mean(stop_above)
         finally:
-            self._look_away()
+            self._release()
 
     def _mean(self, stop_above: float) -> float:
         whole = self._task.reduction.total(self._weights)
         total: Tensor | float = 0.0
-        found: float | None = None
-        so_far, seen, wait = 0.0, 0, self._task.fewest
+        mean: float | None = None
+        share, count, next_check = 0.0, 0, self._task.min_samples
         for (inputs, targets, size), weight in zip(self._task.samples, self._weights, strict=True):
             output = forward(self._module, inputs)
-            # Added up where it lies, in float64: a read a batch would leave a GPU idle.
+            # Summed on the device, in float64: a read a batch would leave a GPU idle.
             total = self._task.reduction.part(output, targets, weight, whole).detach() + total
-            so_far, seen, found = so_far + weight / whole, seen + size, None
-            if seen >= wait and stop_above < math.inf:
-                wait, found = seen + self._task.fewest, float(total)
-                if found > stop_above * so_far:
-                    return found / so_far if so_far else math.inf
-        found = float(total) if found is None else found
-        return found if math.isfinite(found) else math.inf
+            share, count, mean = share + weight / whole, count + size, None
+            if count >= next_check and stop_above < math.inf:
+                next_check, mean = count + self._task.min_samples, float(total)
+                if mean > stop_above * share:
+                    return mean / share if share else math.inf
+        mean = float(total) if mean is None else mean
+        return mean if math.isfinite(mean) else math.inf
 
 
 class BatchedScreening:
-    """The losses of :class:`~llpf_fast.find.screening.ScreeningEvaluator` for many points at once, up to the last bits.
+    """The losses of :class:`ScreeningEvaluator` for many points at once, equal up to the last bits.
 
     Args:
         flat: of one module of the architecture; only its layout counts.
@@ -110,13 +110,13 @@ class BatchedScreening:
         self._task, self._weights = task, task.samples.weights(task.reduction)
         self._whole = task.reduction.total(self._weights)
         views = flat.views(torch.empty_like(flat.data))
-        self._places = {name: (view.shape, view.stride(), view.storage_offset()) for name, view in views.items()}
+        self._views = {name: (view.shape, view.stride(), view.storage_offset()) for name, view in views.items()}
 
     @torch.no_grad()
     def losses(
         self, values: Sequence[Tensor], buffers: Sequence[Mapping[str, Tensor]], stop_above: Sequence[float]
     ) -> list[float]:
-        """Of each point ``[N]`` with its own buffers and limit; see ``Screen.loss``.
+        """The loss of each point ``[N]`` with its buffers and limit; see :meth:`ScreeningEvaluator.loss`.
 
         Raises:
             LLPFError: the model's forward or the loss fails on the data, or cannot be stacked.
@@ -125,40 +125,40 @@ class BatchedScreening:
         count, size = rows.shape
         parameters = {
             name: rows.as_strided((count, *shape), (size, *stride), offset)
-            for name, (shape, stride, offset) in self._places.items()
+            for name, (shape, stride, offset) in self._views.items()
         }
-        # Between two points buffers are wider.
-        own = dict(self._module.named_buffers())
-        held = {name: torch.stack([of_point[name].to(own[name].dtype) for of_point in buffers]) for name in buffers[0]}
+        # Interpolated buffers are float64.
+        dtypes = {name: buffer.dtype for name, buffer in self._module.named_buffers()}
+        stacked = {name: torch.stack([of_point[name].to(dtypes[name]) for of_point in buffers]) for name in buffers[0]}
         total: Tensor | float = 0.0
         means: list[float | None] = [None] * count
-        share, seen, wait = 0.0, 0, self._task.fewest
+        share, samples_done, next_check = 0.0, 0, self._task.min_samples
         for (inputs, targets, samples), weight in zip(self._task.samples, self._weights, strict=True):
-            total = self._batch(parameters, held, inputs, targets, weight) + total
-            share, seen = share + weight / self._whole, seen + samples
-            last = seen == self._task.samples.count
-            if not last and (seen < wait or min(stop_above) == math.inf):
+            total = self._batch(parameters, stacked, inputs, targets, weight) + total
+            share, samples_done = share + weight / self._whole, samples_done + samples
+            last = samples_done == self._task.samples.count
+            if not last and (samples_done < next_check or min(stop_above) == math.inf):
                 continue
-            # Where the host waits: once, or at every look.
-            wait = seen + self._task.fewest
+            # The host waits here: at every check, or once.
+            next_check = samples_done + self._task.min_samples
             assert isinstance(total, Tensor)
-            for row, (found, stop) in enumerate(zip(total.tolist(), stop_above, strict=True)):
-                if means[row] is None and (last or found > stop * share):
-                    means[row] = found / share if share else math.inf
-            # A point that is given up is left out of the pass only when all are: another width is dearer.
+            for row, (loss, stop) in enumerate(zip(total.tolist(), stop_above, strict=True)):
+                if means[row] is None and (last or loss > stop * share):
+                    means[row] = loss / share if share else math.inf
+            # The pass goes on for all points until all are done: a pass of another width would cost more.
             if None not in means:
                 break
         return [mean if mean is not None and math.isfinite(mean) else math.inf for mean in means]
 
     def _batch(
-        self, parameters: dict[str, Tensor], held: dict[str, Tensor], inputs: Any, targets: Any, weight: float
+        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Any, targets: Any, weight: float
     ) -> Tensor:
-        def loss(of_point: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+        def loss(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
             def model(*values: Any, **named: Any) -> Any:
-                return functional_call(self._module, (of_point, buffers), values, named)
+                return functional_call(self._module, (parameters, buffers), values, named)
 
             return self._task.reduction.part(forward(model, inputs), targets, weight, self._whole)
 
         with float32_products("float32", self._task.device):
-            found: Tensor = vmap(loss)(parameters, held)
-        return found
+            losses: Tensor = vmap(loss)(parameters, buffers)
+        return losses

@@ -1,4 +1,4 @@
-"""``PathSearch``: every decision of one search. Whoever drives it trains and judges for it, one path or a stack."""
+"""``PathSearch``: every decision of one search. Its driver trains and evaluates for it, one path or a stack."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from ..correct.correction import Trainer
 from ..correct.optimizer_step import LayerRates
 from ..errors import LLPFError
 from ..flat import FlatParameters
-from ..modes import can_arrive, leads_to_model
 from ..path.polyline import interpolate
 from ..settings import Settings
 from .endpoints import Endpoints
@@ -24,20 +23,20 @@ from .phases import RoutePhases, Schedule
 from .record import FindResult, Record
 from .search_state import SearchState, load_search_state, save_search_state
 
-#: Interior points at which a straight rest of the way is judged; the certificate looks closer. The middle comes
-#: first: that is where a barrier is highest.
-_CHORD = sorted((i / 8 for i in range(1, 8)), key=lambda f: abs(f - 0.5))
+#: Where the straight rest of the way is evaluated; the certificate takes more points. The middle comes first, because a
+#: barrier is highest there.
+_REST_FRACTIONS = sorted((i / 8 for i in range(1, 8)), key=lambda f: abs(f - 0.5))
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """Asks for a correction from round ``first_round`` of the stream; the answer is a ``CorrectionResult``.
+    """Asks for a correction from batch ``first_round`` of the stream on; the answer is a ``CorrectionResult``.
 
-    ``go_on`` and ``stop_at_nan`` as in :meth:`~llpf_fast.correct.Correction.run`, whose LLPFError is thrown in.
+    ``continued`` and ``stop_at_nan`` as in :meth:`~llpf_fast.correct.Correction.run`, whose LLPFError is thrown in.
     """
 
     first_round: int
-    go_on: bool
+    continued: bool
     stop_at_nan: bool
 
 
@@ -45,7 +44,7 @@ class TrainRequest:
 class EvalRequest:
     """Asks for the loss of ``values [N]`` on the screening set, with ``buffers``, or else the module's present ones.
 
-    As soon as the mean so far is above ``stop_above``, that will do for an answer.
+    The answer may be the mean of the first samples where that is above ``stop_above``.
     """
 
     values: Tensor
@@ -56,12 +55,12 @@ class EvalRequest:
 class PathSearch:
     """One search, from start to a complete run, as a generator of the work that it needs done (:meth:`steps`).
 
-    What is decided here, and nowhere else: how far the next step goes, what is accepted and what is taken back, when
-    the search has arrived or is stuck, what is recorded. See :class:`~llpf_fast.find.finder.PathFinder` for the rules.
+    It decides how far the next step goes, what is accepted and what is taken back, when the search has arrived or is
+    stuck, and what is recorded. See :class:`~llpf_fast.find.finder.PathFinder` for the rules.
 
     Args:
-        flat: the path's module and values, at the start.
-        trainer: of this very path.
+        flat: the path's module, with the start's values.
+        trainer: of this path.
         optimizer, rates: where a torch optimiser trains instead of ``sgd_``.
     """
 
@@ -69,8 +68,8 @@ class PathSearch:
         self,
         settings: Settings,
         flat: FlatParameters,
-        ends: Endpoints,
-        legs: RoutePhases,
+        endpoints: Endpoints,
+        phases: RoutePhases,
         schedule: Schedule,
         trainer: Trainer,
         record: Record,
@@ -78,292 +77,294 @@ class PathSearch:
         rates: LayerRates | None = None,
     ) -> None:
         self.settings, self.flat = settings, flat
-        self._ends, self._legs, self._schedule, self._record = ends, legs, schedule, record
+        self._endpoints, self._phases, self._schedule, self._record = endpoints, phases, schedule, record
         self._trainer, self._optimizer, self._rates = trainer, optimizer, rates
-        #: The last waypoint, where a search may go back to it.
-        self._waypoint = torch.zeros_like(flat.data) if settings.pacing.kind == "adaptive" else None
-        averaged = settings.pacing.iterate_average if settings.pacing.kind == "adaptive" else None
-        self._average = IterateAverage(flat.data, averaged)
+        self._adaptive = settings.pacing.kind == "adaptive"
+        #: ``[N]``: the last accepted point, projected, where a search may go back to it.
+        self._accepted_values = torch.zeros_like(flat.data) if self._adaptive else None
+        self._accepted = AcceptedPoint(flat, trainer, optimizer)
+        self._average = IterateAverage(flat.data, settings.pacing.iterate_average if self._adaptive else None)
+        self._controller = StepController(settings.pacing, settings.correction.window)
+        #: Of the point that the buffer holds, toward the destination of the main route; None: not measured.
         self._moments: Tensor | None = None
-        self._pace = StepController(settings.pacing, settings.correction.window)
-        self._rollback = AcceptedPoint(flat, trainer, optimizer)
-        self._forms = {name: list(buffer.shape) for name, buffer in flat.persistent_buffers().items()}
-        self._end_buffers: dict[str, Tensor] | None = None
-        self._standing = SearchState(leg=legs.first)
+        self._buffer_shapes = {name: list(buffer.shape) for name, buffer in flat.persistent_buffers().items()}
+        self._destination_buffers: dict[str, Tensor] | None = None
+        self._state = SearchState(phase=phases.first_phase)
         self._measure()
         if record.resumed and not record.complete:
             self._resume()
         if not record.complete:
-            legs.enter(self._standing, schedule)
+            phases.enter(self._state, schedule)
 
     def _resume(self) -> None:
-        standing = load_search_state(self._record.run, self.flat, self._trainer, self._optimizer, self._legs.restore)
-        if standing is None:
-            self._record.begin_again()
+        state = load_search_state(self._record.run, self.flat, self._trainer, self._optimizer, self._phases.restore)
+        if state is None:
+            self._record.restart()
             return
-        self._standing, self._moments = standing, None
-        self._schedule.phase, self._schedule.since = standing.phase, standing.since
-        self._pace.scale = standing.pace
-        self._legs.current(standing).mover.set_pace(standing.pace)
+        self._state, self._moments = state, None
+        self._schedule.stage, self._schedule.stage_began = state.stage, state.stage_began
+        self._controller.scale = state.step_scale
+        self._phases.current(state).scale_step(state.step_scale)
 
     def steps(self) -> Generator[TrainRequest | EvalRequest, Any, FindResult]:
         """Search until arrival, ``max_ticks``, or the smallest step fails; ends at once when the run is complete.
 
-        Every request is answered by ``send`` before the next one comes.
+        Every request is answered by ``send`` before the next one.
         """
-        settings, at = self.settings, self._standing
+        settings, state = self.settings, self._state
         if self._record.complete:
             return self._record.result()
-        self._record.begin()
+        self._record.start_clock()
         ended = "max_ticks"
-        while at.tick < settings.max_ticks:
-            at.tick += 1
+        while state.tick < settings.max_ticks:
+            state.tick += 1
             if not (yield from self._one_tick()):
                 ended = "stuck"
                 break
-            due = at.point == at.tick and at.tick % settings.arrival.every == 0
-            # The last chance is taken whatever tick it is, and from the last waypoint where that tick was taken back.
-            if (due or at.tick == settings.max_ticks) and (yield from self._rest_is_low()):
+            due = state.accepted_tick == state.tick and state.tick % settings.arrival.every == 0
+            # The last tick is always tried, also from the last waypoint where that tick was taken back.
+            if (due or state.tick == settings.max_ticks) and (yield from self._rest_is_low()):
                 ended = "arrived"
                 break
-            if at.tick % settings.record.checkpoint_every == 0:
+            if state.tick % settings.record.checkpoint_every == 0:
                 self._save()
-        self._close(ended)
+        self._finish(ended)
         return self._record.result()
 
     def _one_tick(self) -> Generator[TrainRequest | EvalRequest, Any, bool]:
-        """Move, correct, judge. False where the smallest step has failed."""
-        at, adaptive = self._standing, self.settings.pacing.kind == "adaptive"
-        self._legs.advance(at, self._schedule)
+        """Move, correct, evaluate; False where the smallest step has failed."""
+        state = self._state
         self._move()
-        if adaptive:
+        if self._adaptive:
             corrected, passed = yield from self._correct_until_low()
         else:
             corrected, passed = (yield from self._correct()), True
         if passed:
-            at.point, at.loss = at.tick, corrected.loss
+            state.accepted_tick, state.loss = state.tick, corrected.loss
             self._measure()
-            self._report(corrected)
-            if adaptive:
-                self._pace.succeeded(corrected.rounds)
-            return self._set_pace()
-        assert self._waypoint is not None
-        self._rollback.back(self._waypoint)
-        self._report(corrected, rolled_back=True)
-        return self._pace.failed() and self._set_pace()
-
-    def _move(self) -> None:
-        at, adaptive = self._standing, self.settings.pacing.kind == "adaptive"
-        route = self._legs.current(at)
-        record = at.point - at.recorded >= self.settings.record.every
-        # After a rollback the buffer holds a waypoint, and keeps its bits: it was projected when its stage was on.
-        project_first = 0 < at.point == at.tick - 1
-        self.flat.ensure()
-        if adaptive:
-            self._rollback.keep()
-        moments = self._moments if route is self._legs.main else None
-        waypoint = self._waypoint
-        if waypoint is None and record:
-            waypoint = self._spare()
-        route.tick(self.flat.data, project_first=project_first, waypoint=waypoint, moments=moments)
-        self._moments = None
-        if record:
-            assert waypoint is not None
-            self._record.waypoint(at, self.flat, waypoint)
-        scale = route.lr_scale(self.flat.data)
-        if self._legs.scale_lr:
-            self._trainer.scale_lr(scale) if self._rates is None else self._rates.set(scale)
-
-    def _set_pace(self) -> bool:
-        at = self._standing
-        if at.pace != self._pace.scale:
-            at.pace = self._pace.scale
-            self._legs.current(at).mover.set_pace(at.pace)
+            self._record_tick(corrected)
+            if self._adaptive:
+                self._controller.succeeded(corrected.steps)
+            self._scale_step()
+            return True
+        assert self._accepted_values is not None
+        self._accepted.restore(self._accepted_values)
+        self._record_tick(corrected, rolled_back=True)
+        if not self._controller.failed():
+            return False
+        self._scale_step()
         return True
 
-    def _correct_until_low(self) -> Generator[TrainRequest | EvalRequest, Any, tuple[CorrectionResult, bool]]:
-        """Correct, and where the screening set still finds the point too high, go on as far as the rounds allow.
+    def _move(self) -> None:
+        """Begin the stage that is due, record the last point where it is due, move, set the learning rates."""
+        state = self._state
+        due = state.accepted_tick - state.recorded_tick >= self.settings.record.every
+        # After a rollback the buffer holds a point that was projected before, and its bits must not change.
+        unprojected = 0 < state.accepted_tick == state.tick - 1
+        self.flat.ensure()
+        if self._phases.advance(state, self._schedule, self.flat.data if unprojected else None):
+            unprojected, self._moments = False, None
+        route = self._phases.current(state)
+        if self._adaptive:
+            self._accepted.save()
+        moments = self._moments if route is self._phases.main else None
+        waypoint = self._accepted_values
+        if waypoint is None and due:
+            waypoint = self.flat.borrow_gradient_memory()
+        route.tick(self.flat.data, project_first=unprojected, waypoint=waypoint, moments=moments)
+        self._moments = None
+        if due:
+            assert waypoint is not None
+            self._record.add_waypoint(state, self.flat, waypoint)
+        scale = route.lr_scale(self.flat.data)
+        if self._phases.scales_lr:
+            self._trainer.scale_lr(scale) if self._rates is None else self._rates.set(scale)
 
-        A window of few batches may meet the threshold by luck; training on is cheaper than going back.
+    def _scale_step(self) -> None:
+        state = self._state
+        if state.step_scale != self._controller.scale:
+            state.step_scale = self._controller.scale
+            self._phases.current(state).scale_step(state.step_scale)
+
+    def _correct_until_low(self) -> Generator[TrainRequest | EvalRequest, Any, tuple[CorrectionResult, bool]]:
+        """Correct, and again while the point is too high on the screening set and steps are left.
+
+        A window of few batches may meet the threshold by chance; training on costs less than going back.
         """
-        most, rounds, average = self.settings.correction.max_steps, 0, self._average
+        most, steps, average = self.settings.correction.max_steps, 0, self._average
         average.clear()
         while True:
-            corrected = yield from self._correct(go_on=rounds > 0)
-            rounds += corrected.rounds
-            corrected, point = replace(corrected, rounds=rounds), self.flat.data
+            corrected = yield from self._correct(continued=steps > 0)
+            steps += corrected.steps
+            corrected, point = replace(corrected, steps=steps), self.flat.data
             if not corrected.finite:
                 return corrected, False
             if average.values is not None:
                 corrected, point = average.add(point, corrected, self.settings.correction_threshold), average.values
-                if not corrected.met and rounds < most:
+                if not corrected.met and steps < most:
                     continue
-            here = self._as_recorded(point)
-            passed = yield from self._is_low(here)
-            if passed or rounds >= most:
+            projected = self._projected_copy(point)
+            passed = yield from self._is_low(projected)
+            if passed or steps >= most:
                 if passed and average.values is not None:
                     self.flat.data.copy_(point)
-                return corrected, passed and (yield from self._chord_is_low(here))
+                return corrected, passed and (yield from self._midpoint_is_low(projected))
 
-    def _correct(self, go_on: bool = False) -> Generator[TrainRequest | EvalRequest, Any, CorrectionResult]:
-        at = self._standing
+    def _correct(self, continued: bool = False) -> Generator[TrainRequest | EvalRequest, Any, CorrectionResult]:
+        state = self._state
         try:
-            corrected: CorrectionResult = yield TrainRequest(
-                at.rounds, go_on, stop_at_nan=self.settings.pacing.kind == "adaptive"
-            )
+            corrected: CorrectionResult = yield TrainRequest(state.sgd_steps, continued, stop_at_nan=self._adaptive)
         except LLPFError as error:
-            raise LLPFError(f"tick {at.tick}: {error}{self._culprit()}") from error
-        at.rounds += corrected.rounds
-        self._check_forms()
+            raise LLPFError(f"tick {state.tick}: {error}{self._first_bad_layer()}") from error
+        state.sgd_steps += corrected.steps
+        self._check_buffer_shapes()
         return corrected
 
-    def _check_forms(self) -> None:
+    def _check_buffer_shapes(self) -> None:
         """LLPFError where training gave a buffer another shape: no waypoint after it would fit the first."""
         now = {name: list(buffer.shape) for name, buffer in self.flat.persistent_buffers().items()}
-        for name in now.keys() ^ self._forms.keys():
+        for name in now.keys() ^ self._buffer_shapes.keys():
             what = "made" if name in now else "removed"
             raise LLPFError(
-                f"training {what} the buffer {name!r}, and a path keeps the form of every tensor: register it with "
-                "persistent=False, or run one batch through the networks before"
+                f"training {what} the buffer {name!r}, but the tensors of a path may not change in shape: register it "
+                "with persistent=False, or run one batch through the networks before"
             )
         for name, shape in now.items():
-            if shape != self._forms[name]:
+            if shape != self._buffer_shapes[name]:
                 raise LLPFError(
-                    f"training changed the shape of the buffer {name!r} from {self._forms[name]} to {shape}, and a "
-                    "path keeps the form of every tensor: register it with persistent=False"
+                    f"training changed the shape of the buffer {name!r} from {self._buffer_shapes[name]} to {shape}, "
+                    "but the tensors of a path may not change in shape: register it with persistent=False"
                 )
 
-    def _culprit(self) -> str:
+    def _first_bad_layer(self) -> str:
         for name, view in self.flat.views(self.flat.data).items():
             if not bool(view.isfinite().all()):
                 return f" (first layer with values that are not finite: {name})"
         return ""
 
-    def _is_low(self, here: Tensor) -> Generator[TrainRequest | EvalRequest, Any, bool]:
-        """Whether the projected point ``here [N]`` passes the screening set."""
+    def _is_low(self, projected: Tensor) -> Generator[TrainRequest | EvalRequest, Any, bool]:
+        """Whether the projected point ``[N]`` passes the screening set."""
         limit = self.settings.threshold * self.settings.pacing.margin
-        loss: float = yield EvalRequest(here, self._hopeless(limit))
+        loss: float = yield EvalRequest(projected, self._early_reject_limit(limit))
         return loss <= limit
 
-    def _hopeless(self, limit: float) -> float:
-        """Mean loss of the first images from which on a point is given up."""
-        glance = self.settings.pacing.early_reject
-        return math.inf if glance is None or self.settings.pacing.kind != "adaptive" else limit * glance
+    def _early_reject_limit(self, limit: float) -> float:
+        """Mean loss of the first samples above which a point is given up."""
+        factor = self.settings.pacing.early_reject
+        return math.inf if factor is None or not self._adaptive else limit * factor
 
-    def _chord_is_low(self, here: Tensor) -> Generator[TrainRequest | EvalRequest, Any, bool]:
-        """With ``pacing.midpoint``: whether the middle of the way to ``here [N]`` passes too, half the margin wider.
+    def _midpoint_is_low(self, projected: Tensor) -> Generator[TrainRequest | EvalRequest, Any, bool]:
+        """With ``pacing.midpoint``: whether the middle of the way to ``projected [N]`` passes, half the margin wider.
 
-        Training on would not lower it; only shorter steps do.
+        More training would not lower its loss; only shorter steps do. Overwrites ``projected``.
         """
         if not self.settings.pacing.midpoint:
             return True
-        assert self._waypoint is not None
-        # Buffers on the chord are those that the certificate will give it: half the way too.
+        assert self._accepted_values is not None
+        # The certificate interpolates buffers too.
         now = self.flat.persistent_buffers()
-        buffers = interpolate({name: self._rollback.buffers[name] for name in now}, now, 0.5)
-        loss: float = yield EvalRequest(torch.lerp(self._waypoint, here, 0.5, out=here), buffers=buffers)
+        buffers = interpolate({name: self._accepted.buffers[name] for name in now}, now, 0.5)
+        middle = torch.lerp(self._accepted_values, projected, 0.5, out=projected)
+        loss: float = yield EvalRequest(middle, buffers=buffers)
         return loss <= self.settings.threshold * (1 + self.settings.pacing.margin) / 2
 
-    def _as_recorded(self, point: Tensor) -> Tensor:
-        """``point [N]`` as the next tick would record it: blending spheres follow the way that it has come."""
-        here = self._beside(point)
-        self._legs.project_as_recorded(self._standing, here, self._shares(self._legs.distances(here)))
-        return here
-
-    def _beside(self, point: Tensor) -> Tensor:
-        """A copy of ``point [N]`` in spare memory."""
-        return self._spare().copy_(point)
-
-    def _spare(self) -> Tensor:
-        """``[N]``: the gradients' memory, which nothing needs between two corrections."""
-        self.flat.ensure_gradients()
-        return self.flat.grad
+    def _projected_copy(self, point: Tensor) -> Tensor:
+        """``point [N]`` as the next tick would record it, in the gradients' memory."""
+        copy = self.flat.borrow_gradient_memory().copy_(point)
+        self._phases.project_as_accepted(self._state, copy, self._shares(self._phases.distances(copy)))
+        return copy
 
     def _rest_is_low(self) -> Generator[TrainRequest | EvalRequest, Any, bool]:
         """Whether the straight way from the projected current point to its end stays below the threshold."""
-        if not can_arrive(self.settings) or not self._legs.is_last(self._standing):
+        if self.settings.goal == "none" or self._state.phase != "main":
             return False
-        at, here = self._standing, self._beside(self.flat.data)
-        if at.point == at.tick:
-            self._legs.current(at).project(here)
-        # Counted from the destination's own loss up: a destination close below the threshold can be arrived at too.
-        room = self.settings.threshold - self._ends.end_loss
-        limit = self._ends.end_loss + room * self.settings.arrival.margin
-        stop = self._hopeless(limit)
-        if (yield EvalRequest(here, stop)) > limit:
+        point = self.flat.borrow_gradient_memory().copy_(self.flat.data)
+        if self._state.accepted_tick == self._state.tick:
+            self._phases.main.project(point)
+        # Counted from the destination's loss up, so that a destination just below the threshold can be arrived at.
+        lowest = self._endpoints.destination_loss
+        limit = lowest + (self.settings.threshold - lowest) * self.settings.arrival.margin
+        stop = self._early_reject_limit(limit)
+        if (yield EvalRequest(point, stop)) > limit:
             return False
-        there = self._legs.rest(here)
-        if self._ends.end is None and (yield EvalRequest(there, stop)) > limit:
+        end = self._phases.main.rest(point)
+        if self._endpoints.destination is None and (yield EvalRequest(end, stop)) > limit:
             return False
-        between, buffers = torch.empty_like(here), self.flat.persistent_buffers()
+        between, buffers = torch.empty_like(point), self.flat.persistent_buffers()
         last = self._last_buffers(buffers)
-        for fraction in _CHORD:
-            torch.lerp(here, there, fraction, out=between)
-            if (yield EvalRequest(between, stop, interpolate({n: buffers[n] for n in last}, last, fraction))) > limit:
+        for fraction in _REST_FRACTIONS:
+            torch.lerp(point, end, fraction, out=between)
+            here = interpolate({name: buffers[name] for name in last}, last, fraction)
+            if (yield EvalRequest(between, stop, here)) > limit:
                 return False
         return True
 
     def _last_buffers(self, now: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The destination's buffers, beside the module's ``now``; these, where no network is the destination."""
-        end = self._ends.end if leads_to_model(self.settings) else None
+        """The destination's buffers, of those the module has; ``now``, the module's, without a destination model."""
+        end = self._endpoints.destination if self.settings.goal == "model" else None
         if end is None:
             return now
-        if self._end_buffers is None:  # moved to a GPU once
-            self._end_buffers = {name: end[name].to(buffer.device) for name, buffer in now.items() if name in end}
-        return self._end_buffers
+        if self._destination_buffers is None:  # moved to a GPU once
+            self._destination_buffers = {
+                name: end[name].to(buffer.device) for name, buffer in now.items() if name in end
+            }
+        return self._destination_buffers
 
-    def _close(self, ended: str) -> None:
-        """Record the last point, and the destination where the rest of the way is low."""
-        at = self._standing
+    def _finish(self, ended: str) -> None:
+        """Record the last point, and the end of the way where the search has arrived."""
+        state = self._state
         self.flat.ensure()
-        if at.point > at.recorded:
-            if at.point == at.tick:
-                self._legs.current(at).project(self.flat.data)
-            self._record.waypoint(at, self.flat, self.flat.data)
+        if state.accepted_tick > state.recorded_tick:
+            if state.accepted_tick == state.tick:
+                self._phases.current(state).project(self.flat.data)
+            self._record.add_waypoint(state, self.flat, self.flat.data)
         end = None
         if ended == "arrived":
-            end = self._ends.end if leads_to_model(self.settings) else None
+            end = self._endpoints.destination if self.settings.goal == "model" else None
             if end is None:
-                end = self.flat.state_dict(self._legs.rest(self.flat.data))
-        self._record.finish(at, ended, end, self._notes())
+                end = self.flat.state_dict(self._phases.main.rest(self.flat.data))
+        self._record.finish(state, ended, end, self._notes())
 
     def _notes(self) -> list[str]:
-        """What a reader of the end must know besides."""
-        still = ", ".join(self._legs.without_direction(self.flat.data))
-        return [f"not on their spheres, because from norm 0 no direction leads there: {still}"] if still else []
+        stay = ", ".join(self._phases.without_direction(self.flat.data))
+        return [f"not on their spheres, because from norm 0 no direction leads there: {stay}"] if stay else []
 
     def _measure(self) -> None:
-        """Distances and variances of the point that the buffer holds; spheres that follow them."""
-        at, route = self._standing, self._legs.main
-        # The coming tick begins at this very point: its reduction pass is this one.
+        """Distances and variances of the point that the buffer holds; blending spheres follow it."""
+        state, route = self._state, self._phases.main
+        # The next tick begins at this point, so it needs no reduction pass of its own.
         self._moments = moments = route.moments(self.flat.data)
-        distances, variances = self._legs.distances(self.flat.data, moments), route.spread.variance(moments)
+        distances, variances = self._phases.distances(self.flat.data, moments), route.statistics.variance(moments)
         shares = self._shares(distances)
-        self._legs.follow(at, shares)
-        # One read of the host.
-        read = torch.cat([distances, shares, variances, route.total(distances).reshape(1)]).tolist()
+        self._phases.blend_spheres(state, shares)
+        # One transfer to the host.
+        values = torch.cat([distances, shares, variances, route.total(distances).reshape(1)]).tolist()
         count = len(distances)
-        at.distances, at.shares, at.variances = read[:count], read[count : 2 * count], read[2 * count : -1]
-        at.distance = read[-1]
+        state.distances, state.shares, state.variances = (
+            values[:count],
+            values[count : 2 * count],
+            values[2 * count : -1],
+        )
+        state.distance = values[-1]
 
     def _shares(self, distances: Tensor) -> Tensor:
-        initial = self._legs.initial_distance
+        """float64 ``[S]``: shares of the initial distances."""
+        initial = self._phases.initial_distance
         return torch.where(initial > 0, distances / initial, 0.0)
 
-    def _report(self, corrected: CorrectionResult, rolled_back: bool = False) -> None:
-        at = self._standing
-        self._record.tick(
-            at,
+    def _record_tick(self, corrected: CorrectionResult, rolled_back: bool = False) -> None:
+        state = self._state
+        self._record.add_tick(
+            state,
             corrected,
-            step=self._legs.current(at).mover.lengths,
-            stage=self._schedule.phase,
-            share_left=at.distance / self._legs.initial_total,
+            step=self._phases.current(state).step_lengths,
+            stage=self._schedule.stage,
+            share_left=state.distance / self._phases.initial_total,
             rolled_back=rolled_back,
         )
 
     def _save(self) -> None:
-        at, run = self._standing, self._record.run
-        at.phase, at.since = self._schedule.phase, self._schedule.since
-        save_search_state(
-            run, at, self._record.seconds(at), self.flat, self._trainer, self._optimizer, self._legs.tensors()
-        )
+        state, seconds = self._state, self._record.seconds(self._state)
+        state.stage, state.stage_began = self._schedule.stage, self._schedule.stage_began
+        tensors = self._phases.tensors()
+        save_search_state(self._record.run, state, seconds, self.flat, self._trainer, self._optimizer, tensors)

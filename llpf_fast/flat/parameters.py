@@ -309,6 +309,11 @@ class FlatParameters:
             self._adopt_gradients()
         self.grad.zero_()
 
+    def borrow_gradient_memory(self) -> Tensor:
+        """``[N]``: the memory of ``grad``, for other values. Gradients are lost until the next :meth:`zero_grad`."""
+        self.ensure_gradients()
+        return self.grad
+
     def _gradients_attached(self) -> bool:
         views = self._gradient_views
         return (

@@ -1,4 +1,4 @@
-"""Which segments a tick moves, holds, compensates and projects: flags from the rule, the layer kinds and the stage."""
+"""Which segments a tick moves, leaves, compensates and projects: flags from rule, layer kinds and stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from ..flat.layers import match_layers
 from ..ops import SegmentFlag
 from .rule import LayerTreatment, Rule
 
-_ONLY_FROM_MODULE = SegmentFlag.FROZEN
 _AWAY = {
     LayerTreatment.COMPENSATE: SegmentFlag.COMPENSATE,
     LayerTreatment.COMPENSATE_TWICE: SegmentFlag.COMPENSATE | SegmentFlag.TWICE,
@@ -19,17 +18,17 @@ _AWAY = {
 
 
 def treatments(rule: Rule, flat: FlatParameters) -> list[LayerTreatment]:
-    """What the rule does with every segment whenever its stage is active: frozen ones are kept.
+    """What the rule does with every segment while its stage is active: KEEP for frozen ones.
 
     Raises:
         LLPFError: a pattern of the rule matches no layer.
     """
     pairs = zip(chosen_treatments(rule, flat), frozen(rule, flat), strict=True)
-    return [LayerTreatment.KEEP if still else how for how, still in pairs]
+    return [LayerTreatment.KEEP if is_frozen else how for how, is_frozen in pairs]
 
 
 def frozen(rule: Rule, flat: FlatParameters) -> list[bool]:
-    """Which segments no tick touches, because they could never be trained back."""
+    """Which segments no tick touches, because training could not lower the loss again."""
     return [bool(row.flags & SegmentFlag.FROZEN) and not rule.move_frozen for row in flat.table.rows]
 
 
@@ -59,16 +58,16 @@ def _by_kind(rule: Rule, flat: FlatParameters, i: int) -> LayerTreatment:
 def sphere_table(rule: Rule, flat: FlatParameters) -> SegmentTable:
     """The table with the variance groups that the rule asks for.
 
-    Rows of a cut attention tensor that stay are never read where skipped layers are left alone. The rows that move are
-    then a layer of their own, with the variance they had themselves: compared with the whole tensor's they would be
-    scaled to a sphere they never lay on. Where skipped layers are rescaled (authors) the tensor keeps its one sphere.
+    With ``rescale_skipped`` (authors) a cut attention tensor has one sphere. Without it the pieces that stay are never
+    read, so the pieces that move are a group of their own: with the variance of the whole tensor they would be scaled
+    to a sphere that they never lay on.
     """
     table = flat.table
     if rule.rescale_skipped:
         return table
-    apart = max((row.variance_group for row in table.rows), default=0) + 1
+    unused = max((row.variance_group for row in table.rows), default=0) + 1
     rows = [
-        replace(row, variance_group=row.variance_group + apart) if cut and how is LayerTreatment.KEEP else row
+        replace(row, variance_group=row.variance_group + unused) if cut and how is LayerTreatment.KEEP else row
         for row, how, cut in zip(table.rows, treatments(rule, flat), _cut(flat), strict=True)
     ]
     return replace(table, rows=tuple(rows))
@@ -87,20 +86,20 @@ def flags(
     active: Sequence[bool],
     no_sphere: Sequence[bool],
 ) -> list[SegmentFlag]:
-    """Flags of one stage (reading of LLPF in notes/algorithm-facts, A.4).
+    """Flags of one stage, one a segment.
 
     Args:
-        treatment: of :func:`treatments`.
+        treatment: result of :func:`treatments`.
         active: which segments the stage moves.
-        no_sphere: segments that there is no sphere to return to: their start has no variance.
+        no_sphere: segments without a sphere to return to: their start has no variance.
     """
-    out = []
+    result = []
     cut = _cut(flat)
-    still = frozen(rule, flat)
+    is_frozen = frozen(rule, flat)
     for i, row in enumerate(flat.table.rows):
-        flag = row.flags & _ONLY_FROM_MODULE
-        if still[i]:
-            out.append(flag | SegmentFlag.MASKED)
+        flag = row.flags & SegmentFlag.FROZEN
+        if is_frozen[i]:
+            result.append(flag | SegmentFlag.MASKED)
             continue
         free = not rule.project or no_sphere[i]
         free |= flat.kinds[i] is LayerKind.NORM and not rule.rescale_normalization
@@ -108,11 +107,11 @@ def flags(
             if not rule.rescale_skipped or (free and not (cut[i] and active[i])):
                 flag |= SegmentFlag.MASKED
             else:
-                # The rest of a cut tensor is measured with these rows: the mean or norm of the authors' destinations.
+                # Mean and norm of a cut tensor are those of all its pieces (authors), so these are read.
                 flag |= SegmentFlag.HOLD | (SegmentFlag.FREE if free else SegmentFlag.NONE)
         else:
             flag |= _AWAY.get(treatment[i], SegmentFlag.NONE)
             if free:
                 flag |= SegmentFlag.FREE
-        out.append(flag)
-    return out
+        result.append(flag)
+    return result

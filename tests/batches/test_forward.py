@@ -1,4 +1,4 @@
-"""How a network must be run: found out by trying, the same for search and certificate."""
+"""The mode in which a network runs is tried out, in the same way for search and certificate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import llpf_fast
 from llpf_fast.batches.forward import ForwardMode, choose_forward_mode, forward
 from llpf_fast.errors import LLPFError
 from llpf_fast.find import CorrectionSettings, Settings, StepSettings
-from llpf_fast.find.build import make_task
+from llpf_fast.find.task import make_task
 from llpf_fast.verify import Evaluator
 
 CPU = torch.device("cpu")
@@ -88,17 +88,17 @@ def test_what_can_be_found_can_be_certified(make, data, loss, tmp_path) -> None:
 
 
 def test_gradients_stay_off_where_nobody_takes_them() -> None:
-    seen: list[bool] = []
+    gradients: list[bool] = []
 
     class Watching(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
-            seen.append(torch.is_grad_enabled())
+            gradients.append(torch.is_grad_enabled())
             return super().forward(x)
 
     net = Watching(3, 5)
     Evaluator(net, F.mse_loss, POINTS[0], torch.zeros(40, 5))(net.state_dict())
-    assert seen
-    assert not any(seen)
+    assert gradients
+    assert not any(gradients)
 
 
 def test_the_error_is_the_plain_one() -> None:

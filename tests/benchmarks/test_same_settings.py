@@ -99,7 +99,7 @@ def test_a_gpu_has_three_numbers_of_paths() -> None:
 @pytest.mark.usefixtures("small")
 def test_one_launch_that_fell_back_is_not_timed_as_one() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(2, 10))
-    with pytest.warns(UserWarning, match="capture is while"):
+    with pytest.warns(UserWarning, match="cuda_graph is while"):
         run = correction.Iterations(network, torch.zeros(8, 2), torch.zeros(8, dtype=torch.int64), "none", 0.0, "while")
     with pytest.raises(LLPFError, match="fell back"):
         run.watched()

@@ -26,7 +26,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
 
 
-def plain_loop(module, batches, *, threshold, min_rounds, max_rounds, step) -> list[float]:
+def plain_loop(module, batches, *, threshold, window, max_steps, step) -> list[float]:
     losses: list[float] = []
     module.train()
     while True:
@@ -34,11 +34,11 @@ def plain_loop(module, batches, *, threshold, min_rounds, max_rounds, step) -> l
         module.zero_grad()
         loss = nn.functional.cross_entropy(module(x), y)
         losses.append(float(loss.detach()))
-        window = losses[-min_rounds:]
+        last = losses[-window:]
         loss.backward()
         step()
-        done = len(losses) >= min_rounds and sum(window) / len(window) <= threshold
-        if done or len(losses) >= max_rounds:
+        done = len(losses) >= window and sum(last) / len(last) <= threshold
+        if done or len(losses) >= max_steps:
             return losses
 
 
@@ -50,7 +50,7 @@ def plain_loop(module, batches, *, threshold, min_rounds, max_rounds, step) -> l
 def test_equals_plain_sgd(data, hyper) -> None:
     reference = network()
     module = copy.deepcopy(reference)
-    rule = {"threshold": 0.45, "min_rounds": 5, "max_rounds": 300}
+    rule = {"threshold": 0.45, "window": 5, "max_steps": 300}
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.05, **hyper)
     losses = plain_loop(reference, TensorBatches(*data, 16, seed=4), step=optimizer.step, **rule)
 
@@ -59,7 +59,7 @@ def test_equals_plain_sgd(data, hyper) -> None:
     correction = Correction(flat, nn.functional.cross_entropy, batches, lr=0.05, **hyper, **rule)
     result = correction.run(0)
 
-    assert 5 < result.rounds == len(losses) < 300
+    assert 5 < result.steps == len(losses) < 300
     assert result.met
     assert result.loss == pytest.approx(sum(losses[-5:]) / 5, rel=1e-4)
     for (name, value), other in zip(module.state_dict().items(), reference.state_dict().values(), strict=True):
@@ -69,7 +69,7 @@ def test_equals_plain_sgd(data, hyper) -> None:
 def test_any_torch_optimiser(data) -> None:
     reference = network()
     module = copy.deepcopy(reference)
-    rule = {"threshold": 0.3, "min_rounds": 3, "max_rounds": 200}
+    rule = {"threshold": 0.3, "window": 3, "max_steps": 200}
     optimizer = torch.optim.AdamW(reference.parameters(), lr=0.01)
     losses = plain_loop(reference, TensorBatches(*data, 16, seed=4), step=optimizer.step, **rule)
     flat = FlatParameters(module)
@@ -81,7 +81,7 @@ def test_any_torch_optimiser(data) -> None:
         optimizer=torch.optim.AdamW(module.parameters(), lr=0.01),
         **rule,
     )
-    assert correction.run(0).rounds == len(losses)
+    assert correction.run(0).steps == len(losses)
     for value, other in zip(module.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-6)
 
@@ -113,26 +113,26 @@ def test_an_optimiser_that_asks_for_a_closure(data) -> None:
         losses.append(at_batch[0])
         taken += len(at_batch)
     flat = FlatParameters(module)
-    rule = {"threshold": 0.3, "min_rounds": 3, "max_rounds": 1000, "lr": 0.0}
+    rule = {"threshold": 0.3, "window": 3, "max_steps": 1000, "lr": 0.0}
     batches = TensorBatches(*data, 16, seed=4)
     own = lbfgs(module.parameters())
     correction = Correction(flat, nn.functional.cross_entropy, batches, optimizer=own, **rule)
     result = correction.run(7)
-    assert 3 < len(losses) < taken == result.rounds == own.state_dict()["state"][0]["func_evals"]
+    assert 3 < len(losses) < taken == result.steps == own.state_dict()["state"][0]["func_evals"]
     assert result.met
     assert result.loss == pytest.approx(sum(losses[-3:]) / 3, rel=1e-4)
     for value, other in zip(module.state_dict().values(), reference.state_dict().values(), strict=True):
         torch.testing.assert_close(value, other, rtol=1e-3, atol=1e-5)
 
 
-def test_a_closures_gradients_are_what_max_rounds_bounds(data) -> None:
+def test_a_closures_gradients_are_what_max_steps_bounds(data) -> None:
     module = network()
-    rule = {"threshold": 1e-9, "min_rounds": 2, "max_rounds": 20, "lr": 0.0}
+    rule = {"threshold": 1e-9, "window": 2, "max_steps": 20, "lr": 0.0}
     batches = TensorBatches(*data, 16, seed=4)
     optimizer = torch.optim.LBFGS(module.parameters(), lr=0.01, max_iter=6, tolerance_grad=0, tolerance_change=0)
     correction = Correction(FlatParameters(module), nn.functional.cross_entropy, batches, optimizer=optimizer, **rule)
     result = correction.run(0)
-    assert (result.rounds, result.met) == (24, False), "four batches of six gradients"
+    assert (result.steps, result.met) == (24, False), "four batches of six gradients"
 
 
 def test_a_closure_that_is_never_called(data) -> None:
@@ -141,30 +141,30 @@ def test_a_closure_that_is_never_called(data) -> None:
             return None
 
     module = network()
-    rule = {"threshold": 0.1, "min_rounds": 1, "max_rounds": 2, "lr": 0.0}
+    rule = {"threshold": 0.1, "window": 1, "max_steps": 2, "lr": 0.0}
     batches, optimizer = TensorBatches(*data, 16, seed=4), Idle(module.parameters())
     correction = Correction(FlatParameters(module), nn.functional.cross_entropy, batches, optimizer=optimizer, **rule)
     with pytest.raises(LLPFError, match=r"Idle\.step asks for a closure but never calls it"):
         correction.run(0)
 
 
-def test_stops_at_max_rounds_and_says_so(data) -> None:
+def test_stops_at_max_steps_and_says_so(data) -> None:
     flat = FlatParameters(network())
     correction = Correction(
         flat,
         nn.functional.cross_entropy,
         TensorBatches(*data, 16, seed=0),
         threshold=1e-9,
-        min_rounds=2,
-        max_rounds=7,
+        window=2,
+        max_steps=7,
         lr=0.01,
     )
     result = correction.run(0)
-    assert (result.rounds, result.met) == (7, False)
+    assert (result.steps, result.met) == (7, False)
 
 
 def test_momentum_is_dropped_between_corrections_unless_kept(data) -> None:
-    rule = {"threshold": 1e-9, "min_rounds": 1, "max_rounds": 3, "lr": 0.05, "momentum": 0.9}
+    rule = {"threshold": 1e-9, "window": 1, "max_steps": 3, "lr": 0.05, "momentum": 0.9}
     ends = []
     for keep in (False, True):
         flat = FlatParameters(network())
@@ -186,8 +186,8 @@ def test_frozen_parameters_do_not_train(data) -> None:
         nn.functional.cross_entropy,
         TensorBatches(*data, 16, seed=0),
         threshold=1e-9,
-        min_rounds=1,
-        max_rounds=5,
+        window=1,
+        max_steps=5,
         lr=0.1,
         weight_decay=0.1,
     )
@@ -203,9 +203,9 @@ def test_a_loss_that_is_not_finite_is_an_error(data) -> None:
         nn.functional.cross_entropy,
         TensorBatches(*data, 16, seed=0),
         threshold=0.1,
-        min_rounds=1,
-        max_rounds=5,
+        window=1,
+        max_steps=5,
         lr=0.1,
     )
-    with pytest.raises(LLPFError, match=r"became nan in round 1.*smaller"):
+    with pytest.raises(LLPFError, match=r"became nan in step 1.*smaller"):
         correction.run(0)

@@ -42,7 +42,7 @@ def corrected(module: nn.Module, data, scales, fused: bool) -> FlatParameters:
     optimizer = None if fused else torch.optim.SGD(one_group_each(module), lr=0.1)
     rates = None if optimizer is None else LayerRates(optimizer, flat)
     batches = TensorBatches(*data, 16, seed=4)
-    rule = {"threshold": 1e-9, "min_rounds": 1, "max_rounds": 4, "lr": 0.1}
+    rule = {"threshold": 1e-9, "window": 1, "max_steps": 4, "lr": 0.1}
     correction = Correction(flat, nn.functional.cross_entropy, batches, optimizer=optimizer, **rule)
     for i, scale in enumerate(scales):
         correction.scale_lr(scale) if rates is None else rates.set(scale)

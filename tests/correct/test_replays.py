@@ -42,7 +42,7 @@ def images() -> tuple[Tensor, Tensor]:
 
 
 def build(*, augment: str = "none", module: nn.Module | None = None, **changes: Any) -> Correction:
-    given = {"threshold": 0.5, "min_rounds": 3, "max_rounds": 60, "lr": 0.05} | changes
+    given = {"threshold": 0.5, "window": 3, "max_steps": 60, "lr": 0.05} | changes
     flat = FlatParameters(module or network())
     batches = TensorBatches(*images(), 16, seed=4, augment=augmentation(augment))
     return Correction(flat, nn.functional.cross_entropy, batches, **given)
@@ -75,9 +75,9 @@ def differences(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str
 def test_replays_after_the_gate_closed_change_nothing(hyper: dict[str, Any], gather: bool) -> None:
     correction = build(augment="mnist", **hyper)
     correction.replay(itself)
-    correction._step.draws(correction._batches, gather=gather)  # type: ignore[arg-type]
+    correction._step.bind_batches(correction._batches, gather=gather)  # type: ignore[arg-type]
     result = correction.run(7)
-    assert 3 <= result.rounds < 60
+    assert 3 <= result.steps < 60
     before = everything(correction)
     assert any(name.endswith("num_batches_tracked") for name in before)
     state = correction._step.state
@@ -92,8 +92,8 @@ def test_replays_after_the_gate_closed_change_nothing(hyper: dict[str, Any], gat
     assert set(before) - set(changed) <= {"first", "key", *([] if hyper else ["momentum"])}
 
 
-def test_buffers_that_are_not_put_back_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llpf_fast.correct.snapshots.BufferSnapshot.put_back", lambda *_: None)
+def test_buffers_that_are_not_restored_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llpf_fast.correct.snapshots.BufferSnapshot.restore", lambda *_: None)
     correction = build()
     correction.replay(itself)
     correction.run(0)
@@ -113,22 +113,22 @@ def test_equals_the_ordinary_path_bit_for_bit(augment: str, hyper: dict[str, Any
     for correction in (ordinary, replayed):
         results = [correction.run(0)]
         correction.scale_lr(scale)
-        results.append(correction.run(results[0].rounds, go_on=True))
+        results.append(correction.run(results[0].steps, continued=True))
         correction.scale_lr(None)
         results.append(correction.run(100))
         told.append(results)
         assert correction.captured is (correction is replayed)
     assert told[0] == told[1]
-    assert len({result.rounds for result in told[0]}) > 1
+    assert len({result.steps for result in told[0]}) > 1
     # The ordinary path tells the generator every round, replays where they began.
     assert differences(everything(ordinary), everything(replayed)) == ["first"]
 
 
-@pytest.mark.parametrize("max_rounds", [3, 4, 5])
-def test_stops_at_max_rounds(max_rounds: int) -> None:
-    correction = build(threshold=1e-9, max_rounds=max_rounds)
+@pytest.mark.parametrize("max_steps", [3, 4, 5])
+def test_stops_at_max_steps(max_steps: int) -> None:
+    correction = build(threshold=1e-9, max_steps=max_steps)
     correction.replay(itself)
-    assert (correction.run(0).rounds, correction.run(9).met) == (max_rounds, False)
+    assert (correction.run(0).steps, correction.run(9).met) == (max_steps, False)
 
 
 class BreaksAt(nn.Module):
@@ -151,10 +151,10 @@ def test_a_loss_that_is_not_finite_ends_both_in_the_same_round(call: int) -> Non
     ordinary, replayed = (build(threshold=1e-9, module=BreaksAt(call)) for _ in range(2))
     replayed.replay(itself)
     told = [correction.run(0, stop_at_nan=True) for correction in (ordinary, replayed)]
-    assert (told[0].rounds, told[0].finite) == (told[1].rounds, told[1].finite) == (call, False)
+    assert (told[0].steps, told[0].finite) == (told[1].steps, told[1].finite) == (call, False)
     for correction in (build(module=BreaksAt(call)), build(module=BreaksAt(call))):
         correction.replay(itself)
-        with pytest.raises(LLPFError, match=rf"became (nan|inf) in round {call} of the correction"):
+        with pytest.raises(LLPFError, match=rf"became (nan|inf) in step {call} of the correction"):
             correction.run(0)
 
 
@@ -205,7 +205,7 @@ def test_what_cannot_be_captured_runs_in_turn_with_one_line(
     assert differences(everything(ordinary), everything(asked)) == []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        asked.run(want.rounds)
+        asked.run(want.steps)
 
 
 def test_memory_that_moved_is_captured_anew() -> None:
@@ -229,9 +229,9 @@ def test_memory_that_moved_is_captured_anew() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_capture_on_says_why_not() -> None:
-    with pytest.raises(LLPFError, match=r"correction.capture is on, but a cpu has no CUDA graphs"):
-        build(capture="on")
-    assert not build(capture="auto").captured
+    with pytest.raises(LLPFError, match=r"correction.cuda_graph is on, but a cpu has no CUDA graphs"):
+        build(cuda_graph="on")
+    assert not build(cuda_graph="auto").captured
     assert issubclass(NotCapturableError, LLPFError)
     assert callable(as_cuda_graph)
 

@@ -16,7 +16,7 @@ from llpf_fast.correct import Correction, CorrectionResult
 from llpf_fast.correct.stacked_correction import StackedCorrection, StackRow
 from llpf_fast.flat import FlatParameters
 
-RULE: dict[str, Any] = {"threshold": 0.5, "min_rounds": 4, "max_rounds": 30, "lr": 0.1, "momentum": 0.9}
+RULE: dict[str, Any] = {"threshold": 0.5, "window": 4, "max_steps": 30, "lr": 0.1, "momentum": 0.9}
 
 
 def network() -> nn.Module:
@@ -71,7 +71,7 @@ def test_in_turn_is_the_correction_alone(data) -> None:
             ends.append((first[flats.index(_flat_of(stacked, path))], how, bits(_flat_of(stacked, path))))
             stacked.drop(path)
             paths.remove(path)
-    assert len({how.rounds for _, how, _ in ends}) > 1, "they end at different times, and rows move"
+    assert len({how.steps for _, how, _ in ends}) > 1, "they end at different times, and rows move"
     for round_, how, values in ends:
         flat = FlatParameters(modules(3)[first.index(round_)])
         batches = TensorBatches(*data, 32, seed=3)
@@ -103,7 +103,7 @@ def test_looking_less_often_changes_no_bit(data, block) -> None:
         found.append((ended, values))
     (one, one_values), (other, other_values) = found
     assert one == other
-    assert len({how.rounds for how in one.values()}) > 1
+    assert len({how.steps for how in one.values()}) > 1
     assert all(equal(one_values[row], other_values[row]) for row in range(4))
 
 
@@ -125,7 +125,7 @@ def test_rows_do_not_feel_each_other(data) -> None:
     """A neighbour whose values are NaN, and one with another seed, leave a row's bits alone."""
     found = []
     for poison in (False, True):
-        stacked, paths, flats = stack(3, data, max_rounds=6)
+        stacked, paths, flats = stack(3, data, max_steps=6)
         if poison:
             flats[1].data.fill_(float("nan"))
         for path in paths:
@@ -147,7 +147,7 @@ def test_a_loss_that_is_not_finite(data) -> None:
         ((path, error),) = stacked.iterate()
         assert path is paths[1]
         assert isinstance(error, LLPFError)
-        assert "the training loss became nan in round 1 of the correction" in str(error)
+        assert "the training loss became nan in step 1 of the correction" in str(error)
 
 
 def test_momentum_is_kept_where_it_should_be(data) -> None:
@@ -157,7 +157,7 @@ def test_momentum_is_kept_where_it_should_be(data) -> None:
         for path in paths:
             path.begin(0)
         stacked.iterate()
-        paths[0].begin(1, go_on=True)
+        paths[0].begin(1, continued=True)
         paths[1].begin(1)
         assert bool(paths[0].momentum_buffer.any())
         assert bool(paths[1].momentum_buffer.any()) is keep
@@ -179,13 +179,13 @@ def test_tied_and_frozen_parameters(data) -> None:
         torch.manual_seed(2)
         flats = [FlatParameters(copy.deepcopy(module)) for module in (Tied(), Tied())]
         batches = TensorBatches(*data, 32, seed=3)
-        rule = {**RULE, "max_rounds": 5, "threshold": 0.0, "weight_decay": 0.01}
+        rule = {**RULE, "max_steps": 5, "threshold": 0.0, "weight_decay": 0.01}
         stacked = StackedCorrection(flats[0], nn.functional.cross_entropy, batches, paths=2, least=least, **rule)
         frozen = flats[0].module.head.bias.clone()
         paths = [stacked.take(flat) for flat in flats]
         for path in paths:
             path.begin(0)
-        assert {how.rounds for how in to_the_end(stacked, paths).values()} == {5}
+        assert {how.steps for how in to_the_end(stacked, paths).values()} == {5}
         assert torch.equal(flats[0].module.head.bias, frozen)
         # Not computed either, where the passes are those of a stack.
         assert least == 5 or not any(flat.views(flat.grad)["head.bias"].any() for flat in flats)
@@ -211,9 +211,9 @@ def test_rows_of_batches_are_the_batches_of_each_row(data) -> None:
 
 
 def test_corrected_is_what_the_window_says(data) -> None:
-    stacked, paths, _ = stack(2, data, threshold=0.0, max_rounds=6)
+    stacked, paths, _ = stack(2, data, threshold=0.0, max_steps=6)
     for path in paths:
         path.begin(0)
     for how in to_the_end(stacked, paths).values():
         assert isinstance(how, CorrectionResult)
-        assert (how.rounds, how.met, how.finite) == (6, False, True)
+        assert (how.steps, how.met, how.finite) == (6, False, True)

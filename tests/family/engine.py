@@ -19,7 +19,7 @@ from llpf_fast.settings import (
     StageSettings,
     StepSettings,
 )
-from llpf_fast.tick.rule import resolve
+from llpf_fast.tick.rule import Rule
 
 from .networks import as_state, zoo
 from .oracle import Array, Arrays
@@ -63,17 +63,17 @@ class Engine:
         ticks: int,
     ) -> None:
         settings = settings_of(case, sphere, ticks)
-        rule = resolve(settings)
+        rule = Rule.from_settings(settings)
         self.module = zoo(dtype)
         self.flat = FlatParameters(self.module, join_bias=settings.step.join_bias, cut_attention=rule.values_only)
         self.flat.load(as_state(start, self.module))
         self.buffers = {name: buffer.clone() for name, buffer in self.flat.buffers().items()}
-        like = self.flat.flatten(as_state(goal, self.module)) if case.mode == "m2m" else None
-        self.legs = RoutePhases(settings, rule, self.flat, like)
-        self.schedule = make_schedule(settings, self.flat, self.legs.main.may_move(), lambda: None)
-        self.at = SearchState(leg=self.legs.first)
+        target = self.flat.flatten(as_state(goal, self.module)) if case.mode == "m2m" else None
+        self.phases = RoutePhases(settings, rule, self.flat, target)
+        self.schedule = make_schedule(settings, self.flat, self.phases.main.may_move(), lambda: None)
+        self.at = SearchState(phase=self.phases.first_phase)
         self._measure()
-        self.legs.enter(self.at, self.schedule)
+        self.phases.enter(self.at, self.schedule)
         self.waypoint = torch.zeros_like(self.flat.data)
         #: Where in the buffer each element lies, tensors one after another in the order of ``start``.
         place = self.flat.views(torch.arange(self.flat.table.numel))
@@ -81,27 +81,28 @@ class Engine:
 
     def move(self) -> None:
         self.at.tick += 1
-        self.legs.advance(self.at, self.schedule)
         self.flat.ensure()
-        self.legs.current(self.at).tick(self.flat.data, project_first=self.at.point > 0, waypoint=self.waypoint)
+        trained = self.flat.data if self.at.accepted_tick > 0 else None
+        unprojected = not self.phases.advance(self.at, self.schedule, trained) and trained is not None
+        self.phases.current(self.at).tick(self.flat.data, project_first=unprojected, waypoint=self.waypoint)
 
     def trained(self, change: Array) -> None:
         """What training would have done, tensors one after another."""
         self.flat.data[self._index] += torch.from_numpy(change).to(self.flat.data.dtype)
-        self.at.point = self.at.tick
+        self.at.accepted_tick = self.at.tick
         self._measure()
 
     def _measure(self) -> None:
-        route = self.legs.main
+        route = self.phases.main
         moments = route.moments(self.flat.data)
         initial = route.initial_distance
         shares = torch.where(initial > 0, route.distances(self.flat.data, moments) / initial, 0.0)
-        self.legs.follow(self.at, shares)
-        self.at.shares, self.at.variances = shares.tolist(), route.spread.variance(moments).tolist()
+        self.phases.blend_spheres(self.at, shares)
+        self.at.shares, self.at.variances = shares.tolist(), route.statistics.variance(moments).tolist()
 
     def end(self) -> None:
         """Project what training left: the last waypoint."""
-        self.legs.current(self.at).project(self.flat.data)
+        self.phases.current(self.at).project(self.flat.data)
 
     def values(self, of: Tensor | None = None) -> Array:
         """float64, tensors one after another in the order of ``start``."""
@@ -109,7 +110,7 @@ class Engine:
 
     def rates(self) -> dict[str, float] | None:
         """Factors of the learning rates now; a tensor cut in pieces has the same in each."""
-        scale = self.legs.current(self.at).lr_scale(self.flat.data)
+        scale = self.phases.current(self.at).lr_scale(self.flat.data)
         return None if scale is None else _one_a_name(self.flat.parameter_names, scale.tolist())
 
     def untouched(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -125,7 +125,12 @@ def standstill(monkeypatch: pytest.MonkeyPatch) -> Standstill:
 @pytest.fixture
 def never_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a search looks for arrival at its last tick, whatever the settings."""
-    monkeypatch.setattr(path_search, "can_arrive", lambda settings: False)
+
+    def never(self: Any) -> Generator[Any, Any, bool]:
+        return False
+        yield
+
+    monkeypatch.setattr(path_search.PathSearch, "_rest_is_low", never)
 
 
 def parameters_of(state: State, module: nn.Module | None = None) -> State:

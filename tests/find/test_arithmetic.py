@@ -17,8 +17,8 @@ from llpf_fast.batches import TensorBatches
 from llpf_fast.batches.precision import as_channels_last, float32_products
 from llpf_fast.correct import Correction
 from llpf_fast.find import CorrectionSettings, PathFinder, Settings, StepSettings
-from llpf_fast.find.build import channels_last
 from llpf_fast.find.resume import check_same_search
+from llpf_fast.find.task import channels_last
 from llpf_fast.flat import FlatParameters
 from llpf_fast.path import RunDirectory
 

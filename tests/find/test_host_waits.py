@@ -17,8 +17,8 @@ from llpf_fast.batches.data import TensorData
 from llpf_fast.batches.fixed_samples import FixedSamples
 from llpf_fast.batches.statistics import reestimate
 from llpf_fast.find import CorrectionSettings, PathFinder, StepSettings
-from llpf_fast.find.build import make_task
 from llpf_fast.find.screening import BatchedScreening, ScreeningEvaluator
+from llpf_fast.find.task import make_task
 from llpf_fast.flat import FlatParameters
 from llpf_fast.path import polyline
 from tests.host_waits import host_waits
@@ -48,7 +48,7 @@ def test_a_replayed_search_reads_what_it_decides_by_and_nothing_else(
     finder = PathFinder(network(), *ends, settings=settings, train=digits, out=tmp_path / "run")
     finder._correction.replay(lambda step: step)
     calls = Counter[str]()
-    loss, run = finder._screen.loss, finder._correction.run
+    loss, run = finder._screening.loss, finder._correction.run
 
     def counted_loss(*given: Any) -> float:
         calls["find/screening.py"] += 1
@@ -58,7 +58,7 @@ def test_a_replayed_search_reads_what_it_decides_by_and_nothing_else(
         calls["correct/graphs.py"] += 1
         return run(*given, **named)
 
-    monkeypatch.setattr(finder._screen, "loss", counted_loss)
+    monkeypatch.setattr(finder._screening, "loss", counted_loss)
     monkeypatch.setattr(finder._correction, "run", counted_run)
     with host_waits() as waits:
         finder.run()
@@ -79,8 +79,9 @@ def in_batches(
     """Screens of 1,000 samples, and the losses of their batches alone, float64, as shares of the mean."""
     x, y = digits[0][:1000], digits[1][:1000]
     module = network()
-    settings = quick(screening={"samples": 1000}, evaluation_batch_size=size)
-    task = make_task(settings, module, (x, y), None, torch.device("cpu"))
+    task = make_task(
+        quick(screening={"samples": 1000}, evaluation_batch_size=size), module, (x, y), None, torch.device("cpu")
+    )
     flat = FlatParameters(module)
     with torch.no_grad():
         losses = nn.functional.cross_entropy(module.eval()(x), y, reduction="none").double()

@@ -23,11 +23,11 @@ from llpf_fast.find import (
     StackedFinder,
     StageSettings,
     StepSettings,
-    choose_together,
+    choose_parallel,
     stacked_finder,
 )
-from llpf_fast.find.build import make_task
 from llpf_fast.find.screening import BatchedScreening, ScreeningEvaluator
+from llpf_fast.find.task import make_task
 from llpf_fast.flat import FlatParameters
 from llpf_fast.models import build_model
 from llpf_fast.path import LowLossPath, RunDirectory
@@ -79,7 +79,7 @@ def search(digits: tuple[Tensor, Tensor]) -> Search:
     ) -> list[FindResult | LLPFError]:
         of_job = {name: options.pop(name) for name in ("resume", "progress") if name in options}
         data = options.pop("train", digits)
-        finder = StackedFinder(module or network(), settings=settings, train=data, together=together, **options)
+        finder = StackedFinder(module or network(), settings=settings, train=data, parallel=together, **options)
         jobs = [SearchJob(lambda pair=pair: pair, folder / str(i), **of_job) for i, pair in enumerate(ends)]
         found = {Path(job.out).name: ended for job, ended in finder.run(jobs)}
         return [found[str(i)] for i in range(len(ends))]
@@ -290,7 +290,7 @@ def test_paths_judged_at_once_are_the_same_paths(search, five, tmp_path, monkeyp
 
     def on_gpu(self: StackedFinder, *args: Any, **options: Any) -> None:
         init(self, *args, **options)
-        self._judge_at_once = True
+        self._evaluate_batched = True
 
     monkeypatch.setattr(StackedFinder, "__init__", on_gpu)
     search(tmp_path / "at once", pairs(five), settings, 4)
@@ -406,7 +406,7 @@ def test_what_a_stack_does_not_take(search, digits, tmp_path) -> None:
 def test_a_stack_is_chosen_where_it_was_measured_faster() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     perceptron, lenet5 = build_model("mlp"), build_model("lenet5")
-    assert [choose_together(perceptron, cpu, paths) for paths in (1, 7, 8, 9, 100)] == [1, 1, 8, 9, 16]
-    assert [choose_together(lenet5, cpu, paths) for paths in (4, 100)] == [1, 1]
-    assert [choose_together(lenet5, gpu, paths) for paths in (1, 2, 9, 1000)] == [1, 2, 9, 256]
-    assert choose_together(build_model("resnet18"), gpu, 9) == 1
+    assert [choose_parallel(perceptron, cpu, paths) for paths in (1, 7, 8, 9, 100)] == [1, 1, 8, 9, 16]
+    assert [choose_parallel(lenet5, cpu, paths) for paths in (4, 100)] == [1, 1]
+    assert [choose_parallel(lenet5, gpu, paths) for paths in (1, 2, 9, 1000)] == [1, 2, 9, 256]
+    assert choose_parallel(build_model("resnet18"), gpu, 9) == 1

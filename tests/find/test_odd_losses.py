@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import llpf_fast
 from llpf_fast.errors import LLPFError
 from llpf_fast.find import CorrectionSettings, Settings, StepSettings
-from llpf_fast.find.build import make_task
 from llpf_fast.find.screening import BatchedScreening, ScreeningEvaluator
+from llpf_fast.find.task import make_task
 from llpf_fast.flat import FlatParameters
 
 COUNT = 90

@@ -13,10 +13,11 @@ from torch import Tensor
 from llpf_fast import LLPFError
 from llpf_fast.correct import CorrectionResult
 from llpf_fast.find import CorrectionSettings
-from llpf_fast.find.build import make_task, rounds_at_once
+from llpf_fast.find.build import max_steps_of_a_run
 from llpf_fast.find.pacing import IterateAverage
 from llpf_fast.find.screening import ScreeningEvaluator
 from llpf_fast.find.search import EvalRequest, TrainRequest
+from llpf_fast.find.task import make_task
 from llpf_fast.flat import FlatParameters
 from llpf_fast.path import LowLossPath
 
@@ -61,7 +62,7 @@ def requests(searching: Any, most: int) -> tuple[list[Any], list[Tensor]]:
             answer: Any = searching._correct(request)
             points.append(searching.flat.data.clone())
         else:
-            answer = searching._screen.loss(request.values, searching.flat.buffers(), request.stop_above)
+            answer = searching._screening.loss(request.values, searching.flat.buffers(), request.stop_above)
         try:
             request = steps.send(answer)
         except StopIteration:
@@ -74,17 +75,17 @@ def test_a_correction_is_windows_and_what_is_judged_and_left_is_their_mean(finde
     settings = settings.changed(pacing={"iterate_average": 3.0, "margin": 0.3})
     searching = finder(tmp_path / "run", settings=settings)
     asked, points = requests(searching, 12)
-    assert rounds_at_once(settings) == 5
+    assert max_steps_of_a_run(settings) == 5
     trained = [request for request in asked if isinstance(request, TrainRequest)]
     assert [request.first_round for request in trained] == list(range(0, 5 * len(trained), 5))
     first = next(i for i, request in enumerate(asked) if isinstance(request, EvalRequest))
     assert first >= 3  # three windows at least, or the check below says nothing
-    assert [request.go_on for request in trained[:first]] == [False] + [True] * (first - 1)
+    assert [request.continued for request in trained[:first]] == [False] + [True] * (first - 1)
     expected = IterateAverage(points[0], 3.0)
     for point in points[:first]:
         expected.add(point, CorrectionResult(5, 0.0, True), 1.0)
     here = expected.values
-    searching._search._legs.main.project(here)
+    searching._search._phases.main.project(here)
     torch.testing.assert_close(asked[first].values, here)
     assert not torch.allclose(asked[first].values, points[first - 1], atol=1e-4)
 
@@ -131,7 +132,7 @@ def test_a_failed_correction_goes_back_to_the_waypoint(finder, endpoints, tmp_pa
 
 def test_off_is_todays_search_and_ignored_without_pacing(finder, tmp_path) -> None:
     settings = quick(pacing={"iterate_average": 3.0, "early_reject": 1.1})
-    assert rounds_at_once(settings) == settings.correction.max_steps
+    assert max_steps_of_a_run(settings) == settings.correction.max_steps
     plain = finder(tmp_path / "plain", settings=quick()).run()
     with_average = finder(tmp_path / "ignored", settings=settings).run()
     assert (plain.ticks, plain.sgd_steps) == (with_average.ticks, with_average.sgd_steps)

@@ -41,7 +41,7 @@ def correction(make: Callable[[], nn.Module], device: torch.device, **given: Any
     data: tuple[Tensor, Tensor] = (torch.randn(500, 1, 28, 28), torch.randint(10, (500,)))
     augment = augmentation(given.pop("augment", "none"))
     batches = TensorBatches(*(part.to(device) for part in data), 64, seed=3, augment=augment)
-    rule = {"threshold": 0.0, "min_rounds": 5, "max_rounds": ROUNDS, "lr": 0.01, "momentum": 0.9}
+    rule = {"threshold": 0.0, "window": 5, "max_steps": ROUNDS, "lr": 0.01, "momentum": 0.9}
     rule |= {"precision": PRECISION, **given}
     return Correction(FlatParameters(module), nn.functional.cross_entropy, batches, **rule)
 
@@ -54,10 +54,10 @@ def check_captured_values(device: torch.device) -> None:
     """Rounds, losses and values of the ordinary path; the float32 sums of some backward kernels have no fixed order."""
     for make in (lenet5, normalized):
         for augment in ("none", "mnist"):
-            runs = [correction(make, device, augment=augment, capture=how) for how in ("off", "on")]
+            runs = [correction(make, device, augment=augment, cuda_graph=how) for how in ("off", "on")]
             ends = [one.run(0) for one in runs]
             assert runs[1].captured
-            assert ends[0].rounds == ends[1].rounds == ROUNDS
+            assert ends[0].steps == ends[1].steps == ROUNDS
             assert abs(ends[0].loss - ends[1].loss) < 1e-4, ends
             torch.testing.assert_close(runs[1]._flat.data, runs[0]._flat.data, rtol=1e-3, atol=1e-5)
             ours, theirs = (dict(one.module.named_buffers()) for one in runs)
@@ -70,7 +70,7 @@ def check_captured_bits(device: torch.device) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         for hyper in ({"momentum": 0.0}, {"nesterov": True, "weight_decay": 1e-3}):
-            runs = [correction(normalized, device, capture=how, **hyper) for how in ("off", "on")]
+            runs = [correction(normalized, device, cuda_graph=how, **hyper) for how in ("off", "on")]
             ends = [[one.run(first) for first in (0, 50)] for one in runs]
             assert [one.captured for one in runs] == [False, True]
             assert ends[0] == ends[1], f"{hyper}: {ends}"
@@ -84,11 +84,11 @@ def check_captured_bits(device: torch.device) -> None:
 def check_closed_gate(device: torch.device) -> None:
     """Replays after the gate closed keep every bit, however gradients reach the buffer; an open gate changes all."""
     for gather in (True, False):
-        one = correction(normalized, device, capture="on", augment="mnist")
+        one = correction(normalized, device, cuda_graph="on", augment="mnist")
         one.run(0)
         replays, state = one._replays, one._step.state
         assert replays is not None
-        one._step.draws(one._batches, gather=gather)  # type: ignore[arg-type]
+        one._step.bind_batches(one._batches, gather=gather)  # type: ignore[arg-type]
         replays._replay = None  # captured anew
         one.run(0)
         assert replays._replay is not None
@@ -105,7 +105,7 @@ def check_closed_gate(device: torch.device) -> None:
 
 def check_steady_replays(device: torch.device) -> None:
     """Queued replays neither wait for the device nor take memory; a look waits once."""
-    one = correction(lenet5, device, capture="on")
+    one = correction(lenet5, device, cuda_graph="on")
     one.run(0)
     replays = one._replays
     assert replays is not None
@@ -114,7 +114,7 @@ def check_steady_replays(device: torch.device) -> None:
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        one._step.state.copy_(one._fresh)
+        one._step.state.copy_(one._open_gate)
         one._batches.seek(40)  # type: ignore[union-attr]
         for _ in range(20):
             replays._replay()
@@ -128,7 +128,7 @@ def check_nodes(device: torch.device, nodes: Callable[[Callable[[], object]], in
     """Kernels of an iteration beside those of forward and backward alone: both captured, both in ``PRECISION``."""
     found = {}
     for make in (lenet5, normalized):
-        one = correction(make, device, capture="on")
+        one = correction(make, device, cuda_graph="on")
         one.run(0)
         inputs, targets = one._batches.batch(0)
 
@@ -171,19 +171,19 @@ def check_a_failing_capture_goes_on(device: torch.device) -> None:
     one = correction(Asks, device)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        assert one.run(0).rounds == ROUNDS
+        assert one.run(0).steps == ROUNDS
     assert not one.captured
     assert torch.cuda.current_stream(device) == stream, "the stream was not put back"
     assert bool(torch.rand(4, device=device).isfinite().all())
     assert sum("not captured as a CUDA graph" in str(warning.message) for warning in told) == 1
-    other = correction(lenet5, device, capture="on")
-    assert other.run(0).rounds == ROUNDS
+    other = correction(lenet5, device, cuda_graph="on")
+    assert other.run(0).steps == ROUNDS
 
 
 # ---- many paths at once
 
 PATHS = 6
-STACKED: dict[str, Any] = {"threshold": 0.0, "min_rounds": 5, "max_rounds": 13, "lr": 0.02, "momentum": 0.5}
+STACKED: dict[str, Any] = {"threshold": 0.0, "window": 5, "max_steps": 13, "lr": 0.02, "momentum": 0.5}
 
 
 def _small() -> nn.Module:
@@ -200,7 +200,7 @@ def stacked(device: torch.device, how: Any, block: int) -> list[dict[str, Tensor
     """What six corrections in a stack of eight end with; ``block`` iterations between two looks at their gates."""
     torch.manual_seed(0)
     flats = [FlatParameters(_small().to(device)) for _ in range(PATHS)]
-    given: dict[str, Any] = {"paths": 8, "block": block, "capture": how, **STACKED}
+    given: dict[str, Any] = {"paths": 8, "block": block, "cuda_graph": how, **STACKED}
     stack = StackedCorrection(flats[0], nn.functional.cross_entropy, _small_batches(device), **given)
     for i, path in enumerate([stack.take(flat) for flat in flats]):
         path.begin(3 * i)
@@ -287,15 +287,15 @@ def check_while_graph(device: torch.device) -> None:
 def _one_launch(make: Callable[[], nn.Module], device: torch.device, augment: str, threshold: float, told: Any) -> None:
     runs, ends, left = [], [], []
     for how in ("on", "on", "while"):
-        one = correction(make, device, augment=augment, threshold=threshold, keep_momentum=True, capture=how)
-        ends.append([one.run(0), one.run(ROUNDS, go_on=True)])
+        one = correction(make, device, augment=augment, threshold=threshold, keep_momentum=True, cuda_graph=how)
+        ends.append([one.run(0), one.run(ROUNDS, continued=True)])
         runs.append(one)
         left.append(lasting(one))
     replays = runs[2]._replays
-    reasons = [str(warning.message) for warning in told if "capture" in str(warning.message)]
+    reasons = [str(warning.message) for warning in told if "graph" in str(warning.message)]
     assert replays is not None, reasons
     assert isinstance(replays._replay, LoopingReplay), reasons
-    assert ends[0][0].rounds == (5 if threshold else ROUNDS)
+    assert ends[0][0].steps == (5 if threshold else ROUNDS)
     for first, second, what in ((0, 1, "plain replays do not repeat"), (0, 2, "one launch differs")):
         label = f"{make.__name__}, {augment}, threshold {threshold}: {what}"
         assert ends[first] == ends[second], f"{label}: {ends[first]}, {ends[second]}"

@@ -240,14 +240,14 @@ def test_a_damaged_gate_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     build, stack = captured_checks.correction, captured_checks.StackedCorrection
 
-    def called(make: Any, device: torch.device, capture: str = "auto", **given: Any) -> Any:
+    def called(make: Any, device: torch.device, cuda_graph: str = "auto", **given: Any) -> Any:
         one = build(make, device, **given)
-        if capture == "on":
+        if cuda_graph == "on":
             one.replay(lambda step: step)
         return one
 
     monkeypatch.setattr(captured_checks, "correction", called)
-    monkeypatch.setattr(captured_checks, "StackedCorrection", lambda *a, **k: stack(*a, **k | {"capture": "off"}))
+    monkeypatch.setattr(captured_checks, "StackedCorrection", lambda *a, **k: stack(*a, **k | {"cuda_graph": "off"}))
 
 
 @pytest.mark.usefixtures("on_the_host")
@@ -256,7 +256,7 @@ def test_checks_of_captured_bits_and_stacks(monkeypatch: pytest.MonkeyPatch) -> 
     captured_checks.check_stacked_rows(CPU)
     captured_checks.check_stacked_replays(CPU)
     with monkeypatch.context() as broken:
-        broken.setattr("llpf_fast.correct.stack.ParameterStack.keep_buffers", lambda *_: lambda _: None)
+        broken.setattr("llpf_fast.correct.stack.ParameterStack.save_buffers", lambda *_: lambda _: None)
         with pytest.raises(AssertionError, match=r"path \d, a look every 4 iterations"):
             captured_checks.check_stacked_replays(CPU)
     # Rows of another momentum than the paths alone.

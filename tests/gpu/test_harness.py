@@ -54,9 +54,11 @@ def called_instead_of_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks of captured corrections on the CPU, with the iteration itself in place of a graph of it."""
     build = captured_checks.correction
 
-    def called(make: Callable[[], nn.Module], device: torch.device, capture: str = "auto", **given: Any) -> Correction:
+    def called(
+        make: Callable[[], nn.Module], device: torch.device, cuda_graph: str = "auto", **given: Any
+    ) -> Correction:
         one = build(make, device, **given)
-        if capture == "on":
+        if cuda_graph == "on":
             one.replay(lambda step: step)
         return one
 
@@ -67,6 +69,6 @@ def called_instead_of_captured(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_checks_of_captured_corrections_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     captured_checks.check_captured_values(CPU)
     captured_checks.check_closed_gate(CPU)
-    monkeypatch.setattr("llpf_fast.correct.snapshots.BufferSnapshot.put_back", lambda *_: None)
+    monkeypatch.setattr("llpf_fast.correct.snapshots.BufferSnapshot.restore", lambda *_: None)
     with pytest.raises(AssertionError, match="replays after the gate closed"):
         captured_checks.check_closed_gate(CPU)

@@ -38,9 +38,9 @@ def looped(**given: Any) -> tuple[Correction, list[OnTheHost]]:
 
 def test_a_correction_is_one_call() -> None:
     one, made = looped()
-    assert one.run(0).rounds == captured_checks.ROUNDS
+    assert one.run(0).steps == captured_checks.ROUNDS
     assert (made[0].calls, made[0].iterations) == (1, captured_checks.ROUNDS)
-    assert one.run(40, go_on=True).rounds == captured_checks.ROUNDS
+    assert one.run(40, continued=True).steps == captured_checks.ROUNDS
     assert (len(made), made[0].calls, made[0].iterations) == (1, 2, 2 * captured_checks.ROUNDS)
 
 
@@ -48,7 +48,7 @@ def test_a_loss_that_is_not_finite_ends_the_call_in_its_round() -> None:
     one, made = looped(lr=1e30)
     result = one.run(0, stop_at_nan=True)
     assert not result.finite
-    assert result.rounds == made[0].iterations < captured_checks.ROUNDS
+    assert result.steps == made[0].iterations < captured_checks.ROUNDS
 
 
 def test_a_call_that_leaves_the_gate_open_is_an_error() -> None:
@@ -58,7 +58,7 @@ def test_a_call_that_leaves_the_gate_open_is_an_error() -> None:
 
     one = captured_checks.correction(lenet5, CPU)
     one.replay(lambda step: Nothing())
-    with pytest.raises(LLPFError, match="stopped after 0 rounds with its gate open"):
+    with pytest.raises(LLPFError, match="stopped after 0 steps with its gate open"):
         one.run(0)
 
 
@@ -66,10 +66,12 @@ def test_a_call_that_leaves_the_gate_open_is_an_error() -> None:
 def called_instead_of_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     build = captured_checks.correction
 
-    def called(make: Callable[[], nn.Module], device: torch.device, capture: str = "auto", **given: Any) -> Correction:
+    def called(
+        make: Callable[[], nn.Module], device: torch.device, cuda_graph: str = "auto", **given: Any
+    ) -> Correction:
         one = build(make, device, **given)
-        if capture != "auto":
-            one.replay(OnTheHost if capture == "while" else lambda step: step)
+        if cuda_graph != "auto":
+            one.replay(OnTheHost if cuda_graph == "while" else lambda step: step)
         return one
 
     monkeypatch.setattr(captured_checks, "correction", called)
@@ -93,8 +95,8 @@ def test_the_check_on_a_gpu_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @without_a_gpu
 def test_on_a_cpu_it_is_said_once_and_the_host_runs_step_by_step() -> None:
-    with pytest.warns(UserWarning, match=r"capture is while, but a cpu has no CUDA graphs; the host runs") as told:
-        asked = captured_checks.correction(normalized, CPU, capture="while")
+    with pytest.warns(UserWarning, match=r"cuda_graph is while, but a cpu has no CUDA graphs; the host runs") as told:
+        asked = captured_checks.correction(normalized, CPU, cuda_graph="while")
     assert len(told) == 1
     ordinary = captured_checks.correction(normalized, CPU)
     assert asked.run(0) == ordinary.run(0)
@@ -150,10 +152,10 @@ def test_falling_back(monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
         done.append("captured")
 
     class Launched(LoopingReplay):
-        def __init__(self, body: Graph, state: Any, *, min_rounds: int, max_rounds: int) -> None:
+        def __init__(self, body: Graph, state: Any, *, window: int, max_steps: int) -> None:
             if refused == "by the driver":
                 raise LLPFError("the WHILE graph fails: invalid argument (CUDA error 1)")
-            done.append(f"WHILE of {min_rounds} to {max_rounds}")
+            done.append(f"WHILE of {window} to {max_steps}")
 
         def __call__(self) -> None:
             done.append("launch")
@@ -187,5 +189,5 @@ def test_falling_back(monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
         assert done == ["keep True", "step", "captured", "WHILE of 3 to 9", "launch"]
         return
     why = "too old" if refused == "before the capture" else "the WHILE graph fails: invalid argument (CUDA error 1)"
-    assert lines == [f"correction.capture is while, but {why}; the host queues replays instead"]
+    assert lines == [f"correction.cuda_graph is while, but {why}; the host queues replays instead"]
     assert done == [f"keep {refused == 'by the driver'}", "step", "captured", "replay"]

@@ -14,7 +14,7 @@ from llpf_fast.batches import TensorBatches
 from llpf_fast.correct import Correction
 from llpf_fast.flat import FlatParameters, SegmentTable
 from llpf_fast.ops.backend import use_backend, why_not
-from llpf_fast.tick.route import Mover
+from llpf_fast.tick import Route, Rule
 from tests.allocations import Dispatched, allocations
 
 from .examples import OPS, example
@@ -48,11 +48,11 @@ def test_the_check_sees_what_an_op_allocates() -> None:
 
 @pytest.mark.parametrize("known", [False, True], ids=["measuring", "moments-known"])
 def test_a_tick_is_one_op(known: bool) -> None:
-    target = torch.ones(len(TABLE), dtype=torch.float64)
-    mover, p = Mover(TABLE, target, D, fixed=0.0, relative=0.1), P.clone()
-    moments, waypoint = mover.moments(p) if known else None, torch.zeros_like(p)
+    flat = FlatParameters(network())
+    route, p = Route(flat, Rule(), torch.ones_like(flat.data), fixed=0.0, relative=0.1), flat.data
+    moments, waypoint = route.moments(p) if known else None, torch.zeros_like(p)
     with Dispatched() as seen:
-        mover.tick(p, project_first=True, waypoint=waypoint, moments=moments)
+        route.tick(p, project_first=True, waypoint=waypoint, moments=moments)
     assert seen.names == ["masked_fill", "tick_"][not known :]
 
 

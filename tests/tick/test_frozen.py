@@ -136,7 +136,7 @@ def test_they_move_where_that_is_asked_for() -> None:
     assert all(float(distance) > 0 for distance in route.initial_distance)
     route.tick(flat.data, project_first=False)
     assert not any(torch.equal(after, before[name]) for name, after in parts(flat, flat.data).items())
-    assert route.mover.table.rows[0].flags & SegmentFlag.FROZEN
+    assert route.table.rows[0].flags & SegmentFlag.FROZEN
 
 
 @pytest.mark.parametrize("destination", [Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE])

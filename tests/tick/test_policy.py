@@ -63,7 +63,7 @@ def flags(rule: Rule, without: str = "") -> dict[str, SegmentFlag]:
     goal = torch.randn_like(flat.data)
     route = Route(flat, rule, goal if rule.destination == 0 else None, fixed=0.0, relative=0.1)
     route.enter([not (without and name.startswith(without)) for name in flat.table.names])
-    return {row.name: row.flags for row in route.mover.table.rows}
+    return {row.name: row.flags for row in route.table.rows}
 
 
 def test_m2m_projects_all_but_norm_layers_and_layers_without_variance() -> None:
@@ -114,7 +114,7 @@ def test_values_only_holds_queries_and_keys() -> None:
         flat = FlatParameters(module, cut_attention=True)
         rule = Rule(values_only=True, hold_attention_biases=hold)
         route = Route(flat, rule, torch.randn_like(flat.data), fixed=0.0, relative=0.1)
-        got = {row.name: row.flags for row in route.mover.table.rows}
+        got = {row.name: row.flags for row in route.table.rows}
         assert got["in_proj_weight[query]"] == got["in_proj_weight[key]"] == MASKED
         assert got["in_proj_weight[value]"] == NONE
         assert got["in_proj_bias[query]"] == bias

@@ -1,4 +1,4 @@
-"""``Certificate.differs`` is empty where search and certificate have the same task, and says what is another."""
+"""``Certificate.differs``: empty where search and certificate have the same task, else what is different."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def shuffled(x: Tensor, y: Tensor, size: int = 16) -> Any:
 @pytest.mark.parametrize("form", [batches, loader, shuffled])
 @pytest.mark.parametrize("seed", [0, 3])
 def test_batches_are_compared_as_samples_are(tmp_path, form, seed) -> None:
-    for place, (data, part, other) in enumerate(
+    for number, (data, part, other) in enumerate(
         (
             (form(X, Y), 2000, ""),
             (form(X, Y), 32, ""),
@@ -83,18 +83,18 @@ def test_batches_are_compared_as_samples_are(tmp_path, form, seed) -> None:
             *([] if form is batches else [(form(X[:48], Y[:48]), 32, "are 48 samples, the search's were 90")]),
         )
     ):
-        folder = tmp_path / str(place)
+        folder = tmp_path / str(number)
         folder.mkdir()
-        found = differs(folder, form(X, Y), data, seed=seed, screening={"samples": part})
-        assert len(found) == bool(other)
-        assert other in "".join(found)
+        differences = differs(folder, form(X, Y), data, seed=seed, screening={"samples": part})
+        assert len(differences) == bool(other)
+        assert other in "".join(differences)
 
 
 def test_samples_and_batches_of_the_same_data_do_not_differ(tmp_path) -> None:
     forms: list[Any] = [(X, Y), batches(X, Y), loader(X, Y), shuffled(X, Y), TensorDataset(X, Y)]
-    for place, form in enumerate(forms):
+    for number, form in enumerate(forms):
         for at, (find, verify) in enumerate((((X, Y), form), (form, (X, Y)))):
-            folder = tmp_path / f"{place}-{at}"
+            folder = tmp_path / f"{number}-{at}"
             folder.mkdir()
             assert differs(folder, find, verify) == []
     assert differs(tmp_path, (X, Y), loader(X, OTHER)) != []
@@ -103,9 +103,9 @@ def test_samples_and_batches_of_the_same_data_do_not_differ(tmp_path) -> None:
 @pytest.mark.parametrize(
     "find", [(X, Y), batches(X, Y), loader(X, Y), shuffled(X, Y)], ids=["tensors", "batches", "loader", "shuffled"]
 )
-def test_other_samples_in_another_form_are_told(tmp_path, find) -> None:
-    for place, (x, y) in enumerate([(X + 0.05, Y), (X, OTHER)]):
-        folder = tmp_path / str(place)
+def test_other_samples_in_another_form_differ(tmp_path, find) -> None:
+    for number, (x, y) in enumerate([(X + 0.05, Y), (X, OTHER)]):
+        folder = tmp_path / str(number)
         folder.mkdir()
         assert differs(folder, find, (x, y)) == ["the training data are not the samples of the search"]
 
@@ -137,8 +137,8 @@ def test_augmented_data_with_other_labels_differ(tmp_path) -> None:
 
 
 def test_a_shuffling_loader_with_a_generator_of_its_own_does_not_differ_from_itself(tmp_path) -> None:
-    own = DataLoader(TensorDataset(X, Y), batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(1))
-    assert differs(tmp_path, own, own) == []
+    loader = DataLoader(TensorDataset(X, Y), batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(1))
+    assert differs(tmp_path, loader, loader) == []
 
 
 def mse_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -146,14 +146,14 @@ def mse_loss(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).abs().mean()
 
 
-def test_code_that_is_called_as_a_loss_of_torchs_is_not_taken_for_it(tmp_path) -> None:
+def test_code_with_the_name_of_a_loss_of_torchs_differs_from_it(tmp_path) -> None:
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
-    found = differs(folders[0], (X, R), (X, R), mse_loss, F.mse_loss)
-    assert found == ["the loss mse_loss is torch's, the search's was other code of that name"]
-    found = differs(folders[1], (X, R), (X, R), F.mse_loss, mse_loss)
-    assert found == ["the loss mse_loss is other code, the search's was torch's of that name"]
+    differences = differs(folders[0], (X, R), (X, R), mse_loss, F.mse_loss)
+    assert differences == ["the loss mse_loss is torch's, the search's was other code of that name"]
+    differences = differs(folders[1], (X, R), (X, R), F.mse_loss, mse_loss)
+    assert differences == ["the loss mse_loss is other code, the search's was torch's of that name"]
     with pytest.raises(LLPFError, match="used the loss mse_loss, which cannot be made from its name; pass loss_fn="):
         llpf_fast.verify_run(folders[0] / "run", model=net(), train=(X, R))
 
@@ -161,7 +161,7 @@ def test_code_that_is_called_as_a_loss_of_torchs_is_not_taken_for_it(tmp_path) -
 @pytest.mark.parametrize(
     "loss", [lambda o, t: F.cross_entropy(o, t), functools.partial(F.cross_entropy, label_smoothing=0.1)]
 )
-def test_a_loss_that_no_name_brings_back_is_asked_for(tmp_path, loss) -> None:
+def test_a_loss_that_its_name_does_not_define_must_be_given(tmp_path, loss) -> None:
     assert differs(tmp_path, (X, Y), (X, Y), loss, loss) == []
     with pytest.raises(LLPFError, match=r"pass loss_fn=$") as caught:
         llpf_fast.verify_run(tmp_path / "run", model=net(), train=(X, Y))
@@ -170,8 +170,8 @@ def test_a_loss_that_no_name_brings_back_is_asked_for(tmp_path, loss) -> None:
 
 def test_search_and_certificate_have_the_same_loss_at_the_start() -> None:
     """Also of a network that draws numbers in eval mode, and of one that mixes the samples of a batch."""
-    from llpf_fast.find.build import make_task
     from llpf_fast.find.screening import ScreeningEvaluator
+    from llpf_fast.find.task import make_task
     from llpf_fast.flat import FlatParameters
     from llpf_fast.verify import Evaluator
 
@@ -188,6 +188,6 @@ def test_search_and_certificate_have_the_same_loss_at_the_start() -> None:
             task = make_task(settings(), module, data, None, torch.device("cpu"))
             flat = FlatParameters(module)
             before = torch.get_rng_state()
-            found = ScreeningEvaluator(module, task).loss(flat.data, flat.buffers())
+            loss = ScreeningEvaluator(module, task).loss(flat.data, flat.buffers())
             assert torch.equal(before, torch.get_rng_state())
-            assert found == pytest.approx(Evaluator(module, None, data)(module.state_dict()).loss, rel=1e-6)
+            assert loss == pytest.approx(Evaluator(module, None, data)(module.state_dict()).loss, rel=1e-6)

@@ -1,24 +1,29 @@
-"""A prepared tick against move and project done by hand on each layer."""
+"""A tick against move and project done by hand on each layer."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from llpf_fast import ops
-from llpf_fast.flat import SegmentTable
+from llpf_fast.flat import FlatParameters
 from llpf_fast.ops import Destination
-from llpf_fast.tick import GroupStatistics, Mover
+from llpf_fast.tick import GroupStatistics, Route, Rule
 
 LENGTHS = [300, 17, 5000]
 
 
+class Vectors(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.vectors = nn.ParameterList(0.3 * torch.randn(length) for length in LENGTHS)
+
+
 def setting(**step):
     torch.manual_seed(1)
-    table = SegmentTable.from_lengths(LENGTHS)
-    p, d = torch.randn(table.numel) * 0.3, torch.randn(table.numel) + 0.5
-    moments = ops.moments(p, None, table.segments, table.chunks, table.scratch())
-    mover = Mover(table, GroupStatistics(table).variance(moments), d, **{"fixed": 0.01, "relative": 0.1, **step})
-    return table, p, d, mover
+    flat = FlatParameters(Vectors())
+    p, d = flat.data, torch.randn(flat.table.numel) + 0.5
+    return flat.table, p, d, Route(flat, Rule(), d, **{"fixed": 0.01, "relative": 0.1, **step})
 
 
 def parts(table, x):
@@ -26,9 +31,9 @@ def parts(table, x):
 
 
 def test_tick_moves_and_projects_every_layer() -> None:
-    table, p, d, mover = setting()
+    table, p, d, route = setting()
     before = parts(table, p.clone())
-    mover.tick(p, project_first=False)
+    route.tick(p, project_first=False)
     for old, new, goal in zip(before, parts(table, p), parts(table, d), strict=True):
         distance = (goal - old).norm()
         moved = old + (0.01 + 0.1 * distance) * (goal - old) / distance
@@ -37,40 +42,40 @@ def test_tick_moves_and_projects_every_layer() -> None:
 
 
 def test_project_only_restores_the_variance() -> None:
-    table, p, _, mover = setting()
+    table, p, _, route = setting()
     variance = [x.var() for x in parts(table, p.clone())]
     p.mul_(1.3).add_(0.1)
     means = [x.mean() for x in parts(table, p)]
-    mover.project(p)
+    route.project(p)
     for x, v, m in zip(parts(table, p), variance, means, strict=True):
         torch.testing.assert_close(x.var(), v, rtol=1e-5, atol=0)
         torch.testing.assert_close(x.mean(), m, rtol=1e-4, atol=1e-6)
 
 
 def test_waypoint_is_the_projected_point_before_the_move() -> None:
-    table, p, _, mover = setting()
+    table, p, _, route = setting()
     p.mul_(1.3)
     projected = p.clone()
-    mover.project(projected)
+    route.project(projected)
     waypoint = torch.zeros_like(p)
-    mover.tick(p, project_first=True, waypoint=waypoint)
+    route.tick(p, project_first=True, waypoint=waypoint)
     for got, want in zip(parts(table, waypoint), parts(table, projected), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_ticks_approach_and_never_overshoot() -> None:
-    table, p, d, mover = setting(relative=2.0)
-    mover.tick(p, project_first=False)
+    table, p, d, route = setting(relative=2.0)
+    route.tick(p, project_first=False)
     on_sphere = d.clone()
-    mover.project(on_sphere)
+    route.project(on_sphere)
     for got, want in zip(parts(table, p), parts(table, on_sphere), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_distances_are_l2_to_every_kind_of_destination() -> None:
-    table, p, d, mover = setting()
-    spread = GroupStatistics(table)
-    toward, alone = mover.moments(p), ops.moments(p, None, table.segments, table.chunks, table.scratch())
+    table, p, d, route = setting()
+    statistics = GroupStatistics(table)
+    toward, alone = route.moments(p), ops.moments(p, None, table.segments, table.chunks, table.scratch())
     radius = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
 
     def each(distance):
@@ -88,4 +93,4 @@ def test_distances_are_l2_to_every_kind_of_destination() -> None:
         (Destination.VARIANCE_SPHERE, alone, each(to_variance)),
         (Destination.NORM_SPHERE, alone, each(lambda x, _, r: (x.norm() - r).abs())),
     ):
-        torch.testing.assert_close(spread.distance(moments, kind, radius), want, rtol=1e-6, atol=0)
+        torch.testing.assert_close(statistics.distance(moments, kind, radius), want, rtol=1e-6, atol=0)
