@@ -1,6 +1,5 @@
-"""One batch: where it comes from, its forward pass, its loss. Shared by the search and the certificate."""
+"""Batches: data in every form, sampling, forward pass and loss; shared by search and certificate."""
 
-from ..types import LossFunction
 from .data import BatchedData, Data, DatasetData, TensorData, as_data
 from .fixed_samples import FixedSamples, materialize, stratified_subset
 from .loss import LossReduction, compute_loss
@@ -14,7 +13,6 @@ __all__ = [
     "FixedSamples",
     "IndexedBatches",
     "LoaderBatches",
-    "LossFunction",
     "LossReduction",
     "TensorBatches",
     "TensorData",

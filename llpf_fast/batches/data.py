@@ -124,7 +124,7 @@ class DatasetData:
         name = type(self.dataset).__name__
         try:
             items = [self.dataset[i] for i in index.tolist()]
-        except Exception as error:  # the user's own code
+        except Exception as error:  # code of the user
             raise LLPFError(f"the {self.what}: {name}[i] fails: {type(error).__name__}: {first_line(error)}") from error
         try:
             batch = default_collate(items)
@@ -183,7 +183,7 @@ class BatchedData:
         """
         try:
             batches = iter(self.source)
-        except Exception as error:  # the user's own code
+        except Exception as error:  # code of the user
             raise self._failed(error) from error
         while True:
             try:

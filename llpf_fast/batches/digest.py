@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..flat.buffers import as_bytes
+from ..flat.tensors import as_bytes
 from .batch import batch_length, tensors_of
 
 

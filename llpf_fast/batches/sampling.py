@@ -1,6 +1,4 @@
-"""Training batches: drawn by counter from samples, so that batch r of a path is a function of (seed, path, r); or those
-of a loader.
-"""
+"""Training batches: drawn by counter, each a function of (seed, path, round) alone, or those of a loader."""
 
 from __future__ import annotations
 
@@ -70,7 +68,7 @@ class Batches(Protocol):
 
 @runtime_checkable
 class Augmentation(Protocol):
-    """An augmentation whose random choices are integers below fixed bounds, so that ``counter_randint_`` computes them."""
+    """An augmentation whose random choices are integers below fixed bounds, for ``counter_randint_``."""
 
     bounds: tuple[int, ...]
 

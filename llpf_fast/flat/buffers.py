@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import LLPFError
 from ..types import StateDict
-from .tensors import dtype_name, same_bits
+from .tensors import as_bytes, dtype_name, same_bits
 
 #: Names that normalization layers give their running statistics.
 STATISTICS_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -126,11 +126,6 @@ def check_buffers(start: StateDict, destination: StateDict | None, module: nn.Mo
             f"{', '.join(map(repr, different[:_LISTED]))}{more}",
             stacklevel=2,
         )
-
-
-def as_bytes(tensor: Tensor) -> Tensor:
-    """uint8 ``[bytes]``: the elements in row-major order, on the tensor's device."""
-    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _bits_where_not_finite(tensor: Tensor) -> Tensor:

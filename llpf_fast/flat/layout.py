@@ -181,7 +181,7 @@ class BufferLayout:
             elif value.shape != buffer.shape:
                 problems.append(f"buffer {name!r} is {list(value.shape)}, not {list(buffer.shape)}")
             elif overlaps_itself(buffer):
-                problems.append(f"buffer {name!r} is an expanded tensor; give it memory of its own with .contiguous()")
+                problems.append(f"buffer {name!r} is an expanded tensor; make it .contiguous()")
             elif not buffer.is_meta and not _accepts(buffer, value):
                 problems.append(f"buffer {name!r} is {value.dtype}, with values that {buffer.dtype} cannot hold")
         _refuse(problems, module)

@@ -115,7 +115,7 @@ def check_flattenable(module: nn.Module, parameters: Mapping[str, nn.Parameter])
     for name, parameter in parameters.items():
         if keys.get(name) is not parameter:
             raise LLPFError(
-                f"parameter {name!r} is not in module.state_dict() under its own name: remove the state-dict hook "
+                f"parameter {name!r} is not in module.state_dict() under its name: remove the state-dict hook "
                 "that renames, converts or drops it"
             )
 
@@ -155,8 +155,7 @@ def _check_elements(members: Sequence[tuple[int, int, str, Tensor]]) -> None:
         elements = position.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).flatten()
         if elements.unique().numel() < elements.numel():
             raise LLPFError(
-                f"parameter {name!r} has elements that share memory (an expanded tensor): give each its own with "
-                ".contiguous()"
+                f"parameter {name!r} has elements that share memory (an expanded tensor): make it .contiguous()"
             )
         other = int(owner[elements].max())
         if other >= 0:

@@ -21,7 +21,7 @@ def cast(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def exact(value: Tensor, converted: Tensor) -> bool:
-    """Whether ``converted`` has the very values of ``value`` (of any dtype): conversion back gives each again."""
+    """Whether ``converted`` has exactly the values of ``value`` (of any dtype): conversion back gives each again."""
     if value.dtype == converted.dtype:
         return True
     if value.is_complex() and not converted.is_complex():
@@ -59,6 +59,11 @@ def _as_integers(tensor: Tensor) -> Tensor:
     resolved = tensor.detach().resolve_conj().resolve_neg()
     real = torch.view_as_real(resolved) if resolved.is_complex() else resolved
     return real.view(_INTEGERS[real.element_size()])
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """uint8 ``[bytes]``: the elements in row-major order, on the tensor's device."""
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def same_storage(a: Tensor, b: Tensor) -> bool:

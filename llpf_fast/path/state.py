@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LLPFError
-from ..flat.buffers import as_bytes, fixed_buffers
+from ..flat.buffers import fixed_buffers
+from ..flat.tensors import as_bytes
 
 _SHOWN_DIFFERENCES = 3
 #: Complex dtypes that safetensors does not have, by the suffix of their names in a file that stores them as pairs of
