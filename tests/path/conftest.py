@@ -1,4 +1,4 @@
-"""Small states that look like a network's."""
+"""Small states like those of a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One network, from wherever it comes, as the architecture's own state dict; or one line that says why not."""
+"""``load_endpoint``: a network from any source as a state dict of the architecture, or one line that says why not."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def refused(source: Any, module: nn.Module) -> str:
 
 def assert_is(state: dict[str, Tensor], module: nn.Module) -> None:
     """Names, order, dtypes and bits of ``module``."""
-    own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-    assert list(state) == list(own)
-    for name, value in own.items():
+    expected = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    assert list(state) == list(expected)
+    for name, value in expected.items():
         assert state[name].dtype == value.dtype
         assert torch.equal(state[name], value)
 
@@ -82,31 +82,31 @@ def hand_over(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 @pytest.mark.filterwarnings("error")
 def test_wrapped_networks_in_every_form(hand_over) -> None:
-    plain = net()
+    module = net()
     for wrap in (lambda m: m, compiled, nn.DataParallel, lambda m: nn.DataParallel(compiled(m))):
-        assert_is(load_endpoint(hand_over(wrap(plain)), net(), "start"), plain)
-        assert_is(load_endpoint(hand_over(plain), wrap(net()), "start"), plain)
-        assert_is(load_endpoint(hand_over(wrap(plain)), wrap(net()), "start"), plain)
+        assert_is(load_endpoint(hand_over(wrap(module)), net(), "start"), module)
+        assert_is(load_endpoint(hand_over(module), wrap(net()), "start"), module)
+        assert_is(load_endpoint(hand_over(wrap(module)), wrap(net()), "start"), module)
 
 
 def test_compiled_parts_on_either_side(hand_over) -> None:
-    plain, part = net(), net()
-    part.load_state_dict(plain.state_dict())
+    module, part = net(), net()
+    part.load_state_dict(module.state_dict())
     part[0] = compiled(part[0])
-    assert_is(load_endpoint(hand_over(part), plain, "start"), plain)
-    assert next(iter(load_endpoint(hand_over(plain), part, "start"))) == "0._orig_mod.weight"
-    assert_is(load_endpoint(hand_over(plain), part, "start"), part)
+    assert_is(load_endpoint(hand_over(part), module, "start"), module)
+    assert next(iter(load_endpoint(hand_over(module), part, "start"))) == "0._orig_mod.weight"
+    assert_is(load_endpoint(hand_over(module), part, "start"), part)
 
 
 def test_a_module_is_copied_and_a_state_dict_is_not() -> None:
-    plain = net()
-    copy = load_endpoint(plain, net(), "start")
-    state = load_endpoint(plain.state_dict(), net(), "start")
-    before = plain[0].weight.detach().clone()
+    module = net()
+    copy = load_endpoint(module, net(), "start")
+    state = load_endpoint(module.state_dict(), net(), "start")
+    before = module[0].weight.detach().clone()
     with torch.no_grad():
-        plain[0].weight += 1
+        module[0].weight += 1
     assert torch.equal(copy["0.weight"], before)
-    assert state["0.weight"].data_ptr() == plain[0].weight.data_ptr()
+    assert state["0.weight"].data_ptr() == module[0].weight.data_ptr()
     assert not state["0.weight"].requires_grad
 
 
@@ -128,7 +128,7 @@ def test_the_expected_network_among_others_is_not_guessed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         (3, "start must be a module, a state dict or a file, got int"),
         ({}, "start is a dictionary without tensors"),
@@ -139,21 +139,21 @@ def test_the_expected_network_among_others_is_not_guessed() -> None:
         ({"weight": torch.full((2, 2), torch.nan), "bias": torch.ones(2)}, "start: tensor 'weight' has 4 NaN of 4"),
     ],
 )
-def test_what_is_no_state_dict_is_named(source, said) -> None:
-    assert said in refused(source, nn.Linear(2, 2))
+def test_what_is_no_state_dict_is_named(source, message) -> None:
+    assert message in refused(source, nn.Linear(2, 2))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_weights_that_are_computed_are_named() -> None:
-    plain = nn.Sequential(nn.Linear(3, 2))
-    for make, said in (
+    module = nn.Sequential(nn.Linear(3, 2))
+    for make, part in (
         (nn.utils.weight_norm, "the old torch.nn.utils.weight_norm made of '0.weight'; call torch.nn.utils.remove_wei"),
         (nn.utils.spectral_norm, "the old torch.nn.utils.spectral_norm made of '0.weight'"),
         (lambda m: prune.l1_unstructured(m, "weight", 2), "torch.nn.utils.prune made of '0.weight'; call torch.nn"),
     ):
         state = nn.Sequential(make(nn.Linear(3, 2))).state_dict()
-        message = refused(state, plain)
-        assert said in message
+        message = refused(state, module)
+        assert part in message
         assert "different architectures" not in message
     state = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 2))).state_dict()
     assert "the old torch.nn.utils.weight_norm" in refused(
@@ -167,17 +167,17 @@ def test_weights_that_are_computed_are_named() -> None:
 def test_one_name_of_a_tie_is_enough(tmp_path) -> None:
     tied = Tied()
     safetensors.torch.save_model(tied, str(tmp_path / "a.safetensors"))
-    kept = safetensors.torch.load_file(tmp_path / "a.safetensors")
-    assert len(kept) == len(tied.state_dict()) - 6
+    tensors = safetensors.torch.load_file(tmp_path / "a.safetensors")
+    assert len(tensors) == len(tied.state_dict()) - 6
     assert_is(load_endpoint(tmp_path / "a.safetensors", Tied(), "start"), tied)
-    torch.save({"model": {f"module.{name}": value for name, value in kept.items()}}, tmp_path / "b.pt")
+    torch.save({"model": {f"module.{name}": value for name, value in tensors.items()}}, tmp_path / "b.pt")
     assert_is(load_endpoint(tmp_path / "b.pt", Tied(), "start"), tied)
     for alias in ("head.weight", "embed.weight"):
         state = tied.state_dict()
         del state[alias]
-        found = load_endpoint(state, Tied(), "start")
-        assert_is(found, tied)
-        assert found["head.weight"] is found["embed.weight"]
+        state_of_tied = load_endpoint(state, Tied(), "start")
+        assert_is(state_of_tied, tied)
+        assert state_of_tied["head.weight"] is state_of_tied["embed.weight"]
 
 
 def test_a_tie_without_any_name_is_missing() -> None:
@@ -220,10 +220,10 @@ def test_shorter_floats_become_the_modules_without_a_word(dtype, hand_over) -> N
 
 @pytest.mark.filterwarnings("error")
 def test_float64_that_fits_is_no_reason_for_a_word(hand_over) -> None:
-    plain = net()
+    module = net()
     wide = net().double()
-    wide.load_state_dict(plain.state_dict())
-    assert_is(load_endpoint(hand_over(wide), net(), "start"), plain)
+    wide.load_state_dict(module.state_dict())
+    assert_is(load_endpoint(hand_over(wide), net(), "start"), module)
 
 
 def test_rounding_is_said_once(hand_over) -> None:
@@ -231,9 +231,11 @@ def test_rounding_is_said_once(hand_over) -> None:
     with torch.no_grad():
         for parameter in wide.parameters():
             parameter += torch.randn_like(parameter)
-    with pytest.warns(UserWarning, match="rounded from float64 to float32, as the model has them .*'0.weight'") as said:
+    with pytest.warns(
+        UserWarning, match="rounded from float64 to float32, as the model has them .*'0.weight'"
+    ) as caught:
         state = load_endpoint(hand_over(wide), net(), "start")
-    assert len(said) == 1
+    assert len(caught) == 1
     assert_is(state, wide.float())
 
 
@@ -329,7 +331,7 @@ def test_bytes_in_memory_are_compared(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "theirs"),
+    ("ours", "theirs"),
     [
         ({"steps": 1}, {"steps": 2}),
         ({"steps": 1}, {"steps": True}),
@@ -342,17 +344,17 @@ def test_bytes_in_memory_are_compared(tmp_path) -> None:
     ],
     ids=str,
 )
-def test_extra_state_that_differs_is_named(own, theirs) -> None:
+def test_extra_state_that_differs_is_named(ours, theirs) -> None:
     source = nn.Sequential(Extra(theirs))
     for given in (source, source.state_dict(), compiled(source)):
-        said = refused(given, nn.Sequential(Extra(own)))
-        assert "start and the model have different extra state '0._extra_state'" in said
+        message = refused(given, nn.Sequential(Extra(ours)))
+        assert "start and the model have different extra state '0._extra_state'" in message
 
 
 def test_extra_state_of_tensors_stays_and_has_to_be_equal() -> None:
-    own, same, other = Extra(torch.ones(2)), Extra(torch.ones(2)), Extra(torch.zeros(2))
-    assert list(load_endpoint(same, own, "start")) == ["weight", "bias", "_extra_state"]
-    assert "different extra state '_extra_state'" in refused(other, own)
+    extra, same, other = Extra(torch.ones(2)), Extra(torch.ones(2)), Extra(torch.zeros(2))
+    assert list(load_endpoint(same, extra, "start")) == ["weight", "bias", "_extra_state"]
+    assert "different extra state '_extra_state'" in refused(other, extra)
 
 
 def test_extra_state_that_the_model_has_not_is_named() -> None:
@@ -361,16 +363,16 @@ def test_extra_state_that_the_model_has_not_is_named() -> None:
 
 
 def test_same_value() -> None:
-    class Plain:
+    class Simple:
         def __init__(self, a: Any) -> None:
             self.a = a
 
     arrays = np.array([1.0, 2.0])
     assert same_value(arrays, arrays.copy())
     assert not same_value(arrays, arrays[:1])
-    assert same_value(Plain([1]), Plain([1]))
-    assert not same_value(Plain([1]), Plain([2]))
-    assert not same_value(Plain(object()), Plain(object()))
+    assert same_value(Simple([1]), Simple([1]))
+    assert not same_value(Simple([1]), Simple([2]))
+    assert not same_value(Simple(object()), Simple(object()))
     assert same_value(nn.Parameter(torch.ones(2)), torch.ones(2))
     assert not same_value(torch.tensor([0.0]), torch.tensor([-0.0]))
 

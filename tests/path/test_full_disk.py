@@ -101,7 +101,7 @@ def test_no_room_for_a_new_run_leaves_nothing(small_disk):
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "text"),
     [
         (errno.EROFS, "read-only file system; choose a folder that can be written"),
         (errno.EACCES, "permission denied; choose a folder that you may write"),
@@ -111,7 +111,7 @@ def test_no_room_for_a_new_run_leaves_nothing(small_disk):
     ids=["EROFS", "EACCES", "ENOSPC", "EIO"],
 )
 @pytest.mark.parametrize("name", ["open", "write", "fsync", "replace"])
-def test_refused_anywhere_says_so_and_keeps_the_checkpoint(tmp_path, monkeypatch, number, said, name):
+def test_refused_anywhere_says_so_and_keeps_the_checkpoint(tmp_path, monkeypatch, number, text, name):
     """Root may write anywhere, so nothing on disk can test permissions: the calls themselves refuse, one by one."""
     run = RunDirectory.create(tmp_path / "run", {})
     run.add_waypoint(0, _state(0))
@@ -145,7 +145,7 @@ def test_refused_anywhere_says_so_and_keeps_the_checkpoint(tmp_path, monkeypatch
             break
         refused += 1
         assert message.startswith("cannot write in ")
-        assert message.endswith(said)
+        assert message.endswith(text)
         assert not _temporary(tmp_path)
         assert {w.path for w in again.waypoints()} == set((tmp_path / "run" / "waypoints").iterdir())
         assert again.load_checkpoint()[1] in ({"tick": 0}, {"tick": 1})

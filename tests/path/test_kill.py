@@ -28,7 +28,7 @@ def _state(seed: int) -> dict[str, torch.Tensor]:
 
 
 def _steps(run: RunDirectory) -> list[Callable[[], object]]:
-    """A search that adds, drops behind and before its checkpoints, and ends."""
+    """A search that adds waypoints, drops some from before and after its checkpoints, and finishes."""
     seeds = itertools.count()
 
     def record(number: int) -> None:
@@ -38,11 +38,11 @@ def _steps(run: RunDirectory) -> list[Callable[[], object]]:
     def add() -> Callable[[], object]:
         return functools.partial(record, next(seeds))
 
-    def cut(keep: int) -> Callable[[], object]:
-        return functools.partial(run.truncate, keep)
+    def truncated(count: int) -> Callable[[], object]:
+        return functools.partial(run.truncate, count)
 
-    first = [add(), add(), add(), add(), _save, add(), cut(3), add(), add(), cut(1), add(), add(), _save]
-    return [*first, cut(2), add()]
+    first = [add(), add(), add(), add(), _save, add(), truncated(3), add(), add(), truncated(1), add(), add(), _save]
+    return [*first, truncated(2), add()]
 
 
 def _save() -> None:
@@ -73,7 +73,7 @@ def _search(folder: Path) -> None:
 
 
 def _consistent(folder: Path) -> None:
-    """What anybody who looks between a kill and a resume must find."""
+    """What must hold between a kill and a resume."""
     if not (folder / "run.yaml").exists():
         return
     run = RunDirectory.open(folder)

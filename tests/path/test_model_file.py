@@ -184,7 +184,7 @@ def test_random_and_foreign_bytes_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "text"),
     [
         ([torch.ones(2)], "holds a list"),
         (torch.ones(2), "one tensor without a name"),
@@ -196,9 +196,9 @@ def test_random_and_foreign_bytes_are_refused(tmp_path):
         ({"w": torch.ones(2).to_sparse()}, "tensor 'w' is sparse"),
     ],
 )
-def test_dictionaries_that_are_no_state_dicts(tmp_path, content, said):
+def test_dictionaries_that_are_no_state_dicts(tmp_path, content, text):
     torch.save(content, tmp_path / "a.pt")
-    assert said in _refused(tmp_path / "a.pt")
+    assert text in _refused(tmp_path / "a.pt")
 
 
 def test_safetensors_without_tensors(tmp_path):
@@ -262,7 +262,7 @@ def test_names_are_fitted_on_loading(tmp_path, make_state):
 
 
 class Settings(dict):
-    """Of a user's own: code that only its program knows."""
+    """A user's class, which only the user's program can import."""
 
 
 @pytest.mark.parametrize("how", ["zip", "legacy"])

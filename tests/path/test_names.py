@@ -36,18 +36,18 @@ def test_a_wrapped_architecture_takes_plain_names(prefix):
 
 
 def test_compiled_parts_inside():
-    found = {"conv._orig_mod.weight": 0, "conv._orig_mod.bias": 1, "head.weight": 2}
-    assert match_names(found, EXPECTED, "a.pt") == VALUES
+    entries = {"conv._orig_mod.weight": 0, "conv._orig_mod.bias": 1, "head.weight": 2}
+    assert match_names(entries, EXPECTED, "a.pt") == VALUES
 
 
 def test_an_architecture_whose_own_attribute_is_called_so_keeps_its_names():
-    own = [f"model.{name}" for name in EXPECTED]
-    assert match_names(prefixed("model."), own, "a.pt") == prefixed("model.")
-    assert match_names(prefixed("module.model."), own, "a.pt") == prefixed("model.")
+    names = [f"model.{name}" for name in EXPECTED]
+    assert match_names(prefixed("model."), names, "a.pt") == prefixed("model.")
+    assert match_names(prefixed("module.model."), names, "a.pt") == prefixed("model.")
 
 
 @pytest.mark.parametrize(
-    "found",
+    "entries",
     [
         prefixed("encoder."),
         {"module.conv.weight": 0, "conv.bias": 1, "head.weight": 2},
@@ -58,8 +58,8 @@ def test_an_architecture_whose_own_attribute_is_called_so_keeps_its_names():
     ],
     ids=["unknown prefix", "not shared", "a tensor missing", "no dot", "part of a name", "two become one"],
 )
-def test_what_does_not_fit_exactly_keeps_its_names(found):
-    assert match_names(found, EXPECTED, "a.pt") == found
+def test_what_does_not_fit_exactly_keeps_its_names(entries):
+    assert match_names(entries, EXPECTED, "a.pt") == entries
 
 
 def test_only_whole_attributes_are_left_out():

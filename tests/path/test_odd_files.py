@@ -29,14 +29,14 @@ def test_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_names_that_no_file_can_have(tmp_path: Path) -> None:
-    for name, said in ((str(tmp_path / ("x" * 5000)), "file name too long"), ("a\0b", "null character")):
-        with pytest.raises(LLPFError, match=said) as raised:
+    for name, text in ((str(tmp_path / ("x" * 5000)), "file name too long"), ("a\0b", "null character")):
+        with pytest.raises(LLPFError, match=text) as raised:
             load_model_file(name)
         assert len(str(raised.value)) < 200
 
 
 def test_folders_that_cannot_be(tmp_path: Path) -> None:
-    for given, said in (
+    for given, text in (
         ("x" * 5000, "file name too long"),
         ("a\0b", "must be a path"),
         (None, "must be a path, got None"),
@@ -44,7 +44,7 @@ def test_folders_that_cannot_be(tmp_path: Path) -> None:
         (b"run", "must be a path"),
     ):
         for act in (RunDirectory.open, lambda folder: RunDirectory.create(folder, {})):
-            with pytest.raises(LLPFError, match=said):
+            with pytest.raises(LLPFError, match=text):
                 act(given)  # type: ignore[arg-type]
 
 
@@ -97,7 +97,7 @@ def test_views_that_negate_are_compared_by_value() -> None:
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("state", "text"),
     [
         (nn.Linear(1, 1), r"needs a state dict, got Linear: pass its state_dict\(\)"),
         ([1], "needs a state dict, got list"),
@@ -107,16 +107,16 @@ def test_views_that_negate_are_compared_by_value() -> None:
         ({"x": torch.empty(2, device="meta")}, "'x' is sparse, quantized or without values"),
     ],
 )
-def test_what_is_no_state_is_not_saved(state: Any, said: str, suffix: str, tmp_path: Path) -> None:
-    with pytest.raises(LLPFError, match=said):
+def test_what_is_no_state_is_not_saved(state: Any, text: str, suffix: str, tmp_path: Path) -> None:
+    with pytest.raises(LLPFError, match=text):
         save_model_file(tmp_path / f"model{suffix}", state)
     assert not list(tmp_path.iterdir())
 
 
 def test_names_that_nothing_can_be_saved_under(tmp_path: Path) -> None:
     state = {"x": torch.ones(1)}
-    for path, said in ((str(tmp_path / "a\0b.pt"), "null character"), (5, "needs a path, got 5")):
-        with pytest.raises(LLPFError, match=said):
+    for path, text in ((str(tmp_path / "a\0b.pt"), "null character"), (5, "needs a path, got 5")):
+        with pytest.raises(LLPFError, match=text):
             save_model_file(path, state)  # type: ignore[arg-type]
     with pytest.raises(LLPFError, match="cannot be called '__metadata__'"):
         save_model_file(tmp_path / "x.safetensors", {"__metadata__": torch.ones(1)})

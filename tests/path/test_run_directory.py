@@ -1,4 +1,4 @@
-"""Run directories: what they hold, and what they refuse."""
+"""Run directories: their content, and what they refuse."""
 
 from __future__ import annotations
 
@@ -198,10 +198,10 @@ def test_truncating_behind_the_checkpoint_is_undone_by_resuming(tmp_path, make_s
         run.add_waypoint(i, make_state(i))
     run.save_checkpoint({}, {"tick": 4})
     expected = run.index_digest()
-    for keep, seed in ((3, 10), (4, 20), (1, 30), (2, 40)):
-        run.truncate(keep)
-        assert len(run.waypoints()) == keep
-        for i in range(keep, 7):
+    for count, seed in ((3, 10), (4, 20), (1, 30), (2, 40)):
+        run.truncate(count)
+        assert len(run.waypoints()) == count
+        for i in range(count, 7):
             run.add_waypoint(100 + i, make_state(seed + i))
         run.check()
     again = RunDirectory.open(tmp_path / "run")
@@ -314,7 +314,7 @@ def test_two_processes_do_not_write_one_run(tmp_path, make_state):
     run.save_checkpoint({}, {})
 
     def second() -> str:
-        """What another process is told, one that inherited all of this process's handles."""
+        """The error of another process, which inherited all of this process's handles."""
         back, out = os.pipe()
         child = os.fork()
         if child == 0:

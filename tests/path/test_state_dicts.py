@@ -67,12 +67,12 @@ def test_digest_sees_every_difference(make_state):
     assert state_digest({"a": torch.tensor([0.0])}) != state_digest({"a": torch.tensor([-0.0])})
 
 
-@pytest.mark.parametrize(("value", "said"), [(float("nan"), "1 NaN"), (float("-inf"), "1 infinite")])
+@pytest.mark.parametrize(("value", "text"), [(float("nan"), "1 NaN"), (float("-inf"), "1 infinite")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_values_that_are_not_finite_are_refused_by_file_and_tensor(make_state, value, said, dtype):
+def test_values_that_are_not_finite_are_refused_by_file_and_tensor(make_state, value, text, dtype):
     state = make_state(1)
     state["conv.bias"] = torch.tensor([1.0, value, 2.0], dtype=dtype)
-    with pytest.raises(LLPFError, match=rf"^start\.pt: tensor 'conv\.bias' has {said} of 3 values"):
+    with pytest.raises(LLPFError, match=rf"^start\.pt: tensor 'conv\.bias' has {text} of 3 values"):
         check_finite(state, "start.pt")
 
 

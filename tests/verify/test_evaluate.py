@@ -32,13 +32,13 @@ def module():
 @pytest.mark.parametrize("batch_size", [230, 100, 7])
 def test_mean_error_and_accuracy_against_float64(module, data, batch_size):
     inputs, targets = data
-    found = Evaluator(module, F.cross_entropy, inputs, targets, batch_size=batch_size)(module.state_dict())
+    evaluation = Evaluator(module, F.cross_entropy, inputs, targets, batch_size=batch_size)(module.state_dict())
     output = copy.deepcopy(module).double().eval()(inputs.double())
     each = F.cross_entropy(output, targets, reduction="none").detach()
-    assert found.loss == pytest.approx(float(each.mean()), rel=1e-6)
-    assert found.standard_error == pytest.approx(float(each.std() / math.sqrt(230)), rel=1e-5)
-    assert found.accuracy == pytest.approx(float((output.argmax(1) == targets).double().mean()))
-    assert (found.samples, found.not_finite, found.statistics) == (230, 0, "stored")
+    assert evaluation.loss == pytest.approx(float(each.mean()), rel=1e-6)
+    assert evaluation.standard_error == pytest.approx(float(each.std() / math.sqrt(230)), rel=1e-5)
+    assert evaluation.accuracy == pytest.approx(float((output.argmax(1) == targets).double().mean()))
+    assert (evaluation.samples, evaluation.not_finite, evaluation.statistics) == (230, 0, "stored")
 
 
 def test_values_of_the_state_count_not_the_modules(module, data):
@@ -54,14 +54,14 @@ def test_module_state_and_global_generator_stay(module, data):
     module[3].eval()
     given = {name: value.clone() for name, value in module.state_dict().items()}
     state = {name: torch.randn_like(value) for name, value in given.items()}
-    kept = {name: value.clone() for name, value in state.items()}
+    copies = {name: value.clone() for name, value in state.items()}
     before = torch.get_rng_state()
     loader = DataLoader(TensorDataset(*data), batch_size=32, shuffle=True)
     Evaluator(module, F.cross_entropy, loader)(state)
     assert torch.equal(torch.get_rng_state(), before)
     assert [layer.training for layer in module] == [True, True, True, False]
     assert all(torch.equal(module.state_dict()[name], value) for name, value in given.items())
-    assert all(torch.equal(state[name], value) for name, value in kept.items())
+    assert all(torch.equal(state[name], value) for name, value in copies.items())
     assert all(parameter.requires_grad for parameter in module.parameters())
 
 
@@ -91,28 +91,28 @@ def test_model_that_draws_numbers_even_in_eval_mode(data):
 def test_any_loss_from_batch_means(module, data):
     inputs, targets = data
     state = module.state_dict()
-    found = Evaluator(module, cross_entropy_only, inputs, targets, batch_size=23)(state)
+    evaluation = Evaluator(module, cross_entropy_only, inputs, targets, batch_size=23)(state)
     known = Evaluator(module, F.cross_entropy, inputs, targets, batch_size=23)(state)
-    assert found.loss == pytest.approx(known.loss, rel=1e-6)
+    assert evaluation.loss == pytest.approx(known.loss, rel=1e-6)
     module.eval().requires_grad_(False)
     means = torch.stack([F.cross_entropy(module(x), y) for x, y in zip(inputs.split(23), targets.split(23))])  # noqa: B905
-    assert found.standard_error == pytest.approx(float(means.double().std() / math.sqrt(10)), rel=1e-4)
+    assert evaluation.standard_error == pytest.approx(float(means.double().std() / math.sqrt(10)), rel=1e-4)
 
 
-def test_weighted_loss_is_the_users_own_mean(module, data):
+def test_weighted_loss_is_the_weighted_mean(module, data):
     """torch divides by the sum of the class weights: the mean of per-sample values would be another number."""
     inputs, targets = data
     loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.1, 2.0]))
-    found = Evaluator(module, loss, inputs, targets, batch_size=230)(module.state_dict())
-    assert found.loss == pytest.approx(float(loss(module.eval()(inputs), targets).detach()), rel=1e-6)
+    evaluation = Evaluator(module, loss, inputs, targets, batch_size=230)(module.state_dict())
+    assert evaluation.loss == pytest.approx(float(loss(module.eval()(inputs), targets).detach()), rel=1e-6)
 
 
 def test_regression_has_no_accuracy(data):
     inputs = data[0]
     module = nn.Linear(5, 1)
-    found = Evaluator(module, F.mse_loss, inputs, inputs[:, :1])(module.state_dict())
-    assert found.accuracy is None
-    assert found.standard_error is not None
+    evaluation = Evaluator(module, F.mse_loss, inputs, inputs[:, :1])(module.state_dict())
+    assert evaluation.accuracy is None
+    assert evaluation.standard_error is not None
 
 
 def test_structured_inputs(data):
@@ -128,9 +128,9 @@ def test_structured_inputs(data):
     module = Two()
     expected = Evaluator(module.linear, F.cross_entropy, inputs, targets)(module.linear.state_dict())
     for batch in ((inputs, torch.ones(230, 1)), {"x": inputs, "scale": torch.ones(230, 1)}):
-        found = Evaluator(module, F.cross_entropy, [(batch, targets)])(module.state_dict())
-        assert found.loss == pytest.approx(expected.loss, rel=1e-6)
-        assert (found.samples, found.accuracy) == (230, expected.accuracy)
+        evaluation = Evaluator(module, F.cross_entropy, [(batch, targets)])(module.state_dict())
+        assert evaluation.loss == pytest.approx(expected.loss, rel=1e-6)
+        assert (evaluation.samples, evaluation.accuracy) == (230, expected.accuracy)
 
 
 def test_not_finite_is_reported(module, data):
@@ -139,9 +139,9 @@ def test_not_finite_is_reported(module, data):
     spoiled = inputs.clone()
     spoiled[[3, 50, 229]] = math.nan
     for loss, expected in ((F.cross_entropy, 3), (cross_entropy_only, 3)):
-        found = Evaluator(module, loss, spoiled, targets, batch_size=40)(state)
-        assert math.isnan(found.loss)
-        assert found.not_finite == expected
+        evaluation = Evaluator(module, loss, spoiled, targets, batch_size=40)(state)
+        assert math.isnan(evaluation.loss)
+        assert evaluation.not_finite == expected
     state["3.bias"] = torch.tensor([0.0, math.inf, 0.0, 0.0])
     assert Evaluator(module, F.cross_entropy, inputs, targets)(state).not_finite > 0
 
@@ -163,11 +163,11 @@ class TestStatistics:
     def test_stored_are_the_states_own(self, net, images):
         state = net.state_dict()
         state["1.running_mean"] = torch.full((4,), 7.0)
-        found = Evaluator(net, F.cross_entropy, *images)(state)
+        evaluation = Evaluator(net, F.cross_entropy, *images)(state)
         other = copy.deepcopy(net).requires_grad_(False)
         other.load_state_dict(state)
-        assert found.loss == pytest.approx(float(F.cross_entropy(other.eval()(images[0]), images[1])), rel=1e-5)
-        assert found.statistics == "stored"
+        assert evaluation.loss == pytest.approx(float(F.cross_entropy(other.eval()(images[0]), images[1])), rel=1e-5)
+        assert evaluation.statistics == "stored"
 
     def test_reestimated_do_not_depend_on_what_is_stored(self, net, images):
         evaluate = Evaluator(

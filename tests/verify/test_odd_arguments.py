@@ -19,7 +19,7 @@ def low(state: Any) -> Evaluation:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"threshold": "0.1"}, "threshold must be a finite number, got '0.1'"),
         ({"threshold": None}, "threshold must be a finite number"),
@@ -34,13 +34,13 @@ def low(state: Any) -> Evaluation:
         ({"parameter_names": "x"}, "parameter_names must be several names"),
     ],
 )
-def test_arguments(arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(LLPFError, match=said):
+def test_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(LLPFError, match=message):
         certify(LINE, low, **{"threshold": 0.5, **arguments})
 
 
 @pytest.mark.parametrize(
-    ("waypoints", "said"),
+    ("waypoints", "message"),
     [
         (iter(LINE), "waypoints must be a list of state dicts, got list_iterator"),
         (LINE[0], "waypoints must be a list of state dicts, got dict"),
@@ -49,8 +49,8 @@ def test_arguments(arguments: dict[str, Any], said: str) -> None:
         ([{"x": torch.ones(2).to_sparse()}] * 2, "x of waypoint 0 is sparse"),
     ],
 )
-def test_waypoints(waypoints: Any, said: str) -> None:
-    with pytest.raises(LLPFError, match=said):
+def test_waypoints(waypoints: Any, message: str) -> None:
+    with pytest.raises(LLPFError, match=message):
         certify(waypoints, low, threshold=0.5)
 
 
@@ -58,9 +58,9 @@ def test_waypoints_that_negate_or_want_gradients() -> None:
     negated = [{"x": torch._neg_view(-state["x"])} for state in LINE]
     wanting = [{"x": nn.Parameter(state["x"])} for state in LINE]
     for waypoints in (negated, wanting):
-        found = certify(waypoints, low, threshold=0.5)
-        assert found.connected
-        assert found.max_loss == pytest.approx(0.1)
+        certificate = certify(waypoints, low, threshold=0.5)
+        assert certificate.connected
+        assert certificate.max_loss == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(("field", "value"), [("rounds", -1), ("gaps", 1.5), ("finest", float("nan")), ("gaps", True)])

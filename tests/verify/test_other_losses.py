@@ -1,4 +1,4 @@
-"""Losses that are not cross-entropy, targets that are no classes: what the evaluator makes of them."""
+"""The evaluator on losses other than cross-entropy and targets that are no classes."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def test_a_sequence_model_on_whole_numbers():
     model = Characters()
     text = torch.randint(5, (70, 6))
     inputs, targets = text[:, :-1], text[:, 1:]
-    found = Evaluator(model, sequence_loss, inputs, targets, batch_size=30)(model.state_dict())
+    evaluation = Evaluator(model, sequence_loss, inputs, targets, batch_size=30)(model.state_dict())
     expected = float(sequence_loss(model(inputs), targets).detach())
-    assert found.loss == pytest.approx(expected, rel=1e-6)
-    assert found.samples == 70
-    assert found.accuracy is None
-    assert found.standard_error > 0, "from the means of batches"
+    assert evaluation.loss == pytest.approx(expected, rel=1e-6)
+    assert evaluation.samples == 70
+    assert evaluation.accuracy is None
+    assert evaluation.standard_error > 0, "from the means of batches"
     builtin = Evaluator(model, lambda output, target: F.cross_entropy(output.transpose(1, 2), target), inputs, targets)
     assert builtin(model.state_dict()).loss == pytest.approx(expected, rel=1e-6)
 
@@ -49,11 +49,11 @@ def test_a_sequence_model_on_whole_numbers():
 def test_a_regression(loss_fn, outputs):
     model, inputs = nn.Linear(2, outputs), torch.randn(40, 2)
     targets = torch.randn(40, outputs)
-    found = Evaluator(model, loss_fn, inputs, targets, batch_size=16)(model.state_dict())
-    assert found.loss == pytest.approx(float(loss_fn(model(inputs), targets).detach()), rel=1e-5)
-    assert found.accuracy is None
+    evaluation = Evaluator(model, loss_fn, inputs, targets, batch_size=16)(model.state_dict())
+    assert evaluation.loss == pytest.approx(float(loss_fn(model(inputs), targets).detach()), rel=1e-5)
+    assert evaluation.accuracy is None
     each = torch.stack([loss_fn(model(x), y).detach() for x, y in zip(inputs, targets, strict=True)]).double()
-    assert found.standard_error == pytest.approx(float(each.std() / 40**0.5), rel=1e-4)
+    assert evaluation.standard_error == pytest.approx(float(each.std() / 40**0.5), rel=1e-4)
 
 
 def test_counts_as_targets_of_one_output_are_no_classes():
@@ -72,10 +72,10 @@ def test_a_certificate_of_a_regression():
     end = {name: value + 1 for name, value in start.items()}
     targets = model(inputs).detach()
     measure = Evaluator(model, F.mse_loss, inputs, targets)
-    found = certify([start, end], measure, measure, threshold=100.0)
-    assert found.connected
-    assert found.start_loss == pytest.approx(0, abs=1e-12)
+    certificate = certify([start, end], measure, measure, threshold=100.0)
+    assert certificate.connected
+    assert certificate.start_loss == pytest.approx(0, abs=1e-12)
     expected = float((inputs.sum(1) + 1).square().mean())
-    assert found.max_loss == found.destination_loss == pytest.approx(expected, rel=1e-5)
-    assert found.min_test_accuracy is None
-    assert not certify([start, end], measure, None, threshold=found.max_loss * 0.99).connected
+    assert certificate.max_loss == certificate.destination_loss == pytest.approx(expected, rel=1e-5)
+    assert certificate.min_test_accuracy is None
+    assert not certify([start, end], measure, None, threshold=certificate.max_loss * 0.99).connected

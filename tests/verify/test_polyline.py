@@ -1,4 +1,4 @@
-"""Between two waypoints: one rule, for the certificate and for the path that a user asks."""
+"""The states between two waypoints, of the certificate and of a LowLossPath."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def states():
     return a, b
 
 
-def test_what_does_not_change_is_passed_through():
+def test_values_that_do_not_change_are_passed_through():
     a, b = states()
     between = interpolate(a, b, 0.3)
     for name in a:
@@ -79,7 +79,7 @@ def test_the_certificate_and_the_path_agree(tmp_path):
     assert Polyline(run.waypoints()).state(Position(0, 0.0))["mask"].isnan().any()
 
 
-def test_distances_count_whatever_changes():
+def test_distances_cover_all_changes():
     a, b = states()
     names = {*map(str, FLOATS), "torch.complex64"}
     expected = sum(
@@ -97,18 +97,18 @@ def test_a_path_of_complex_tensors_has_a_length(tmp_path):
     assert LowLossPath(run).lengths() == [5]
 
 
-def test_the_form_of_tensors_is_kept(tmp_path):
+def test_tensors_that_change_their_form_are_errors(tmp_path):
     with pytest.raises(LLPFError, match=r"the tensor w has shape \[1\] in the first state and \[2\] in the second"):
         interpolate({"w": torch.zeros(1)}, {"w": torch.zeros(2)}, 0.5)
     run = RunDirectory.create(tmp_path / "run", {})
     for tick, dtype in enumerate((torch.float32, torch.float64)):
         run.add_waypoint(tick, {"w": torch.zeros(1, dtype=dtype)})
     path = LowLossPath(run)
-    for ask in (lambda: path.interpolate(0.5), path.lengths):
+    for call in (lambda: path.interpolate(0.5), path.lengths):
         with pytest.raises(
             LLPFError, match=r"w has dtype torch\.float32 in waypoint 0 and torch\.float64 in waypoint 1"
         ):
-            ask()
+            call()
 
 
 def test_zeros_of_both_signs_are_a_change():

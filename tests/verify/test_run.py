@@ -65,10 +65,10 @@ def verify():
 
 def test_connected_and_written(verify, waypoints, tmp_path):
     folder = write_run(tmp_path / "run", waypoints)
-    found = verify(folder)
-    assert found.connected, found.reasons
+    certificate = verify(folder)
+    assert certificate.connected, certificate.reasons
     written = json.loads((folder / "certificate.json").read_text())
-    assert written == json.loads(json.dumps(found.as_dict()))
+    assert written == json.loads(json.dumps(certificate.as_dict()))
     assert written["connected"] is True
     assert 0 < written["start_loss"] <= written["max_loss"] <= written["threshold"] == 0.15
     assert 0.8 < written["min_test_accuracy"] <= 1
@@ -110,12 +110,6 @@ def test_screened_run(verify, waypoints, tmp_path, monkeypatch, digits):
 class TestTampering:
     """Whatever is done to the waypoints, the certificate never says connected."""
 
-    def rewrite(self, folder, index, state):
-        """Replace a waypoint in a way that its own sha256 vouches for."""
-        states = [waypoint.load() for waypoint in RunDirectory.open(folder).waypoints()]
-        states[index] = state
-        return states
-
     def test_changed_file(self, verify, waypoints, tmp_path):
         folder = write_run(tmp_path / "run", waypoints)
         file = folder / "waypoints" / "000003.safetensors"
@@ -140,53 +134,53 @@ class TestTampering:
         with pytest.raises(LLPFError, match=r"000002\.safetensors"):
             verify(folder)
 
-    def test_perturbed_and_recorded_anew(self, verify, waypoints, tmp_path):
-        """Nothing but its losses tells: the index was rewritten too."""
+    def test_perturbed_and_recorded_again(self, verify, waypoints, tmp_path):
+        """The index was rewritten too: only its losses show it."""
         noise = torch.Generator().manual_seed(0)
         spoiled = {k: v + 0.3 * torch.randn(v.shape, generator=noise) for k, v in waypoints[3].items()}
         folder = write_run(tmp_path / "run", [*waypoints[:3], spoiled, *waypoints[4:]])
-        found = verify(folder)
-        assert not found.connected
-        assert found.max_loss_at.waypoint in (2, 3)
+        certificate = verify(folder)
+        assert not certificate.connected
+        assert certificate.max_loss_at.waypoint in (2, 3)
 
-    def test_waypoint_of_another_model_recorded_anew(self, verify, waypoints, tmp_path, digits):
+    def test_waypoint_of_another_model_recorded_again(self, verify, waypoints, tmp_path, digits):
         with torch.random.fork_rng():
             torch.manual_seed(2)
             other = build_model("mlp", hidden=32)
         train_model(other, *digits.train, seed=5, epochs=8, lr=0.1)
         folder = write_run(tmp_path / "run", [*waypoints[:3], state_of(other), *waypoints[4:]])
-        found = verify(folder)
-        assert not found.connected
-        assert found.max_loss_at.waypoint in (2, 3)
-        assert found.max_loss_at.fraction > 0
+        certificate = verify(folder)
+        assert not certificate.connected
+        assert certificate.max_loss_at.waypoint in (2, 3)
+        assert certificate.max_loss_at.fraction > 0
 
     def test_nan_in_a_waypoint(self, verify, waypoints, tmp_path):
         spoiled = {name: value.clone() for name, value in waypoints[2].items()}
         spoiled["fc2.weight"][3, 4] = torch.nan
         folder = write_run(tmp_path / "run", [*waypoints[:2], spoiled, *waypoints[3:]])
-        found = verify(folder)
-        assert not found.connected
-        assert "not finite" in found.reasons[0]
+        certificate = verify(folder)
+        assert not certificate.connected
+        assert "not finite" in certificate.reasons[0]
         written = json.loads((folder / "certificate.json").read_text())
         assert (written["connected"], written["max_loss"]) == (False, None)
 
 
 class TestUnreached:
     def test_not_finished(self, verify, waypoints, tmp_path):
-        found = verify(write_run(tmp_path / "run", waypoints, finished=False))
-        assert not found.connected
-        assert "--resume" in found.reasons[0]
+        certificate = verify(write_run(tmp_path / "run", waypoints, finished=False))
+        assert not certificate.connected
+        assert "--resume" in certificate.reasons[0]
 
     def test_not_arrived(self, verify, waypoints, tmp_path):
         run = write_run(tmp_path / "run", waypoints[:-1], arrived=False, destination=waypoints[-1])
-        found = verify(run)
-        assert (found.connected, len(found.reasons)) == (False, 1)
-        assert "not reached" in found.reasons[0]
+        certificate = verify(run)
+        assert (certificate.connected, len(certificate.reasons)) == (False, 1)
+        assert "not reached" in certificate.reasons[0]
 
     def test_unknown_destination(self, verify, waypoints, tmp_path):
-        found = verify(write_run(tmp_path / "run", waypoints, destination_sha256=None))
-        assert not found.connected
-        assert "destination" in found.reasons[0]
+        certificate = verify(write_run(tmp_path / "run", waypoints, destination_sha256=None))
+        assert not certificate.connected
+        assert "destination" in certificate.reasons[0]
 
     def test_claims_to_have_arrived(self, verify, waypoints, tmp_path):
         run = write_run(tmp_path / "run", waypoints[:-1], destination=waypoints[-1])
@@ -199,15 +193,15 @@ def test_names_in_run_yaml(tmp_path):
         states = [state_of(build_model("mlp")) for _ in range(2)]
     run = write_run(tmp_path / "run", states, settings={"model": "mlp", "data": "digits", "threshold": 9.0})
     before = torch.get_rng_state()
-    found = verify_run(run, workers=1, interior=1)
+    certificate = verify_run(run, workers=1, interior=1)
     assert torch.equal(torch.get_rng_state(), before)
-    assert found.connected
-    assert (found.evaluation["model"], found.evaluation["loss"]) == ("mlp", "cross_entropy")
+    assert certificate.connected
+    assert (certificate.evaluation["model"], certificate.evaluation["loss"]) == ("mlp", "cross_entropy")
     assert not verify_run(run, workers=1, interior=1, threshold=0.1).connected
 
 
-def test_own_model_data_and_statistics(tmp_path):
-    """A network with BatchNorm, on data that no name stands for."""
+def test_given_model_data_and_statistics(tmp_path):
+    """A network with BatchNorm, on data without a name."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(300, 6, generator=generator)
     targets = (inputs[:, 0] > 0).long()
@@ -223,10 +217,10 @@ def test_own_model_data_and_statistics(tmp_path):
     data = {"model": net, "train": (inputs, targets), "workers": 1}
     stored = verify_run(folder, **data)
     assert not stored.connected
-    anew = verify_run(folder, **data, statistics="reestimated")
-    assert anew.connected, anew.reasons
-    assert anew.evaluation["batchnorm_statistics"] == "reestimated"
-    assert anew.min_test_accuracy is None
+    reestimated = verify_run(folder, **data, statistics="reestimated")
+    assert reestimated.connected, reestimated.reasons
+    assert reestimated.evaluation["batchnorm_statistics"] == "reestimated"
+    assert reestimated.min_test_accuracy is None
 
 
 def test_refusals(waypoints, tmp_path):
