@@ -54,7 +54,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="which models to join: each-to-each, all-to-all, one-to-all, all-to-one; each path into a folder of OUT",
     )
     parser.add_argument(
-        "--together",
+        "--parallel",
         type=str,
         default="auto",
         metavar="N",
@@ -143,8 +143,8 @@ def run(args: Namespace) -> int:
     search.check_destination(destinations is not None)
     if args.pairing is not None or any(end is not None and os.path.isdir(end) for end in (starts, destinations)):
         return _run_many(search, args, starts, destinations)
-    if args.together != "auto":
-        raise LLPFError("--together is for folders of models; there is one path to find here")
+    if args.parallel != "auto":
+        raise LLPFError("--parallel is for folders of models; there is one path to find here")
     result = _find_one(search, starts, destinations, args.out, resume=args.resume, quiet=args.quiet)
     print(summary(result, search.endless))
     if not ending(result, search.endless)[1]:
@@ -173,7 +173,7 @@ def _run_many(search: SearchSetup, args: Namespace, starts: str, destinations: s
         destinations,
         args.pairing,
         out,
-        together=_number_together(args.together),
+        parallel=_parallel_paths(args.parallel),
         resume=args.resume,
         quiet=args.quiet,
     )
@@ -183,12 +183,12 @@ def _run_many(search: SearchSetup, args: Namespace, starts: str, destinations: s
     return 0 if good == len(rows) else 1
 
 
-def _number_together(given: str) -> int | None:
+def _parallel_paths(given: str) -> int | None:
     """None for auto."""
     if given == "auto":
         return None
     if not given.isdecimal() or int(given) < 1:
-        raise LLPFError(f"--together must be auto or a number of paths, at least 1; got {given!r}")
+        raise LLPFError(f"--parallel must be auto or a number of paths, at least 1; got {given!r}")
     return int(given)
 
 

@@ -50,13 +50,13 @@ def find_many(
     pairing: str | None,
     out: Path,
     *,
-    together: int | None = None,
+    parallel: int | None = None,
     resume: bool,
     quiet: bool,
 ) -> list[Row]:
     """Search the paths between ``starts`` and ``destinations`` (files or folders) into folders inside ``out``.
 
-    ``together`` of them at a time; None: as many as is faster.
+    ``parallel`` of them at a time; None: as many as is faster.
 
     Every file is loaded and compared with the recipe's network, and every run folder is looked at, before the first
     search begins (LLPFError). A search that fails afterwards is reported, and the others go on.
@@ -74,7 +74,7 @@ def find_many(
         for number, (name, pair) in enumerate(zip(names, pairs, strict=True), start=1)
         if name not in rows
     ]
-    stacked = search.stacked_finder(together, len(pending))
+    stacked = search.stacked_finder(parallel, len(pending))
     if stacked is None:
         rows |= _in_turn(search, pending, len(pairs), out, quiet)
     else:

@@ -153,33 +153,33 @@ class SearchSetup:
         provenance = self._provenance(pair)
         return SearchJob(lambda: self._ends(pair), out, resume=resume, provenance=provenance, progress=progress)
 
-    def stacked_finder(self, together: int | None, paths: int) -> StackedFinder | None:
-        """What searches ``paths`` paths ``together`` at a time; None where one after the other is asked for, or faster.
+    def stacked_finder(self, parallel: int | None, paths: int) -> StackedFinder | None:
+        """What searches ``paths`` paths ``parallel`` at a time; None where one after the other is asked for, or faster.
 
         Raises:
-            LLPFError: ``together`` is more than 1 and the network cannot be stacked.
+            LLPFError: ``parallel`` is more than 1 and the network cannot be stacked.
         """
         from ..correct.stackable import NotStackableError
         from ..find import StackedFinder, choose_parallel
 
-        at_once = choose_parallel(self._model, self._device, paths) if together is None else min(together, paths)
-        if at_once <= 1:
+        count = choose_parallel(self._model, self._device, paths) if parallel is None else min(parallel, paths)
+        if count <= 1:
             return None
         try:
             finder = StackedFinder(
                 self._model,
                 settings=self.settings,
                 train=self._data(),
-                parallel=at_once,
+                parallel=count,
                 loss_fn=self._loss_fn,
                 device=self._device,
             )
         except NotStackableError:
-            if together is not None:
+            if parallel is not None:
                 raise
             return None
         # An operation that a stack repeats row by row gains nothing there.
-        return None if together is None and finder.slow else finder
+        return None if parallel is None and finder.slow else finder
 
     def check_loss(self, folder: str | os.PathLike[str]) -> None:
         """LLPFError when the run in ``folder`` was begun with another loss."""

@@ -80,7 +80,7 @@ def _same(a: tuple[Any, int | None] | None, b: tuple[Any, int | None] | None) ->
 
 #: The second pass shows what the first has left in the module.
 _PASSES = 2
-_WITHOUT = "search its paths one after the other (--together 1)"
+_WITHOUT = "search its paths one after the other (--parallel 1)"
 
 
 class NotStackableError(LLPFError):

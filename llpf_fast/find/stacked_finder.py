@@ -125,12 +125,12 @@ class StackedFinder:
         if optimizer is not None or settings.optimizer:
             raise NotStackableError(
                 "many paths at once train with the fused SGD only: leave the optimizer away, or search one after the "
-                "other (--together 1)"
+                "other (--parallel 1)"
             )
         if settings.correction.precision != "float32" or settings.correction.compile:
             raise NotStackableError(
                 "many paths at once train in float32 and uncompiled: leave correction.precision and correction.compile "
-                "away, or search one after the other (--together 1)"
+                "away, or search one after the other (--parallel 1)"
             )
         self.settings, self._parallel = settings, parallel
         self._common = Common.of(settings, checked_device(device), is_norm)
@@ -143,11 +143,11 @@ class StackedFinder:
         if not isinstance(batches, TensorBatches):
             raise NotStackableError(
                 "many paths at once draw their batches from tensors in memory, not from a Dataset or a loader: pass "
-                "(inputs, targets), or search one after the other (--together 1)"
+                "(inputs, targets), or search one after the other (--parallel 1)"
             )
         if not batches.draws_on_device or settings.statistics != "stored":
             what = "re-estimated statistics" if batches.draws_on_device else "labels that do not count (ignore_index)"
-            raise NotStackableError(f"many paths at once cannot have {what}: search one after the other (--together 1)")
+            raise NotStackableError(f"many paths at once cannot have {what}: search one after the other (--parallel 1)")
         least = LEAST_CPU if device.type == "cpu" else LEAST_GPU
         self.slow = check_stackable(flat, task.loss_fn, batches) if parallel >= least else None
         self._stacked = StackedCorrection(

@@ -207,7 +207,7 @@ COMMANDS = {
     ),
     "find words": (
         FIND,
-        dict.fromkeys(("--mode", "--dialect", "--schedule", "--set", "--pairing", "--together"), WORDS),
+        dict.fromkeys(("--mode", "--dialect", "--schedule", "--set", "--pairing", "--parallel"), WORDS),
     ),
     "find numbers": (
         FIND,

@@ -221,8 +221,8 @@ def test_modes_and_destinations_that_do_not_fit(llpf, models, tmp_path, argument
 def test_several_at_once_have_the_same_table_and_files(llpf, models, tmp_path):
     command = [*RECIPE, models, models, "--pairing", "all-to-all", *SHORT[:-1]]
     turn, once = tmp_path / "turn", tmp_path / "once"
-    assert llpf(*command, "--out", turn, "--together", 1).status == 1
-    found = llpf(*command, "--out", once, "--together", 3)
+    assert llpf(*command, "--out", turn, "--parallel", 1).status == 1
+    found = llpf(*command, "--out", once, "--parallel", 3)
     assert found.status == 1
     for name in ("1--2", "1--3", "2--3"):
         assert "did not arrive" in row(found.out, name)
@@ -239,11 +239,11 @@ def test_several_at_once_have_the_same_table_and_files(llpf, models, tmp_path):
 def test_together_that_cannot_be(llpf, models, tmp_path):
     two = [*RECIPE, models, models, "--pairing", "all-to-all", "--out", tmp_path / "runs"]
     for wrong in ("0", "many", "-1"):
-        refused = llpf(*two, f"--together={wrong}")
+        refused = llpf(*two, f"--parallel={wrong}")
         assert refused.status == 2
-        assert "--together must be auto or a number of paths" in refused.err
+        assert "--parallel must be auto or a number of paths" in refused.err
     one = [*RECIPE, models / "1.model.pt", models / "2.model.pt", "--out", tmp_path / "runs"]
-    refused = llpf(*one, "--together", 2)
+    refused = llpf(*one, "--parallel", 2)
     assert refused.status == 2
-    assert "--together is for folders of models" in refused.err
+    assert "--parallel is for folders of models" in refused.err
     assert not (tmp_path / "runs").exists()

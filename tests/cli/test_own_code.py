@@ -161,7 +161,7 @@ def test_an_optimizer_and_normalization_layers_of_ones_own(llpf, project, tmp_pa
     for name in ("1.pt", "2.pt"):
         shutil.copy(project / name, project / "models" / name)
     command[1] = project / "models"
-    refused = llpf(*command, "--together", 2, "--out", tmp_path / "runs", "--quiet")
+    refused = llpf(*command, "--parallel", 2, "--out", tmp_path / "runs", "--quiet")
     assert refused.status == 2
     assert "leave the optimizer away, or search one after the other" in refused.err
     many = llpf(*command, "--out", tmp_path / "runs", "--quiet")
@@ -176,7 +176,7 @@ def test_code_that_no_path_could_use_is_refused_before_the_first(llpf, project, 
         shutil.copy(project / name, models / name)
     command = ["find", models, "--recipe", project / "recipe.yaml", "--mode", "m2o", "--loss", "mse_loss", "--quiet"]
     for option in ("--optimizer", "--is-norm"):
-        missing = [option, project / "mine.py:nothing", "--together", together, "--out", tmp_path / "runs"]
+        missing = [option, project / "mine.py:nothing", "--parallel", together, "--out", tmp_path / "runs"]
         refused = llpf(*command, *missing)
         assert refused.status == 2
         assert "unknown name 'nothing'" in refused.err

@@ -377,7 +377,7 @@ class Recurrent(nn.Module):
 )
 @pytest.mark.usefixtures("at_once")
 def test_networks_that_cannot_be_stacked_are_refused_by_name(search, tmp_path, module, message) -> None:
-    with pytest.raises(LLPFError, match=f"cannot be stacked: .*{message}.*--together 1"):
+    with pytest.raises(LLPFError, match=f"cannot be stacked: .*{message}.*--parallel 1"):
         search(tmp_path, [], quick(), 2, module=module)
 
 
