@@ -74,7 +74,7 @@ def test_the_usual_order_where_a_network_views_a_convolution(when, last) -> None
         (lambda: Energy(False), POINTS, F.mse_loss),
     ],
 )
-def test_what_can_be_found_can_be_certified(make, data, loss, tmp_path) -> None:
+def test_a_path_that_a_search_writes_can_be_certified(make, data, loss, tmp_path) -> None:
     settings = Settings(
         threshold=20.0, max_ticks=3, step=StepSettings(relative=0.3), correction=CorrectionSettings(threshold=19.0)
     )
@@ -87,7 +87,7 @@ def test_what_can_be_found_can_be_certified(make, data, loss, tmp_path) -> None:
     assert certificate.start_loss == pytest.approx(want, rel=1e-5)
 
 
-def test_gradients_stay_off_where_nobody_takes_them() -> None:
+def test_gradients_stay_off_where_the_forward_takes_none() -> None:
     gradients: list[bool] = []
 
     class Watching(nn.Linear):
@@ -101,7 +101,7 @@ def test_gradients_stay_off_where_nobody_takes_them() -> None:
     assert not any(gradients)
 
 
-def test_the_error_is_the_plain_one() -> None:
+def test_the_error_is_that_of_the_usual_order() -> None:
     with pytest.raises(LLPFError, match=r"forward fails on data of shape \[4, 7\]: .*mat1 and mat2"):
         choose_forward_mode(nn.Linear(3, 2), torch.zeros(4, 7), channels_last=True)
     assert choose_forward_mode(nn.Linear(7, 2), torch.zeros(4, 7), channels_last=True)[0] == ForwardMode(True, False)
@@ -130,7 +130,7 @@ class Mixed(nn.Module):
         return (self.body(x).half() @ self.mixing).float() * float(self.large * 1e-300)
 
 
-def test_buffers_of_another_dtype_stay_what_they_are() -> None:
+def test_buffers_of_another_dtype_are_not_cast() -> None:
     net = Mixed().eval()
     got = Evaluator(net, F.mse_loss, POINTS[0], torch.zeros(40, 5))(net.state_dict())
     assert got.loss == pytest.approx(float(F.mse_loss(net(POINTS[0]), torch.zeros(40, 5))), rel=1e-5)

@@ -171,8 +171,8 @@ def test_class_weights_do_not_depend_on_the_order() -> None:
         assert got.loss == pytest.approx(want, rel=1e-12)
 
 
-def test_another_callable_keeps_the_loaders_batches() -> None:
-    """Negatives within the batch: the value is the mean over the batches as they came, weighted by their sizes."""
+def test_another_callable_is_evaluated_on_the_loaders_batches() -> None:
+    """Negatives within the batch: the value is the mean over the batches of the loader, weighted by their sizes."""
     g = torch.Generator().manual_seed(1)
     batches = [(_values(g, (n, 6)), torch.arange(n)) for n in (16, 16, 9)]
     module = _network("class", "", g)
@@ -189,7 +189,7 @@ def test_another_callable_keeps_the_loaders_batches() -> None:
     assert evaluator.in_another_order(module.state_dict()) != pytest.approx(loss, rel=1e-3)
 
 
-def test_an_order_that_does_not_matter_is_seen_as_such() -> None:
+def test_an_order_that_does_not_matter_is_recognised() -> None:
     g = torch.Generator().manual_seed(1)
     module = _network("class", "", g)
     evaluator = Evaluator(module, F.cross_entropy, _values(g, (100, 6)), _class_indices(g, (100,)), batch_size=16)
@@ -232,7 +232,7 @@ def test_cross_entropy_for_a_classification(targets) -> None:
     assert chosen_loss(None, torch.zeros(8, 2, 5), targets[:, None].expand(8, 5)) is F.cross_entropy
 
 
-def test_names_tell_losses_apart() -> None:
+def test_losses_have_different_names() -> None:
     names = [
         LossReduction(loss).name
         for loss in (
@@ -252,7 +252,7 @@ def test_names_tell_losses_apart() -> None:
     assert names[6] == "mse_loss(reduction='sum')"
 
 
-def test_own_classes_of_torchs_losses_are_not_taken_for_them() -> None:
+def test_classes_derived_from_torchs_losses_are_other_losses() -> None:
     class Mine(nn.CrossEntropyLoss):
         def forward(self, output: Tensor, target: Tensor) -> Tensor:
             return 3 * super().forward(output, target)
@@ -263,7 +263,7 @@ def test_own_classes_of_torchs_losses_are_not_taken_for_them() -> None:
     assert LossReduction(hooked).kind == "batch means"
 
 
-def test_targets_that_torch_stretches_are_no_exact_mean() -> None:
+def test_targets_that_torch_broadcasts_have_no_exact_mean() -> None:
     """[B, 1] against [B] is [B, B] to torch: the pairs of each batch, not those of the set."""
     g = torch.Generator().manual_seed(0)
     module = nn.Linear(3, 1).double()

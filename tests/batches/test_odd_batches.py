@@ -42,7 +42,7 @@ def net(outputs: int = 3, seed: int = 0) -> nn.Module:
 
 
 class Through(nn.Module):
-    """Calls ``function`` with its body and what it is given."""
+    """Calls ``function`` with its body and its inputs."""
 
     def __init__(self, function: Any) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ def test_whole_numbers_of_every_width_are_labels(xy, kind) -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("as_partial", [True, False])
-def test_training_batches_of_classes_without_weight_only_are_drawn_anew(xy, smoothing, as_partial) -> None:
+def test_training_batches_of_classes_without_weight_only_are_drawn_again(xy, smoothing, as_partial) -> None:
     weight = torch.tensor([0.0, 0.0, 2.0])
     options: dict[str, Any] = {"weight": weight, "label_smoothing": smoothing}
     loss = functools.partial(F.cross_entropy, **options) if as_partial else nn.CrossEntropyLoss(**options)
@@ -105,7 +105,7 @@ def test_without_such_classes_batches_are_drawn_on_the_device(xy) -> None:
     assert training_batches(as_data(xy), 4, CPU, torch.float32, seed=0, reduction=LossReduction(loss)).draws_on_device
 
 
-def test_llpf_train_passes_over_batches_without_labels(xy) -> None:
+def test_llpf_train_skips_batches_without_labels(xy) -> None:
     x, y = xy
     labels = y.clone()
     labels[:45] = -100
@@ -156,7 +156,7 @@ def test_a_stream_that_grows_does_not_outrun_the_schedule(xy) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:size_average")
-def test_old_words_for_the_reduction(xy) -> None:
+def test_deprecated_arguments_for_the_reduction(xy) -> None:
     loss = functools.partial(F.cross_entropy, size_average=False)
     want = in_float64(net(), F.cross_entropy, *xy) * COUNT
     assert loss_of_set(net(), loss, *xy, batch_size=7) == pytest.approx(want, rel=1e-6)
@@ -225,7 +225,7 @@ def _named(body: nn.Module, x: Tensor, mask: Any = None) -> Any:
 
 @pytest.mark.parametrize("form", [Ordinary, lambda a, b: LabelsFirst(b, a), lambda a, b: LabelsLast(a, a, b), Record])
 @pytest.mark.parametrize("whole", [True, False])
-def test_named_tuples_and_dataclasses_go_by_their_names(xy, form, whole) -> None:
+def test_named_tuples_and_dataclasses_are_split_by_field_names(xy, form, whole) -> None:
     data = form(*xy) if whole else [form(a, b) for a, b in zip(xy[0].split(7), xy[1].split(7), strict=True)]
     module = Through(_named)
     want = float(F.cross_entropy(module(xy[0]), xy[1]))
@@ -233,7 +233,7 @@ def test_named_tuples_and_dataclasses_go_by_their_names(xy, form, whole) -> None
 
 
 @pytest.mark.parametrize("kind", [dict, UserDict, Derived, OrderedDict])
-def test_mappings_inside_are_looked_into(xy, kind) -> None:
+def test_nested_mappings_are_read(xy, kind) -> None:
     x, y = xy
     module = Through(lambda body, part: body(part["deep"]["x"]))
     want = float(F.cross_entropy(module({"deep": {"x": x}}), y))
@@ -252,7 +252,7 @@ def test_mappings_inside_are_looked_into(xy, kind) -> None:
     assert loss_of_set(net(), loss, data) == pytest.approx(want, rel=1e-6)
 
 
-def test_several_inputs_and_several_targets_are_a_pair_and_no_two_batches(xy) -> None:
+def test_several_inputs_and_several_targets_are_a_pair_and_not_two_batches(xy) -> None:
     x, y = xy
     weight = torch.rand(COUNT)
     module = Through(lambda body, p, q: body(torch.cat([p, q], 1)))
@@ -290,7 +290,7 @@ def test_packed_sequences_reach_the_network_whole(alone) -> None:
     assert loss_of_set(module, None, data) == pytest.approx(want, rel=1e-6)
 
 
-def test_labels_laid_end_to_end_do_not_count_as_samples() -> None:
+def test_concatenated_labels_do_not_count_as_samples() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 5), nn.LogSoftmax(-1))
     x, lengths, size = torch.randn(30, 12, 4), torch.randint(1, 5, (30,)), torch.full((30,), 12)
@@ -392,7 +392,7 @@ def test_complex_inputs_take_the_networks_width(xy) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_tensors_without_plain_values_are_named(xy, inputs, message) -> None:
+def test_tensors_without_dense_values_are_named(xy, inputs, message) -> None:
     one_line(lambda: as_data((inputs(xy[0]), xy[1])), message)
 
 

@@ -15,7 +15,7 @@ def source(seed: int = 0, path: int = 0, size: int = 1000, batch: int = 64) -> T
     return TensorBatches(torch.arange(size).float()[:, None], torch.arange(size), batch, seed=seed, path=path)
 
 
-def test_same_key_same_batch_whatever_was_drawn_before() -> None:
+def test_same_key_same_batch_after_any_other_rounds() -> None:
     a, b = source(), source()
     for round_ in (5, 0, 3):
         a.batch(round_)
@@ -51,16 +51,16 @@ def test_every_sample_is_drawn_about_equally_often() -> None:
     assert chi2 < 96
 
 
-def test_lanes_and_rounds_are_uncorrelated() -> None:
-    lanes = torch.arange(64)
-    bits = torch.stack([random_bits(round_key(0, 0, r), lanes) for r in range(3000)]).double()
+def test_columns_and_rounds_are_uncorrelated() -> None:
+    columns = torch.arange(64)
+    bits = torch.stack([random_bits(round_key(0, 0, r), columns) for r in range(3000)]).double()
     correlation = torch.corrcoef(bits.T) - torch.eye(64)
     assert correlation.abs().max() < 6 / 3000**0.5
     successive = torch.corrcoef(torch.stack([bits[:-1].flatten(), bits[1:].flatten()]))[0, 1]
     assert abs(successive) < 6 / bits.numel() ** 0.5
 
 
-def test_tensor_and_integer_mix_agree() -> None:
+def test_tensor_and_integer_hash_agree() -> None:
     values = [0, 1, 2**31, 2**32 - 1, 123456789]
     assert hash32(torch.tensor(values)).tolist() == [hash32_int(v) for v in values]
 

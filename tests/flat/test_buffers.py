@@ -1,4 +1,4 @@
-"""Which buffers are statistics, which stay, and between which no straight line leads."""
+"""Which buffers are statistics, which are fixed, and which no straight line connects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Norm(nn.BatchNorm1d):
 
 
 class Named(nn.Module):
-    """No norm, though its buffer is called like one's."""
+    """Not a normalization, though its buffer has the name of one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def endpoints() -> tuple[dict[str, Tensor], dict[str, Tensor], Net]:
     return one, two, net
 
 
-def test_statistics_are_told_by_the_type_of_the_layer() -> None:
+def test_statistics_are_recognised_by_the_type_of_the_layer() -> None:
     three = ("running_mean", "running_var", "num_batches_tracked")
     expected = {f"{layer}.{name}" for layer in ("norm", "again", "inst", "sync") for name in three}
     assert statistics(Net()) == expected
@@ -58,7 +58,7 @@ def test_statistics_are_told_by_the_type_of_the_layer() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_statistics_differ_and_equal_buffers_are_whatever_they_are() -> None:
+def test_statistics_may_differ_and_equal_buffers_may_have_any_values() -> None:
     one, two, net = endpoints()
     two["norm.running_mean"] += 1
     two["norm.num_batches_tracked"] += 5
@@ -68,7 +68,7 @@ def test_statistics_differ_and_equal_buffers_are_whatever_they_are() -> None:
     check_finite(one, "start", net)
 
 
-def test_finite_is_asked_of_parameters_and_statistics_only() -> None:
+def test_only_parameters_and_statistics_must_be_finite() -> None:
     one, _, net = endpoints()
     with pytest.raises(LLPFError, match=r"start: tensor 'mask' has 2 NaN or infinite of 3"):
         check_finite(one, "start")
@@ -151,7 +151,7 @@ def test_ties_are_names_of_one_tensor() -> None:
     assert ties(nn.Linear(2, 2)) == []
 
 
-def test_a_buffer_takes_no_values_that_its_dtype_cannot_hold() -> None:
+def test_a_buffer_refuses_values_that_its_dtype_cannot_represent() -> None:
     net = nn.Sequential(nn.BatchNorm1d(2))
     flat = FlatParameters(net)
     state = {name: value.clone() for name, value in net.state_dict().items()}

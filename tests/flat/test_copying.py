@@ -23,7 +23,7 @@ def refused(module: nn.Module, what: str = "the model") -> str:
 
 
 class Keeps(nn.Module):
-    """Remembers a result of its last pass."""
+    """Stores a result of its last pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def old(name: str, module: nn.Module) -> nn.Module:
         return getattr(nn.utils, name)(module)
 
 
-def test_a_copy_has_everything_of_its_own() -> None:
+def test_a_copy_shares_nothing() -> None:
     net = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3)), nn.BatchNorm1d(3), nn.Linear(3, 3))
     net[2].weight = net[0].bias = nn.Parameter(torch.randn(3, 3))
     net[0].bias = nn.Parameter(torch.randn(3))
@@ -54,7 +54,7 @@ def test_a_copy_has_everything_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("passes", ["none", "training", "without gradient"])
-def test_old_weight_norm_is_named_whether_or_not_it_happens_to_copy(passes: str) -> None:
+def test_old_weight_norm_is_named_whether_or_not_deepcopy_succeeds(passes: str) -> None:
     net = nn.Sequential(nn.Linear(3, 3), old("weight_norm", nn.Linear(3, 2)))
     if passes != "none":
         with torch.set_grad_enabled(passes == "training"):
@@ -85,7 +85,7 @@ def test_pruned_layers_are_named(times: int) -> None:
     copied(net)
 
 
-def test_a_result_kept_in_an_attribute_is_named() -> None:
+def test_a_result_in_an_attribute_is_named() -> None:
     net = nn.Sequential(Keeps())
     copied(net)
     net(torch.randn(2, 3))
@@ -133,7 +133,7 @@ def test_classes_that_refuse_or_share_are_named() -> None:
     assert "gives no module" in refused(Other(2, 2))
 
 
-def test_a_forward_that_holds_on_to_the_network_is_named() -> None:
+def test_a_forward_that_refers_to_the_network_is_named() -> None:
     """deepcopy does not copy functions: the copy's forward would read the original's parameters."""
     net = nn.Sequential(nn.Linear(2, 2))
     net.forward = lambda x: net[0](x)  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Stacked attention projections cut into row ranges: in the table only, everywhere else they stay whole."""
+"""Stacked attention projections are cut into row ranges in the table only."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def rows_of(flat: FlatParameters, name: str) -> list[tuple[str, int, int]]:
     return [(row.name, row.offset, row.length) for row, parameter in rows if parameter == name]
 
 
-def test_pieces_lie_one_after_the_other_in_their_parameter() -> None:
+def test_pieces_are_consecutive_in_their_parameter() -> None:
     module = network()
     flat = FlatParameters(module, cut_attention=True)
     weight, bias = "1.in_proj_weight", "1.in_proj_bias"
@@ -218,7 +218,7 @@ def scalar_gain() -> nn.Module:
         (scalar_gain, r"'0.to_kv.parametrizations.weight.original0' \[\] .* into key and value"),
     ],
 )
-def test_what_rows_cannot_cut_is_refused_by_name(make: Callable[[], nn.Module], says: str) -> None:
+def test_tensors_that_rows_cannot_cut_are_refused_by_name(make: Callable[[], nn.Module], says: str) -> None:
     module = make()
     before = [(p.data_ptr(), p.stride()) for p in module.parameters()]
     with pytest.raises(LLPFError, match=says) as caught:
@@ -252,7 +252,7 @@ def test_row_wise_parametrizations_are_cut() -> None:
     assert [length for _, _, length in rows_of(flat, f"{name}1")] == [35, 35]
 
 
-def test_a_table_is_cut_into_what_there_is() -> None:
+def test_a_table_is_cut_into_pieces() -> None:
     table = SegmentTable.from_lengths([4, 6], names=["a", "b"], flags=[SegmentFlag.NONE, SegmentFlag.HOLD], chunk=2)
     cut = table.cut({1: [("[x]", 1), ("[y]", 5)]})
     assert [(r.name, r.offset, r.length, r.distance_group, r.flags) for r in cut.rows] == [

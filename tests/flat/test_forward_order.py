@@ -1,4 +1,4 @@
-"""The order of layers is that of the computation, whatever the order in which a module declares them."""
+"""The order of layers is that of the computation, not that of their declaration."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_use_decides_and_not_the_order_of_declaration() -> None:
     ]
 
 
-def test_a_shortcut_comes_before_what_follows_the_join() -> None:
+def test_a_shortcut_precedes_what_follows_the_join() -> None:
     from torchvision.models.resnet import BasicBlock
 
     class Net(nn.Module):
@@ -69,7 +69,7 @@ def test_a_shortcut_comes_before_what_follows_the_join() -> None:
     ]
 
 
-def test_tied_weights_come_where_they_are_used_first() -> None:
+def test_tied_weights_belong_to_their_first_use() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -172,7 +172,7 @@ class Vision(nn.Module):
         return self.head(x * self.scale.item())
 
 
-def test_a_containers_own_parameters() -> None:
+def test_direct_parameters_of_a_container() -> None:
     assert order(Vision(), torch.randn(2, 5, 3)) == [
         ["patch.weight", "patch.bias"],
         ["bias", "weight", "token", "position"],
@@ -182,7 +182,7 @@ def test_a_containers_own_parameters() -> None:
     ]
 
 
-def test_a_leafs_parameters_stay_together() -> None:
+def test_parameters_of_a_leaf_are_one_group() -> None:
     class Functional(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -203,7 +203,7 @@ def test_a_leafs_parameters_stay_together() -> None:
     assert order(nn.Sequential(lstm), torch.randn(4, 1, 2)) == [[f"0.{name}" for name, _ in lstm.named_parameters()]]
 
 
-def test_unused_parameters_come_last_and_are_reported() -> None:
+def test_unused_parameters_are_last_and_reported() -> None:
     class Auxiliary(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -247,7 +247,7 @@ def test_no_compiler_is_imported() -> None:
 
 
 class Restless(nn.Module):
-    """Changes whatever a forward pass can change."""
+    """Changes everything that a forward pass can change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -296,7 +296,7 @@ def test_flags_buffers_gradients_and_random_numbers_are_left_alone() -> None:
     assert torch.equal(module.fc.weight.grad, torch.ones(3, 3))
 
 
-def test_a_failing_pass_is_named_and_leaves_no_trace() -> None:
+def test_a_failing_pass_is_named_and_everything_is_restored() -> None:
     module = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
     module[0].register_forward_pre_hook(lambda norm, _: setattr(norm, "running_mean", norm.running_mean + 1))
     with pytest.raises(LLPFError, match=r"forward pass of Sequential.* failed with RuntimeError: .*mat2") as caught:

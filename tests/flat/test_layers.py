@@ -24,7 +24,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
 
 class Custom(nn.Module):
-    """Named like a norm layer's parameter, but no norm layer."""
+    """Has parameter names of a normalization layer, but is none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def test_every_parameter_of_a_normalization_layer_is_norm(layer: nn.Module) -> N
         "FilterResponseNormTlu2d",
     ],
 )
-def test_look_alikes_of_other_libraries(name: str) -> None:
+def test_normalizations_of_other_libraries(name: str) -> None:
     assert is_normalization(type(name, (nn.Module,), {})())
 
 
@@ -98,7 +98,7 @@ def test_parameter_names_do_not_decide() -> None:
     assert kinds == {"conv.weight": NORM, "conv.bias": NORM, "bn.weight": OTHER, "bn.bias": BIAS}
 
 
-def test_predicate_for_a_users_own_layer() -> None:
+def test_predicate_for_a_layer_of_the_user() -> None:
     assert set(layer_kinds(Custom(), lambda m: isinstance(m, Custom)).values()) == {NORM}
 
 
@@ -131,7 +131,7 @@ def test_fused_linear_inside_an_attention_module(name: str) -> None:
     assert kinds["0.proj.weight"] is OTHER
 
 
-def test_a_linear_is_fused_only_by_type_shape_and_place() -> None:
+def test_a_linear_is_fused_only_by_type_shape_and_parent() -> None:
     assert layer_kinds(WindowAttention(rows=8))["qkv.weight"] is OTHER
     assert layer_kinds(WindowAttention("expand"))["expand.weight"] is OTHER
     assert layer_kinds(nn.ModuleDict({"qkv": nn.Linear(4, 12)}))["qkv.weight"] is OTHER
@@ -207,7 +207,7 @@ def test_a_stack_that_is_interleaved_by_head_stays_whole() -> None:
     assert layer_kinds(module)["qkv.weight"] is FUSED
 
 
-def test_biases_are_told_from_weights_whatever_their_kind() -> None:
+def test_biases_of_every_kind_are_marked() -> None:
     module = nn.ModuleList(
         [
             nn.MultiheadAttention(4, 2, kdim=6, add_bias_kv=True),
@@ -224,7 +224,7 @@ def test_biases_are_told_from_weights_whatever_their_kind() -> None:
     }
 
 
-def test_layer_normalizations_are_told_from_the_others() -> None:
+def test_layer_normalizations_are_marked() -> None:
     def named(name: str) -> nn.Module:
         return type(name, (nn.LayerNorm,), {})(4)
 
@@ -282,7 +282,7 @@ def test_flat_parameters_have_one_kind_a_segment_and_no_statistics() -> None:
     assert set(flat.buffers()) == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
 
 
-def test_wrapped_parts_have_the_kinds_of_what_is_inside() -> None:
+def test_wrapped_parts_have_the_kinds_of_the_part_inside() -> None:
     def compiled(module: nn.Module) -> nn.Module:
         return torch.compile(module, backend="eager")  # type: ignore[return-value]
 

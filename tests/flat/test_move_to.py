@@ -1,4 +1,4 @@
-"""``FlatParameters.move_to``: values, gradients and the module's views go along; what does not fit is refused."""
+"""``FlatParameters.move_to`` moves values, gradients and views; unfit memory is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llpf_fast import LLPFError
 from llpf_fast.flat import FlatParameters
 
 
-def test_everything_goes_along() -> None:
+def test_values_gradients_and_views_move() -> None:
     module = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
     module[1].bias.requires_grad_(False)
     parameters = list(module.parameters())

@@ -1,4 +1,4 @@
-"""FlatParameters survives what users do to modules, or says by name why it cannot."""
+"""FlatParameters survives what users do to modules, or names what it cannot survive."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _one_thread() -> None:
 
 
 def network() -> nn.Sequential:
-    """Every layout matter: a 4-d weight, buffers, one-element and odd-sized tensors."""
+    """A 4-d weight, buffers, one-element and odd-sized tensors."""
     return nn.Sequential(
         nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(80, 7), nn.Linear(7, 1)
     )
@@ -341,7 +341,7 @@ def test_survives(event: str) -> None:
 
 
 @pytest.mark.parametrize("event", ["assign", "data", "new_parameter", "load_state_dict"])
-def test_a_repair_keeps_the_buffer(event: str) -> None:
+def test_a_repair_does_not_replace_the_buffer(event: str) -> None:
     module = network()
     flat = FlatParameters(module)
     data, table = flat.data, flat.table
@@ -351,7 +351,7 @@ def test_a_repair_keeps_the_buffer(event: str) -> None:
     assert flat.table is table
 
 
-def test_swapped_memory_is_sorted_out() -> None:
+def test_swapped_memory_is_swapped_back() -> None:
     module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     flat = FlatParameters(module)
     a, b = module[0].weight, module[1].weight
@@ -465,7 +465,7 @@ def test_cut_ties_are_restored_or_refused() -> None:
 # -- memory order
 
 
-def test_channels_last_keeps_values_aliased_and_converts() -> None:
+def test_channels_last_is_aliased_and_converted() -> None:
     reference = network()
     last = copy.deepcopy(reference).to(memory_format=torch.channels_last)
     flat, ordered = FlatParameters(reference), FlatParameters(last)
@@ -532,7 +532,7 @@ def test_copies_are_independent(how: str, make: Callable[[], nn.Module]) -> None
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_a_copy_keeps_module_and_buffer_together(how: str) -> None:
+def test_a_copy_aliases_its_module_and_buffer(how: str) -> None:
     module = network()
     pair = COPIES[how]((module, FlatParameters(module)))
     assert isinstance(pair, tuple)
@@ -548,7 +548,7 @@ def test_torch_save_writes_the_buffer_once() -> None:
     assert len(file.getvalue()) < len(bare.getvalue()) + flat.data.nbytes
 
 
-def test_released_parameters_have_their_own_memory() -> None:
+def test_released_parameters_have_separate_memory() -> None:
     module = network()
     flat = FlatParameters(module)
     train(module)
@@ -600,7 +600,7 @@ def test_optimisers_train_the_buffer(optimiser: str, event: str) -> None:
     check_aliased(flat)
 
 
-def test_gradients_in_every_way_they_appear() -> None:
+def test_gradients_from_every_source() -> None:
     module = network()
     flat = FlatParameters(module)
     train(module)
@@ -650,7 +650,7 @@ def test_gradients_with_a_graph_lose_it() -> None:
     assert torch.equal(flat.views(flat.grad)["weight"], expected)
 
 
-def test_sparse_gradients_are_taken_in() -> None:
+def test_sparse_gradients_are_copied_in() -> None:
     module = nn.Embedding(5, 3, sparse=True)
     flat = FlatParameters(module)
     for _ in range(2):
@@ -690,7 +690,7 @@ def test_gradients_follow_another_dtype() -> None:
     assert torch.equal(flat.grad, expected)
 
 
-def test_compiled_module_sees_the_buffer() -> None:
+def test_compiled_module_uses_the_buffer() -> None:
     module = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     flat = FlatParameters(module)
     compiled = torch.compile(module, backend="aot_eager")
@@ -728,7 +728,7 @@ def test_parametrizations_flatten_the_originals() -> None:
 # -- state dicts
 
 
-def test_state_dict_is_the_modules_own_contiguous_and_independent() -> None:
+def test_state_dict_equals_the_modules_and_is_contiguous_and_independent() -> None:
     module = network()
     flat = FlatParameters(module)
     state, expected = flat.state_dict(), module.state_dict()
@@ -791,7 +791,7 @@ def test_a_state_that_does_not_fit_is_refused_by_name(
     assert torch.equal(flat.data, before)
 
 
-def test_load_takes_parameters_and_buffers_or_nothing() -> None:
+def test_load_writes_parameters_and_buffers_or_nothing() -> None:
     flat, other = FlatParameters(network()), network()
     other[1].running_mean.normal_()
     pointer = flat.data.data_ptr()
@@ -807,7 +807,7 @@ def test_load_takes_parameters_and_buffers_or_nothing() -> None:
     check_aliased(flat)
 
 
-def test_extra_state_travels() -> None:
+def test_extra_state_is_exchanged() -> None:
     class WithExtra(nn.Linear):
         extra = 0
 

@@ -95,7 +95,7 @@ def test_copy_is_independent_of_the_original(make: Callable[[], Net]) -> None:
     assert all(parameter.grad is None for parameter in original.parameters())
 
 
-def test_what_holds_nothing_of_the_network_stays_the_same_object() -> None:
+def test_what_refers_to_nothing_of_the_network_stays_the_same_object() -> None:
     outputs: list[Tensor] = []
     original = Net()
 

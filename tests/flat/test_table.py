@@ -1,4 +1,4 @@
-"""SegmentTable: what it promises the kernels about offsets, chunks and groups, and what it refuses."""
+"""SegmentTable: offsets, chunks and groups as the kernels need them, and what it refuses."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_with_flags_changes_flags_only() -> None:
         table.with_flags([SegmentFlag.NONE] * 3)
 
 
-def test_moves_to_another_device_and_keeps_its_rows() -> None:
+def test_moves_to_another_device_with_the_same_rows() -> None:
     table = SegmentTable.from_lengths([4, 2], chunk=3)
     there = table.to("meta")
     assert there.segments.device.type == there.chunks.device.type == there.scratch().device.type == "meta"
@@ -112,7 +112,7 @@ def test_pickles() -> None:
 
 
 @pytest.mark.parametrize("paths", [1, 3])
-def test_scratch_is_what_the_ops_ask_for(paths: int) -> None:
+def test_scratch_has_the_size_that_the_ops_require(paths: int) -> None:
     table = SegmentTable.from_lengths([CHUNK + 1, 2])
     scratch = table.scratch(paths)
     assert scratch.dtype == torch.float64

@@ -1,4 +1,4 @@
-"""What wraps a whole network is taken off; what spreads it over processes is refused."""
+"""Wrappers of a whole network are removed; networks spread over processes are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llpf_fast.flat import unwrapped
 
 
 class Empty(nn.Module):
-    """False, as a container without layers is."""
+    """False, like a container without layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Empty(nn.Module):
 
 
 class Uncounted(nn.Module):
-    """Its truth value cannot be asked for, like that of a compiled network without a length."""
+    """Has no truth value, like a compiled network without a length."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def compiled(module: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(2, 2), nn.Sequential, Empty, Uncounted])
-def test_every_wrapper_and_every_nesting_is_taken_off(make) -> None:
+def test_every_wrapper_and_every_nesting_is_removed(make) -> None:
     net = make()
     for wrap in (
         lambda m: m,
@@ -64,20 +64,20 @@ def test_every_wrapper_and_every_nesting_is_taken_off(make) -> None:
             assert inner is net
 
 
-def test_activation_checkpoints_are_taken_off() -> None:
+def test_activation_checkpoints_are_removed() -> None:
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     net = nn.Linear(2, 2)
     assert unwrapped(compiled(checkpoint_wrapper(net))) is net
 
 
-def test_compiled_parts_stay_as_they_are() -> None:
+def test_compiled_parts_stay_compiled() -> None:
     net = nn.Sequential(compiled(nn.Linear(2, 2)), nn.DataParallel(nn.Linear(2, 2)))
     assert unwrapped(net) is net
     assert list(net.state_dict())[::2] == ["0._orig_mod.weight", "1.module.weight"]
 
 
-def test_what_is_no_module_is_named() -> None:
+def test_anything_but_a_module_is_named() -> None:
     with pytest.raises(LLPFError, match=r"the model must be a torch\.nn\.Module, got dict"):
         unwrapped({"weight": torch.ones(2)})  # type: ignore[arg-type]
     with pytest.raises(LLPFError, match=r"start must be a torch\.nn\.Module, got type"):
@@ -99,7 +99,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("alone")
-def test_what_lies_in_several_processes_is_refused() -> None:
+def test_what_is_spread_over_processes_is_refused() -> None:
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
     from torch.distributed.tensor import distribute_tensor, init_device_mesh
 
