@@ -19,12 +19,10 @@ from llpf_fast.find import (
     ScheduleSettings,
     Settings,
     SphereSettings,
-    can_arrive,
-    leads_to_model,
-    resolve,
 )
 from llpf_fast.find.pairing import PAIRINGS
 from llpf_fast.models import model_names
+from llpf_fast.modes import MODES
 from llpf_fast.recipes import recipe_names
 from llpf_fast.tick import Rule
 
@@ -32,16 +30,6 @@ README = Path(__file__).parents[1] / "README.md"
 BEGIN = "<!-- supported:begin: written by docs/supported.py, held against the code by a test -->"
 END = "<!-- supported:end -->"
 
-#: One sentence a choice; a choice without one, or one that the code does not know, fails the test.
-_MODES = {
-    "m2m": "to another model, on the variance spheres of the start",
-    "m2o": "toward the origin",
-    "m2o-o": "toward the origin without normalization layers",
-    "infinity": "away from the origin",
-    "mean": "toward each tensor's own mean",
-    "variance-sphere": "onto variance spheres about the mean, given by a model or by numbers",
-    "norm-sphere": "onto L2 spheres about the origin, given by a model or by numbers",
-}
 _SWITCHES = ("combine_sum", "clamp", "epsilon", "rescale_normalization", "rescale_skipped", "lr_weights_only")
 
 
@@ -56,20 +44,17 @@ def choices(kind: type, name: str) -> list[str]:
 
 def block() -> str:
     """The block between the two markers, without them."""
-    modes = choices(Settings, "mode")
-    if set(modes) != set(_MODES):
-        raise SystemExit(f"docs/supported.py describes {sorted(_MODES)}, the code knows {sorted(modes)}")
     lines = ["| `mode` | goes | ends | norm layers: paper / authors | learning rate |", "|---|---|---|---|---|"]
-    for mode in modes:
-        rules = [resolve(Settings(mode=mode, dialect=d)) for d in ("paper", "authors")]  # type: ignore[arg-type]
-        settings = Settings(mode=mode)  # type: ignore[arg-type]
-        end = "at that model, bit for bit" if leads_to_model(settings) else "on the spheres"
-        if not can_arrive(settings):
+    for mode, row in MODES.items():
+        rules = [Rule.from_settings(Settings(mode=mode, dialect=d)) for d in ("paper", "authors")]
+        settings = Settings(mode=mode)
+        end = "at that model, bit for bit" if settings.goal == "model" else "on the spheres"
+        if settings.goal == "none":
             end = "after `max_ticks`, or stuck"
         norms = " / ".join(_norms(rule) for rule in rules)
         lr = {"none": "constant", "var": "times the variance ratio", "std": "times its root"}[rules[0].lr_rule]
-        lines.append(f"| `{mode}` | {_MODES[mode]} | {end} | {norms} | {lr} |")
-    paper, authors = (resolve(Settings(dialect=d)) for d in ("paper", "authors"))  # type: ignore[arg-type]
+        lines.append(f"| `{mode}` | {row.text} | {end} | {norms} | {lr} |")
+    paper, authors = (Rule.from_settings(Settings(dialect=d)) for d in ("paper", "authors"))
     differ = ", ".join(f"`{s}` {getattr(paper, s)} / {getattr(authors, s)}" for s in _SWITCHES)
     lines += [
         "",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import triton.language as tl
 
+from llpf_fast.modes import Destination
 from llpf_fast.ops import loss_gate
-from llpf_fast.ops.flags import Destination, SegmentFlag
+from llpf_fast.ops.flags import SegmentFlag
 
 MASKED = tl.constexpr(int(SegmentFlag.MASKED))
 HOLD = tl.constexpr(int(SegmentFlag.HOLD))

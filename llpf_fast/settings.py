@@ -20,9 +20,8 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import dataclass_transform
 
 from .errors import LLPFError, shown
+from .modes import MODES, Destination, NormName
 
-Mode = Literal["m2m", "m2o", "m2o-o", "infinity", "mean", "variance-sphere", "norm-sphere"]
-NormName = Literal["move", "keep", "compensate", "compensate-twice"]
 Group = TypeVar("Group")
 
 
@@ -46,6 +45,12 @@ def _flag(value: Any) -> bool:
     if type(value).__name__ not in ("bool", "bool_"):
         raise PydanticCustomError("flag", "must be true or false")
     return bool(value)
+
+
+def _mode(value: Any) -> str:
+    if not isinstance(value, str) or value not in MODES:
+        raise PydanticCustomError("mode", "must be one of {modes};", {"modes": ", ".join(MODES)})
+    return value
 
 
 def _not_zero(value: float) -> float:
@@ -317,7 +322,7 @@ class Settings:
     is_norm: Text = ""
     #: Where to: another model, the origin (``m2o-o`` without normalization layers), infinity, each layer's own mean,
     #: or a sphere given by a model or by ``spheres.radii``.
-    mode: Mode = "m2m"
+    mode: Annotated[str, BeforeValidator(_mode)] = "m2m"
     #: What is left null elsewhere is set as in the paper (arXiv 2505.02604) or as in the authors' programs.
     dialect: Literal["paper", "authors"] = "paper"
     seed: Whole = 0
@@ -341,6 +346,11 @@ class Settings:
     evaluation_batch_size: CountOrZero = 0
     #: Random affine and crop of training batches as the authors do it; "none" trains on the images as they are.
     augmentation: Literal["none", "mnist", "cifar"] = "none"
+
+    @property
+    def goal(self) -> Literal["model", "sphere", "none"]:
+        """What ends the path: another model, spheres, or nothing but ``max_ticks``."""
+        return MODES[self.mode].goal
 
     @property
     def correction_threshold(self) -> float:
@@ -371,17 +381,17 @@ class Settings:
                 "threshold must be positive with pacing.kind: adaptive, which holds points below a share of it, got "
                 f"{self.threshold}: add a constant to the loss, or set pacing.kind: fixed"
             )
-        if self.spheres.variance != "start" and self.mode != "m2m":
+        if self.spheres.variance != "start" and not MODES[self.mode].projects:
             raise LLPFError(f"spheres.variance: {self.spheres.variance} belongs to mode m2m, not to {self.mode}")
-        if self.spheres.radii and not self.mode.endswith("-sphere"):
+        if self.spheres.radii and self.goal != "sphere":
             raise LLPFError(f"spheres.radii belongs to the modes variance-sphere and norm-sphere, not to {self.mode}")
         flow = self.schedule.kind == "data-flow"
         stages = [] if flow else self.schedule.stages[1:]
-        if self.mode == "infinity" and (
+        if MODES[self.mode].destination is Destination.INFINITY and (
             (flow and self.schedule.ticks is None) or any(stage.start is None for stage in stages)
         ):
             key = "schedule.ticks" if flow else "schedule.stages[...].start"
-            raise LLPFError(f"mode infinity has no distance that gets smaller: give {key}, a number of ticks")
+            raise LLPFError(f"mode {self.mode} has no distance that gets smaller: give {key}, a number of ticks")
         return self
 
 
@@ -438,7 +448,8 @@ def first_problem(error: ValidationError, kind: type[Any] = Settings) -> tuple[s
     elif name == "less_than":
         wanted = f"lie between 0 and {about['lt']:g}"
     else:
-        return key, f"{key} {first['msg']}, got {shown(value)}"
+        got = " got" if first["msg"].endswith(";") else ", got"
+        return key, f"{key} {first['msg']}{got} {shown(value)}"
     return key, f"{key} must {wanted}, got {shown(value)}"
 
 

@@ -15,22 +15,22 @@ FLOORS: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "user_code": set(),
-    "settings": set(),
-    "ops": {"kernels"},  # inside a function: which implementation runs
-    "kernels": {"ops"},
+    "modes": set(),
+    "settings": {"modes"},
+    "ops": {"kernels", "modes"},  # inside a function: which implementation runs
+    "kernels": {"modes", "ops"},
     "flat": {"ops"},
     "path": {"flat"},
     "recipes": {"settings", "path"},
     "batches": {"flat", "ops"},
-    "tick": {"flat", "ops", "settings"},
-    "modes": {"settings", "tick"},
+    "tick": {"flat", "modes", "ops", "settings"},
     "correct": {"batches", "flat", "ops"},
     "data": {"batches", "user_code"},
     "models": {"batches", "user_code"},
     "verify": {"batches", "data", "flat", "models", "path", "user_code"},
     "find": {"batches", "correct", "flat", "modes", "ops", "path", "settings", "tick", "user_code"},
     "analysis": {"batches", "correct", "data", "find", "flat", "models", "ops", "path", "user_code", "verify"},
-    "report": {"analysis", "path", "verify"},
+    "report": {"analysis", "modes", "path", "verify"},
 }
 #: What any room may import: they import nothing of the package but each other.
 GROUND = {"errors", "types"}

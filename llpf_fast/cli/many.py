@@ -173,7 +173,7 @@ def _finished(search: SearchSetup, folder: Path, pair: Pair, digests: dict[Path,
     run = RunDirectory.open(folder)
     wanted = {"settings": search.settings.as_dict(), "start_sha256": digests[pair.start]}
     if pair.destination is not None:
-        end = "destination" if search.settings.mode == "m2m" else "sphere"
+        end = "destination" if search.settings.goal == "model" else "sphere"
         wanted[f"{end}_sha256"] = digests[pair.destination]
     for key, value in wanted.items():
         if run.run.get(key) != value:

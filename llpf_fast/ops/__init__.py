@@ -1,10 +1,11 @@
 """The kernels as torch ops: ``torch.ops.llpf_fast.*``. Importing this package needs torch and nothing else."""
 
+from ..modes import Destination
 from .affine import affine_
 from .backend import start, use_backend
 from .coefficients import coefficients
 from .counter_randint import counter_randint_
-from .flags import Destination, SegmentFlag
+from .flags import SegmentFlag
 from .info import info, kernels_in_use
 from .library import scratch_numel
 from .loss_gate import gate_state, loss_gate_

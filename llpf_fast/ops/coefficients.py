@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..modes import Destination
 from .contents import check_rule_contents, segment_fault
-from .flags import Destination, SegmentFlag
+from .flags import SegmentFlag
 from .library import (
     COEFFICIENT_COLUMNS,
     MOMENT_COLUMNS,
@@ -63,7 +64,7 @@ def coefficients(
         active: float64, one row a path; a path whose row begins with 0 gets identity maps.
         radius: float64 ``[S]``, for VARIANCE_SPHERE the unbiased variance, for NORM_SPHERE the L2 norm to go to
             (members of a variance group hold the group's).
-        destination: a :class:`~llpf_fast.ops.flags.Destination`.
+        destination: a :class:`~llpf_fast.modes.Destination`.
         epsilon: s = sqrt((v + epsilon) / (var + epsilon)); 0 in the paper, 1e-4 in the authors' code.
         combine_sum: step length = fixed + relative * distance (paper) or the larger of both (authors' code).
         clamp: never past the destination (t <= 1).

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .flags import Destination, SegmentFlag
+from ..modes import Destination
+from .flags import SegmentFlag
 from .library import check, rows
 
 _KNOWN_FLAGS = sum(SegmentFlag)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from enum import IntEnum, IntFlag
+from enum import IntFlag
 
 
 class SegmentFlag(IntFlag):
@@ -24,14 +24,3 @@ class SegmentFlag(IntFlag):
     FREE = 16
     #: Neither read nor written by sgd_ (requires_grad=False).
     FROZEN = 32
-
-
-class Destination(IntEnum):
-    """Where a tick moves to. Every kind but POINT is a formula of the current values and needs no tensor ``d``."""
-
-    POINT = 0
-    ORIGIN = 1
-    INFINITY = 2
-    MEAN = 3
-    VARIANCE_SPHERE = 4
-    NORM_SPHERE = 5

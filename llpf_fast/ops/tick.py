@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..modes import Destination
 from .affine import apply_maps
 from .coefficients import check_rule, coefficients_eager
 from .contents import check_rule_contents, check_table_contents
-from .flags import Destination, SegmentFlag
+from .flags import SegmentFlag
 from .library import (
     COEFFICIENT_COLUMNS,
     MOMENT_COLUMNS,

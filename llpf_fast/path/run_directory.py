@@ -41,7 +41,7 @@ _RUN_KINDS = {
         "evaluation_batch_size": "whole number",
         "settings_sha256": "text",
     },
-    **dict.fromkeys(("start_sha256", "destination_sha256", "sphere_sha256"), "text"),
+    **dict.fromkeys(("goal", "start_sha256", "destination_sha256", "sphere_sha256"), "text"),
 }
 _STATUS_KINDS = {
     "arrived": "true or false",

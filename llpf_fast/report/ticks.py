@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..analysis.ticks import COLUMNS, Ticks
+from ..modes import MODES
 from .style import BLUE, COLOURS, DASHES, GAP, LIMIT, ORANGE, REMARK, log_if_wide, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -17,19 +18,11 @@ if TYPE_CHECKING:
 
 #: With more layers a legend would be longer than the figure; a colour bar tells their order instead.
 _MOST_IN_LEGEND = 7
-_DISTANCE = {
-    "m2o": "distance to the origin",
-    "m2o-o": "distance to the origin",
-    "infinity": "norm",
-    "mean": "distance to the mean",
-    "variance-sphere": "distance to the sphere",
-    "norm-sphere": "distance to the sphere",
-}
 
 
 def distance_label(mode: str) -> str:
     """What a search in ``mode`` records as each layer's distance."""
-    return _DISTANCE.get(mode, "distance to the destination")
+    return MODES[mode].distance if mode in MODES else "distance to the destination"
 
 
 def draw_ticks(ticks: Ticks, folder: str | os.PathLike[str], stem: str = "ticks", *, title: str = "") -> Path:

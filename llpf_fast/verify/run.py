@@ -115,8 +115,6 @@ class RunOrigin:
         return name
 
 
-#: Modes without a destination: the certificate covers the path as far as it went.
-_WITHOUT_DESTINATION = ("m2o", "m2o-o", "infinity", "mean")
 #: Size of the subset of training samples on which a CPU screens all points.
 SCREEN_SIZE = 10_000
 
@@ -145,14 +143,14 @@ def verify_run(
     """Certify the path in the run directory ``folder`` and write its certificate.json.
 
     The waypoints are checked first: no file may be missing, changed or foreign, and the first must be the start. All
-    losses are computed anew. Where loss, data, statistics or threshold are not those of the search,
+    losses are computed again. Where loss, data, statistics or threshold are not those of the search,
     ``Certificate.differs`` says so.
 
     Args:
         model, loss_fn, train, test: what the run was made with; when missing, the model, data set and loss that
             run.yaml names. ``train`` and ``test`` are anything that :func:`llpf_fast.batches.as_data` takes; a
-            loader's batches are not cut anew. Code that run.yaml names (``file.py:factory``) is executed, except where
-            it lies inside the run's folder; a warning says where it has changed since the search.
+            loader's batches are used unchanged. Code that run.yaml names (``file.py:factory``) is executed, except
+            where it lies inside the run's folder; a warning says where it has changed since the search.
         data_dir: folder of the data set; when missing, the one run.yaml names.
         threshold: when missing, run.yaml's.
         full: evaluate every point on the whole training set. When missing, only on a GPU; on a CPU a fixed stratified
@@ -262,7 +260,7 @@ def verify_run(
 
 
 def _read(data: Data, limit: int | None, progress: ProgressCallback | None, seed: int = 0) -> MaterializedData:
-    """``data`` in memory. With the search's seed, data in a random order come in the order of the search."""
+    """``data`` in memory. With the search's seed, data in a random order have the order of the search."""
     text = f"reading {data.what}"
     reading = None if progress is None else lambda count: progress(count, max(limit or count, count), text)
     with torch.random.fork_rng(devices=[]):
@@ -362,10 +360,10 @@ def _order_note(evaluator: Evaluator, state: Any) -> Iterator[str]:
 def _unreached(run: RunDirectory) -> list[str]:
     """Why the polyline does not lead from the run's start to its destination (``check`` compared what is recorded).
 
-    In modes without a destination the path is complete where the search ended.
+    Where the search had no goal, the path is complete where it ended.
     """
-    mode = RunOrigin(run).settings.get("mode", "m2m")
-    endpoints = ("start", "destination") if mode == "m2m" else ("start",)
+    goal = run.run.get("goal", "model")
+    endpoints = ("start", "destination") if goal == "model" else ("start",)
     reasons = [
         f"run.yaml records no {endpoint}_sha256: the {endpoint} cannot be checked"
         for endpoint in endpoints
@@ -373,6 +371,6 @@ def _unreached(run: RunDirectory) -> list[str]:
     ]
     if not run.complete:
         reasons.append("the destination is not reached: the run is not finished; continue it with llpf find --resume")
-    elif not run.arrived and mode not in _WITHOUT_DESTINATION:
+    elif not run.arrived and goal != "none":
         reasons.append("the destination is not reached: the search stopped before it arrived")
     return reasons

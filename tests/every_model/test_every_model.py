@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -112,7 +112,12 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
     monkeypatch.setattr(Route, "tick", watched)
     # Networks that never learned anything are as bad anywhere: the last tick would arrive.
-    monkeypatch.setattr(path_search, "can_arrive", lambda settings: False)
+
+    def never(self: Any) -> Generator[Any, Any, bool]:
+        return False
+        yield
+
+    monkeypatch.setattr(path_search.PathSearch, "_rest_is_low", never)
     return seen
 
 

@@ -1,4 +1,4 @@
-"""C++ repeats the integers of ``ops/flags.py``; the copies must agree."""
+"""C++ repeats the integers of ``ops/flags.py`` and ``modes.py``; the copies must agree."""
 
 from __future__ import annotations
 

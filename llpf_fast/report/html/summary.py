@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ...analysis.trajectory import is_of
 from ...errors import LLPFError
+from ...modes import MODES
 from ...path import RunDirectory
 from ..picture import span
 
@@ -17,16 +18,6 @@ from ..picture import span
 VerdictClass = Literal["good", "bad", "open"]
 #: Relative difference of two numbers of a certificate that rounding explains.
 _ROUNDING = 1e-9
-
-_MODES = {
-    "m2m": "from model to model",
-    "m2o": "from the model toward the origin",
-    "m2o-o": "from the model toward the origin, without normalization layers",
-    "infinity": "away from the origin",
-    "mean": "toward each tensor's mean",
-    "variance-sphere": "onto variance spheres",
-    "norm-sphere": "onto L2 spheres",
-}
 
 
 @dataclass
@@ -67,7 +58,8 @@ class RunSummary:
     def description(self) -> str:
         """Model, data and mode in words."""
         names = [str(self.settings[key]) for key in ("model", "data") if self.settings.get(key)]
-        mode = _MODES.get(str(self.settings.get("mode")), str(self.settings.get("mode") or ""))
+        name = str(self.settings.get("mode") or "")
+        mode = MODES[name].title if name in MODES else name
         return ", ".join(part for part in (" on ".join(names), mode) if part)
 
 
