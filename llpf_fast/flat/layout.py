@@ -74,6 +74,15 @@ class BufferLayout:
         first = {name: self.parameters[i].name for name, i in self.index.items() if i is not None}
         return {name: first[name] for name in first if first[name] != name}
 
+    @property
+    def cuts(self) -> dict[int, list[tuple[str, int]]]:
+        """Pieces of the parameters that have any, by index: (suffix of the name, elements)."""
+        return {
+            i: [(f"[{kind.value}]", layout.shape.numel() // len(layout.pieces)) for kind in layout.pieces]
+            for i, layout in enumerate(self.parameters)
+            if layout.pieces
+        }
+
     def with_strides(self, parameters: Iterable[nn.Parameter]) -> BufferLayout:
         """The layout with the memory orders that ``parameters`` have now."""
         pairs = zip(self.parameters, parameters, strict=True)

@@ -142,12 +142,7 @@ class FlatParameters:
 
     def _describe_segments(self, uncut: SegmentTable) -> None:
         """Set the table and the attributes of its segments, from a table of one segment a parameter."""
-        cuts = {
-            i: [(f"[{kind.value}]", layout.shape.numel() // len(layout.pieces)) for kind in layout.pieces]
-            for i, layout in enumerate(self._layout.parameters)
-            if layout.pieces
-        }
-        self.table = uncut.cut(cuts)
+        self.table = uncut.cut(self._layout.cuts)
         segments = [
             (i, layout.name, kind)
             for i, layout in enumerate(self._layout.parameters)
@@ -281,8 +276,7 @@ class FlatParameters:
     def grad(self) -> Tensor:
         """``[N]``: the gradients, dtype and device of ``data``, 0 in padding and frozen segments.
 
-        Allocated at the first use, with the gradients that the parameters have. Call :meth:`ensure_gradients` before
-        each later use.
+        Allocated at the first use, from the parameters' gradients. Call :meth:`ensure_gradients` before each later use.
         """
         if self._grad is None:
             self._adopt_gradients()
