@@ -42,7 +42,7 @@ class Certificate:
     ``differs`` says in what the data, the loss or the settings are not those of the search; ``notes`` says what else a
     reader should know. Neither changes the verdict.
 
-    Losses are means over samples, NaN or infinite where they came out so. ``max_loss_standard_error`` is None where
+    Losses are means over samples, and may be NaN or infinite. ``max_loss_standard_error`` is None where
     ``max_loss`` is over all samples. Accuracies are 0..1. ``lengths`` are L2: ``arc`` and ``straight`` of the
     parameters, ``buffers_arc`` and ``buffers_straight`` of all other tensors.
     """

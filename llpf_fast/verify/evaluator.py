@@ -67,7 +67,7 @@ class Evaluator:
             how the loss of the set follows); None: cross-entropy, where outputs and targets are those of
             classification.
         inputs, targets: samples; or any data that :func:`~llpf_fast.batches.data.as_data` takes, and None. A loader's
-            batches are not cut anew.
+            batches are used unchanged.
         batch_size: of samples: 125 on a CPU, 2,000 on a GPU when missing.
         device: where to compute.
         statistics: "stored" takes BatchNorm's running statistics from the state; "reestimated" computes them at every

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -156,41 +156,42 @@ class PathSampler:
         return points
 
     def _measure(self, positions: Sequence[Position], text: str, *, test: bool = True) -> None:
-        def measure(position: Position) -> tuple[Evaluation, Evaluation | None]:
-            state = self._line.state(position)
-            return self._train(state), self._test(state) if test and self._test is not None else None
-
-        for position, (train, on_test) in zip(positions, self._pool.map(measure, positions), strict=True):
-            self.points[position] = train
+        """Evaluate new ``positions`` with ``train``, and on the test set unless ``test`` is false."""
+        for position, evaluation in self._evaluate(self._train, positions, text, test=test):
+            self.points[position] = evaluation
             if self._full is not None:
-                self.screened[position] = train
-            if on_test is not None:
-                self.test[position] = on_test
-            self._report_progress(text)
+                self.screened[position] = evaluation
 
     def _measure_fully(self, positions: Sequence[Position]) -> None:
-        full = self._full
-        assert full is not None
+        """Evaluate screened ``positions`` on all samples, and on the test set where that is missing."""
+        assert self._full is not None
+        for position, evaluation in self._evaluate(self._full, positions, "all samples"):
+            self.points[position] = self.full[position] = evaluation
+            self._excess = max(self._excess, evaluation.loss - self.screened[position].loss)
 
-        def measure(position: Position) -> tuple[Evaluation, Evaluation | None]:
+    def _evaluate(
+        self, train: Evaluate, positions: Sequence[Position], text: str, *, test: bool = True
+    ) -> Iterator[tuple[Position, Evaluation]]:
+        def evaluate(position: Position) -> tuple[Evaluation, Evaluation | None]:
             state = self._line.state(position)
-            missing = self._test is not None and position not in self.test
-            return full(state), self._test(state) if missing and self._test is not None else None
+            missing = test and position not in self.test
+            return train(state), self._test(state) if missing and self._test is not None else None
 
-        for position, (train, on_test) in zip(positions, self._pool.map(measure, positions), strict=True):
-            self.points[position] = self.full[position] = train
-            self._excess = max(self._excess, train.loss - self.screened[position].loss)
+        for position, (on_train, on_test) in zip(positions, self._pool.map(evaluate, positions), strict=True):
             if on_test is not None:
                 self.test[position] = on_test
-            self._report_progress("all samples")
+            yield position, on_train
+            self._report_progress(text)
 
     def loss(self, position: Position) -> float:
         return self.points[position].loss
 
     def is_full(self, position: Position) -> bool:
+        """Whether the evaluation at ``position`` is on all samples."""
         return self._full is None or position in self.full
 
     def highest(self) -> Position:
+        """The point with the highest loss; NaN counts as the highest."""
         return min(self.points, key=self._highest_first)
 
     def _highest_first(self, position: Position) -> tuple[float, Position]:
@@ -198,6 +199,7 @@ class PathSampler:
         return -nan_as_inf(self.loss(position)), position
 
     def _worst(self, count: int) -> list[Position]:
+        """The ``count`` highest points that are ``_APART`` from each other."""
         chosen: list[Position] = []
         for position in sorted(self.points, key=self._highest_first):
             if len(chosen) == count:
@@ -224,10 +226,11 @@ class PathSampler:
         return not (self.is_full(position) or self._level(position) <= self._threshold)
 
     def _violates(self, evaluation: Evaluation) -> bool:
+        """Whether a loss is above the threshold or not finite."""
         return evaluation.not_finite > 0 or not math.isfinite(evaluation.loss) or evaluation.loss > self._threshold
 
     def _exceeded(self) -> bool:
-        """Whether a point is above the threshold on all samples."""
+        """Whether a point violates the threshold on all samples."""
         return any(map(self._violates, (self.points if self._full is None else self.full).values()))
 
     def _losses(self) -> dict[Position, float]:
@@ -239,6 +242,7 @@ class PathSampler:
         return find_gaps(self._losses(), self._changing, {position: self._level(position) for position in self.points})
 
     def _open_gaps(self) -> list[Gap]:
+        """The gaps whose estimate exceeds the threshold though their ends do not."""
         return [gap for gap in self._gaps() if gap.highest_end <= self._threshold < gap.estimate]
 
     def _undecided_endpoints(self, gaps: Sequence[Gap]) -> set[Position]:

@@ -15,8 +15,8 @@ def paths(*names: str) -> list[Path]:
 
 
 def joined(starts, destinations, pairing, digests=None):
-    found = make_pairs(paths(*starts), paths(*destinations), pairing, digests)
-    return [(pair.start.name, pair.destination.name) for pair in found.pairs]
+    pairs = make_pairs(paths(*starts), paths(*destinations), pairing, digests)
+    return [(pair.start.name, pair.destination.name) for pair in pairs.pairs]
 
 
 def test_each_to_each():
@@ -39,9 +39,9 @@ def test_all_to_all_of_a_folder_with_itself_takes_each_pair_once():
     assert make_pairs(paths("a", "b"), paths("a", "b"), "all-to-all").equal == []
     # A copy of the folder is another folder, but its files hold the same models.
     digests = {Path(f"{folder}/{name}"): name for folder in "mn" for name in "ab"}
-    found = make_pairs(paths("m/a", "m/b"), paths("n/a", "n/b"), "all-to-all", digests)
-    assert found.pairs == [Pair(*paths("m/a", "n/b")), Pair(*paths("m/b", "n/a"))]
-    assert found.equal == [Pair(*paths("m/a", "n/a")), Pair(*paths("m/b", "n/b"))]
+    pairs = make_pairs(paths("m/a", "m/b"), paths("n/a", "n/b"), "all-to-all", digests)
+    assert pairs.pairs == [Pair(*paths("m/a", "n/b")), Pair(*paths("m/b", "n/a"))]
+    assert pairs.equal == [Pair(*paths("m/a", "n/a")), Pair(*paths("m/b", "n/b"))]
 
 
 def test_one_to_all_and_all_to_one():
