@@ -14,7 +14,7 @@ from .options import add_device, choose_device, user_path
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-#: What --out gets.
+#: Files that --out writes.
 _FILES = ("bench.json", "bench.md", "bandwidth.png", "throughput.png")
 
 HELP = "time the kernels beside the machine's bandwidth and plain torch (needs a checkout of the repository)"
@@ -22,18 +22,16 @@ HELP = "time the kernels beside the machine's bandwidth and plain torch (needs a
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_device(parser)
-    parser.add_argument("--quick", action="store_true", help="the main cases on one thread, under a minute")
-    parser.add_argument("--large", action="store_true", help="up to a billion parameters (8 GB of values, 13 in all)")
-    parser.add_argument("--only", type=str, default="", metavar="TEXT", help="cases whose name contains TEXT")
-    parser.add_argument("--list", action="store_true", help="name the cases and stop")
+    parser.add_argument(
+        "--quick", action="store_true", help="time the main cases only, on one thread, in under a minute"
+    )
+    parser.add_argument("--large", action="store_true", help="time up to a billion parameters too (13 GB of memory)")
+    parser.add_argument("--only", type=str, default="", metavar="TEXT", help="time the cases whose name contains TEXT")
+    parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
     parser.add_argument("--threads", type=str, default="1,2", metavar="N,...", help="CPU threads (default: 1,2)")
-    parser.add_argument("--seconds", type=float, metavar="S", help="about how long to time each row (default: 5)")
-    parser.add_argument(
-        "--out", type=user_path, metavar="DIR", help="write bench.json, bench.md and bandwidth.png there"
-    )
-    parser.add_argument(
-        "--compare", type=str, metavar="COMMIT", help="time this checkout and COMMIT in turn instead (CPU)"
-    )
+    parser.add_argument("--seconds", type=float, metavar="S", help="seconds to time each row (default: 5)")
+    parser.add_argument("--out", type=user_path, metavar="DIR", help="write bench.json, bench.md and pictures to DIR")
+    parser.add_argument("--compare", type=str, metavar="COMMIT", help="time this checkout and COMMIT in turn (CPU)")
 
 
 def run(args: Namespace) -> int:
@@ -61,27 +59,26 @@ def run(args: Namespace) -> int:
 
 
 def _check_out(folder: Path) -> None:
-    """LLPFError where ``folder`` is none, or holds files that would be replaced and that no benchmark wrote."""
+    """Raise LLPFError where ``folder`` is a file, or holds files of the same names that llpf bench did not write."""
     if folder.exists() and not folder.is_dir():
         raise LLPFError(f"{folder} is a file; name a folder for the results")
-    standing = [file for name in _FILES if (file := folder / name).exists()]
+    existing = [file for name in _FILES if (file := folder / name).exists()]
     try:
-        found = json.loads((folder / "bench.json").read_bytes())
-        ours = {"rows", "environment"} <= set(found)
+        is_ours = {"rows", "environment"} <= set(json.loads((folder / "bench.json").read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError):
-        ours = False
-    if standing and not ours:
-        raise LLPFError(f"{standing[0]} was not written by llpf bench; move it away, or choose another --out")
+        is_ours = False
+    if existing and not is_ours:
+        raise LLPFError(f"{existing[0]} was not written by llpf bench; move it away, or choose another --out")
 
 
 def _threads(text: str) -> tuple[int, ...]:
     try:
-        found = tuple(int(part) for part in text.split(","))
+        counts = tuple(int(part) for part in text.split(","))
     except ValueError:
-        found = ()
-    if not found or min(found) < 1:
+        counts = ()
+    if not counts or min(counts) < 1:
         raise LLPFError(f"--threads must be positive whole numbers separated by commas, got {text!r}")
-    return found
+    return counts
 
 
 def _seconds(value: float | None) -> float | None:
@@ -91,7 +88,7 @@ def _seconds(value: float | None) -> float | None:
 
 
 def _from_repository(module: str) -> Any:
-    """A module of the folder ``benchmarks`` beside the package, which no wheel contains."""
+    """A module of the repository's folder ``benchmarks``, which wheels do not contain."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "benchmarks" / "suite.py").is_file():
         raise LLPFError(

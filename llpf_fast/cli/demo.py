@@ -1,4 +1,4 @@
-"""``llpf demo``: everything once, on data that ships inside scikit-learn."""
+"""``llpf demo``: train, find, certify and draw, on the digits of scikit-learn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .options import add_quiet, user_path
 from .output import duration
 from .train import train_endpoint
 from .verify import draw, verdict, verify
-from .written import keeping_others, remove_ours
+from .written_files import list_written, remove_listed
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -29,19 +29,19 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=user_path,
         default="demo",
         metavar="DIR",
-        help="folder to write; an untouched demo goes",
+        help="folder to write; an earlier, unchanged demo in it is deleted",
     )
     add_quiet(parser)
 
 
 def run(args: Namespace) -> int:
     folder = Path(args.out)
-    _make_room(folder)
-    with keeping_others(folder, ["**/*"], "llpf demo"):
-        return _show(folder, quiet=args.quiet)
+    _remove_earlier_demo(folder)
+    with list_written(folder, ["**/*"], "llpf demo"):
+        return _demonstrate(folder, quiet=args.quiet)
 
 
-def _show(folder: Path, *, quiet: bool) -> int:
+def _demonstrate(folder: Path, *, quiet: bool) -> int:
     began = time.monotonic()
     start, destination, path = folder / _START, folder / _DESTINATION, folder / _RUN
     for seed, file in ((1, start), (2, destination)):
@@ -55,10 +55,10 @@ def _show(folder: Path, *, quiet: bool) -> int:
     return 0 if certificate.connected else 1
 
 
-def _make_room(folder: Path) -> None:
-    """Remove an earlier demo from ``folder``; anything else in it, or changed in it, is somebody's work and stays."""
+def _remove_earlier_demo(folder: Path) -> None:
+    """Delete an earlier demo in ``folder``; LLPFError where the folder holds other or changed files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        remove_ours(folder, "llpf demo")
+        remove_listed(folder, "llpf demo")
     except OSError as error:
         raise LLPFError(f"cannot write in {folder}: {error.strerror or error}; choose another with --out") from error

@@ -1,4 +1,4 @@
-"""``llpf info``: which kernels are loaded, and why the rest is not."""
+"""``llpf info``: versions, hardware, which kernels are loaded."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def run(args: Namespace) -> int:
 
     from ..ops import info
 
-    found = info()
+    values = info()
     if args.json:
-        print(json.dumps(found, indent=2, default=str))
+        print(json.dumps(values, indent=2, default=str))
     else:
-        _print(found)
+        _print(values)
     return 0
 
 

@@ -129,7 +129,7 @@ def _at_once(
 
 
 def _failed(name: str, error: LLPFError, progress: Progress) -> Row:
-    progress.say(f"llpf: error: {name}: {one_line(error)}")
+    progress.print_line(f"llpf: error: {name}: {one_line(error)}")
     return Row(name, "failed", good=False)
 
 

@@ -1,4 +1,4 @@
-"""What commands print: progress and tables."""
+"""Tables on stdout, progress on stderr."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from typing import Any, TextIO
 
 
 def print_table(columns: Mapping[str, bool], rows: Iterable[Sequence[str]], width: int) -> None:
-    """``columns``: name to whether it holds numbers; ``rows``: their cells; ``width`` is that of a file or a pipe."""
+    """Print a table on stdout.
+
+    Args:
+        columns: name -> whether the column holds numbers, which are aligned to the right.
+        rows: cells of each row.
+        width: in characters, where stdout is no terminal.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -24,17 +30,20 @@ def print_table(columns: Mapping[str, bool], rows: Iterable[Sequence[str]], widt
     console.print(table)
 
 
-#: Between two plain lines; a log of an hour is then some 700 lines.
-_PLAIN_SECONDS = 5.0
+#: Between two lines of progress where stderr is no terminal: some 700 lines an hour.
+_LINE_SECONDS = 5.0
 
 
 class Progress:
-    """Shows how far a piece of work is, on stderr: results go to stdout.
+    """Shows on stderr how far some work is: a bar on a terminal, else a line every few seconds.
 
-    ``update(done, total, text)`` may be called as often as one likes. ``unit`` names what is counted. With
-    ``upper_bound`` the work may end before ``total``, and the time left is shown as "at most". Work of several parts
-    calls ``begin`` before each, or counts from the beginning again; the rate and the time left are then those of the
-    part.
+    Work of several parts calls ``begin`` before each part, or counts from the beginning again. The rate and the time
+    left are those of the part.
+
+    Args:
+        unit: what ``update`` counts, in the singular.
+        quiet: show nothing but what ``print_line`` prints.
+        upper_bound: the work may end before ``total``; the time left is shown as "at most".
     """
 
     def __init__(
@@ -52,8 +61,8 @@ class Progress:
         self._task: Any = None
         self._first: tuple[float, int] | None = None
         self._last_done = 0
-        self._shown_at = float("-inf")
-        self._last_line = self._shown_line = self._part = ""
+        self._printed_at = float("-inf")
+        self._last_line = self._printed_line = self._part = ""
 
     def __enter__(self) -> Progress:
         if not self._quiet and self._stream.isatty():
@@ -75,29 +84,29 @@ class Progress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-        self._show_last()
+        self._print_last()
 
     def begin(self, part: str) -> None:
-        """A new part of the work, called ``part``, starts at its first ``update``."""
-        self._show_last()
-        self._part, self._first, self._shown_at = part, None, float("-inf")
+        """Begin a new part of the work; its time is counted from its first ``update``."""
+        self._print_last()
+        self._part, self._first, self._printed_at = part, None, float("-inf")
 
-    def say(self, line: str) -> None:
-        """A line that stays, with ``--quiet`` too: an error in one part of the work."""
+    def print_line(self, line: str) -> None:
+        """Print a line, even when quiet: an error in one part of the work."""
         if self._live is not None:
             self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
             return
-        self._show_last()
+        self._print_last()
         print(line, file=self._stream, flush=True)
 
-    def _show_last(self) -> None:
-        """The line that was held back because another had just been printed."""
-        if self._live is None and not self._quiet and self._last_line != self._shown_line:
-            self._shown_line = self._last_line
+    def _print_last(self) -> None:
+        """Print the last line of progress, if it came too soon after another to be printed then."""
+        if self._live is None and not self._quiet and self._last_line != self._printed_line:
+            self._printed_line = self._last_line
             print(self._last_line, file=self._stream, flush=True)
 
     def update(self, done: int, total: int, text: str = "") -> None:
-        """``done`` of ``total`` units are finished; ``text`` is what else there is to say."""
+        """Show that ``done`` of ``total`` units are finished; ``text`` follows the numbers."""
         if self._quiet:
             return
         now = self._clock()
@@ -109,8 +118,8 @@ class Progress:
             if self._task is None:
                 self._task = self._live.add_task(self._last_line, total=total)
             self._live.update(self._task, completed=done, total=total, description=self._last_line)
-        elif now - self._shown_at >= _PLAIN_SECONDS:
-            self._shown_at, self._shown_line = now, self._last_line
+        elif now - self._printed_at >= _LINE_SECONDS:
+            self._printed_at, self._printed_line = now, self._last_line
             print(self._last_line, file=self._stream, flush=True)
 
     def _line(self, now: float, done: int, total: int, text: str) -> str:

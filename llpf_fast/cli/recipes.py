@@ -1,4 +1,4 @@
-"""``llpf recipes``: what there is to find."""
+"""``llpf recipes``: the table of recipes, or one recipe with every setting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(args: Namespace) -> int:
 
 
 def show(name: str | None = None) -> None:
-    """Print the table of recipes, or the resolved settings of one as YAML that ``--recipe FILE.yaml`` takes."""
+    """Print the table of recipes, or one recipe's settings as YAML that ``--recipe FILE.yaml`` takes."""
     from ..recipes import load_recipe, recipe_descriptions
 
     if name is not None:
@@ -30,7 +30,7 @@ def show(name: str | None = None) -> None:
 
         print(yaml.safe_dump(load_recipe(name).as_dict(), sort_keys=False), end="")
         return
-    known = recipe_descriptions()
-    width = max(map(len, known))
-    for recipe, description in known.items():
+    descriptions = recipe_descriptions()
+    width = max(map(len, descriptions))
+    for recipe, description in descriptions.items():
         print(f"{recipe:<{width}}  {description}")

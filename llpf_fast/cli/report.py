@@ -15,16 +15,16 @@ HELP = "write one self-contained HTML file about runs: verdict, certificate, fig
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("runs", type=user_path, nargs="+", metavar="RUN", help="run directories, in any state")
+    parser.add_argument("runs", type=user_path, nargs="+", metavar="RUN", help="run directories, finished or not")
     parser.add_argument(
         "--out",
         type=user_path,
         metavar="FILE",
-        help="the file (default: RUN/report.html; report.html for several runs)",
+        help="file to write (default: RUN/report.html; report.html for several runs)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="even a file that is not a report")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is not a report")
     parser.add_argument(
-        "--no-components", action="store_true", help="leave out where the paths go (reads all waypoints)"
+        "--no-components", action="store_true", help="do not compute principal components, which reads all waypoints"
     )
     add_quiet(parser)
 

@@ -1,4 +1,4 @@
-"""``llpf train``: one trained endpoint, as the LLPF authors train and store theirs."""
+"""``llpf train``: train one endpoint of a path, stored as the LLPF authors store theirs."""
 
 from __future__ import annotations
 
@@ -145,10 +145,13 @@ def train_endpoint(
 ) -> None:
     """Train with the options of :func:`llpf_fast.models.train_model`, write ``out``, print the test accuracy.
 
-    ``init`` is a checkpoint whose weights replace the initial ones; the optimizer begins anew. ``loss`` is a name, as
-    ``user_code.loss_function`` takes it; without it cross-entropy, for classes only. Where the data are no classes the
-    test loss is printed. After each of ``checkpoint_epochs`` the model is also written to ``checkpoint_file(out,
-    epoch)``. The checkpoint says in its entry ``training`` how it was trained.
+    The checkpoint's entry ``training`` says how it was trained. Where the targets are no classes, the test loss is
+    printed instead.
+
+    Args:
+        init: checkpoint whose weights replace the initial ones; the optimizer begins anew.
+        loss: a name that ``user_code.loss_function`` takes; None for cross-entropy.
+        checkpoint_epochs: epochs after which the model is written to ``checkpoint_file(out, epoch)`` too.
     """
     import time
 
@@ -162,12 +165,12 @@ def train_endpoint(
     from ..path.endpoint import load_endpoint
     from ..user_code import loss_function
 
-    where = choose_device(device)
+    torch_device = choose_device(device)
     loss_fn = None if loss is None else loss_function(loss)
     torch.manual_seed(seed)
     model = build_model(model_name, classes=dataset_classes(data_name))
     if init is not None:
-        # Every tensor is there; extra state that is no tensor equals the network's own.
+        # load_endpoint checked every tensor; extra state that is no tensor is left as the network has it.
         model.load_state_dict(load_endpoint(init, model, "--init", model=f"model {model_name}"), strict=False)
     set_threads(threads, model)
     data = load_dataset(data_name, data_dir, download=download)
@@ -175,10 +178,10 @@ def train_endpoint(
     if isinstance(train, TensorData):
         check_images(model_name, train.inputs)
 
-    said = {"seed": seed, "epochs": epochs, "augmentation": augmentation, "init": init, "loss": loss, **training}
+    description = {"seed": seed, "epochs": epochs, "augmentation": augmentation, "init": init, "loss": loss, **training}
 
     def save(file: Path) -> None:
-        save_model_file(file, model.state_dict(), model_name=model_name, dataset_name=data_name, training=said)
+        save_model_file(file, model.state_dict(), model_name=model_name, dataset_name=data_name, training=description)
 
     began = time.monotonic()
     if 0 in checkpoint_epochs:
@@ -193,7 +196,7 @@ def train_endpoint(
         progress.update(0, epochs)
         try:
             train_model(
-                model.to(where),
+                model.to(torch_device),
                 train,
                 seed=seed,
                 loss_fn=loss_fn,
@@ -205,17 +208,21 @@ def train_endpoint(
         except LLPFError as error:
             raise LLPFError(f"model {model_name} on data {data_name}: {error}") from error
     seconds = time.monotonic() - began
-    # Before the test data are looked at: a network that fails on them is trained all the same.
+    # Saved before testing: the training is not lost where the test data are wrong.
     save(out)
     try:
-        tested = "no test data" if data.test is None else _tested(model, data.test, loss_fn, where)
+        test_result = "no test data" if data.test is None else _test_result(model, data.test, loss_fn, torch_device)
     except LLPFError as error:
         raise LLPFError(f"{out} is written, but on the test data {error}") from error
-    print(f"{out}: {model_name} on {data.label}, seed {seed}: {tested}, {duration(seconds)}")
+    print(f"{out}: {model_name} on {data.label}, seed {seed}: {test_result}, {duration(seconds)}")
 
 
-def _tested(model: nn.Module, data: Any, loss_fn: Callable[[Any, Any], Tensor] | None, device: torch.device) -> str:
+def _test_result(
+    model: nn.Module, data: Any, loss_fn: Callable[[Any, Any], Tensor] | None, device: torch.device
+) -> str:
     from ..verify import Evaluator
 
-    found = Evaluator(model, loss_fn, data, device=device)(model.state_dict())
-    return f"test loss {found.loss:.4f}" if found.accuracy is None else f"test accuracy {found.accuracy:.4f}"
+    evaluation = Evaluator(model, loss_fn, data, device=device)(model.state_dict())
+    if evaluation.accuracy is None:
+        return f"test loss {evaluation.loss:.4f}"
+    return f"test accuracy {evaluation.accuracy:.4f}"

@@ -1,4 +1,4 @@
-"""``llpf verify``: the certificate of a run, from its files alone."""
+"""``llpf verify``: compute and draw the certificate of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..verify import Certificate
 
-#: What the first bytes of each file of a picture say.
+#: What the first bytes of a picture's files contain.
 _PICTURE = {"csv": b"line,position,waypoint,fraction,", "png": b"Matplotlib version", "svg": b"Matplotlib"}
 
 HELP = "certify the path in a run directory: exit status 0 when it is connected, 1 when not"
@@ -23,11 +23,15 @@ HELP = "certify the path in a run directory: exit status 0 when it is connected,
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=user_path, metavar="RUN", help="run directory")
-    parser.add_argument("--data", type=user_path, metavar="DIR", help="folder that holds the data, where it has moved")
     parser.add_argument(
         "--model", type=user_path, metavar="CODE", help="the network's FILE.py:FACTORY, where it has moved"
     )
-    parser.add_argument("--data-module", type=user_path, metavar="CODE", help="the data's FILE.py:FUNCTION, likewise")
+    parser.add_argument(
+        "--data", type=user_path, metavar="NAME", help="the data's FILE.py:FUNCTION, where it has moved"
+    )
+    parser.add_argument(
+        "--data-dir", type=user_path, metavar="DIR", help="folder that holds the data, where it has moved"
+    )
     parser.add_argument("--loss", type=user_path, metavar="NAME", help="the loss, likewise")
     parser.add_argument("--full", action="store_true", help="the whole training set at every point")
     parser.add_argument(
@@ -40,9 +44,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     certificate = verify(
         args.run,
-        data_dir=args.data,
+        data_dir=args.data_dir,
         model=args.model,
-        data=args.data_module,
+        data=args.data,
         loss=args.loss,
         full=args.full,
         device=args.device,
@@ -69,7 +73,7 @@ def verify(
     """Compute ``RUN/certificate.json``, showing progress; ``model``, ``data`` and ``loss`` in place of the recorded."""
     if threads is not None:
         check_threads(threads)
-    where = choose_device(device)
+    torch_device = choose_device(device)
     _check_picture(Path(run_folder))
 
     from ..verify import verify_run
@@ -93,7 +97,7 @@ def verify(
             run_folder,
             data_dir=data_dir,
             full=full or None,
-            device=where,
+            device=torch_device,
             workers=threads,
             progress=progress.update,
             **given,
@@ -101,7 +105,7 @@ def verify(
 
 
 def verdict(run_folder: str | os.PathLike[str], certificate: Certificate) -> str:
-    """A line with the verdict and the numbers it rests on; then one a reason, a difference from the search, a note."""
+    """The verdict with its numbers in a line, then a line for each reason, difference from the search and note."""
     from ..path import RunDirectory
 
     numbers = [f"highest training loss {certificate.max_loss:.4f}"]
@@ -112,21 +116,21 @@ def verdict(run_folder: str | os.PathLike[str], certificate: Certificate) -> str
         f"{os.fspath(run_folder)}: {certificate.verdict} at threshold {certificate.threshold:g}: {', '.join(numbers)}"
     )
     differs = [f"unlike the search: {line}" for line in certificate.differs]
-    found = (RunDirectory.open(run_folder).status or {}).get("notes") or ()
-    notes = [f"note: {note}" for note in (*certificate.notes, *found)]
+    search_notes = (RunDirectory.open(run_folder).status or {}).get("notes") or ()
+    notes = [f"note: {note}" for note in (*certificate.notes, *search_notes)]
     lines = (*certificate.reasons, *certificate.undecided, *differs, *notes)
     return "\n".join([first, *(f"  {line}" for line in lines)])
 
 
 def _check_picture(folder: Path) -> None:
-    """LLPFError where the files of the run's picture stand there already and are none that ``draw`` wrote."""
-    standing = [file for kind in _PICTURE if (file := folder / f"path.{kind}").exists()]
-    strangers = [file for file in standing if not _is_picture(file)]
-    if standing and folder / "path.csv" not in standing:
-        # A figure of matplotlib's may be anybody's; the numbers beside it are ours.
-        strangers = standing
-    if strangers:
-        raise LLPFError(f"{strangers[0]} is not the picture of llpf verify, which would replace it; move it away")
+    """Raise LLPFError where ``draw`` would replace files that it did not write."""
+    existing = [file for kind in _PICTURE if (file := folder / f"path.{kind}").exists()]
+    foreign = [file for file in existing if not _is_picture(file)]
+    if existing and folder / "path.csv" not in existing:
+        # Any figure of matplotlib begins like ours; only the CSV identifies it.
+        foreign = existing
+    if foreign:
+        raise LLPFError(f"{foreign[0]} is not the picture of llpf verify, which would replace it; move it away")
 
 
 def _is_picture(file: Path) -> bool:
@@ -138,7 +142,7 @@ def _is_picture(file: Path) -> bool:
 
 
 def draw(run_folder: str | os.PathLike[str]) -> str:
-    """Draw the certified path; the picture's file, or why there is none: the certificate stands without matplotlib."""
+    """Draw the certified path; returns the picture's file, or says that matplotlib is missing."""
     from ..report.picture import draw_path
 
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llpf_fast.cli import demo as demo_command
-from llpf_fast.cli.written import keeping_others, remove_ours
+from llpf_fast.cli.written_files import list_written, remove_listed
 from llpf_fast.errors import LLPFError
 
 
@@ -28,7 +28,7 @@ def demo(llpf, tmp_path, monkeypatch):
         (folder / "run" / ".lock").touch()
         return 0
 
-    monkeypatch.setattr(demo_command, "_show", show)
+    monkeypatch.setattr(demo_command, "_demonstrate", show)
     return lambda: llpf("demo", "--out", tmp_path / "demo", "--quiet")
 
 
@@ -78,18 +78,18 @@ def test_a_demo_that_fails_can_be_begun_again(demo, tmp_path, monkeypatch):
         (folder / "start.pt").write_text("half")
         raise LLPFError("no")
 
-    good = demo_command._show
-    monkeypatch.setattr(demo_command, "_show", fail)
+    good = demo_command._demonstrate
+    monkeypatch.setattr(demo_command, "_demonstrate", fail)
     assert demo().status == 2
-    monkeypatch.setattr(demo_command, "_show", good)
+    monkeypatch.setattr(demo_command, "_demonstrate", good)
     assert demo().status == 0
 
 
-def test_keeping_others(tmp_path):
+def test_list_written(tmp_path):
     patterns = ["a*.csv"]
 
     def write(name="a.csv", text="ours"):
-        with keeping_others(tmp_path, patterns, "this"):
+        with list_written(tmp_path, patterns, "this"):
             (tmp_path / name).write_text(text)
 
     (tmp_path / "b.csv").write_text("not asked about")
@@ -104,7 +104,7 @@ def test_keeping_others(tmp_path):
     with pytest.raises(LLPFError, match=r"a-more\.csv was not written by this"):
         write()
     with pytest.raises(LLPFError, match=r"holds a-more\.csv, which this did not write"):
-        remove_ours(tmp_path, "this")
+        remove_listed(tmp_path, "this")
     assert (tmp_path / "a.csv").read_text() == "ours"
 
 
@@ -205,7 +205,7 @@ def test_a_home_that_nobody_has_is_a_name(llpf, tmp_path, monkeypatch):
     assert missing.status == 2
     assert "~nobody-of-this-name/run is missing" in missing.err
     (tmp_path / "mine.yaml").write_text("model: mlp\ndata: digits\n")
-    given = ["--data", "~nobody-of-this-name", "--set", "data=mnist"]
+    given = ["--data-dir", "~nobody-of-this-name", "--set", "data=mnist"]
     assert llpf("find", "x.pt", "--recipe", "mine.yaml", "--out", "run", *given).status == 2
 
 

@@ -67,7 +67,7 @@ def test_parts_have_a_rate_of_their_own_and_errors_are_always_said():
             progress.update(1, 4)
             clock.now += 2.0
             progress.update(2, 4, "loss [0.1]")
-        progress.say("llpf: error: a--c: [bold]")
+        progress.print_line("llpf: error: a--c: [bold]")
     assert stream.getvalue().splitlines() == [
         "path 1/2 a--b: tick 1/4",
         "path 1/2 a--b: tick 2/4  loss [0.1]  2.0 s/tick  0:04 left",
@@ -79,7 +79,7 @@ def test_parts_have_a_rate_of_their_own_and_errors_are_always_said():
     with Progress("tick", quiet=True, stream=stream) as progress:
         progress.begin("a")
         progress.update(1, 4)
-        progress.say("llpf: error: a")
+        progress.print_line("llpf: error: a")
     assert stream.getvalue() == "llpf: error: a\n"
 
 

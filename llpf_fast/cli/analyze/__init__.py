@@ -1,4 +1,4 @@
-"""``llpf analyze``: one command of its own for each question about a landscape."""
+"""``llpf analyze``: one command for each analysis of a loss landscape."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 HELP = "barriers, layer-wise connectivity, connectors, widths, other curves, sharpness, pictures of a landscape"
 
-#: Command and the module of this package that carries it out (HELP, add_arguments, run). They are imported when the
-#: command line is ``llpf analyze ...``; what they need beyond options they import when they run.
+#: Command -> module of this package with HELP, add_arguments and run. Imported for ``llpf analyze ...`` only; further
+#: imports are inside ``run``.
 _ANALYSES: dict[str, str] = {
     "linear": "linear",
     "layers": "layers",
@@ -37,7 +37,7 @@ def names() -> list[str]:
 
 
 def add_arguments(parser: ArgumentParser, chosen: str | None = None) -> None:
-    """With the name of an analysis, that one's options only."""
+    """With ``chosen``, the name of an analysis, only the options of that one."""
     commands = parser.add_subcommands(dest="analysis", required=True, metavar="ANALYSIS")
     for name in _ANALYSES:
         module = _module(name)
@@ -49,20 +49,20 @@ def add_arguments(parser: ArgumentParser, chosen: str | None = None) -> None:
 
 def run(args: Namespace) -> int:
     from ...errors import require
-    from ..written import keeping_others
+    from ..written_files import list_written
 
-    # Before hours of measurements, not after them.
+    # Before hours of evaluations.
     for package in ("scipy", "matplotlib"):
         require(package, "llpf analyze")
-    name, given = args.analysis, args[args.analysis]
+    name, options = args.analysis, args[args.analysis]
     module = _module(name)
-    with keeping_others(Path(given.out), getattr(module, "FILES", files(name)), f"llpf analyze {name}"):
-        status: int = module.run(given)
+    with list_written(Path(options.out), getattr(module, "FILES", files(name)), f"llpf analyze {name}"):
+        status: int = module.run(options)
     return status
 
 
 def files(*stems: str) -> list[str]:
-    """Globs of what results of these names are called."""
+    """Globs of the files of results with these stems."""
     kinds = ("json", "csv", "png", "svg")
     return [f"{stem}{more}.{kind}" for stem in stems for more in ("", "-*") for kind in kinds]
 
