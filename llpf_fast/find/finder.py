@@ -15,7 +15,7 @@ from ..batches.sampling import round_key
 from ..correct import CorrectionResult
 from ..errors import LLPFError, shown
 from ..flat import copied
-from ..flat.copying import own_memory
+from ..flat.copying import materialize_expanded_buffers
 from ..flat.wrappers import check_usable, unwrapped
 from ..path import LowLossPath
 from ..path.endpoint import Source, load_endpoint
@@ -88,7 +88,7 @@ class PathFinder:
         endpoints = Endpoints(settings, start, destination)
         module = unwrapped(module)
         check_usable(module)
-        own_memory(module)
+        materialize_expanded_buffers(module)
         common = Common.of(settings, self._device, is_norm)
         self.flat = common.flat(module)
         target = endpoints.load(self.flat)

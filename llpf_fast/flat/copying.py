@@ -148,11 +148,11 @@ def copied(module: nn.Module, what: str = "the model") -> nn.Module:
             "__deepcopy__ copy it"
         )
     rebind(module, memo)
-    own_memory(twin)
+    materialize_expanded_buffers(twin)
     return twin
 
 
-def own_memory(module: nn.Module) -> None:
+def materialize_expanded_buffers(module: nn.Module) -> None:
     """Replace every expanded buffer of ``module`` by a contiguous one."""
     done: dict[int, tuple[Tensor, Tensor]] = {}
     for owner in module.modules():
