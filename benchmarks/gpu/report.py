@@ -252,7 +252,7 @@ def main() -> int:
     if given.call:
         files = sorted(given.folder.glob("*.jsonl"))
         # A search's own metrics may lie there too.
-        rows = [found for file in files for found in lines.read(file) if "stage" in found]
+        rows = [found for file in files for found in lines.read(file) if isinstance(found.get("stage"), str)]
         where = first(rows, stage="environment")
         if where is None or where["device"].startswith("CPU"):
             print("report: no row of a GPU's environment: nothing written", file=sys.stderr)

@@ -12,10 +12,17 @@ from pathlib import Path
 
 from .rows import Row, writer
 
-#: What each tool is given: the program's argument chooses cases ("" all, without graphs; "while" graphs alone). Alone,
-#: graphs come last: one that never ended would take the rest with it. Racecheck is slow and looks at shared memory, of
-#: which one case sees every use. Whether the tools follow conditional nodes is not known, so they get no graphs.
-ARGUMENTS = {"none": ["", "while"], "memcheck": [""], "racecheck": ["padded"], "synccheck": ["padded"]}
+#: What each tool is given: the program's argument chooses cases ("": all but graphs and long rows; "rows": these, which
+#: join many chunks; "while": graphs alone). Alone, graphs come last. Racecheck is slow and looks at shared memory, of
+#: which "rows" and one case see every use. Whether the tools follow conditional nodes is not known: they get no graphs.
+ARGUMENTS = {
+    "none": ["", "rows", "while"],
+    "memcheck": ["rows", ""],
+    "racecheck": ["rows", "padded"],
+    "synccheck": ["rows", "padded"],
+}
+#: Seconds of one run without a tool: what never ends is a row, and the next run begins.
+LONGEST = {"": 25.0, "rows": 10.0, "while": 10.0}
 NO_GPU = 3
 
 
@@ -28,11 +35,18 @@ def cuda_tool(name: str) -> str | None:
 
 def one(program: Path, tool: str, argument: str) -> Row:
     """One run of the program: passed, failed with the end of what it said, or skipped and why."""
-    checker = [] if tool == "none" else [cuda_tool("compute-sanitizer"), "--tool", tool, "--error-exitcode", "9"]
+    checker = [] if tool == "none" else [cuda_tool("compute-sanitizer"), "--tool", tool]
+    checker += ["--error-exitcode", "9", "--print-limit", "20"] if checker else []  # a log above 16 MiB stays there
     if checker and checker[0] is None:
         return {"result": "skipped", "why": "no compute-sanitizer here"}
     command = [*map(str, checker), str(program.resolve()), argument]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    limit = LONGEST.get(argument) if tool == "none" else None
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=limit
+        )
+    except subprocess.TimeoutExpired:
+        return {"result": "failed", "why": f"no end after {limit:g} s"}
     lines = done.stdout.strip().splitlines() or [f"status {done.returncode}, without a word"]
     said: Row = {"said": lines[-1][:300]}
     if done.returncode == NO_GPU and tool == "none":

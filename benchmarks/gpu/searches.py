@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ def line(row: Row) -> str:
     return f"{row['what']}: {said}"
 
 
-def run(device: str, carry: Path, work: Path, emit: Emit) -> None:
+def run(device: str, carry: Path, work: Path, emit: Emit, captures: Sequence[str] = CAPTURES) -> None:
     """A failure is a row, and the rest goes on."""
     import torch
 
@@ -66,9 +66,8 @@ def run(device: str, carry: Path, work: Path, emit: Emit) -> None:
     ends = [load_model_file(file).state for file in sorted((carry / "endpoints").iterdir())[:2]]
     emit({"what": "data", "device": device, "seconds": round(time.monotonic() - began, 3)})
     torch.ones(1, device=device)  # a GPU's context is nobody's search
-    for capture in CAPTURES:
+    for capture in captures:  # all of replays first: a WHILE graph that never ends takes what comes after it
         tried("iteration", capture, partial(iterations, device, data.train, ends[0], capture))
-    for capture in CAPTURES:
         tried("search", capture, partial(search, device, data.train, ends, capture, work / capture))
         tried("certificate", capture, partial(certificate, device, data, work / capture))
 
@@ -174,6 +173,7 @@ def main() -> int:
     parser.add_argument("--device", required=True, choices=("cuda", "cpu"))
     parser.add_argument("--carry", required=True, type=Path, help="folder that pack.sh made")
     parser.add_argument("--to", required=True, type=Path, help="file that rows are appended to")
+    parser.add_argument("--captures", nargs="+", default=CAPTURES, choices=CAPTURES)
     given = parser.parse_args()
     failed: list[Row] = []
     write = writer(given.to, "searches", line)
@@ -184,7 +184,7 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as work:
         try:
-            run(given.device, given.carry, Path(work), emit)
+            run(given.device, given.carry, Path(work), emit, given.captures)
         except Exception as error:  # data or endpoints that cannot be read
             emit({"what": "searches", "result": "failed", "why": why(error), "seconds": 0.0})
     return 1 if failed else 0

@@ -12,26 +12,33 @@ sanitizer() {
   module "program, $1" "$2" sanitizer --program "$carry/gpu_test" --tool "$1"
 }
 
+# What never ends in the test program would not end in a search either.
+while_ends() {
+  [[ $device == cpu ]] || grep -q '"cases": "while".*"result": "passed"' "$out/sanitizer.jsonl"
+}
+
 first() {
   environment
-  sanitizer none 40
+  sanitizer none 50
   module "times, ${backends[0]}" 60 times --backend "${backends[0]}"
   local checks=all
   if [[ $device == cuda ]]; then
     for tick in stages chip; do
       module "times, cuda, $tick" 30 times --backend cuda --ops tick_ --tick $tick
     done
-    module "checks, captured" 60 checks --backend cuda --only captured
+    module "checks, captured" 60 checks --backend cuda --only captured --unit-seconds 20 --budget 52
     checks=ops
   fi
-  module "times, an iteration" 60 times --backend "${backends[0]}" --ops correction
+  while_ends && module "times, an iteration" 60 times --backend "${backends[0]}" --ops correction
   local workers=$((cores > 4 ? cores - 4 : cores - 1))
-  module "checks, $checks" 110 checks --backend "${backends[0]},${backends[1]}" --only $checks --workers $workers --budget 105 &
+  module "checks, $checks" 110 checks --backend "${backends[0]},${backends[1]}" --only $checks --workers $workers \
+    --unit-seconds 40 --budget $((95 * wider)) &
   sanitizer memcheck 110 &
   sanitizer racecheck 110 &
   wait
+  # shellcheck disable=SC2046 # two words or none
+  module searches 80 searches --carry "$carry" $(while_ends || echo --captures auto)
   module "times, ${backends[1]}" 50 times --backend "${backends[1]}"
-  module searches 80 searches --carry "$carry"
   [[ $device == cuda ]] && module counters 60 counters
 }
 

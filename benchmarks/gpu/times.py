@@ -1,7 +1,7 @@
 """Each op's time beside reading, a triad and a copy of the same bytes: cases of the registry, one row each.
 
 No time is taken before the result is right: each op's first call is compared with float64 arithmetic on the device,
-segment by segment.
+segment by segment. A case that faults or never ends takes the process with it: the cases after it have a new one.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import argparse
 import gc
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +31,8 @@ SMALL_SIZES = ("LeNet5", "1Mi")
 #: Beyond the level-2 cache a warm call differs from a cold one in nothing.
 LARGEST_WARM = 12_000_000
 OPS = ("tick_", "sgd_", "moments", "affine_")
+#: Seconds of one row, compiling included, after which it is held to have no end.
+LONGEST = {"cuda": 20.0, "cpu": 120.0}
 
 
 def cases(device: str, ops: list[str], forced: bool) -> Iterator[Case]:
@@ -66,15 +70,56 @@ def run(given: argparse.Namespace) -> bool:
         return False
     device, good = torch.device(given.device), True
     with use_backend(given.backend):
-        if device.type == "cuda":
+        if device.type == "cuda" and not given.skip:
             emit(label | launch(device))
-        for case in cases(device.type, given.ops, given.tick != "auto"):
-            for cache in case.caches:
-                started = time.monotonic()
-                row = label | {"op": case.op, "size": case.size, "cache": cache} | one(case, device, cache, given.limit)
-                emit(row | {"took": round(time.monotonic() - started, 2)})
-                good &= row["result"] == "timed"
+        listed = cases(device.type, given.ops, given.tick != "auto")
+        rows = ((case, cache) for case in listed for cache in case.caches)
+        for number, (case, cache) in enumerate(rows, 1):
+            if number <= given.skip:
+                continue
+            started, row = time.monotonic(), label | {"op": case.op, "size": case.size, "cache": cache}
+            seconds = LONGEST[device.type]
+
+            def late(row: Row = row, number: int = number, seconds: float = seconds) -> None:
+                emit(row | {"result": "failed", "why": f"no end after {seconds:g} s", "took": seconds})
+                anew(number)
+
+            with watched(seconds, late):
+                row |= one(case, device, cache, given.limit)
+            emit(row | {"took": round(time.monotonic() - started, 2)})
+            good &= row["result"] == "timed"
+            if row["result"] == "failed" and lost(device):
+                anew(number)
     return good
+
+
+@contextmanager
+def watched(seconds: float, late: Callable[[], None]) -> Iterator[None]:
+    """Calls ``late``, in a thread of its own, if what is inside takes longer."""
+    timer = threading.Timer(seconds, late)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def lost(device: torch.device) -> bool:
+    """Whether a fault has made the GPU useless for this process."""
+    import torch
+
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def anew(skip: int) -> None:
+    """The same program in place of this one, after so many rows; that one failed is in the rows."""
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "--skip", str(skip)])
 
 
 def one(case: Case, device: torch.device, cache: str, seconds: float) -> Row:
@@ -99,7 +144,8 @@ def one(case: Case, device: torch.device, cache: str, seconds: float) -> Row:
     finally:
         gc.collect()
         if device.type == "cuda":
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # after a fault: the row says which
+                torch.cuda.empty_cache()
 
 
 def launch(device: torch.device) -> Row:
@@ -133,6 +179,7 @@ def main() -> int:
     parser.add_argument("--tick", default="auto", choices=("auto", "stages", "chip"), help="the plan of every tick_")
     parser.add_argument("--ops", nargs="+", default=list(OPS), choices=(*OPS, "correction"))
     parser.add_argument("--limit", default=0.3, type=float, help="about how many seconds one row's times are taken")
+    parser.add_argument("--skip", default=0, type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.tick != "auto":
         os.environ["LLPF_CUDA_TICK"] = given.tick  # read once, at the first tick

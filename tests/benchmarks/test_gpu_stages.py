@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ def test_the_program_alone(tmp_path: Path, text: str, result: str) -> None:
     assert result != "failed" or "FAILED tick" in row["why"] or "status -11" in row["why"]
 
 
+def test_a_program_without_an_end_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sanitizer, "LONGEST", {"while": 0.2})
+    row = sanitizer.one(script(tmp_path / "program", "exec sleep 60"), "none", "while")
+    assert row == {"result": "failed", "why": "no end after 0.2 s"}
+
+
 @pytest.mark.parametrize(
     ("text", "result"),
     [
@@ -50,7 +57,7 @@ def test_the_program_under_a_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("device", "status", "argument"), [("cuda", 1, ["all", "while"]), ("cpu", 0, ["counter_randint"])]
+    ("device", "status", "argument"), [("cuda", 1, ["all", "rows", "while"]), ("cpu", 0, ["counter_randint"])]
 )
 def test_a_program_that_finds_no_gpu_is_a_failure_on_one_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, status: int, argument: list[str]
@@ -93,7 +100,9 @@ def test_a_wrong_or_failing_case_is_a_row_and_the_others_are_timed(
     monkeypatch.setattr(run, "row", timed)
     monkeypatch.setattr(times, "SMALL_SIZES", ("LeNet5",))
     to = tmp_path / "times.jsonl"
-    given = argparse.Namespace(backend="eager", device="cpu", to=to, tick="auto", ops=["tick_", "sgd_"], limit=0.1)
+    given = argparse.Namespace(
+        backend="eager", device="cpu", to=to, tick="auto", ops=["tick_", "sgd_"], limit=0.1, skip=0
+    )
     assert not times.run(given)
     found = [(row["op"], row["cache"], row["result"]) for row in rows.read(to)]
     assert found[:3] == [("tick_", "warm", "wrong"), ("tick_", "cold", "failed"), ("tick_", "warm", "timed")]
@@ -102,6 +111,32 @@ def test_a_wrong_or_failing_case_is_a_row_and_the_others_are_timed(
     assert times.run(given)
     given.backend = "cuda"
     assert not times.run(given)
+
+
+def test_a_case_without_an_end_is_a_row_and_a_fault_costs_no_other_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anew: list[int] = []
+
+    def timed(*case: Any, **given: Any) -> dict[str, Any]:
+        while not anew:
+            time.sleep(0.01)
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(run, "row", timed)
+    monkeypatch.setattr(times, "SMALL_SIZES", ("LeNet5",))
+    monkeypatch.setattr(times, "LONGEST", {"cpu": 2.0})
+    monkeypatch.setattr(times, "lost", lambda device: len(anew) == 1)
+    monkeypatch.setattr(times, "anew", anew.append)
+    to = tmp_path / "times.jsonl"
+    given = argparse.Namespace(backend="eager", device="cpu", to=to, tick="auto", ops=["sgd_"], limit=0.1, skip=0)
+    assert not times.run(given)
+    assert anew == [1, 1]  # without an end, and as that did not stop this process, once more for the fault
+    assert rows.read(to)[0]["why"] == "no end after 2 s"
+    to.unlink()
+    given.skip = 1
+    times.run(given)
+    assert [row["cache"] for row in rows.read(to)] == ["cold"]
 
 
 def test_the_commit_is_not_made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
