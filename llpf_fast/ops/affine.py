@@ -44,7 +44,7 @@ def affine_(p: Tensor, d: Tensor | None, coefficients: Tensor, segments: Tensor,
     """
     try:
         torch.ops.llpf_fast.affine_.default(p, d, coefficients, segments, chunks)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise refusal("affine_", error) from None
 
 

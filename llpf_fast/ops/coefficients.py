@@ -92,7 +92,7 @@ def coefficients(
             clamp=clamp,
             project_first=project_first,
         )
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise refusal("coefficients", error) from None
 
 

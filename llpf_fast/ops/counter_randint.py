@@ -40,7 +40,7 @@ def counter_randint_(
     """
     try:
         torch.ops.llpf_fast.counter_randint_.default(out, key, first, state, bounds=list(bounds))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise refusal("counter_randint_", error) from None
 
 

@@ -61,10 +61,11 @@ def check(condition: bool, message: Callable[[], str]) -> None:
         raise LLPFError(message())
 
 
-def refusal(op: str, error: RuntimeError) -> Exception:
+def refusal(op: str, error: RuntimeError | ValueError) -> Exception:
     """What to raise for an error of a call of ``op``: a compiled kernel's refusal arrives as a RuntimeError.
 
-    Its checks are not repeated here, where they would cost a third of a call on a small network.
+    Beside torch 2.11 it is a ValueError. Its checks are not repeated here, where they would cost a third of a
+    call on a small network.
     """
     message = str(error)
     ours = message.startswith((f"{op}: ", "LLPF_"))

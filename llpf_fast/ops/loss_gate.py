@@ -47,7 +47,7 @@ def loss_gate_(state: Tensor, loss: Tensor, *, threshold: float, window: int, ma
     """
     try:
         torch.ops.llpf_fast.loss_gate_.default(state, loss, threshold=threshold, window=window, max_steps=max_steps)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise refusal("loss_gate_", error) from None
 
 

@@ -47,7 +47,7 @@ def moments(p: Tensor, d: Tensor | None, segments: Tensor, chunks: Tensor, scrat
     """
     try:
         return torch.ops.llpf_fast.moments.default(p, d, segments, chunks, scratch)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise refusal("moments", error) from None
 
 

@@ -74,7 +74,7 @@ def sgd_(
             weight_decay=weight_decay,
             nesterov=nesterov,
         )
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise refusal("sgd_", error) from None
 
 

@@ -93,7 +93,7 @@ def tick_(
             clamp=clamp,
             project_first=project_first,
         )
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise refusal("tick_", error) from None
 
 

@@ -711,17 +711,18 @@ def _units() -> dict[str, Run]:
     return units | {f"rows: {named(pair)}": partial(check_rows, pair) for pair in PAIRS}
 
 
-#: The captured iteration of a correction. Its times mean something, so nothing should run beside it.
+#: The captured iteration of a correction. Its times mean something, so nothing should run beside it. What might never
+#: end comes last.
 CAPTURED: dict[str, Run] = {
     "captured_values": on_a_gpu(captured_checks.check_captured_values),
     "captured_bits": on_a_gpu(captured_checks.check_captured_bits),
     "closed_gate": on_a_gpu(captured_checks.check_closed_gate),
     "steady_replays": on_a_gpu(captured_checks.check_steady_replays),
     "captured_nodes": on_a_gpu(lambda device: captured_checks.check_nodes(device, launches)),
-    "while_graph": on_a_gpu(captured_checks.check_while_graph),
     "stacked_replays": on_a_gpu(captured_checks.check_stacked_replays),
     "stacked_rows": on_a_gpu(captured_checks.check_stacked_rows),
     "failing_capture": on_a_gpu(captured_checks.check_a_failing_capture_goes_on),
+    "while_graph": on_a_gpu(captured_checks.check_while_graph),
 }
 OPS = _units()
 #: Every unit by its name: the check, and after a colon the group of cases.
