@@ -73,7 +73,7 @@ def main() -> None:
         certificate = certify_connector(problem, connector, threshold=THRESHOLD, progress=progress.update)
     about = {
         **problem.about(),
-        "networks": dict(zip(optima.names, optima.digests(), strict=True)),
+        "networks": optima.digests_by_name(),
         "expected": EXPECTED,
     }
     numbers = {**connector.numbers(), "without_connector": straight(problem, optima)}

@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.studies.study import WORK, option_parser, parse, save
 from llpf_fast.analysis.pca import principal_components
 from llpf_fast.analysis.ticks import read_ticks
-from llpf_fast.analysis.trajectory import Trajectory, architecture, own_names
+from llpf_fast.analysis.trajectory import Trajectory, architecture, distinct_names
 from llpf_fast.path import RunDirectory
 from llpf_fast.report.film import animate_path
 from llpf_fast.report.pca import draw_components
@@ -34,7 +34,7 @@ def main() -> None:
     args = parse(parser)
     runs = [RunDirectory.open(run) for run in args.runs]
     module = architecture(runs[0])
-    names = args.names or own_names(args.runs)
+    names = args.names or distinct_names(args.runs)
     paths = [Trajectory(run, module, name=name) for run, name in zip(runs, names, strict=True)]
     start = time.monotonic()
     components = principal_components(paths, per_layer=True)

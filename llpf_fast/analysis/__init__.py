@@ -1,7 +1,7 @@
-"""What the paths mean: barriers, layer-wise connectivity, connectors, widths, curves, sharpness, pictures' numbers.
+"""Analyses of loss landscapes: barriers, layer-wise connectivity, connectors, widths, curves, sharpness, projections.
 
-The ground floor, which every analysis stands on: ``Problem`` (network, loss, data), ``Networks`` (points of one space),
-``CachedEvaluator`` (measurements kept by content hash), ``write_result``.
+Every analysis uses ``Problem`` (network, loss, data), ``Networks`` (points of one parameter space), ``CachedEvaluator``
+(evaluations cached by content) and ``write_result``.
 """
 
 from .cache import CachedEvaluator, cached_numbers, cached_training

@@ -1,4 +1,4 @@
-"""Answers kept on disk under what they depend on: found again where that is the same to the byte, else computed."""
+"""Results of computations on disk, by a digest of everything that they depend on."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def evaluating_code() -> str:
     return code_digest(evaluate, batch, batch_loss, data, fixed_samples, forward, precision, sampling, statistics)
 
 
-class Answers:
-    """Plain values by key, one JSON line each, in ``file``; lines are appended at once, so nothing is lost at a kill.
+class Values:
+    """Plain values by key in ``file``, one JSON line each, NaN and infinity included.
 
-    Several threads and processes may share a file: each line is one write at its end. A line that is torn or that was
-    changed (every one carries a checksum) does not count. NaN and infinity come back as they were. Not fsynced: an
-    answer lost to a power failure is computed again.
+    Every ``put`` appends its line at once. Several threads and processes may share a file: a line is one write at its
+    end. Incomplete or changed lines (each has a checksum) are ignored. Not fsynced: a value lost to a power failure is
+    computed again.
     """
 
     def __init__(self, file: Path) -> None:
@@ -55,12 +55,12 @@ class Answers:
         self._known: dict[str, Any] | None = None
 
     def get(self, key: str) -> Any | None:
-        """What was put under ``key``; None where nothing was."""
+        """The value of ``key``; None where it has none."""
         with self._lock:
             return self._read().get(key)
 
     def put(self, key: str, value: Any) -> None:
-        """Keep ``value`` (not None); LLPFError naming the folder when the disk refuses."""
+        """Store ``value`` (not None); LLPFError naming the folder where it cannot be written."""
         content = json.dumps([key, to_plain(value)], ensure_ascii=False)
         line = json.dumps({"check": _check(content), "content": content}, ensure_ascii=False).encode() + b"\n"
         with self._lock:
@@ -69,7 +69,7 @@ class Answers:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 handle = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
                 try:
-                    # The newline first: what a killed process left half written must not swallow this line.
+                    # The newline first: a killed process may have left an incomplete line.
                     write_whole(handle, b"\n" + line)
                 finally:
                     os.close(handle)
@@ -79,9 +79,9 @@ class Answers:
         if self._known is None:
             self._known = {}
             for line in read_bytes(self.file).split(b"\n") if self.file.exists() else []:
-                found = _parse(line)
-                if found is not None:
-                    self._known[found[0]] = found[1]
+                pair = _parse(line)
+                if pair is not None:
+                    self._known[pair[0]] = pair[1]
         return self._known
 
 
@@ -101,17 +101,16 @@ def _parse(line: bytes) -> tuple[str, Any] | None:
 
 
 class CachedEvaluator:
-    """Called like the ``evaluator`` it wraps: state dict -> Evaluation; a state seen before is not measured again.
+    """An evaluator (state dict -> Evaluation) that evaluates each state once.
 
-    Answers are kept in ``folder`` under sha256 of the state's names, dtypes, shapes and bytes and of everything else
-    that the measurement depends on: ``about`` (digests of the data, the loss, the architecture; ``Problem`` makes it),
-    what the evaluator itself says of batch size, device, dtype, memory order, loss and BatchNorm statistics, the
-    source of what evaluates, and the versions of torch and llpf_fast. Any difference is another key: a stale answer
-    cannot be found.
+    Evaluations are stored in ``folder`` under the sha256 of the state's names, dtypes, shapes and bytes and of all else
+    that they depend on: ``about`` (digests of the data, the loss, the architecture; ``Problem`` makes it), the
+    evaluator's batch size, device, dtype, memory order, loss and BatchNorm statistics, the source of the code that
+    evaluates, and the versions of torch and llpf_fast. Any difference gives another key.
 
     Args:
         evaluator: a ``verify.Evaluator`` or any function of a state.
-        folder: of the cache; made when first written. One file for each ``about`` (some 300 bytes an answer).
+        folder: of the cache; made when first written. One file for each ``about``, about 300 bytes an evaluation.
         about: plain values.
     """
 
@@ -122,27 +121,27 @@ class CachedEvaluator:
             for key in ("batch_size", "device", "dtype", "statistics", "samples", "mode", "loss_name")
         }
         tf32 = torch.backends.cudnn.allow_tf32 if settings["device"].startswith("cuda") else None
-        #: Digest of all that the answers depend on besides the state.
+        #: Digest of all that an evaluation depends on besides the state.
         self.depends_on = digest(
             {**_versions(), "about": about, "evaluator": settings, "tf32": tf32, "code": evaluating_code()}
         )
-        self._answers = Answers(Path(folder) / f"evaluations-{self.depends_on[:24]}.jsonl")
-        #: How many states were measured, and how many answers came from the cache.
-        self.measured = self.found = 0
+        self._stored = Values(Path(folder) / f"evaluations-{self.depends_on[:24]}.jsonl")
+        #: How many states were evaluated, and how many evaluations came from the cache.
+        self.measured = self.hits = 0
 
     @property
     def samples(self) -> int:
-        """How many samples one evaluation sees."""
+        """Samples of one evaluation."""
         return int(getattr(self._evaluator, "samples", 0))
 
     def __call__(self, state: Mapping[str, Tensor]) -> Evaluation:
         key = hashlib.sha256(f"{self.depends_on} {state_digest(state)}".encode()).hexdigest()
-        known = self._answers.get(key)
+        known = self._stored.get(key)
         if known is not None:
-            self.found += 1
+            self.hits += 1
             return Evaluation(**known)
         answer = self._evaluator(state)
-        self._answers.put(key, asdict(answer))
+        self._stored.put(key, asdict(answer))
         self.measured += 1
         return answer
 
@@ -157,12 +156,12 @@ def cached_numbers(
     """
     whole = {**_versions(), "key": to_plain(key)}
     name = digest(whole)
-    answers = Answers(Path(folder) / f"numbers-{name[:24]}.jsonl")
-    known = answers.get(name)
+    stored = Values(Path(folder) / f"numbers-{name[:24]}.jsonl")
+    known = stored.get(name)
     if isinstance(known, dict):
         return known
     answer: dict[str, Any] = to_plain(compute())
-    answers.put(name, answer)
+    stored.put(name, answer)
     return answer
 
 
@@ -171,9 +170,9 @@ def cached_training(
 ) -> dict[str, Tensor]:
     """The state dict that ``train()`` gives, or gave under the same ``key``; CPU tensors, bit for bit.
 
-    Kept as ``trained-<hash>.safetensors`` with its own digest inside: a file that was damaged or exchanged is trained
-    again. ``key`` names everything that the training depends on (data digest, seed, settings, initial state); versions
-    are added. Written atomically, so an interrupted training leaves nothing.
+    Stored as ``trained-<hash>.safetensors`` with its digest inside: where a file was damaged or exchanged, training is
+    repeated. ``key`` names everything that the training depends on (data digest, seed, settings, initial state);
+    versions are added. Written atomically, so an interrupted training leaves nothing.
     """
     name = digest({**_versions(), "key": to_plain(key)})
     file = Path(folder) / f"trained-{name[:32]}.safetensors"
@@ -196,8 +195,8 @@ def _stored(file: Path, name: str) -> dict[str, Tensor] | None:
     try:
         data = read_bytes(file)
         state = decode_state(data, file)
-        said = json.loads(header(data, file)["__metadata__"]["llpf_fast"])
-        if said["key"] == name and said["state_sha256"] == state_digest(state):
+        metadata = json.loads(header(data, file)["__metadata__"]["llpf_fast"])
+        if metadata["key"] == name and metadata["state_sha256"] == state_digest(state):
             return state
     except (LLPFError, ValueError, KeyError, TypeError):
         pass

@@ -1,4 +1,4 @@
-"""LLPF and other curves between the same two networks: found, certified, in one table."""
+"""LLPF and other curves between the same two networks, certified and in one table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..path.polyline import Polyline, Position
 from ..types import ProgressCallback
 from ..verify import Certificate, Evaluation, certify
 from ..verify.evaluator import Statistics
-from .curve import FoundCurve, write_run
+from .curve import CurveResult, write_run
 from .curve_methods import METHODS, TRAINED, Budget, Method, aligned_line, find_curve, llpf, straight_line
 from .networks import Networks
 from .problem import Problem
@@ -33,7 +33,7 @@ RATES: dict[str, tuple[float, ...]] = {
 }
 #: Gradient steps where nothing else sets a budget.
 _STEPS = 1000
-#: Training samples and points on which curves are compared while they are being found; certificates use more of both.
+#: Training samples and points on which curves are compared during their search; certificates use more of both.
 _SCREEN_SAMPLES, _SCREEN_POINTS = 2000, 33
 
 
@@ -43,16 +43,16 @@ class Plan:
 
     Args:
         methods: of ``METHODS``.
-        steps: gradient steps of every method that trains; LLPF's own number where it is None, 1,000 without LLPF.
-        batch_size: of every method but LLPF, whose settings say it.
+        steps: gradient steps of every method that trains; when missing as many as LLPF takes, 1,000 without LLPF.
+        batch_size: of every method but LLPF, which has it in its settings.
         threshold: of the certificates.
         rates: learning rates to try for each method; at the equal budget the one with the lowest peak on the screening
-            set is taken (LLPF's recipes were found by trying, too), and kept for larger budgets.
+            set is taken, for larger budgets, too (LLPF's recipes were tuned by trials as well).
         bends: inner nodes of Bezier curve and polychain.
         converge: also double each method's budget until that lowers its screened peak by less than the share
             ``tolerance``, or until ``most_steps``; halve LLPF's thresholds as long as it still arrives within these.
         llpf_settings: LLPF's.
-        worst: highest points of each certificate that are looked at on all training samples.
+        worst: highest points of each certificate that are evaluated on all training samples.
     """
 
     methods: tuple[Method, ...] = METHODS
@@ -82,10 +82,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What :func:`compare` found.
+    """The result of :func:`compare`.
 
     ``rows``: one a certified curve, as the table has them. ``profiles``: every evaluated point of each. ``growth``:
-    peak on the screening set against gradient steps, a row a curve that was found on the way. ``about``: the settings.
+    peak on the screening set against gradient steps, a row for each curve of the search. ``about``: the settings.
     """
 
     rows: list[dict[str, Any]]
@@ -106,24 +106,26 @@ def compare(
 ) -> Comparison:
     """Find, certify and tabulate curves between the first two of ``networks``.
 
-    Every curve is written to a folder of ``runs`` as a run with a certificate, all judged alike: the polyline through
-    its waypoints, refined where the loss may be highest, BatchNorm statistics re-estimated at every point where the
-    network has any. With ``problem.cache`` an interrupted comparison goes on where it stopped.
+    Every curve is written to a folder of ``runs`` as a run with a certificate, all by the same rules: the polyline
+    through its waypoints, refined where the loss may be highest, BatchNorm statistics re-estimated at every point where
+    the network has any. With ``problem.cache`` an interrupted comparison continues where it stopped.
 
     Args:
-        begin: told the name of each part of the work.
+        begin: called with the name of each part of the work.
 
     Raises:
-        LLPFError: fewer than two networks, or endpoints whose own loss is above the threshold's reach; whatever a
-            method raises, except divergence at one of several rates.
+        LLPFError: fewer than two networks; an endpoint whose loss is above the threshold; whatever a method raises,
+            except divergence at one of several rates.
     """
     if len(networks) < 2:
         raise LLPFError("curves need two models; name a start and a destination")
-    work = _Work(problem, networks, plan, runs, begin or (lambda _: None), progress, workers)
-    return work.all()
+    comparison = _Running(problem, networks, plan, runs, begin or (lambda _: None), progress, workers)
+    return comparison.run()
 
 
-class _Work:
+class _Running:
+    """A comparison in progress."""
+
     def __init__(
         self,
         problem: Problem,
@@ -151,29 +153,29 @@ class _Work:
     def _measured_on(self, samples: int) -> Callable[[Mapping[str, Tensor]], Evaluation]:
         return self._problem.like(samples=samples).evaluator("train", statistics=self._statistics)
 
-    def all(self) -> Comparison:
+    def run(self) -> Comparison:
         plan, steps = self._plan, self._plan.steps
-        self._check_ends()
+        self._check_endpoints()
         if "llpf" in plan.methods:
-            found = self._llpf(plan.steps)
-            steps = steps or max(found.gradient_steps, 1)
-            self._note("llpf", found.gradient_steps, math.nan, self._screened(found), found)
-            self._judge(found, "equal")
+            curve = self._llpf(plan.steps)
+            steps = steps or max(curve.gradient_steps, 1)
+            self._add_growth("llpf", curve.gradient_steps, math.nan, self._screened(curve), curve)
+            self._certify(curve, "equal")
             if plan.converge:
-                self._lower(found)
+                self._lower_thresholds(curve)
         steps = steps or _STEPS
         for method in plan.methods:
             if method == "linear":
-                self._judge(straight_line(self._a, self._b), "none")
+                self._certify(straight_line(self._a, self._b), "none")
             elif method == "aligned-linear":
                 self._begin("aligning")
-                self._judge(aligned_line(self._problem, self._a, self._b, seed=plan.seed), "none")
+                self._certify(aligned_line(self._problem, self._a, self._b, seed=plan.seed), "none")
             elif method in TRAINED:
                 self._trained(method, steps)
         self._comparison.about.update(self._about(steps))
         return self._comparison
 
-    def _check_ends(self) -> None:
+    def _check_endpoints(self) -> None:
         for name, state in zip(self._networks.names, (self._a, self._b), strict=False):
             loss = self._screen(state).loss
             if not math.isfinite(loss):
@@ -184,7 +186,7 @@ class _Work:
                     "from it is below; raise the threshold or train it longer"
                 )
 
-    def _llpf(self, steps: int | None, shrink: float = 1.0) -> FoundCurve:
+    def _llpf(self, steps: int | None, shrink: float = 1.0) -> CurveResult:
         """LLPF with every threshold times ``shrink``."""
         given = self._plan.llpf_settings
         assert given is not None
@@ -193,41 +195,41 @@ class _Work:
             threshold=threshold * shrink,
             correction={"threshold": min(given.correction_threshold, threshold) * shrink},
         )
-        # Without an identity nothing can say that an earlier search was about the same problem: a folder of its own.
+        # Without an identity, an earlier search may have been on another problem: a new folder each time.
         about = {
             "problem": self._problem.training_identity() or time.time_ns(),
-            "ends": self._networks.select(0, 1).digests(),
+            "endpoints": self._networks.select(0, 1).digests(),
             "settings": settings.as_dict(),
         }
         self._begin("llpf" if shrink == 1.0 else f"llpf below {settings.threshold:g}")
         folder = self._runs / f"llpf-search-{digest(about)[:12]}"
         return llpf(self._problem, self._a, self._b, settings, folder, steps=steps, progress=self._progress)
 
-    def _lower(self, found: FoundCurve) -> None:
-        """Halve LLPF's thresholds as long as it still arrives: its answer to more gradient steps."""
+    def _lower_thresholds(self, curve: CurveResult) -> None:
+        """Halve LLPF's thresholds as long as it arrives, and certify the last path that did."""
         shrink = 1.0
         while True:
             shrink /= 2
             try:
-                curve = self._llpf(self._plan.most_steps, shrink)
+                lower = self._llpf(self._plan.most_steps, shrink)
             except LLPFError:
                 break
-            if "stopped_at_steps" in curve.settings:
+            if "stopped_at_steps" in lower.settings:
                 break
-            found = curve
-            self._note("llpf", found.gradient_steps, math.nan, self._screened(found), found)
-        self._judge(found, "converged")
+            curve = lower
+            self._add_growth("llpf", curve.gradient_steps, math.nan, self._screened(curve), curve)
+        self._certify(curve, "converged")
 
     def _trained(self, method: Method, steps: int) -> None:
         rates = tuple(self._plan.rates.get(method) or RATES[method])
-        best: tuple[float, float, FoundCurve] | None = None
+        best: tuple[float, float, CurveResult] | None = None
         failure: LLPFError | None = None
         for rate in rates:
             try:
-                curve, peak = self._find(method, steps, rate)
+                curve, peak = self._search(method, steps, rate)
             except LLPFError as error:
                 failure = error
-                self._note(method, steps, rate, math.inf, None)
+                self._add_growth(method, steps, rate, math.inf, None)
                 continue
             if best is None or peak < best[0]:
                 best = peak, rate, curve
@@ -235,36 +237,36 @@ class _Work:
             assert failure is not None
             raise failure
         peak, rate, curve = best
-        self._judge(curve, "equal")
+        self._certify(curve, "equal")
         if self._plan.converge:
             self._converge(method, steps, rate, curve, peak)
 
-    def _converge(self, method: Method, steps: int, rate: float, best: FoundCurve, peak: float) -> None:
-        """Double the budget until that helps no more; of the last two curves the lower one counts."""
+    def _converge(self, method: Method, steps: int, rate: float, best: CurveResult, peak: float) -> None:
+        """Double the budget until the peak stops falling; of the last two curves the lower one is certified."""
         budget = "not converged"
         while 2 * steps <= self._plan.most_steps and budget != "converged":
             steps *= 2
             try:
-                curve, now = self._find(method, steps, rate)
+                curve, now = self._search(method, steps, rate)
             except LLPFError:
-                self._note(method, steps, rate, math.inf, None)
+                self._add_growth(method, steps, rate, math.inf, None)
                 break
             budget = "converged" if now > peak * (1 - self._plan.tolerance) else budget
             if now <= peak:
                 best, peak = curve, now
-        self._judge(best, budget)
+        self._certify(best, budget)
 
-    def _find(self, method: Method, steps: int, rate: float) -> tuple[FoundCurve, float]:
+    def _search(self, method: Method, steps: int, rate: float) -> tuple[CurveResult, float]:
         plan = self._plan
         self._begin(f"{method}, {steps:,} steps at {rate:g}")
         budget = Budget(steps, rate, plan.batch_size, plan.bends, plan.seed)
         curve = find_curve(method, self._problem, self._a, self._b, budget, self._progress)
         peak = self._screened(curve)
-        self._note(method, steps, rate, peak, curve)
+        self._add_growth(method, steps, rate, peak, curve)
         return curve, peak
 
-    def _note(self, method: str, budget: int, rate: float, peak: float, curve: FoundCurve | None) -> None:
-        """One more line of ``growth``; without ``curve`` it diverged."""
+    def _add_growth(self, method: str, budget: int, rate: float, peak: float, curve: CurveResult | None) -> None:
+        """Add a row to ``growth``; without ``curve`` the search diverged."""
         self._comparison.growth.append(
             {
                 "method": method,
@@ -276,18 +278,18 @@ class _Work:
             }
         )
 
-    def _screened(self, curve: FoundCurve) -> float:
+    def _screened(self, curve: CurveResult) -> float:
         line = Polyline(curve.waypoints)
         each = max(1, math.ceil((_SCREEN_POINTS - 1) / line.segments))
-        places = [Position(i, j / each) for i in range(line.segments) for j in range(each)]
-        losses = [self._screen(line.state(place)).loss for place in (*places, Position(line.segments, 0.0))]
+        positions = [Position(i, j / each) for i in range(line.segments) for j in range(each)]
+        losses = [self._screen(line.state(position)).loss for position in (*positions, Position(line.segments, 0.0))]
         return max(math.inf if math.isnan(loss) else loss for loss in losses)
 
-    def _judge(self, curve: FoundCurve, budget: str) -> None:
+    def _certify(self, curve: CurveResult, budget: str) -> None:
         plan = self._plan
         self._begin(f"certifying {curve.method}" + ("" if budget in ("equal", "none") else f" ({budget})"))
         name = curve.method if budget in ("equal", "none") else f"{curve.method}-{budget.replace(' ', '-')}"
-        about = {"ends": self._networks.names[:2], "destination": curve.destination}
+        about = {"endpoints": self._networks.names[:2], "destination": curve.destination}
         run = write_run(curve, self._runs / name, self._problem, threshold=plan.threshold, about=about)
         certificate = certify(
             run.waypoints(),
@@ -297,7 +299,7 @@ class _Work:
             full_train=self._full,
             worst=plan.worst,
             straight_points=0,
-            # A function of the waypoints: the same comparison says the same, and no path is made to measure.
+            # A function of the waypoints: repeatable, and no path can be fitted to it.
             seed=int(run.index_digest()[:12], 16),
             parameter_names={name for name, _ in self._problem.module.named_parameters()},
             workers=self._workers,
@@ -312,7 +314,7 @@ class _Work:
         plan = self._plan
         return {
             "problem": self._problem.about(),
-            "ends": dict(zip(self._networks.names[:2], self._networks.select(0, 1).digests(), strict=True)),
+            "endpoints": self._networks.select(0, 1).digests_by_name(),
             "threshold": plan.threshold,
             "equal_budget_steps": steps,
             "batch_size": plan.batch_size,
@@ -329,7 +331,7 @@ class _Work:
         }
 
 
-def _row(curve: FoundCurve, budget: str, certificate: Certificate, run: str) -> dict[str, Any]:
+def _row(curve: CurveResult, budget: str, certificate: Certificate, run: str) -> dict[str, Any]:
     return {
         "method": curve.method,
         "budget": budget,

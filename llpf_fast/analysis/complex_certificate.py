@@ -1,25 +1,23 @@
-"""``certify_complex``: is the loss below the threshold everywhere on a simplicial complex?"""
+"""``certify_complex``: whether the loss is below a threshold everywhere on a simplicial complex."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import LLPFError
 from ..types import ProgressCallback
 from ..verify import Evaluation
 from ..verify.evaluator import WorkerPool
+from .cache import Evaluate
 from .networks import Networks
 from .simplices import Cell, Subdivision, Weights
 
-Evaluate = Callable[[Mapping[str, Tensor]], Evaluation]
-
-#: A screened loss this many standard errors below the threshold, or closer, is evaluated on all samples.
+#: A point whose screening loss is less than this many standard errors below the threshold is evaluated on all samples.
 _NEAR = 3.0
 _SPACING = {1: 1 / 32, 2: 1 / 8, 3: 1 / 4}
 
@@ -39,12 +37,12 @@ class ComplexPoint:
 
 @dataclass(frozen=True)
 class ComplexCertificate:
-    """The verdict over all simplices, and what it rests on.
+    """The verdict over all simplices, and the evaluations behind it.
 
-    ``connected``: the training loss is finite and at most ``threshold`` at every evaluated point. What lies between is
-    not proved; ``resolution`` says how large the cells are and how many may still hide something
+    ``connected``: the training loss is finite and at most ``threshold`` at every evaluated point. Nothing is proved for
+    the points between; ``resolution`` has the sizes of the cells and the number that may contain a higher loss
     (``cells_that_may_exceed``). ``simplex_max`` is the highest loss on each simplex, ``edge_max`` that on the edges of
-    the simplices alone: what a check of edges would have said. Losses are those of the whole set, lengths L2.
+    the simplices alone. Losses are those of the whole set, lengths L2.
     """
 
     connected: bool
@@ -86,7 +84,7 @@ def certify_complex(
     workers: int = 1,
     progress: ProgressCallback | None = None,
 ) -> ComplexCertificate:
-    """Evaluate the simplices over ``vertices``, inside and on their faces, and judge them against ``threshold``.
+    """Evaluate the simplices over ``vertices``, inside and on their faces, and compare them with ``threshold``.
 
     Every simplex is cut by bisection of its longest edge, in barycentric coordinates, until no edge of a cell is longer
     than ``spacing`` of the longest edge of all (when missing 1/32, 1/8, 1/4, 1/2 for lines, triangles, tetrahedra and
@@ -104,7 +102,7 @@ def certify_complex(
         vertices: the states that the numbers in ``simplices`` mean; points between are combined in float64.
         simplices: tuples of at least two vertex numbers, of any sizes.
         threshold: highest training loss allowed, in units of the loss.
-        workers: points evaluated at a time, in threads of their own.
+        workers: points evaluated at a time, each in a thread.
 
     Raises:
         LLPFError: a threshold that is not finite; no simplices, unknown vertices, or two vertices that are one point.
@@ -122,17 +120,19 @@ def certify_complex(
         raise LLPFError("the vertices are all the same point: there is nothing to certify")
     spacing = spacing or _SPACING.get(max(map(len, simplices)) - 1, 1 / 2)
     subdivision.cut_to(spacing * subdivision.longest)
-    with torch.random.fork_rng(devices=[]), WorkerPool(workers) as crew:
-        survey = _Survey(vertices, subdivision, evaluate_train, evaluate_test, full_train, threshold, crew, progress)
-        survey.expect(rounds * cells + (0 if full_train is None else worst + len(vertices)))
-        survey.measure(subdivision.points(), "screening" if full_train else "evaluating", test=True)
-        survey.refine(rounds, cells, most_rounds, finest * subdivision.longest)
-        survey.confirm(worst)
-    return survey.certificate(simplices, {"spacing": spacing, "rounds": rounds, "cells": cells, "finest": finest})
+    with torch.random.fork_rng(devices=[]), WorkerPool(workers) as pool:
+        sampler = _ComplexSampler(
+            vertices, subdivision, evaluate_train, evaluate_test, full_train, threshold, pool, progress
+        )
+        sampler.plan(rounds * cells + (0 if full_train is None else worst + len(vertices)))
+        sampler.measure(subdivision.points(), "screening" if full_train else "evaluating", test=True)
+        sampler.refine(rounds, cells, most_rounds, finest * subdivision.longest)
+        sampler.measure_fully(worst)
+    return sampler.certificate(simplices, {"spacing": spacing, "rounds": rounds, "cells": cells, "finest": finest})
 
 
-class _Survey:
-    """The evaluated points of one complex."""
+class _ComplexSampler:
+    """Evaluates the points of one complex."""
 
     def __init__(
         self,
@@ -142,20 +142,20 @@ class _Survey:
         test: Evaluate | None,
         full: Evaluate | None,
         threshold: float,
-        crew: WorkerPool,
+        pool: WorkerPool,
         progress: ProgressCallback | None,
     ) -> None:
         self._vertices, self._subdivision, self._threshold = vertices, subdivision, threshold
         self._train, self._test, self._full = train, test, full
-        self._crew, self._progress = crew, progress
-        #: The value that counts at each point; what was screened, for estimates among alike; on all samples; on test.
+        self._pool, self._progress = pool, progress
+        #: The value that counts at each point; on the screening set, for estimates; on all samples; on the test set.
         self.points: dict[Weights, Evaluation] = {}
         self.screened: dict[Weights, float] = {}
         self.full: dict[Weights, Evaluation] = {}
         self.test: dict[Weights, Evaluation] = {}
-        self._done, self._expected, self._highest_seen = 0, len(subdivision.points()), -math.inf
+        self._done, self._expected, self._highest_loss = 0, len(subdivision.points()), -math.inf
 
-    def expect(self, more: int) -> None:
+    def plan(self, more: int) -> None:
         self._expected += more
 
     def measure(self, points: Sequence[Weights], text: str, *, test: bool = False) -> None:
@@ -165,35 +165,34 @@ class _Survey:
             state = self._vertices.combine(point)
             return self._train(state), self._test(state) if test and self._test is not None else None
 
-        for point, (train, on_test) in zip(new, self._crew.map(one, new), strict=True):
+        for point, (train, on_test) in zip(new, self._pool.map(one, new), strict=True):
             self.points[point] = train
             self.screened[point] = train.loss
             if on_test is not None:
                 self.test[point] = on_test
-            self._tell(text, train.loss)
+            self._report(text, train.loss)
 
     def refine(self, rounds: int, count: int, most_rounds: int, finest: float) -> None:
         for number in range(most_rounds):
-            found = [(cell, estimate) for cell, estimate in self._estimates() if self._subdivision.size(cell) > finest]
+            large = [(cell, estimate) for cell, estimate in self._estimates() if self._subdivision.size(cell) > finest]
             if number >= rounds:
-                found = [(cell, estimate) for cell, estimate in found if self._may_exceed(cell, estimate)]
-            if not found:
+                large = [(cell, estimate) for cell, estimate in large if self._may_exceed(cell, estimate)]
+            if not large:
                 return
-            chosen = [cell for cell, _ in found[:count]]
-            self._subdivision.bisect(chosen)
+            self._subdivision.bisect(cell for cell, _ in large[:count])
             self.measure(self._subdivision.points(), "refining")
 
     def _estimates(self) -> list[tuple[Cell, float]]:
-        found = [(cell, self._subdivision.estimate(cell, self.screened)) for cell in self._subdivision.cells]
+        pairs = [(cell, self._subdivision.estimate(cell, self.screened)) for cell in self._subdivision.cells]
         return sorted(
-            ((cell, estimate) for cell, estimate in found if estimate > -math.inf),
+            ((cell, estimate) for cell, estimate in pairs if estimate > -math.inf),
             key=lambda pair: (-pair[1], pair[0].simplex, pair[0].corners),
         )
 
     def _may_exceed(self, cell: Cell, estimate: float) -> bool:
         return max(self.screened[corner] for corner in cell.corners) <= self._threshold < estimate
 
-    def confirm(self, worst: int) -> None:
+    def measure_fully(self, worst: int) -> None:
         if self._full is None:
             return
         self._measure_full([point for point in self.points if max(point) == 1.0])
@@ -214,17 +213,17 @@ class _Survey:
         full = self._full
         assert full is not None
         new = [point for point in points if point not in self.full]
-        measured = self._crew.map(lambda point: full(self._vertices.combine(point)), new)
+        measured = self._pool.map(lambda point: full(self._vertices.combine(point)), new)
         for point, evaluation in zip(new, measured, strict=True):
             self.points[point] = self.full[point] = evaluation
-            self._tell("all samples", evaluation.loss)
+            self._report("all samples", evaluation.loss)
 
-    def _tell(self, text: str, loss: float) -> None:
+    def _report(self, text: str, loss: float) -> None:
         self._done += 1
-        self._highest_seen = max(self._highest_seen, math.inf if math.isnan(loss) else loss)
+        self._highest_loss = max(self._highest_loss, math.inf if math.isnan(loss) else loss)
         if self._progress is not None:
             expected = max(self._done, self._expected)
-            self._progress(self._done, expected, f"{text}  highest loss {self._highest_seen:.4f}")
+            self._progress(self._done, expected, f"{text}  highest loss {self._highest_loss:.4f}")
 
     def _falling(self, point: Weights) -> tuple[float, Weights]:
         """Sorts the highest loss first; NaN counts as higher than anything."""
@@ -282,21 +281,21 @@ class _Survey:
         )
 
     def _reasons(self, highest: Weights) -> list[str]:
-        found = []
+        reasons = []
         bad = [p for p, e in self.points.items() if e.not_finite > 0 or not math.isfinite(e.loss)]
         if bad:
-            found.append(f"the training loss is not finite at {len(bad)} points, first at {self.place(bad[0])}")
+            reasons.append(f"the training loss is not finite at {len(bad)} points, first at {self._describe(bad[0])}")
         above = [p for p, e in self.points.items() if math.isfinite(e.loss) and e.loss > self._threshold]
         if above:
             worst = min(above, key=self._falling)
             kind = "" if self._full is None or worst in self.full else " on the screening subset"
-            found.append(
-                f"the training loss{kind} is {self.points[worst].loss:.4g} at {self.place(worst)}, above the threshold "
-                f"{self._threshold:g}, and above it at {len(above)} of {len(self.points)} points"
+            reasons.append(
+                f"the training loss{kind} is {self.points[worst].loss:.4g} at {self._describe(worst)}, above the "
+                f"threshold {self._threshold:g}, and above it at {len(above)} of {len(self.points)} points"
             )
-        return found
+        return reasons
 
-    def place(self, point: Weights) -> str:
+    def _describe(self, point: Weights) -> str:
         names = self._vertices.names
         return " + ".join(f"{weight:.3g} x {names[i]}" for i, weight in enumerate(point) if weight)
 

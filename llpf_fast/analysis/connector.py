@@ -1,4 +1,4 @@
-"""All points of a complex trained together, on random places of its simplices."""
+"""Connectors: points that join several optima at low loss, their search, training and certificate."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .problem import Problem
 from .simplices import Complex, ComplexKind, Hyperplane
 from .vector_loss import seeded
 
-_TELL_EVERY = 50
+_REPORT_EVERY = 50
 
 
 def train_surface(
@@ -87,8 +87,8 @@ def train_surface(
                 velocity[vertex - fixed].add_(flat.grad, alpha=float(weight))
         for number, plane in enumerate(planes):
             plane.project_point_(values[fixed + number].sub_(velocity[number], alpha=rate))
-        recent += (value - recent) / min(step + 1, _TELL_EVERY)
-        if progress is not None and ((step + 1) % _TELL_EVERY == 0 or step + 1 == steps):
+        recent += (value - recent) / min(step + 1, _REPORT_EVERY)
+        if progress is not None and ((step + 1) % _REPORT_EVERY == 0 or step + 1 == steps):
             progress(step + 1, f"surface  loss {recent:.4f}")
     return values
 
@@ -101,7 +101,7 @@ def certify_connector(
     progress: ProgressCallback | None = None,
     **options: Any,
 ) -> ComplexCertificate:
-    """Certify ``connector`` on the training set of ``problem`` and keep the certificate in it.
+    """Certify ``connector`` on the training set of ``problem`` and store the certificate in it.
 
     All points are measured on ``problem.samples("train")``; where that is a subset, the worst points and those near the
     threshold on all training samples. BatchNorm statistics are re-estimated at every point: interpolated ones belong to
@@ -130,7 +130,7 @@ class ConnectorSettings:
 
     A point starts at the centroid of the optima that it joins and is trained inside its :class:`Hyperplane` until the
     mean loss of ``window`` batches is at most ``aim``, or for ``steps`` gradient steps; then ``surface_steps`` steps
-    train all points together on random places of the simplices. SGD; ``lr`` falls linearly to 0 over the surface steps.
+    train all points at once, at random points of the simplices. SGD; ``lr`` falls linearly to 0 over the surface steps.
     """
 
     kind: ComplexKind = "simplices"
@@ -158,9 +158,9 @@ class ConnectorSettings:
 
 @dataclass
 class Connector:
-    """A complex over the optima (first) and the points found, as networks; ``records`` tell of each point's search.
+    """A complex over the optima (first) and the points that join them, as networks; ``records``: each point's search.
 
-    ``certificate`` is there once :func:`certify_complex` was asked.
+    ``certificate`` is None until :func:`certify_connector`.
     """
 
     complex: Complex
@@ -170,7 +170,7 @@ class Connector:
     certificate: ComplexCertificate | None = None
 
     def numbers(self) -> dict[str, Any]:
-        """What results say of it, without the evaluated points."""
+        """Plain values for a results file, without the evaluated points."""
         certificate = None if self.certificate is None else self.certificate.as_dict()
         if certificate is not None:
             del certificate["points"]
@@ -236,7 +236,7 @@ def find_connector(
         module: the architecture, on the device to compute on; copied, without wrappers.
         optima: two or more networks.
         loss_fn: (model output, targets) -> scalar loss of a batch, which is compared with ``settings.aim``.
-        train: anything that :func:`llpf_fast.batches.as_data` takes, or samples held in memory already.
+        train: anything that :func:`llpf_fast.batches.as_data` takes, or samples in memory.
         progress: called after every window of steps.
 
     Returns:
@@ -269,12 +269,12 @@ def find_connector(
         vertex = len(optima) + number
         flat.load(optima.combine(_centroid(shape.faces[vertex], len(optima))))
 
-        def tell(steps: int, loss: float, number: int = number, vertex: int = vertex) -> None:
+        def report(steps: int, loss: float, number: int = number, vertex: int = vertex) -> None:
             if progress is not None:
                 text = f"point {shape.label(vertex)}  loss {loss:.4f}"
                 progress(number * settings.steps + steps, total, text)
 
-        record = _train_point(flat, plane, loss_fn, batches(vertex), settings, tell)
+        record = _train_point(flat, plane, loss_fn, batches(vertex), settings, report)
         records.append({"point": shape.label(vertex), **record, "distance_off_plane": plane.distance(flat.data)})
         values.append(flat.data.clone())
         states.append(flat.state_dict())
@@ -310,7 +310,7 @@ def _train_point(
     loss_fn: LossFunction,
     batches: Batches,
     settings: ConnectorSettings,
-    tell: Callable[[int, float], None],
+    report: Callable[[int, float], None],
 ) -> dict[str, Any]:
     """Correct ``flat`` (at the centroid) inside ``plane``; what it took."""
     optimizer = torch.optim.SGD(flat.module.parameters(), lr=settings.lr, momentum=settings.momentum)
@@ -324,7 +324,7 @@ def _train_point(
 
     optimizer.register_step_pre_hook(before)
     optimizer.register_step_post_hook(after)
-    # A correction in windows: the gate opens a new one until the mean loss of a whole window is low.
+    # A correction in windows, repeated until the mean loss of a whole window is low.
     correction = Correction(
         flat,
         loss_fn,
@@ -340,7 +340,7 @@ def _train_point(
         corrected = correction.run(steps, continued=steps > 0)
         steps += corrected.steps
         first = corrected.loss if first is None else first
-        tell(min(steps, settings.steps), corrected.loss)
+        report(min(steps, settings.steps), corrected.loss)
         if corrected.met or steps >= settings.steps:
             return {
                 "steps": steps,

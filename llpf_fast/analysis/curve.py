@@ -27,7 +27,7 @@ class Curve(Protocol):
 
     @property
     def nodes(self) -> int:
-        """How many nodes, both ends included."""
+        """Number of nodes, both endpoints included."""
         ...
 
     def weights(self, t: float) -> list[float]:
@@ -62,7 +62,7 @@ class PolyChain:
         return self.bends + 2
 
     def weights(self, t: float) -> list[float]:
-        """Hat functions: only the two nodes of t's own segment count."""
+        """Hat functions: only the two nodes of the segment of t count."""
         position = t * (self.nodes - 1)
         return [max(0.0, 1.0 - abs(position - i)) for i in range(self.nodes)]
 
@@ -96,8 +96,8 @@ _STREAM = 2
 class FitSettings:
     """How a curve is fitted: ``steps`` gradient steps of SGD on the inner nodes.
 
-    Rate and momentum are those of the authors' code, whose schedule it also is: constant for half the steps, then
-    falling linearly to a hundredth at nine tenths, and staying there. Their weight decay on the curve's points is 0
+    Rate and momentum are those of the authors' code, as is the schedule: constant for half the steps, then
+    falling linearly to a hundredth at nine tenths, and constant again. Their weight decay on the curve's points is 0
     here unless set: it is no part of the loss that is compared.
     """
 
@@ -121,7 +121,7 @@ def fit(
     settings: FitSettings,
     progress: ProgressCallback | None = None,
 ) -> Tensor:
-    """Inner nodes that minimise E_t L(theta(t)), t uniform in [0, 1]; the ends stay as they are, bit for bit.
+    """Inner nodes that minimise E_t L(theta(t)), t uniform in [0, 1]; the endpoints are unchanged, bit for bit.
 
     Each gradient step draws one t and one batch; d theta / d node_i = w_i(t), so the step costs what a step of ordinary
     training costs, and two operations a node.
@@ -137,9 +137,9 @@ def fit(
     """
     inner = nodes.clone()
     velocity = torch.zeros_like(inner)
-    lane = torch.zeros(1, dtype=torch.int64)
+    index = torch.zeros(1, dtype=torch.int64)
     for step in range(settings.steps):
-        t = (int(random_bits(round_key(settings.seed, 0, step, _STREAM), lane)) + 0.5) / 2**32
+        t = (int(random_bits(round_key(settings.seed, 0, step, _STREAM), index)) + 0.5) / 2**32
         theta = point(curve, inner, t)
         loss, slope = gradient(theta, step)
         if not math.isfinite(loss):
@@ -167,12 +167,12 @@ def _rate(done: float) -> float:
 
 
 @dataclass(frozen=True)
-class FoundCurve:
-    """What one method found between two networks.
+class CurveResult:
+    """A curve between two networks, and what it cost.
 
-    ``waypoints`` are complete state dicts on the CPU: the polyline through them is what counts, not the curve they were
-    read off. ``gradient_steps`` counts forward and backward passes over one batch, ``seconds`` the whole search, its
-    looks at fixed sets included. ``destination`` is "b", or "b permuted" where the path ends at the second network with
+    ``waypoints`` are complete state dicts on the CPU; the polyline through them is certified, not the smooth curve.
+    ``gradient_steps`` counts forward and backward passes over one batch, ``seconds`` the whole search with its
+    evaluations on fixed sets. ``destination`` is "b", or "b permuted" where the path ends at the second network with
     its units in another order (the same function, another point).
     """
 
@@ -185,21 +185,21 @@ class FoundCurve:
 
 
 def write_run(
-    curve: FoundCurve, folder: str | os.PathLike[str], problem: Problem, *, threshold: float, about: Mapping[str, Any]
+    curve: CurveResult, folder: str | os.PathLike[str], problem: Problem, *, threshold: float, about: Mapping[str, Any]
 ) -> RunDirectory:
-    """``curve`` as a complete run in ``folder``, which ``llpf verify`` and every tool for runs takes like LLPF's own.
+    """``curve`` as a complete run in ``folder``, which ``llpf verify`` and every tool for runs takes.
 
-    run.yaml says with which loss, data and BatchNorm statistics the curve is judged, as a search's does.
+    run.yaml has the loss, data and BatchNorm statistics that the curve is verified with, as a search's has.
     A run that an earlier call wrote there is replaced; anything else is left alone.
 
     Raises:
-        LLPFError: ``folder`` holds something else, or cannot be written.
+        LLPFError: ``folder`` contains something else, or cannot be written.
     """
     folder = Path(folder)
     if (folder / "run.yaml").exists():
         method = (RunDirectory.open(folder).run.get("settings") or {}).get("method")
         if method is None:
-            raise LLPFError(f"{folder} holds a run that is no curve of llpf analyze; choose another folder")
+            raise LLPFError(f"{folder} contains a run that is no curve of llpf analyze; choose another folder")
         strangers = RunDirectory.open(folder).foreign_files()
         if strangers:
             raise LLPFError(f"{strangers[0]} is no file of a run, and {folder} would be replaced; move it away")
@@ -218,6 +218,7 @@ def write_run(
                 "method": curve.method,
                 **curve.settings,
             },
+            "goal": "model",
             "task": problem.task(),
             "environment": describe(problem.device),
             "start_sha256": state_digest(first),

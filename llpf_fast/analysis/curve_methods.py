@@ -21,7 +21,7 @@ from ..find import PathFinder, Settings, TickProgress
 from ..flat.copying import copied
 from ..path import RunDirectory, state_digest
 from ..types import ProgressCallback, StateDict
-from .curve import Bezier, Curve, FitSettings, FoundCurve, PolyChain, fit, point, straight
+from .curve import Bezier, Curve, CurveResult, FitSettings, PolyChain, fit, point, straight
 from .elastic_band import BandSettings, auto_neb
 from .networks import load_state
 from .permutations import trace_permutations
@@ -30,46 +30,46 @@ from .vector_loss import BatchGradient, VectorLoss, seeded
 from .weight_matching import align
 
 
-def straight_line(a: StateDict, b: StateDict) -> FoundCurve:
-    """The straight line: nothing is searched."""
-    return FoundCurve("linear", [dict(a), dict(b)], 0, 0.0)
+def straight_line(a: StateDict, b: StateDict) -> CurveResult:
+    """The straight line, which needs no search."""
+    return CurveResult("linear", [dict(a), dict(b)], 0, 0.0)
 
 
-def aligned_line(problem: Problem, a: StateDict, b: StateDict, *, seed: int = 0, restarts: int = 3) -> FoundCurve:
+def aligned_line(problem: Problem, a: StateDict, b: StateDict, *, seed: int = 0, restarts: int = 3) -> CurveResult:
     """The straight line from ``a`` to ``b`` with its hidden units put in the order that fits ``a`` best.
 
-    It ends at another point than ``b``: at a network that computes the same function.
+    It ends at another point than ``b``, at a network that computes the same function.
 
     Raises:
         LLPFError: the network cannot be traced, or has no units that may change places.
     """
-    # Imported before the clock runs: it takes seconds, once a process, which are not the method's.
+    # Imported before the time is taken: the import takes seconds, once a process.
     require("scipy.optimize", "weight matching")
 
-    began = time.perf_counter()
+    begin = time.perf_counter()
     specification = trace_permutations(problem.module, _example(problem, 2))
-    found = align(a, b, specification, seed=seed, restarts=restarts)
-    check_same_function(problem, b, found.state)
-    return FoundCurve(
+    alignment = align(a, b, specification, seed=seed, restarts=restarts)
+    check_same_function(problem, b, alignment.state)
+    return CurveResult(
         "aligned-linear",
-        [dict(a), found.state],
+        [dict(a), alignment.state],
         0,
-        time.perf_counter() - began,
+        time.perf_counter() - begin,
         destination="b permuted",
         settings={
             "restarts": restarts,
             "seed": seed,
             "groups": [group.size for group in specification.groups],
-            "distance_before": found.before,
-            "distance_after": found.after,
+            "distance_before": alignment.before,
+            "distance_after": alignment.after,
         },
     )
 
 
 def _example(problem: Problem, count: int) -> Tensor:
     """Inputs of a few training samples, on the CPU; LLPFError where they are not one tensor."""
-    held = problem.train
-    inputs = held.inputs if isinstance(held, TensorData) else held[0][0]
+    data = problem.train
+    inputs = data.inputs if isinstance(data, TensorData) else data[0][0]
     if not isinstance(inputs, Tensor):
         raise LLPFError(
             f"{type(problem.module).__name__} takes {shape_of(inputs)}, and only networks of one input tensor can be "
@@ -90,8 +90,8 @@ def check_same_function(problem: Problem, before: StateDict, after: StateDict) -
             outputs.append(forward(twin, inputs).detach())
     if not torch.allclose(outputs[0], outputs[1], rtol=1e-6, atol=1e-6 * float(outputs[0].abs().max())):
         raise LLPFError(
-            f"aligning {type(problem.module).__name__} changes what it computes: its units are used in a way that the "
-            "trace does not see; leave out aligned-linear"
+            f"aligning {type(problem.module).__name__} changes what it computes: its units are used in a way that "
+            "the trace does not follow; leave out aligned-linear"
         )
 
 
@@ -108,10 +108,10 @@ def llpf(
     *,
     steps: int | None = None,
     progress: ProgressCallback | None = None,
-) -> FoundCurve:
+) -> CurveResult:
     """LLPF's path between ``a`` and ``b`` with ``settings``; a run that is in ``folder`` already is continued.
 
-    Where it has taken ``steps`` gradient steps it is stopped, and the rest of the way is straight.
+    It is stopped after ``steps`` gradient steps; a straight segment then leads to ``b``.
 
     Raises:
         LLPFError: as the finder's; it got stuck or ended without arriving.
@@ -141,17 +141,17 @@ def llpf(
             progress=watch,
             resume=run is not None,
         )
-        began = time.perf_counter()
+        begin = time.perf_counter()
         try:
             result = finder.run()
         except _OutOfBudgetError:
-            return _stopped(RunDirectory.open(folder), b, steps, time.perf_counter() - began)
+            return _stopped(RunDirectory.open(folder), b, steps, time.perf_counter() - begin)
         if not result.arrived:
             raise LLPFError(f"LLPF ended ({result.ended}) before it arrived; its run is in {folder}")
         run = RunDirectory.open(folder)
     status = run.status or {}
     waypoints = [waypoint.load() for waypoint in run.waypoints()]
-    return FoundCurve(
+    return CurveResult(
         "llpf",
         waypoints,
         int(status.get("sgd_steps", 0)),
@@ -165,21 +165,21 @@ def _steps(run: RunDirectory) -> int:
     return int(metrics[-1]["sgd_steps"]) if metrics else 0
 
 
-def _stopped(run: RunDirectory, b: StateDict, steps: int | None, seconds: float) -> FoundCurve:
-    """The waypoints of a search that was stopped, and the straight rest of the way."""
+def _stopped(run: RunDirectory, b: StateDict, steps: int | None, seconds: float) -> CurveResult:
+    """The waypoints of a search that was stopped, and ``b``."""
     waypoints = [waypoint.load() for waypoint in run.waypoints()]
-    return FoundCurve("llpf", [*waypoints, dict(b)], _steps(run), seconds, settings={"stopped_at_steps": steps})
+    return CurveResult("llpf", [*waypoints, dict(b)], _steps(run), seconds, settings={"stopped_at_steps": steps})
 
 
 Method = Literal["llpf", "bezier", "polychain", "autoneb", "linear", "aligned-linear"]
 METHODS: tuple[Method, ...] = ("llpf", "bezier", "polychain", "autoneb", "linear", "aligned-linear")
-#: Those that train, and so have a learning rate and a budget of gradient steps of their own.
+#: Those that have a learning rate and a budget of gradient steps.
 TRAINED: tuple[Method, ...] = ("bezier", "polychain", "autoneb")
 
-#: Straight pieces that a smooth curve is judged by: the chord of a quadratic leaves it by |a - 2 c + b| / (4 * 32^2).
+#: Segments of the polyline through a smooth curve; a quadratic is at most |a - 2 c + b| / (4 * 32^2) away from them.
 _PIECES = 32
-#: Training samples on which AutoNEB looks where to insert: as many as LLPF's quick recipe screens on.
-_LOOK = 1000
+#: Training samples of the loss that tells AutoNEB where to insert: as many as LLPF's quick recipe screens on.
+_SCREENING_SAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -200,12 +200,12 @@ def find_curve(
     b: StateDict,
     budget: Budget,
     progress: ProgressCallback | None = None,
-) -> FoundCurve:
+) -> CurveResult:
     """Bezier, polychain or AutoNEB between the networks ``a`` and ``b``, on ``problem``'s batches.
 
-    Training goes on in train mode, as the methods' authors have it. BatchNorm statistics of inner waypoints are
-    re-estimated from training data at each; the two ends are ``a`` and ``b`` bit for bit. With ``problem.cache`` a
-    curve that was found already under the same data, ends and settings is taken from there, with its cost.
+    Training is in train mode, as in the methods' own code. BatchNorm statistics of inner waypoints are
+    re-estimated from training data at each; the two endpoints are ``a`` and ``b`` bit for bit. With ``problem.cache`` a
+    curve of the same data, endpoints and settings is taken from there, with its cost.
 
     Raises:
         LLPFError: training diverges; a method that does not train.
@@ -220,12 +220,12 @@ def find_curve(
         "method": method,
         "budget": asdict(budget),
         "settings": _settings(method, budget),
-        "ends": [state_digest(a), state_digest(b)],
+        "endpoints": [state_digest(a), state_digest(b)],
     }
     trained = problem.cached_training(key, train)
     steps, seconds = trained["cost"].tolist()
     waypoints = _waypoints(method, problem, a, b, trained["nodes"], budget)
-    return FoundCurve(method, waypoints, int(steps), seconds, settings=_settings(method, budget))
+    return CurveResult(method, waypoints, int(steps), seconds, settings=_settings(method, budget))
 
 
 def _settings(method: Method, budget: Budget) -> dict[str, Any]:
@@ -253,24 +253,24 @@ def _train(
     network = problem.vector_loss(train=True)
     start, end = network.pack(a, "the start"), network.pack(b, "the destination")
     gradient = BatchGradient(network, problem.batches(budget.batch_size, seed=budget.seed))
-    # Dropout's numbers come from torch's own generator: fixed inside, left as it was outside.
+    # Dropout draws from torch's generator.
     with seeded(budget.seed, problem.device):
-        began = time.perf_counter()
+        begin = time.perf_counter()
         if method == "autoneb":
-            band = auto_neb(start, end, gradient, _look(problem, network), _band(budget), progress)
+            band = auto_neb(start, end, gradient, _screening_loss(problem, network), _band(budget), progress)
             nodes = band.pivots
         elif method in ("bezier", "polychain"):
             curve = _curve(method, budget)
             nodes = fit(curve, straight(curve, start, end), gradient, _fit(budget), progress)
         else:
             raise LLPFError(f"{method} is no method that trains a curve; those that do: {', '.join(TRAINED)}")
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - begin
     return nodes.cpu(), gradient.steps, seconds
 
 
-def _look(problem: Problem, network: VectorLoss) -> Callable[[Tensor], float]:
+def _screening_loss(problem: Problem, network: VectorLoss) -> Callable[[Tensor], float]:
     """The loss on a fixed subset of training samples, with the statistics of the batch where there are any."""
-    samples = problem.fixed(fixed_subset(problem.train, _LOOK), batch_size=_LOOK)
+    samples = problem.fixed(fixed_subset(problem.train, _SCREENING_SAMPLES), batch_size=_SCREENING_SAMPLES)
     shares = samples.shares(network.reduction)
 
     def measure(vector: Tensor) -> float:

@@ -43,7 +43,7 @@ class DirectionalLoss:
         problem: network, loss, training data.
         samples: a fixed subset of the measured training samples, as a problem's; None or 0 for all of them.
         dtype: to compute in.
-        batch_size: samples a pass; its graph is held for the second derivatives. Batches stay as they come.
+        batch_size: samples a pass; its graph is in memory for the second derivatives. Batches are not cut anew.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class DirectionalLoss:
     ) -> None:
         self._dtype, self._device, self._gradients = dtype, problem.device, problem.mode.gradients
         self._loss_fn = loss_in(problem.loss_fn, problem.device, dtype)
-        held = fixed_subset(problem.measured, samples or 0)
-        self._samples = problem.fixed(held, batch_size=batch_size, dtype=dtype)
+        subset = fixed_subset(problem.measured, samples or 0)
+        self._samples = problem.fixed(subset, batch_size=batch_size, dtype=dtype)
         self._shares = self._samples.shares(LossReduction(self._loss_fn))
         self._batch_size = batch_size
         self._module = problem.copy(dtype).eval().requires_grad_(False)
@@ -79,8 +79,8 @@ class DirectionalLoss:
     def expand(self, theta: StateDict, directions: Sequence[Mapping[str, Tensor]], *, order: int = 2) -> Taylor:
         """Loss, slopes and (``order`` 2, else zeros) curvature at ``theta``, a whole state dict.
 
-        Each direction has tensors by parameter name; what it does not name does not move (a tied
-        tensor is named by all of its names). Buffers stay theta's.
+        Each direction has tensors by parameter name; other tensors do not move (a tied tensor
+        is named by all of its names). Buffers are theta's.
 
         Raises:
             LLPFError: the model or the loss fails on the data.
@@ -125,7 +125,7 @@ class DirectionalLoss:
         return {name: self._to(value) for name, value in state.items()}
 
     def _to(self, value: Tensor) -> Tensor:
-        """On the device; floating and complex values in the dtype's precision, others as they are."""
+        """On the device; floating and complex values in the dtype's precision, others unchanged."""
         if value.is_complex():
             return value.detach().to(self._device, self._dtype.to_complex())
         return value.detach().to(self._device, self._dtype if value.is_floating_point() else None)

@@ -22,10 +22,10 @@ class BandSettings:
     """How a band is relaxed: ``steps`` gradient steps in all, an equal share for each cycle.
 
     One gradient step is one pivot on one batch. Before the first cycle ``first`` pivots lie equally spaced on the
-    straight line; before every other, the ``most`` segments whose inside lies most above the line between their ends,
-    by more than ``bulge`` of the band's whole range of losses, get one pivot each, at the highest of ``inside`` points.
-    The authors' own schedule is 14 cycles of 1,000 and 2,000 rounds at 0.1, 0.01 and 0.001; ``rates`` keeps its three
-    levels.
+    straight line; before every other, the ``most`` segments whose inside is most above the line between their
+    endpoints, by more than ``bulge`` of the band's whole range of losses, get one pivot each, at the highest of
+    ``inside`` points. The authors' schedule is 14 cycles of 1,000 and 2,000 rounds at 0.1, 0.01 and 0.001; ``rates``
+    has the same three levels.
     """
 
     steps: int
@@ -48,7 +48,7 @@ class BandSettings:
 
 @dataclass(frozen=True)
 class Band:
-    """``pivots [n, P]``, ends included; ``measured`` counts the looks at the fixed set."""
+    """``pivots [n, P]``, endpoints included; ``measured`` counts evaluations on the fixed set."""
 
     pivots: Tensor
     steps: int
@@ -63,7 +63,7 @@ def auto_neb(
     settings: BandSettings,
     progress: ProgressCallback | None = None,
 ) -> Band:
-    """A minimum energy path from ``start`` to ``end``, both ``[P]``, which stay as they are.
+    """A minimum energy path from ``start`` to ``end``, both ``[P]``, which are unchanged.
 
     Each round: pivots are put back to their shares of the band's length (springs of infinite stiffness, so no
     spring force), every inner pivot's gradient is taken on one and the same batch, loses its part along the band, and
@@ -75,18 +75,18 @@ def auto_neb(
     pivots = torch.stack([start.lerp(end, i / (settings.first + 1)) for i in range(settings.first + 2)])
     pivots[0], pivots[-1] = start, end
     shares = torch.full((settings.first + 1,), 1 / (settings.first + 1), dtype=torch.float64)
-    ends = measure(start), measure(end)
+    endpoint_losses = measure(start), measure(end)
     measured, steps, round_ = 2, 0, 0
     for cycle, rate in enumerate(settings.rates):
         if cycle:
-            losses = _look(pivots, settings.inside, measure)
+            losses = _losses(pivots, settings.inside, measure)
             measured += len(losses)
             pivots, shares = insert(pivots, shares, losses, settings)
         velocity = torch.zeros_like(pivots)
         share = settings.steps * (cycle + 1) // len(settings.rates)
         while steps + len(pivots) - 2 <= share:
             pivots = redistribute(pivots, shares)
-            losses, slopes = _gradients(pivots, ends, gradient, round_)
+            losses, slopes = _gradients(pivots, endpoint_losses, gradient, round_)
             round_, steps = round_ + 1, steps + len(pivots) - 2
             if not all(map(math.isfinite, losses[1:-1])):
                 raise LLPFError(f"the band diverged after {steps} steps; lower its learning rate ({settings.lr})")
@@ -100,16 +100,16 @@ def auto_neb(
 def redistribute(pivots: Tensor, shares: Tensor) -> Tensor:
     """Points on the polyline through ``pivots [n, P]`` whose distances along it are ``shares [n - 1]`` of its length.
 
-    The ends stay, bit for bit; so does a band without length.
+    The endpoints are unchanged, bit for bit; so is a band without length.
     """
     lengths = (pivots[1:] - pivots[:-1]).to(torch.float64).norm(dim=1)
-    places = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    total = float(places[-1])
+    positions = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    total = float(positions[-1])
     if not (math.isfinite(total) and total > 0):
         return pivots
-    wanted = shares.to(places.device).cumsum(0)[:-1] / shares.sum() * total
-    left = (torch.searchsorted(places, wanted, right=True) - 1).clamp(0, len(lengths) - 1)
-    inside = ((wanted - places[left]) / lengths[left].clamp_min(1e-300)).clamp(0, 1).to(pivots.dtype)
+    wanted = shares.to(positions.device).cumsum(0)[:-1] / shares.sum() * total
+    left = (torch.searchsorted(positions, wanted, right=True) - 1).clamp(0, len(lengths) - 1)
+    inside = ((wanted - positions[left]) / lengths[left].clamp_min(1e-300)).clamp(0, 1).to(pivots.dtype)
     inner = torch.lerp(pivots[left], pivots[left + 1], inside.unsqueeze(1))
     return torch.cat([pivots[:1], inner, pivots[-1:]])
 
@@ -145,23 +145,23 @@ def tangent(pivots: Tensor, losses: Sequence[float], i: int) -> Tensor:
 
 
 def insert(pivots: Tensor, shares: Tensor, losses: Sequence[float], settings: BandSettings) -> tuple[Tensor, Tensor]:
-    """Pivots and shares with one more where the loss inside a segment lies most above the line between its ends.
+    """Pivots and shares with one more where the loss inside a segment is most above the line between its endpoints.
 
     ``losses`` are those of every pivot and of ``settings.inside`` equally spaced points inside every segment.
     """
     stride = settings.inside + 1
     finite = [loss for loss in losses if math.isfinite(loss)]
     spread = max(finite) - min(finite) if finite else 0.0
-    found = []
+    excesses = []
     for segment in range(len(pivots) - 1):
         a, b = losses[segment * stride], losses[(segment + 1) * stride]
         for j in range(1, stride):
             value, t = losses[segment * stride + j], j / stride
-            # A point where the loss is not finite bulges more than any other.
+            # A loss that is not finite counts as the highest.
             excess = value - (a + t * (b - a)) if math.isfinite(value - a - b) else math.inf
-            found.append((excess, segment, t))
+            excesses.append((excess, segment, t))
     best: dict[int, tuple[float, float]] = {}
-    for excess, segment, t in found:
+    for excess, segment, t in excesses:
         if excess > best.get(segment, (settings.bulge * spread, 0.0))[0]:
             best[segment] = (excess, t)
     chosen = sorted(sorted(best, key=lambda segment: -best[segment][0])[: settings.most], reverse=True)
@@ -175,17 +175,18 @@ def insert(pivots: Tensor, shares: Tensor, losses: Sequence[float], settings: Ba
 
 
 def _gradients(
-    pivots: Tensor, ends: tuple[float, float], gradient: Gradient, round_: int
+    pivots: Tensor, endpoint_losses: tuple[float, float], gradient: Gradient, round_: int
 ) -> tuple[list[float], Tensor]:
-    """Losses and gradients ``[n, P]``; at the ends the losses known from the fixed set, and no gradient."""
+    """Losses and gradients ``[n, P]``; at the endpoints the losses on the fixed set, and no gradient."""
     slopes = torch.zeros_like(pivots)
-    losses = [ends[0], *[math.nan] * (len(pivots) - 2), ends[1]]
+    losses = [endpoint_losses[0], *[math.nan] * (len(pivots) - 2), endpoint_losses[1]]
     for i in range(1, len(pivots) - 1):
         losses[i], slopes[i] = gradient(pivots[i], round_)
     return losses, slopes
 
 
-def _look(pivots: Tensor, inside: int, measure: Measure) -> list[float]:
+def _losses(pivots: Tensor, inside: int, measure: Measure) -> list[float]:
+    """Of every pivot and of ``inside`` equally spaced points inside every segment."""
     stride = inside + 1
     count = (len(pivots) - 1) * stride
     return [

@@ -1,4 +1,4 @@
-"""What waypoints are worth together: averages of their weights, ensembles of their predictions."""
+"""Ensembles and weight averages of waypoints, beside the endpoints of the run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ..path.fingerprint import code_digest
 from ..types import ProgressCallback
 from .networks import Networks, load_state
 from .problem import Problem
-from .sharpness import choose
+from .sharpness import sample_waypoints
 
 
 @dataclass(frozen=True)
 class EnsembleAlong:
-    """``rows``: what is compared, on the test set; ``members``: each waypoint that took part."""
+    """``rows``: loss and accuracy on the test set of what is compared; ``members``: those of each waypoint."""
 
     rows: list[dict[str, Any]]
     members: list[dict[str, Any]]
@@ -36,20 +36,20 @@ class EnsembleAlong:
 def ensemble_along(
     problem: Problem, folder: str | os.PathLike[str], *, points: int = 9, progress: ProgressCallback | None = None
 ) -> EnsembleAlong:
-    """Weight average and ensemble of waypoints of the run in ``folder`` beside its two ends.
+    """Weight average and ensemble of waypoints of the run in ``folder`` beside its endpoints.
 
-    Rows: first, last; the mean member; ensemble and weight average of the two ends alone; ensemble and weight average
+    Rows: first, last; the mean member; ensemble and weight average of the two endpoints; ensemble and weight average
     of all chosen waypoints. An ensemble of classifiers (logits ``[B, C, ...]`` against whole numbers) averages
     probabilities (its loss is that of their logarithm), any other averages outputs. BatchNorm statistics of an average
-    are re-estimated from training data. ``disagreement`` is the share of test samples on which two members of different
-    places give different classes, averaged over pairs.
+    are re-estimated from training data. ``disagreement`` is the share of test samples on which two members give
+    different classes, averaged over pairs.
 
     Raises:
         LLPFError: not a run, no path yet; no test set; the run is of another architecture; a network that does not
             return one tensor.
     """
     names = {name for name, _ in problem.module.named_parameters()}
-    chosen = choose(folder, names, points)
+    chosen = sample_waypoints(folder, names, points)
     samples = sample_count(problem.samples("test"))
     states = [dict(each.load()) for each in chosen]
     networks = Networks(states, [f"waypoint {each.waypoint.index}" for each in chosen], problem.module)
@@ -73,33 +73,33 @@ def ensemble_along(
 
 def _measured(problem: Problem, networks: Networks, progress: ProgressCallback | None) -> dict[str, Any]:
     count = len(networks)
-    said = _Predictions(problem)
+    predictions = _Predictions(problem)
     outputs = []
     for number, state in enumerate(networks):
-        outputs.append(said.of(state))
+        outputs.append(predictions.of(state))
         if progress is not None:
             progress(number + 1, count, networks.names[number])
-    members = [said.judge(output) for output in outputs]
-    ends = [outputs[0], outputs[-1]]
+    members = [predictions.evaluate(output) for output in outputs]
+    endpoints = [outputs[0], outputs[-1]]
     statistics = "reestimated" if problem.has_statistics else "stored"
-    evaluate = problem.evaluator("test", statistics=statistics)  # type: ignore[arg-type]
+    evaluator = problem.evaluator("test", statistics=statistics)  # type: ignore[arg-type]
 
     def average(*indices: int) -> dict[str, float | None]:
         chosen = networks.select(*indices)
-        found = evaluate(chosen.combine([1 / len(chosen)] * len(chosen)))
-        return {"test_loss": found.loss, "test_accuracy": found.accuracy}
+        evaluation = evaluator(chosen.combine([1 / len(chosen)] * len(chosen)))
+        return {"test_loss": evaluation.loss, "test_accuracy": evaluation.accuracy}
 
     rows = [
         {"what": "first", "networks": 1, **members[0]},
         {"what": "last", "networks": 1, **members[-1]},
         {"what": "mean member", "networks": 1, **_mean(members)},
-        {"what": "ensemble of the ends", "networks": 2, **said.judge(said.together(ends))},
-        {"what": "weight average of the ends", "networks": 2, **average(0, count - 1)},
-        {"what": "ensemble of waypoints", "networks": count, **said.judge(said.together(outputs))},
+        {"what": "ensemble of the endpoints", "networks": 2, **predictions.evaluate(predictions.combine(endpoints))},
+        {"what": "weight average of the endpoints", "networks": 2, **average(0, count - 1)},
+        {"what": "ensemble of waypoints", "networks": count, **predictions.evaluate(predictions.combine(outputs))},
         {"what": "weight average of waypoints", "networks": count, **average(*range(count))},
     ]
-    if said.classification:
-        rows[3]["disagreement"] = _disagreement(ends)
+    if predictions.classification:
+        rows[3]["disagreement"] = _disagreement(endpoints)
         rows[5]["disagreement"] = _disagreement(outputs)
     return {"rows": rows, "members": members}
 
@@ -117,7 +117,7 @@ class _Predictions:
         inputs, targets, _ = self._samples.batches[0]
         output = self._output(inputs)
         self.classification = is_classification(output, targets)
-        #: Whether accuracy is reported: as the evaluator does.
+        #: Whether accuracy is reported, by the evaluator's rule.
         self._counts_hits = self.classification and output.dim() == 2
 
     def of(self, state: Mapping[str, Tensor]) -> list[Tensor]:
@@ -138,19 +138,19 @@ class _Predictions:
             )
         return output.detach()
 
-    def together(self, members: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    def combine(self, members: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """The ensemble's outputs: the mean; for classifiers the logarithm of the mean probability."""
         if not self.classification:
             return [torch.stack(batch).mean(0) for batch in zip(*members, strict=True)]
-        # A probability that rounds to 0 would make the loss infinite; float64 keeps it above that for logits of 700.
+        # A probability that rounds to 0 would make the loss infinite; in float64 that takes logits of 700.
         return [
             torch.stack([output.softmax(1) for output in batch]).mean(0).clamp_min(1e-300).log()
             for batch in zip(*members, strict=True)
         ]
 
     @torch.no_grad()
-    def judge(self, outputs: Sequence[Tensor]) -> dict[str, float | None]:
-        """Loss and accuracy of the set, as the evaluator forms them."""
+    def evaluate(self, outputs: Sequence[Tensor]) -> dict[str, float | None]:
+        """Loss and accuracy of the set, formed like the evaluator's."""
         loss, hits, labels = 0.0, 0, 0
         for (_, targets, _), output, share in zip(self._samples, outputs, self._shares, strict=True):
             if not share:
@@ -165,11 +165,11 @@ class _Predictions:
 
 
 def _mean(members: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
+    means: dict[str, float | None] = {}
     for name in ("test_loss", "test_accuracy"):
         values = [value for member in members if (value := member[name]) is not None]
-        found[name] = math.fsum(values) / len(values) if values else None
-    return found
+        means[name] = math.fsum(values) / len(values) if values else None
+    return means
 
 
 def _disagreement(members: Sequence[Sequence[Tensor]]) -> float:

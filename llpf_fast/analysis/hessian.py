@@ -16,7 +16,7 @@ from ..errors import LLPFError, require
 from .vector_loss import VectorLoss, twice
 
 #: Called after every product with the number of products so far.
-Tick = Callable[[int], None]
+OnProduct = Callable[[int], None]
 
 
 class Hessian:
@@ -24,12 +24,12 @@ class Hessian:
 
     The loss is that of the whole set (:class:`~llpf_fast.batches.LossReduction`), however it is cut into batches, and
     so are its derivatives. Products are exact (two backward passes a batch, R. Pearlmutter 1994). With piecewise linear
-    activations it is the Hessian almost everywhere, without what the kinks would add. Own products rather than
-    curvlinops': these take any loss function and any input that the certificate takes, and have nothing to install.
+    activations it is the Hessian almost everywhere, without what the kinks would add. Not curvlinops'
+    products: these take any loss function and any input that the certificate takes, and need no further package.
 
     Args:
         samples: the fixed set; a list of batches (inputs, targets) is placed on the network's device, in its dtype.
-        tick: called after every product.
+        on_product: called after every product.
 
     Raises:
         LLPFError: no samples, or none with a label; later, where the forward or the loss fails.
@@ -40,11 +40,11 @@ class Hessian:
         network: VectorLoss,
         vector: Tensor,
         samples: FixedSamples | Sequence[tuple[Any, Any]],
-        tick: Tick | None = None,
+        on_product: OnProduct | None = None,
     ) -> None:
         if not isinstance(samples, FixedSamples):
             samples = FixedSamples(list(samples), batch_size=1, device=network.device, dtype=network.dtype)
-        self._network, self._samples, self._tick = network, samples, tick
+        self._network, self._samples, self._on_product = network, samples, on_product
         self._shares = samples.shares(network.reduction)
         self._vector = vector.detach()
         self.products = 0
@@ -88,8 +88,8 @@ class Hessian:
             if product is not None:
                 total.add_(product, alpha=share)
         self.products += 1
-        if self._tick is not None:
-            self._tick(self.products)
+        if self._on_product is not None:
+            self._on_product(self.products)
         return total
 
 
@@ -157,11 +157,11 @@ def trace(hessian: Hessian, *, probes: int = 16, seed: int = 0) -> Trace:
     if probes < 2:
         raise LLPFError(f"the trace needs at least 2 probes for a standard error, got {probes}")
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    estimates = []
     for _ in range(probes):
         signs = torch.randint(0, 2, (hessian.size,), generator=generator).to(hessian._vector) * 2 - 1
-        found.append(float(signs.double() @ (hessian @ signs).double()))
-    values = torch.tensor(found, dtype=torch.float64)
+        estimates.append(float(signs.double() @ (hessian @ signs).double()))
+    values = torch.tensor(estimates, dtype=torch.float64)
     return Trace(float(values.mean()), float(values.std(correction=1)) / math.sqrt(probes), probes)
 
 

@@ -50,9 +50,9 @@ class GroupBarrier:
 
 
 @dataclass(frozen=True)
-class LayerPlace:
-    """A layer's share of the way: number of parameters, distance between the networks there, its share of the squared
-    distance, and the norms at both."""
+class LayerShare:
+    """A layer: number of parameters, distance between the two networks in it, its share of the squared distance, and
+    its norm in both networks."""
 
     layer: str
     parameters: int
@@ -64,12 +64,16 @@ class LayerPlace:
 
 @dataclass(frozen=True)
 class LayerConnectivity:
-    """What ``layer_connectivity`` found. ``blocks`` [2, L, L]: D_k^T H D_l at both networks (D as seen from each)."""
+    """Result of ``layer_connectivity``.
+
+    ``endpoint_values``: statistics -> value name -> value at each network. ``blocks`` [2, L, L]: D_k^T H D_l at both
+    networks, D being the difference to the other network.
+    """
 
     names: list[str]
-    layers: list[LayerPlace]
+    layers: list[LayerShare]
     groups: list[GroupBarrier]
-    ends: dict[str, dict[str, list[float]]]
+    endpoint_values: dict[str, dict[str, list[float]]]
     whole: Prediction | None = None
     integral: CurvatureIntegral | None = None
     blocks: list[list[list[float]]] | None = None
@@ -83,34 +87,34 @@ class LayerConnectivity:
         return list(dict.fromkeys(group.statistics for group in self.groups))
 
     def midpoint(self, statistics: Statistics = "stored") -> dict[str, float]:
-        """The barrier of all layers together: both networks' midpoint."""
+        """The barrier of all layers, at the midpoint of the two networks."""
         for order in ("shallow", "deep", "random"):
-            if found := self.select(order, 0, statistics):
-                return found[-1].barriers
+            if groups := self.select(order, 0, statistics):
+                return groups[-1].barriers
         return {}
 
     def ranks(self) -> dict[str, Rank]:
         """Spearman's correlation of measured training-loss barriers with predicted ones: ``alone_base_0``, ..., and
         ``alone``, over the layers of both directions."""
-        found = {}
+        ranks = {}
         for order in dict.fromkeys(group.order for group in self.groups):
             both: list[GroupBarrier] = []
             for base in (0, 1):
                 groups = [group for group in self.select(order, base) if group.predicted is not None]
-                found[f"{order}_base_{base}"] = _rank(groups)
+                ranks[f"{order}_base_{base}"] = _rank(groups)
                 both += groups
-            found[order] = _rank(both)
-        return found
+            ranks[order] = _rank(both)
+        return ranks
 
     def numbers(self) -> dict[str, Any]:
-        """The verdict, as plain values."""
+        """Plain values for a results file."""
         whole = None
         if self.whole is not None:
             parts = {name: getattr(self.whole, name) for name in ("midpoint", "sixteenth", "highest")}
             whole = {**asdict(self.whole), **parts}
         return {
             "networks": self.names,
-            "ends": self.ends,
+            "endpoint_values": self.endpoint_values,
             "layers": [asdict(layer) for layer in self.layers],
             "midpoint_barrier": {kind: self.midpoint(kind) for kind in self.statistics},
             "predicted": whole,
@@ -162,7 +166,7 @@ def layer_connectivity(
     Args:
         networks: exactly two; the order of layers is the architecture's.
         orders: which groups: each layer alone, and groups that grow. The random order is drawn from ``problem.seed``.
-        tensors: every parameter tensor is a layer of its own.
+        tensors: whether every parameter tensor counts as a layer.
         predict: also take second derivatives: L Hessian-vector products at each network, on ``hessian_samples`` fixed
             training samples (0: all that are measured) in float64.
         integral: with ``predict``, also the curvature integral along the whole line: 2 ``nodes`` more.
@@ -178,39 +182,43 @@ def layer_connectivity(
         raise LLPFError(f"unknown order {', '.join(map(repr, unknown))}; known: {', '.join(ORDERS)}")
     layers = {name: [name] for name in networks.parameter_names} if tensors else networks.layers
     move = displacement(networks)
-    places = _places(networks, layers, move)
-    if not any(place.distance for place in places):
-        raise LLPFError(f"{networks.names[0]} and {networks.names[1]} hold the same parameters: nothing lies between")
+    shares = _shares(networks, layers, move)
+    if not any(share.distance for share in shares):
+        raise LLPFError(
+            f"{networks.names[0]} and {networks.names[1]} have the same parameters: there is nothing between them"
+        )
     plan = _plan(list(layers), orders, problem.seed)
     kinds = problem.statistics
-    work = _Work(progress, 2 * len(kinds) * (len(plan) + 1) + (2 + (2 * nodes if integral else 0) if predict else 0))
+    work = _ProgressCounter(
+        progress, 2 * len(kinds) * (len(plan) + 1) + (2 + (2 * nodes if integral else 0) if predict else 0)
+    )
     expansions: list[Taylor] | None = None
-    whole = found_integral = None
+    whole = curvature_along = None
     restricted = DirectionalLoss(problem, hessian_samples) if predict else None
     if restricted is not None:
         expansions = [_expansion(problem, networks, layers, restricted, base, work) for base in (0, 1)]
         whole = _whole(expansions)
         if integral:
-            found_integral = curvature_integral(
+            curvature_along = curvature_integral(
                 restricted,
                 networks,
                 nodes=nodes,
-                progress=lambda *_: work.tell("curvature along the line"),
+                progress=lambda *_: work.report("curvature along the line"),
                 cached=lambda key, compute: _cached(problem, networks, restricted, key, compute),
             )
     groups: list[GroupBarrier] = []
-    ends: dict[str, dict[str, list[float]]] = {}
+    endpoint_values: dict[str, dict[str, list[float]]] = {}
     for kind in kinds:
         measure = Measures(problem, kind)
         measured = [measure(networks[i]) for i in (0, 1)]
-        work.tell("both networks", 2)
-        ends[kind] = {name: [one[name] for one in measured] for name in measured[0]}
+        work.report("both networks", 2)
+        endpoint_values[kind] = {name: [one[name] for one in measured] for name in measured[0]}
         for base in (0, 1):
             for order, layer, members in plan:
                 state = _halfway(networks, layers, members, base)
                 values = measure(state)
-                work.tell(f"{order}, base {networks.names[base]}, {layer}")
-                means = {name: sum(pair) / 2 for name, pair in ends[kind].items()}
+                work.report(f"{order}, base {networks.names[base]}, {layer}")
+                means = {name: sum(pair) / 2 for name, pair in endpoint_values[kind].items()}
                 barriers = {name: value - means[name] for name, value in values.items()}
                 predicted = curvature = None
                 if expansions is not None and kind == "stored":
@@ -218,21 +226,21 @@ def layer_connectivity(
                 groups.append(GroupBarrier(order, base, layer, members, kind, barriers, predicted, curvature))
     return LayerConnectivity(
         networks.names,
-        places,
+        shares,
         groups,
-        ends,
+        endpoint_values,
         whole,
-        found_integral,
+        curvature_along,
         None if expansions is None else [expansion.curvature.tolist() for expansion in expansions],
         None if restricted is None else restricted.samples,
     )
 
 
-class _Work:
+class _ProgressCounter:
     def __init__(self, progress: ProgressCallback | None, expected: int) -> None:
         self._progress, self._expected, self._done = progress, expected, 0
 
-    def tell(self, text: str, count: int = 1) -> None:
+    def report(self, text: str, count: int = 1) -> None:
         self._done += count
         if self._progress is not None:
             self._progress(self._done, max(self._expected, self._done), text)
@@ -254,16 +262,16 @@ def _plan(layers: list[str], orders: Sequence[Order], seed: int) -> list[tuple[O
     ]
 
 
-def _places(networks: Networks, layers: Mapping[str, list[str]], move: StateDict) -> list[LayerPlace]:
+def _shares(networks: Networks, layers: Mapping[str, list[str]], move: StateDict) -> list[LayerShare]:
     total = sum(float(move[name].square().sum()) for name in networks.parameter_names)
-    places = []
+    shares = []
     for layer, names in layers.items():
         squared = sum(float(move[name].square().sum()) for name in names)
         norms = [math.sqrt(sum(float(network[name].double().square().sum()) for name in names)) for network in networks]
         count = sum(networks[0][name].numel() for name in names)
         share = squared / total if total else 0.0
-        places.append(LayerPlace(layer, count, math.sqrt(squared), share, *norms))
-    return places
+        shares.append(LayerShare(layer, count, math.sqrt(squared), share, *norms))
+    return shares
 
 
 def _names(networks: Networks, layers: Mapping[str, list[str]], members: Sequence[str]) -> set[str]:
@@ -289,19 +297,19 @@ def _expansion(
     layers: Mapping[str, list[str]],
     restricted: DirectionalLoss,
     base: int,
-    work: _Work,
+    work: _ProgressCounter,
 ) -> Taylor:
-    """At network ``base``, along each layer's way to the other."""
+    """Expansion at network ``base``, along each layer's difference to the other network."""
     move = displacement(networks, base, 1 - base)
 
     def compute() -> dict[str, Any]:
         directions = [
             {alias: move[alias] for name in names for alias in networks.aliases(name)} for names in layers.values()
         ]
-        found = restricted.expand(networks[base], directions)
-        return {"loss": found.loss, "slopes": found.slopes, "curvature": found.curvature}
+        expansion = restricted.expand(networks[base], directions)
+        return {"loss": expansion.loss, "slopes": expansion.slopes, "curvature": expansion.curvature}
 
-    work.tell(f"second derivatives at {networks.names[base]}")
+    work.report(f"second derivatives at {networks.names[base]}")
     numbers = _cached(problem, networks, restricted, {"what": "layers", "base": base, "layers": layers}, compute)
     slopes, curvature = (torch.as_tensor(numbers[name], dtype=torch.float64) for name in ("slopes", "curvature"))
     return Taylor(numbers["loss"], slopes, curvature)
@@ -321,7 +329,7 @@ def _cached(
 
 
 def _whole(expansions: Sequence[Taylor]) -> Prediction:
-    """Seen from the second network D points the other way."""
+    """The prediction for the whole line; at the second network D has the opposite sign."""
     slopes = [float(expansion.slopes.sum()) for expansion in expansions]
     curvatures = [float(expansion.curvature.sum()) for expansion in expansions]
     return Prediction(slopes[0], -slopes[1], *curvatures)

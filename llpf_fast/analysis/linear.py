@@ -1,4 +1,4 @@
-"""Where networks lie to each other: distances, angles, cosines, seen from the origin or from a base point."""
+"""Linear connectivity: barriers on straight lines between networks, their distances and angles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .problem import Problem
 
 @dataclass(frozen=True)
 class Geometry:
-    """Two points seen from a third (the origin, or a base point such as the network that both were trained from).
+    """Two points relative to a third: the origin, or a base point such as the network that both were trained from.
 
     ``distance`` between the two; ``radius_1``, ``radius_2`` from the base, all L2 in units of the parameters;
     ``cosine`` and ``angle`` (degrees, 0..180) at the base, NaN where a radius is 0.
@@ -57,12 +57,12 @@ STABLE_ERROR = 0.02
 
 @dataclass(frozen=True)
 class Barrier:
-    """How far a value f rises above its ends on the line from network 1 (fraction 0) to network 2 (fraction 1).
+    """How far a value f rises above its endpoints on the line from network 1 (fraction 0) to network 2 (fraction 1).
 
     ``frankle``: max_a f(a) - (f1 + f2) / 2 (linear mode connectivity, arXiv 1912.05671);
     ``entezari``: max_a [f(a) - ((1 - a) f1 + a f2)] (arXiv 2110.06296), reached at fraction ``at``;
     ``midpoint``: f(1/2) - (f1 + f2) / 2.
-    The maxima run over the points measured, ends included, so ``entezari`` is never negative and ``frankle`` never
+    The maxima run over the points measured, endpoints included, so ``entezari`` is never negative and ``frankle`` never
     below |f1 - f2| / 2. NaN where a value that counts is NaN.
     """
 
@@ -98,7 +98,7 @@ def line_fractions(points: int) -> list[float]:
     LLPFError for fewer than three.
     """
     if points < 3:
-        raise LLPFError(f"points must be at least 3 (both ends and the middle), got {points}")
+        raise LLPFError(f"points must be at least 3 (both endpoints and the middle), got {points}")
     return sorted({*(i / (points - 1) for i in range(points)), 0.5})
 
 
@@ -131,7 +131,7 @@ class Line:
 
 @dataclass(frozen=True)
 class LinearConnectivity:
-    """What ``linear_connectivity`` found: lines, and the place of each pair seen from the origin and the base."""
+    """Result of ``linear_connectivity``: lines, and the geometry of each pair relative to the origin and the base."""
 
     names: list[str]
     lines: list[Line]
@@ -140,7 +140,7 @@ class LinearConnectivity:
     base: str | None = None
 
     def numbers(self) -> dict[str, Any]:
-        """Barriers and places of each pair, as plain values."""
+        """Plain values for a results file: barriers and geometry of each pair."""
         return {"networks": self.names, "base": self.base, "pairs": self.summary()}
 
     def summary(self) -> list[dict[str, Any]]:
@@ -153,8 +153,8 @@ class LinearConnectivity:
                 "second": self.names[line.second],
                 "batchnorm_statistics": line.statistics,
             }
-            for name, found in line.barriers.items():
-                record |= {f"{name}_barrier_{kind}": value for kind, value in asdict(found).items()}
+            for name, values in line.barriers.items():
+                record |= {f"{name}_barrier_{kind}": value for kind, value in asdict(values).items()}
                 record |= {f"{name}_first": line.values[name][0], f"{name}_second": line.values[name][-1]}
             record["stable"] = line.stable
             record |= _prefixed(self.geometry[pair], "")
@@ -178,8 +178,8 @@ class LinearConnectivity:
         ]
 
 
-def _prefixed(found: Geometry, prefix: str) -> dict[str, float]:
-    return {f"{prefix}{name}": value for name, value in asdict(found).items() if not (prefix and name == "distance")}
+def _prefixed(pair: Geometry, prefix: str) -> dict[str, float]:
+    return {f"{prefix}{name}": value for name, value in asdict(pair).items() if not (prefix and name == "distance")}
 
 
 def linear_connectivity(
@@ -200,9 +200,9 @@ def linear_connectivity(
     point.
 
     Args:
-        points: of each line, equally spaced, ends included; the middle is always one. An odd number has the middle in
-            it; 25 needs 25 evaluations on each set, less the ends that lines share.
-        base: from which angles and radii are also seen (the network that all were trained from).
+        points: of each line, equally spaced, endpoints included; the middle is added to an even number. 25 points take
+            25 evaluations on each set, minus the endpoints that lines share.
+        base: angles and radii are also taken at this network (the one that all were trained from).
         progress: called with (points done, points expected, text).
 
     Raises:
@@ -219,22 +219,22 @@ def linear_connectivity(
     done, expected = 0, len(chosen) * len(kinds) * len(fractions)
     for kind in kinds:
         measure = Measures(problem, kind)
-        ends: dict[int, dict[str, float]] = {}
+        known: dict[int, dict[str, float]] = {}
         for first, second in chosen:
-            found: list[dict[str, float]] = []
+            measurements: list[dict[str, float]] = []
             for fraction in fractions:
                 end = {0.0: first, 1.0: second}.get(fraction)
-                measured = None if end is None else ends.get(end)
+                measured = None if end is None else known.get(end)
                 if measured is None:
                     state = networks.between(first, second, fraction)
                     measured = measure(state)
                     if end is not None:
-                        ends[end] = measured
-                found.append(measured)
+                        known[end] = measured
+                measurements.append(measured)
                 done += 1
                 if progress is not None:
                     progress(done, expected, f"{networks.names[first]} - {networks.names[second]}")
-            values = {name: [point[name] for point in found] for name in found[0]}
+            values = {name: [point[name] for point in measurements] for name in measurements[0]}
             lines.append(Line(first, second, kind, fractions, values))
     return LinearConnectivity(
         networks.names,

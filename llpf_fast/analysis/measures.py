@@ -1,4 +1,4 @@
-"""Loss and error of a state on the training and the test set, by name."""
+"""Loss and error of a state on training and test set, and rank correlation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .problem import Problem, Split
 
 
 class Measures:
-    """state dict -> ``train_loss``, ``train_error``, ``test_loss``, ``test_error``, as far as they are known.
+    """state dict -> ``train_loss``, ``train_error``, ``test_loss``, ``test_error``, as far as they exist.
 
-    Errors are 1 - accuracy, where it is classification; test values where the problem has a test set.
+    Errors are 1 - accuracy, for classification; test values where the problem has a test set.
     """
 
     def __init__(self, problem: Problem, statistics: Statistics = "stored") -> None:
@@ -23,16 +23,16 @@ class Measures:
         self._evaluators = {split: problem.evaluator(split, statistics=statistics) for split in splits}
 
     def __call__(self, state: StateDict) -> dict[str, float]:
-        found = {}
+        values = {}
         for split, evaluator in self._evaluators.items():
             evaluation = evaluator(state)
-            found[f"{split}_loss"] = evaluation.loss
+            values[f"{split}_loss"] = evaluation.loss
             if evaluation.accuracy is not None:
-                found[f"{split}_error"] = 1 - evaluation.accuracy
-        return found
+                values[f"{split}_error"] = 1 - evaluation.accuracy
+        return values
 
 
-#: Fewer pairs than this have no rank correlation worth a number.
+#: Fewer pairs than this get no rank correlation.
 _FEWEST = 3
 
 
@@ -54,5 +54,5 @@ def rank_correlation(predicted: Sequence[float], measured: Sequence[float]) -> R
     finite = all(map(math.isfinite, [*predicted, *measured]))
     if count < _FEWEST or not finite or len({*predicted}) < 2 or len({*measured}) < 2:
         return Rank(None, None, count)
-    found = require("scipy.stats", "a rank correlation").spearmanr(predicted, measured)
-    return Rank(float(found.statistic), float(found.pvalue), count)
+    test = require("scipy.stats", "a rank correlation").spearmanr(predicted, measured)
+    return Rank(float(test.statistic), float(test.pvalue), count)

@@ -21,11 +21,11 @@ from ..path.polyline import interpolate
 from ..path.state import detached
 from ..types import StateDict
 
-#: A model file, a run directory (``RUN`` for both of its ends, ``RUN@12`` for waypoint 12, ``RUN@-1`` for the last), a
-#: state dict, or a module.
+#: A model file, a run directory (``RUN`` for both of its endpoints, ``RUN@12`` for waypoint 12, ``RUN@-1`` for the
+#: last), a state dict, or a module.
 Source = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
 
-#: Weights whose sum is nearer to 1 than this leave what all networks have in common as it is.
+#: With weights whose sum is nearer to 1 than this, values that all networks share are unchanged.
 _AFFINE = 1e-9
 
 
@@ -33,7 +33,7 @@ class Networks:
     """m >= 1 state dicts of one architecture, checked; all arithmetic in float64.
 
     The space is that of the *parameters*: P numbers, each tied tensor once, in the architecture's order. Buffers are no
-    coordinates; ``combine`` and ``unflatten`` say what becomes of them.
+    coordinates; ``combine`` and ``unflatten`` describe how they are handled.
 
     Args:
         states: of equal names and shapes; entries that are no tensors are left out.
@@ -73,7 +73,7 @@ class Networks:
             raise LLPFError(f"{self.names[0]} has no floating parameters")
         #: For each of them all of its names in the state dict.
         self._aliases = tied
-        #: Where each parameter tensor lies in a flat vector.
+        #: The part of a flat vector that each parameter tensor has.
         self.slices: dict[str, slice] = {}
         offset = 0
         for name in tied:
@@ -89,7 +89,7 @@ class Networks:
                 return
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # that floating ones are interpolated is what is asked for here
+                    warnings.simplefilter("ignore")  # of floating buffers that are interpolated
                     check_buffers(self.states[0], state, self.module)
             except LLPFError as error:
                 raise LLPFError(f"{self.names[0]} and {name}: {error}") from None
@@ -109,18 +109,22 @@ class Networks:
 
         A parameter of the network itself, owned by no submodule, is a layer of its own name.
         """
-        found: dict[str, list[str]] = {}
+        layers: dict[str, list[str]] = {}
         for name in self.parameter_names:
-            found.setdefault(name.rpartition(".")[0] or name, []).append(name)
-        return found
+            layers.setdefault(name.rpartition(".")[0] or name, []).append(name)
+        return layers
 
     def aliases(self, name: str) -> list[str]:
         """All names in the state dict of the parameter tensor ``name``: more than one where it is tied."""
         return list(self._aliases[name])
 
     def digests(self) -> list[str]:
-        """``path.state_digest`` of each, for cache keys and results."""
+        """``path.state_digest`` of each, for cache keys."""
         return [state_digest(state) for state in self.states]
+
+    def digests_by_name(self) -> dict[str, str]:
+        """:meth:`digests` by name, for results."""
+        return dict(zip(self.names, self.digests(), strict=True))
 
     def flatten(self, state: StateDict) -> Tensor:
         """The parameters of ``state`` as one vector, float64 ``[P]`` on the CPU."""
@@ -140,8 +144,8 @@ class Networks:
         if vector.shape != (self.size,):
             raise LLPFError(f"a vector of shape {list(vector.shape)} is no network of {self.size} parameters")
         state = dict(self.states[0] if buffers is None else buffers)
-        for name, place in self.slices.items():
-            value = vector[place].view(self.states[0][name].shape)
+        for name, part in self.slices.items():
+            value = vector[part].view(self.states[0][name].shape)
             for alias in self._aliases[name]:
                 state[alias] = value
         return state
@@ -149,10 +153,10 @@ class Networks:
     def combine(self, weights: Sequence[float] | Tensor) -> dict[str, Tensor]:
         """sum_i weights[i] * network i, for parameters and floating buffers in float64, for complex ones in complex128.
 
-        A tensor that all networks with a weight have the same, bit for bit, stays as it is if the weights sum to one,
-        and so does each single value (a mask keeps its infinities). Integer buffers are the first's. ``weights [m]``
-        need not sum to one. Where one weight is 1 and the others are 0 it is that network itself, bit for bit and in
-        its own dtypes.
+        A tensor that all networks with a weight have the same, bit for bit, is unchanged if the weights sum to one,
+        and so is each single value (the infinities of a mask remain). Integer buffers are the first's. ``weights [m]``
+        need not sum to one. Where one weight is 1 and the others are 0 it is that network, bit for bit and in its
+        dtypes.
         """
         w = [float(weight) for weight in weights]
         if len(w) != len(self):
@@ -167,7 +171,7 @@ class Networks:
         }
 
     def between(self, a: int, b: int, fraction: float) -> dict[str, Tensor]:
-        """(1 - fraction) * network a + fraction * network b, as ``combine``: what lies on a path's straight pieces."""
+        """(1 - fraction) * network a + fraction * network b, as ``combine``: a point of a path's segment."""
         if a != b and 0 < fraction < 1:
             return interpolate(self.states[a], self.states[b], fraction)
         weights = [0.0] * len(self)
@@ -176,7 +180,7 @@ class Networks:
         return self.combine(weights)
 
     def select(self, *indices: int) -> Networks:
-        """Some of them, as Networks of their own."""
+        """Some of the networks, as ``Networks``."""
         chosen = object.__new__(Networks)
         chosen.__dict__.update(self.__dict__)
         chosen.names = [self.names[i] for i in indices]
@@ -195,15 +199,15 @@ def load_networks(
     """
     module = None if module is None else unwrapped(module)
     states: list[StateDict] = []
-    found_names: list[str] = []
+    long_names: list[str] = []
     for source in sources:
         for name, state in _load(source, len(states), module):
-            found_names.append(name)
+            long_names.append(name)
             states.append(state)
     if len(states) < fewest:
-        given = f" ({found_names[0]})" if len(states) == 1 else ""
+        given = f" ({long_names[0]})" if len(states) == 1 else ""
         raise LLPFError(f"at least {fewest} models are needed, {len(states) or 'none'}{given} given; name more")
-    return Networks(states, names or _short(found_names), module)
+    return Networks(states, names or _short(long_names), module)
 
 
 def _load(source: Source, number: int, module: nn.Module | None) -> Iterator[tuple[str, StateDict]]:
@@ -213,8 +217,8 @@ def _load(source: Source, number: int, module: nn.Module | None) -> Iterator[tup
     if isinstance(source, nn.Module):
         name = f"model {number}"
         if module is None:
-            own = unwrapped(source, name).state_dict()
-            yield name, {k: detached(v) for k, v in own.items() if isinstance(v, Tensor)}
+            state = unwrapped(source, name).state_dict()
+            yield name, {k: detached(v) for k, v in state.items() if isinstance(v, Tensor)}
         else:
             yield name, fitted(source, name)
         return
@@ -239,14 +243,14 @@ def _load(source: Source, number: int, module: nn.Module | None) -> Iterator[tup
 
 
 def _waypoints(folder: str) -> list[Waypoint]:
-    found = RunDirectory.open(folder).waypoints()
-    if not found:
+    waypoints = RunDirectory.open(folder).waypoints()
+    if not waypoints:
         raise LLPFError(f"{folder} has no waypoints yet")
-    return found
+    return waypoints
 
 
 def _short(names: list[str]) -> list[str]:
-    """File names without what all share: folders, and the suffix that says model."""
+    """File names without folders and the suffixes of model files, where they differ."""
     short = [Path(name).name for name in names]
     for suffix in (".safetensors", ".pth", ".pt", ".model"):
         short = [name.removesuffix(suffix) for name in short]
@@ -263,7 +267,8 @@ def _masks(states: Sequence[StateDict]) -> set[str]:
 
 
 def _combined(values: Sequence[Tensor], weights: Sequence[float], affine: bool) -> Tensor:
-    """The weighted sum of one tensor of several networks, on the CPU; what is the same in all stays, if ``affine``."""
+    """The weighted sum of one tensor of several networks, on the CPU; values that are the same in all are unchanged, if
+    ``affine``."""
     first = values[0]
     if not (first.is_floating_point() or first.is_complex()):
         return first

@@ -1,4 +1,4 @@
-"""Principal components of paths: the plane, or the few axes, that show most of where they go."""
+"""Principal components of the waypoints of paths."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from ..path import RunDirectory
 from ..types import ProgressCallback
 from .trajectory import Matrix, Piece, Trajectory, pieces, same_space
 
-#: What the values in memory at once may take; the Gram matrices, 24 bytes for each pair of waypoints, come on top.
+#: Bytes for the values that are in memory at once, besides the Gram matrices: 24 bytes for each pair of waypoints.
 MEMORY = 256 * 2**20
-#: A layer counts as standing still when its whole spread is below this share of the squares it is a difference of.
-_STILL = 1e-14
+#: A layer counts as unchanged when its spread is below this share of the squares of which it is a difference.
+_UNCHANGED = 1e-14
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Waypoints of all paths, seen along the first principal components of one layer or of the whole network.
+    """Coordinates of the waypoints of all paths along the first principal components of one layer or of the whole
+    network.
 
     Attributes:
         coordinates: one ``[waypoints, components]`` float64 array a path, about the mean of all waypoints.
@@ -71,13 +72,13 @@ def principal_components(
     device: torch.device | str = "cpu",
     progress: ProgressCallback | None = None,
 ) -> Components:
-    """Exact PCA of the waypoints of all ``runs`` together, by the Gram matrix.
+    """Exact PCA of the waypoints of all ``runs``, by the Gram matrix.
 
     With n waypoints of P parameters, n below P, the components' coordinates are those of the eigenvectors of
     G = X Xᵀ ``[n, n]``, X the waypoints about their mean. G is a sum over columns, so X is read once, a block of
     columns of all waypoints at a time, whatever n P is; the sum over one layer's columns gives that layer's
-    components for nothing. scikit-learn's IncrementalPCA was the other choice: it goes through the waypoints twice,
-    holds a batch and its components at full length (11 M parameters: 90 MB each in float64), and is approximate.
+    components at no further cost. scikit-learn's IncrementalPCA reads the waypoints twice, needs a batch and its
+    components at full length (11 M parameters: 90 MB each in float64), and is approximate.
 
     Memory: ``memory`` + 24 n² bytes; measured in docs/pictures.md. Every file is read
     twice: once against its sha256, once for its values. n² P multiplications, in float64.
@@ -85,18 +86,18 @@ def principal_components(
     Args:
         runs: run directories, finished or not, of one architecture.
         components: how many; where the waypoints span fewer, the rest are 0.
-        per_layer: also each layer (the module that owns parameters) by itself.
+        per_layer: also for each layer (a module that owns parameters).
         module: see :class:`Trajectory`.
         memory: bytes for the block of values.
         device: where the blocks are multiplied.
         progress: called with (done, expected, text), in waypoints and then in parameters.
 
     Returns:
-        The projections. The sign of a component is such that the first path that has moved along it ends higher than it
-        began (where it ends as it began, such that its largest coordinate is positive).
+        The projections. The sign of a component is such that the first path that moves along it ends higher than it
+        starts (where none does, such that the largest coordinate is positive).
 
     Raises:
-        LLPFError: no run; not a run; different architectures; fewer than two waypoints altogether, or all the same; a
+        LLPFError: no run; not a run; different architectures; fewer than two waypoints in all, or all the same; a
             missing or changed file; NaN or infinity in one.
     """
     if components < 1:
@@ -115,23 +116,23 @@ def principal_components(
     if progress:
         progress(done, total, "parameters")
     for layer, names in paths[0].layers.items():
-        own, own_squares = np.zeros((count, count)), 0.0
+        layer_gram, layer_squares = np.zeros((count, count)), 0.0
         for group in pieces(paths[0].shapes, names, columns):
             block, raw = _block(paths, group, count)
-            own += _product(block, device)
-            own_squares += raw
+            layer_gram += _product(block, device)
+            layer_squares += raw
             done += block.shape[1]
-            # Before the next is made: two at a time would be twice ``memory``.
+            # Before the next is made: two blocks would take twice ``memory``.
             del block
             if progress:
                 progress(done, total, "parameters")
         if per_layer:
-            layers[layer] = _project(own, own_squares, components, paths)
-        gram += own
-        squares += own_squares
+            layers[layer] = _project(layer_gram, layer_squares, components, paths)
+        gram += layer_gram
+        squares += layer_squares
     whole = _project(gram, squares, components, paths)
     if not whole.moves:
-        raise LLPFError(f"all {count} waypoints are the same point: there is no direction to look along")
+        raise LLPFError(f"all {count} waypoints are the same point: there is no direction")
     return Components(paths, whole, layers)
 
 
@@ -163,8 +164,8 @@ def _block(paths: Sequence[Trajectory], group: Sequence[Piece], count: int) -> t
 def _product(block: Matrix, device: torch.device | str) -> Matrix:
     if torch.device(device).type == "cpu":
         return block @ block.T  # BLAS's syrk: half the work of a general product
-    there = torch.from_numpy(block).to(device)
-    product: Matrix = (there @ there.T).cpu().numpy()
+    on_device = torch.from_numpy(block).to(device)
+    product: Matrix = (on_device @ on_device.T).cpu().numpy()
     return product
 
 
@@ -172,18 +173,18 @@ def _project(gram: Matrix, squares: float, components: int, paths: Sequence[Traj
     count = len(gram)
     spread = np.clip(np.diagonal(gram), 0, None)
     total = float(spread.sum())
-    if total <= _STILL * squares:
+    if total <= _UNCHANGED * squares:
         nothing = np.zeros((count, components))
         return Projection(_split(nothing, paths), np.zeros(components), 0.0, _split(np.zeros(count), paths))
     values, vectors = np.linalg.eigh(gram)
-    kept = min(components, count)
-    values, vectors = np.clip(values[::-1][:kept], 0, None), vectors[:, ::-1][:, :kept]
-    # What rounding leaves of directions that are not there.
+    rank = min(components, count)
+    values, vectors = np.clip(values[::-1][:rank], 0, None), vectors[:, ::-1][:, :rank]
+    # Rounding errors in directions that the waypoints do not span.
     values[values < 1e-12 * values[0]] = 0
     coordinates = np.zeros((count, components))
-    coordinates[:, :kept] = vectors * np.sqrt(values)
+    coordinates[:, :rank] = vectors * np.sqrt(values)
     explained = np.zeros(components)
-    explained[:kept] = values / total
+    explained[:rank] = values / total
     parts = _split(coordinates, paths)
     coordinates *= _signs(parts, components)
     hidden = np.sqrt(np.clip(spread - np.square(coordinates).sum(axis=1), 0, None))
@@ -195,9 +196,9 @@ def _signs(parts: Sequence[Matrix], components: int) -> Matrix:
     for k in range(components):
         scale = max(float(np.abs(part[:, k]).max()) for part in parts)
         for part in parts:
-            way = part[-1, k] - part[0, k]
-            if abs(way) > 1e-6 * scale:
-                signs[k] = np.sign(way)
+            change = part[-1, k] - part[0, k]
+            if abs(change) > 1e-6 * scale:
+                signs[k] = np.sign(change)
                 break
         else:
             largest = max((float(part[i, k]) for part in parts for i in range(len(part))), key=abs)

@@ -1,4 +1,4 @@
-"""Permutation symmetries of a network: what a symmetry is, and how it is read from the network's graph."""
+"""Permutation symmetries of a network, traced from its graph."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..flat.copying import copied
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of one tensor of the state dict. Unit u takes the ``repeat`` places from u * repeat on: 1, except where
+    """One axis of one tensor of the state dict. Unit u has the ``repeat`` indices from u * repeat on: 1, except where
     flattened channels feed a linear layer."""
 
     tensor: str
@@ -32,7 +32,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Units:
-    """``size`` hidden units (channels, features) that may change places, if they do so on all ``axes`` at once."""
+    """``size`` hidden units (channels, features) that may be permuted, on all ``axes`` at once."""
 
     size: int
     axes: tuple[Axis, ...]
@@ -40,7 +40,7 @@ class Units:
 
 @dataclass(frozen=True)
 class PermutationSpecification:
-    """Groups of units, each free to be permuted by itself; units that are in no group stay where they are."""
+    """Groups of units, each permuted independently; units in no group are fixed."""
 
     groups: tuple[Units, ...]
 
@@ -48,7 +48,7 @@ class PermutationSpecification:
         return [torch.arange(group.size) for group in self.groups]
 
     def apply(self, state: Mapping[str, Tensor], permutations: Sequence[Tensor]) -> dict[str, Tensor]:
-        """``state`` with unit ``permutations[g][u]`` of group g moved to place u; new tensors, values bit for bit."""
+        """``state`` with unit ``permutations[g][u]`` of group g moved to index u; new tensors, values bit for bit."""
         result = {name: value.clone() for name, value in state.items()}
         for group, permutation in zip(self.groups, permutations, strict=True):
             for axis in group.axes:
@@ -84,7 +84,7 @@ _BINARY = {operator.add, operator.mul, operator.sub, operator.iadd, operator.imu
 
 @dataclass(frozen=True)
 class _Layout:
-    """Dimension ``axis`` of an activation runs over the units of ``group``, each ``repeat`` places wide."""
+    """Dimension ``axis`` of an activation runs over the units of ``group``, each ``repeat`` indices wide."""
 
     group: int
     axis: int
@@ -92,12 +92,12 @@ class _Layout:
 
 
 def trace_permutations(module: nn.Module, example: Tensor) -> PermutationSpecification:
-    """Which hidden units of ``module`` may change places, found from its graph and one ``example`` input ``[b, ...]``.
+    """Which hidden units of ``module`` may be permuted, from its graph and one ``example`` input ``[b, ...]``.
 
     Linear and convolution layers make new units; activations, pooling, dropout, BatchNorm and depthwise convolutions
-    keep them; sums join those of their terms; a flattened channel is one unit of many features. Units that pass through
-    anything else (attention, concatenation, grouped convolution, an unknown function), and those of input and output,
-    stay where they are: the specification may be smaller than what is possible, never wrong.
+    pass them on; sums join those of their terms; a flattened channel is one unit of many features. Units that pass
+    through anything else (attention, concatenation, grouped convolution, an unknown function), and those of input and
+    output are fixed: the specification may be smaller than possible, but is never wrong.
 
     Raises:
         LLPFError: torch.fx cannot trace the module (its forward depends on values), or no units are free.
@@ -108,7 +108,7 @@ def trace_permutations(module: nn.Module, example: Tensor) -> PermutationSpecifi
         with torch.no_grad():
             example = example.detach().cpu()
             ShapeProp(graph).propagate(example.float() if example.is_floating_point() else example)
-    except Exception as error:  # tracing runs the user's forward, which may raise anything
+    except Exception as error:  # the user's forward may raise anything
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise LLPFError(
             f"{type(module).__name__} cannot be traced for alignment ({reason}); leave out aligned-linear"
@@ -116,7 +116,7 @@ def trace_permutations(module: nn.Module, example: Tensor) -> PermutationSpecifi
     units = _Tracer(graph)
     specification = units.run()
     if not specification.groups:
-        raise LLPFError(f"{type(module).__name__} has no hidden units that may change places; leave out aligned-linear")
+        raise LLPFError(f"{type(module).__name__} has no hidden units that may be permuted; leave out aligned-linear")
     return specification
 
 
@@ -126,20 +126,20 @@ class _Tracer:
         self._modules = dict(graph.named_modules())
         self._parent: list[int] = []
         self._size: list[int] = []
-        self._stays: set[int] = set()
+        self._fixed: set[int] = set()
         self._axes: dict[tuple[str, int], tuple[int, int]] = {}
         self._layouts: dict[fx.Node, _Layout | None] = {}
 
     def run(self) -> PermutationSpecification:
         for node in self._graph.graph.nodes:
             self._layouts[node] = self._node(node)
-        stays = {self._root(group) for group in self._stays}
+        fixed = {self._root(group) for group in self._fixed}
         axes: dict[int, list[Axis]] = {}
         for (tensor, axis), (group, repeat) in self._axes.items():
             root = self._root(group)
-            if root not in stays and self._size[root] > 1:
+            if root not in fixed and self._size[root] > 1:
                 axes.setdefault(root, []).append(Axis(tensor, axis, repeat))
-        return PermutationSpecification(tuple(Units(self._size[root], tuple(found)) for root, found in axes.items()))
+        return PermutationSpecification(tuple(Units(self._size[root], tuple(tied)) for root, tied in axes.items()))
 
     # -- groups
 
@@ -156,26 +156,26 @@ class _Tracer:
     def _join(self, a: int, b: int) -> None:
         a, b = self._root(a), self._root(b)
         if self._size[a] != self._size[b]:
-            self._stays |= {a, b}
+            self._fixed |= {a, b}
         elif a != b:
             self._parent[b] = a
 
-    def _keep(self, value: Any) -> None:
-        """The units of every activation inside ``value`` stay where they are."""
+    def _fix(self, value: Any) -> None:
+        """Fix the units of every activation inside ``value``."""
         for node in _nodes(value):
             layout = self._layouts.get(node)
             if layout is not None:
-                self._stays.add(layout.group)
+                self._fixed.add(layout.group)
 
     def _tie(self, tensor: str, axis: int, group: int, repeat: int = 1) -> None:
-        """The units of ``group`` lie along this axis of a parameter; a layer used twice joins its groups."""
+        """Tie the units of ``group`` to this axis of a parameter; a layer used twice joins its groups."""
         known = self._axes.setdefault((tensor, axis), (group, repeat))
         if known == (group, repeat):
             return
         if known[1] == repeat:
             self._join(known[0], group)
         else:
-            self._stays |= {known[0], group}
+            self._fixed |= {known[0], group}
 
     # -- nodes
 
@@ -199,7 +199,7 @@ class _Tracer:
             return self._flatten(node, first)
         if node.target in ("size", "dim", getattr):
             return None
-        self._keep((node.args, node.kwargs))
+        self._fix((node.args, node.kwargs))
         return None
 
     def _module(self, node: fx.Node, module: nn.Module) -> _Layout | None:
@@ -207,7 +207,7 @@ class _Tracer:
         source = node.args[0] if node.args else None
         layout = self._layouts.get(source) if isinstance(source, fx.Node) else None
         if len(node.args) != 1 or node.kwargs:
-            self._keep((node.args, node.kwargs))
+            self._fix((node.args, node.kwargs))
             return None
         if isinstance(module, nn.Linear):
             return self._weighted(name, module, layout, axis=_dims(source) - 1, out=_dims(node) - 1)
@@ -227,7 +227,7 @@ class _Tracer:
             return self._flatten(node, layout)
         if isinstance(module, _EACH):
             return layout
-        self._keep(node.args)
+        self._fix(node.args)
         return None
 
     def _weighted(self, name: str, module: nn.Module, layout: _Layout | None, *, axis: int, out: int) -> _Layout:
@@ -236,7 +236,7 @@ class _Tracer:
             if layout.axis == axis:
                 self._tie(f"{name}.weight", 1, layout.group, layout.repeat)
             else:
-                self._stays.add(layout.group)
+                self._fixed.add(layout.group)
         assert isinstance(module.weight, Tensor)
         group = self._new(module.weight.shape[0])
         self._tie(f"{name}.weight", 0, group)
@@ -245,10 +245,10 @@ class _Tracer:
         return _Layout(self._axes[f"{name}.weight", 0][0], out)
 
     def _vectors(self, name: str, module: nn.Module, layout: _Layout, axis: int) -> _Layout | None:
-        """A layer that keeps units apart: all its tensors have them along axis 0."""
+        """A layer that treats units separately: all its tensors have them along axis 0."""
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         if layout.axis != axis:
-            self._stays.add(layout.group)
+            self._fixed.add(layout.group)
             return None
         for tensor, value in tensors:
             if value.dim() > 0:
@@ -267,7 +267,7 @@ class _Tracer:
             and len({_dims(each) for each in operands}) == 1
         )
         if not alike:
-            self._keep(operands)
+            self._fix(operands)
             return None
         assert first is not None
         for each in layouts[1:]:
@@ -281,22 +281,22 @@ class _Tracer:
         wide = math.prod(before[2:])
         if layout.axis == 1 and len(after) == 2 and after == (before[0], before[1] * wide):
             return _Layout(layout.group, 1, layout.repeat * wide)
-        self._stays.add(layout.group)
+        self._fixed.add(layout.group)
         return None
 
     def _reduce(self, node: fx.Node, layout: _Layout) -> _Layout | None:
-        """A mean over other dimensions; the units' own must come before them, so that its number stays."""
+        """A mean over other dimensions; the units' dimension must come before them, so that its number is unchanged."""
         before, after = _shape(node.args[0]), _shape(node)
         if layout.axis < len(after) and before[: layout.axis + 1] == after[: layout.axis + 1]:
             return layout
-        self._stays.add(layout.group)
+        self._fixed.add(layout.group)
         return None
 
 
 def _nodes(value: Any) -> list[fx.Node]:
-    found: list[fx.Node] = []
-    fx.node.map_arg(value, lambda node: found.append(node))
-    return found
+    nodes: list[fx.Node] = []
+    fx.node.map_arg(value, lambda node: nodes.append(node))
+    return nodes
 
 
 def _shape(node: Any) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The loss on the plane through three networks, and what a path's shadow on it hides."""
+"""The loss on the plane through three networks, and of a path beside its projection on the plane."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch import Tensor
 from ..errors import LLPFError
 from ..types import ProgressCallback
 from ..verify import Evaluation
+from .cache import Evaluate
 from .networks import Networks
 from .trajectory import Matrix, Trajectory
 
-Evaluate = Callable[[Mapping[str, Tensor]], Evaluation]
-#: Three points count as lying on one line when the third is nearer to it than this share of their longest distance.
+#: Three points count as one line when the third is nearer to it than this share of their longest distance.
 _FLAT = 1e-6
 
 
 class Frame:
     """Coordinates (x, y) of the plane through three networks A, B, C, in units of the parameters' L2 norm.
 
-    A is the origin, B lies at (|B - A|, 0), C above that axis: y > 0.
+    A is the origin, B is (|B - A|, 0), and C has y > 0.
 
     Raises:
         LLPFError: not three networks; two of them the same; all three on one line.
@@ -45,7 +45,7 @@ class Frame:
         self._u = first / self.width
         self.lean = float(second @ self._u)
         rest = second - self.lean * self._u
-        rest -= (rest @ self._u) * self._u  # once more: what the first subtraction rounded
+        rest -= (rest @ self._u) * self._u  # again, against the rounding of the first subtraction
         self.height = float(rest.norm())
         if self.height <= _FLAT * max(lengths):
             raise LLPFError(f"{', '.join(names)} lie on one straight line: name a third point beside it")
@@ -77,30 +77,30 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Shadow:
-    """Waypoints of a path and their feet on the plane.
+class ProjectedPath:
+    """Waypoints of a path and their projections on the plane.
 
     Attributes:
         name: of the path.
         waypoints: their numbers, ``[k]``.
-        feet: (x, y), ``[k, 2]``.
+        positions: (x, y) of the projections, ``[k, 2]``.
         distances: from the plane, ``[k]``.
-        true: loss of the waypoints themselves, ``[k]``; NaN or infinite as it came out.
-        seen: loss of the feet, ``[k]``: what the picture of the plane shows in their place.
+        loss: of the waypoints, ``[k]``; may be NaN or infinite.
+        projected_loss: of the projections, ``[k]``: the loss in the plane below the drawn path.
     """
 
     name: str
     waypoints: list[int]
-    feet: Matrix
+    positions: Matrix
     distances: Matrix
-    true: Matrix
-    seen: Matrix
+    loss: Matrix
+    projected_loss: Matrix
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Loss (and accuracy, NaN where there is none) on a grid, ``[ny, nx]`` for y[ny], x[nx]; NaN and infinity as they
-    came out. ``corners [3, 2]`` are the networks ``names`` with ``corner_losses [3]``."""
+    """Loss (and accuracy, NaN where there is none) on a grid, ``[ny, nx]`` for y[ny], x[nx]; may be NaN or infinite.
+    ``corners [3, 2]`` are the networks ``names`` with ``corner_losses [3]``."""
 
     names: list[str]
     corners: Matrix
@@ -111,7 +111,7 @@ class Plane:
     accuracy: Matrix
     statistics: str
     samples: int
-    shadow: Shadow | None = None
+    path: ProjectedPath | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -128,16 +128,16 @@ class Plane:
         ]
         for name, (x, y), loss in zip(self.names, self.corners, self.corner_losses, strict=True):
             rows.append(["network", name, float(x), float(y), float(loss), None, float(loss), 0.0])
-        if self.shadow is not None:
-            s = self.shadow
+        if self.path is not None:
+            s = self.path
             for k, waypoint in enumerate(s.waypoints):
-                place = [float(value) for value in (*s.feet[k], s.seen[k])]
-                rows.append(["waypoint", waypoint, *place, None, float(s.true[k]), float(s.distances[k])])
+                position = [float(value) for value in (*s.positions[k], s.projected_loss[k])]
+                rows.append(["waypoint", waypoint, *position, None, float(s.loss[k]), float(s.distances[k])])
         return rows
 
     def numbers(self) -> dict[str, Any]:
         """Plain values for a results file."""
-        found: dict[str, Any] = {
+        numbers: dict[str, Any] = {
             "corners": {
                 name: {"x": float(x), "y": float(y), "loss": float(loss)}
                 for name, (x, y), loss in zip(self.names, self.corners, self.corner_losses, strict=True)
@@ -149,15 +149,15 @@ class Plane:
             "samples": self.samples,
             "batchnorm_statistics": self.statistics,
         }
-        if self.shadow is not None:
-            found["path"] = {
-                "name": self.shadow.name,
-                "waypoints_evaluated": len(self.shadow.waypoints),
-                "largest_distance_from_plane": float(self.shadow.distances.max()),
-                "highest_true_loss": _extreme(self.shadow.true, np.max),
-                "highest_loss_of_projections": _extreme(self.shadow.seen, np.max),
+        if self.path is not None:
+            numbers["path"] = {
+                "name": self.path.name,
+                "waypoints_evaluated": len(self.path.waypoints),
+                "largest_distance_from_plane": float(self.path.distances.max()),
+                "highest_true_loss": _extreme(self.path.loss, np.max),
+                "highest_loss_of_projections": _extreme(self.path.projected_loss, np.max),
             }
-        return found
+        return numbers
 
 
 COLUMNS = ("kind", "name", "x", "y", "loss_in_plane", "accuracy_in_plane", "true_loss", "distance_from_plane")
@@ -175,15 +175,15 @@ def loss_on_plane(
 ) -> Plane:
     """Evaluate ``resolution`` x ``resolution`` points of the plane through three ``networks``, and a path beside it.
 
-    A projected path is the classic misreading of such a picture: its waypoints lie off the plane, where the loss is
-    another. So every waypoint is evaluated itself, and so is its foot on the plane.
+    The waypoints of a path are not in the plane, and the loss of their projections is not theirs. So every waypoint is
+    evaluated, and so is its projection.
 
     Args:
         evaluate: state dict -> Evaluation; a ``CachedEvaluator`` makes an interrupted plane resume. With BatchNorm take
             one that re-estimates the statistics: combined ones belong to no network, and beyond the corners variances
-            can come out negative (loss NaN).
-        margin: how far the grid reaches beyond the networks and the path's feet, as a share of their extent.
-        path_points: waypoints of ``path`` at most, evenly spaced, ends included.
+            can be negative (loss NaN).
+        margin: how far the grid extends beyond the networks and the projections, as a share of their extent.
+        path_points: waypoints of ``path`` at most, evenly spaced, endpoints included.
         progress: called with (done, expected, text).
 
     Raises:
@@ -206,17 +206,17 @@ def loss_on_plane(
             progress(done, total, text)
         return answer
 
-    feet = np.empty((len(chosen), 2))
-    distances, true, seen = (np.empty(len(chosen)) for _ in range(3))
+    positions = np.empty((len(chosen), 2))
+    distances, losses, projected = (np.empty(len(chosen)) for _ in range(3))
     for k, number in enumerate(chosen):
         assert path is not None
         state = path.waypoints[number].load()
         _same_shapes(networks, state, path)
-        feet[k, 0], feet[k, 1], distances[k] = frame.project(state)
-        true[k] = measure(state, "path").loss
-        seen[k] = measure(frame.state(*feet[k]), "path").loss
+        positions[k, 0], positions[k, 1], distances[k] = frame.project(state)
+        losses[k] = measure(state, "path").loss
+        projected[k] = measure(frame.state(*positions[k]), "path").loss
     corner_losses = np.array([measure(state, "networks").loss for state in networks])
-    x, y = _axes(np.concatenate([frame.corners, feet]), margin, resolution)
+    x, y = _axes(np.concatenate([frame.corners, positions]), margin, resolution)
     loss, accuracy = np.empty((len(y), len(x))), np.full((len(y), len(x)), math.nan)
     last: Evaluation | None = None
     for j, v in enumerate(y):
@@ -225,27 +225,27 @@ def loss_on_plane(
             loss[j, i] = last.loss
             accuracy[j, i] = math.nan if last.accuracy is None else last.accuracy
     assert last is not None
-    shadow = None if path is None else Shadow(path.name, chosen, feet, distances, true, seen)
+    projection = None if path is None else ProjectedPath(path.name, chosen, positions, distances, losses, projected)
     return Plane(
         *(list(networks.names), frame.corners, corner_losses, x, y, loss, accuracy, last.statistics, last.samples),
-        shadow,
+        projection,
     )
 
 
 def farthest_from_line(path: Trajectory) -> int:
-    """The waypoint farthest from the straight line between the path's ends; LLPFError where none lies beside it."""
+    """The waypoint farthest from the straight line between the path's endpoints; LLPFError where all are on it."""
     if len(path) < 3:
         raise LLPFError(f"{path.folder} has {len(path)} waypoints: name three points of a plane yourself")
-    ends = Networks([path.waypoints[i].load() for i in (0, -1)], module=path.module)
-    a, b = (ends.flatten(state) for state in ends)
-    way = b - a
-    length = float(way.norm())
+    endpoints = Networks([path.waypoints[i].load() for i in (0, -1)], module=path.module)
+    a, b = (endpoints.flatten(state) for state in endpoints)
+    line = b - a
+    length = float(line.norm())
     best, height = 0, 0.0
     for number in range(1, len(path) - 1):
-        away = ends.flatten(path.waypoints[number].load()) - a
-        foot = (away @ way) / length**2 * way if length > 0 else torch.zeros_like(away)
-        if (found := float((away - foot).norm())) > height:
-            best, height = number, found
+        away = endpoints.flatten(path.waypoints[number].load()) - a
+        foot = (away @ line) / length**2 * line if length > 0 else torch.zeros_like(away)
+        if (distance := float((away - foot).norm())) > height:
+            best, height = number, distance
     if height <= _FLAT * length:
         raise LLPFError(f"the path of {path.folder} is a straight line: name a third point beside it")
     return best
@@ -266,8 +266,8 @@ def _spread(count: int, most: int) -> list[int]:
 def _axes(points: Matrix, margin: float, resolution: int) -> Sequence[Matrix]:
     """Grid lines through the bounding box and its margin, as wide on both sides as the larger side's."""
     low, high = points.min(axis=0), points.max(axis=0)
-    room = margin * float((high - low).max())
-    return [np.linspace(low[k] - room, high[k] + room, resolution) for k in (0, 1)]
+    extra = margin * float((high - low).max())
+    return [np.linspace(low[k] - extra, high[k] + extra, resolution) for k in (0, 1)]
 
 
 def _extreme(values: Matrix, choose: Callable[[Matrix], Any]) -> float | None:

@@ -31,7 +31,7 @@ class Prediction:
 
     B(a) ~ a (1-a) (g1 - g2).D + a (1-a) / 2 D^T [a H1 + (1-a) H2] D,
 
-    the mean, weighted (1-a) and a, of the two ends' Taylor expansions. Exact where the loss is quadratic.
+    the mean, weighted (1-a) and a, of the Taylor expansions at the two endpoints. Exact where the loss is quadratic.
     ``slope_i`` = g_i.D and ``curvature_i`` = D^T H_i D.
     """
 
@@ -41,7 +41,7 @@ class Prediction:
     curvature_2: float
 
     def at(self, fraction: float) -> float:
-        """B(``fraction``), above the straight line between the ends' losses (Entezari's reference)."""
+        """B(``fraction``), above the straight line between the endpoints' losses (Entezari's reference)."""
         a = fraction
         mean = a * self.curvature_1 + (1 - a) * self.curvature_2
         return a * (1 - a) * (self.slope_1 - self.slope_2 + mean / 2)
@@ -53,7 +53,7 @@ class Prediction:
 
     @property
     def highest(self) -> float:
-        """max over a of B(a), on a grid of hundredths; at least 0, which the ends have."""
+        """max over a of B(a), on a grid of hundredths; at least 0, the value at the endpoints."""
         return max(self.at(i / (_GRID - 1)) for i in range(_GRID))
 
     @property
@@ -69,8 +69,8 @@ class CurvatureIntegral:
     B(1/2) = -1/2 integral over t from 0 to 1 of min(t, 1-t) phi''(t), phi(t) = L(theta_1 + t D).
 
     ``integral`` is its right side by Gauss-Legendre quadrature with nodes ``fractions`` in both halves, at which
-    phi'' is ``second_derivatives``; ``barrier`` its left side on the same samples with the same buffers. They part
-    where the loss has kinks (ReLU), whose curvature no second derivative sees, or where the quadrature is too coarse.
+    phi'' is ``second_derivatives``; ``barrier`` its left side on the same samples with the same buffers. They differ
+    where the loss has kinks (ReLU), whose curvature no second derivative contains, or the quadrature is too coarse.
     """
 
     integral: float
@@ -116,8 +116,8 @@ def curvature_integral(
     if nodes < 1:
         raise LLPFError(f"nodes must be at least 1, got {nodes}")
     move = displacement(networks, first, second)
-    places, weights = np.polynomial.legendre.leggauss(nodes)
-    left = [(float(x) + 1) / 4 for x in places]
+    points, weights = np.polynomial.legendre.leggauss(nodes)
+    left = [(float(x) + 1) / 4 for x in points]
     fractions = left + [0.5 + t for t in left]
 
     def curvature(t: float) -> dict[str, Any]:
@@ -134,8 +134,8 @@ def curvature_integral(
         float(w) / 4 * min(t, 1 - t) * value
         for w, t, value in zip([*weights, *weights], fractions, values, strict=True)
     )
-    ends = [restricted.loss(_moved(networks[first], move, t)) for t in (0.0, 0.5, 1.0)]
-    return CurvatureIntegral(-total / 2, ends[1] - (ends[0] + ends[2]) / 2, fractions, values)
+    losses = [restricted.loss(_moved(networks[first], move, t)) for t in (0.0, 0.5, 1.0)]
+    return CurvatureIntegral(-total / 2, losses[1] - (losses[0] + losses[2]) / 2, fractions, values)
 
 
 def _moved(state: StateDict, move: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:

@@ -50,28 +50,28 @@ Split = Literal["train", "test"]
 class Problem:
     """A network, a loss and data in memory.
 
-    The loss of a set is the one that search and certificate measure: of torch's losses the value of one call on the
+    The loss of a set is the one of search and certificate: of torch's losses the value of one call on the
     whole set, of any other callable the mean of its values on the batches.
 
     Args:
-        module: the architecture; its values play no part. Wrappers (torch.compile, DataParallel) are taken off.
+        module: the architecture; its values are not used. Wrappers (torch.compile, DataParallel) are removed.
         loss_fn: (model output, targets) -> scalar loss of a batch; None: cross-entropy, where outputs and targets are
             those of classification.
         train, test: anything that :func:`llpf_fast.batches.as_data` takes: (inputs, targets), a Dataset, a DataLoader,
-            a list of batches. Read once and held; batches stay as they come.
+            a list of batches. Read once into memory; batches are not cut anew.
         samples: training samples that are measured on, a fixed stratified subset (of batches: whole ones, evenly
             spread); None or 0 for all.
         seed: of mini-batches and other draws.
         device: where to compute. The dtype is float64 for a network of float64, else float32.
-        cache: folder in which measurements are kept by content hash; None keeps none.
-        names: what results call model and data (``{"model": "lenet5", "data": "mnist"}``), and by which name the loss
-            can be found again (``"loss": "file.py:function"``), where it has one.
+        cache: folder in which evaluations are cached by content hash; None for no cache.
+        names: of model and data in results (``{"model": "lenet5", "data": "mnist"}``), and of the loss, where it has
+            one (``"loss": "file.py:function"``).
         batch_size: samples a forward pass where points are measured: 125 on a CPU, 2,000 on a GPU when missing.
         usual_statistics: BatchNorm statistics ("stored" or "reestimated") where an analysis measures with one kind.
 
     Attributes:
         module, loss_fn: those in use.
-        train, measured, test: samples (``TensorData``) or a list of batches, held in memory; ``test`` may be None.
+        train, measured, test: samples (``TensorData``) or a list of batches, in memory; ``test`` may be None.
         dtype: to compute in.
         mode: how the network is run (:class:`~llpf_fast.batches.forward.ForwardMode`).
 
@@ -102,9 +102,9 @@ class Problem:
         self.batch_size = default_batch_size(self.device) if batch_size is None else batch_size
         self.usual_statistics: Statistics = usual_statistics
         self._names = names or {}
-        #: All training samples; what the mini-batches come from.
-        self.train = _held(train, "training data")
-        self.test = None if test is None else _held(test, "test data")
+        #: All training samples, from which mini-batches are drawn.
+        self.train = _in_memory(train, "training data")
+        self.test = None if test is None else _in_memory(test, "test data")
         #: The training samples that are measured on.
         self.measured = fixed_subset(self.train, samples or 0)
         twin = module_in(copied(self.module, "the model"), self.device, self.dtype).eval().requires_grad_(False)
@@ -138,7 +138,7 @@ class Problem:
         module = origin.model() if model is None else model
         if train is None:
             train_data, test_data = origin.data(data_dir)
-            train, test = _held(train_data, "training data"), test_data if test is None else test
+            train, test = _in_memory(train_data, "training data"), test_data if test is None else test
             if model is None:
                 _check_images(origin.name("model"), train)
         if isinstance(task.get("evaluation_batch_size"), int):
@@ -162,7 +162,7 @@ class Problem:
         download: bool = False,
         **options: Any,
     ) -> Problem:
-        """Registered names, or code of one's own (``file.py:name``), as ``llpf find`` takes them.
+        """The problem of registered names, or of the user's code (``file.py:name``), as ``llpf find`` takes them.
 
         ``options``: samples, seed, device, cache. LLPFError for unknown names and data that do not fit the network.
         """
@@ -170,7 +170,7 @@ class Problem:
             module = build_model(model, classes=dataset_classes(data))
         loss_fn = None if loss is None else loss_function(loss)
         loaded = load_dataset(data, data_dir, download=download)
-        train = _held(loaded.train, "training data")
+        train = _in_memory(loaded.train, "training data")
         _check_images(model, train)
         names = {"model": model, "data": data} | ({} if loss is None else {"loss": loss})
         return cls(module, loss_fn, train=train, test=loaded.test, names=names, **options)
@@ -244,11 +244,11 @@ class Problem:
         return self.test
 
     def fixed(
-        self, held: MaterializedData, *, batch_size: int | None = None, dtype: torch.dtype | None = None
+        self, data: MaterializedData, *, batch_size: int | None = None, dtype: torch.dtype | None = None
     ) -> FixedSamples:
-        """``held`` in batches on the device, placed as the evaluator places them."""
+        """``data`` in batches on the device, placed as the evaluator places them."""
         return FixedSamples(
-            held,
+            data,
             batch_size=self.batch_size if batch_size is None else batch_size,
             device=self.device,
             dtype=self.dtype if dtype is None else dtype,
@@ -290,8 +290,8 @@ class Problem:
         """What a measurement on ``samples(split)`` depends on besides the state, as digests: for cache keys.
 
         The architecture, the loss with its options, the samples and how they came in batches, how they are run, and
-        the code that forms the loss of a set. None, with a warning, where the network or the loss cannot be told from
-        another by what Python shows of it (a lambda typed at a prompt): then nothing is cached.
+        the code that forms the loss of a set. None, with a warning, where the network or the loss has no source that
+        identifies it (a lambda typed at a prompt): then nothing is cached.
         """
         try:
             if self._about is None:
@@ -301,7 +301,7 @@ class Problem:
                 }
         except Unidentifiable as error:
             if self.cache is not None:
-                warnings.warn(f"nothing is cached: {error}, so it could not be told from another", stacklevel=2)
+                warnings.warn(f"nothing is cached: {error}, so that it cannot be identified", stacklevel=2)
                 self.cache = None
             return None
         return {
@@ -315,8 +315,8 @@ class Problem:
         }
 
     def training_identity(self) -> dict[str, Any] | None:
-        """What training on this problem depends on: all training samples, unlike :meth:`identity`, which tells what is
-        measured on; which parameters are frozen; the device. None as there."""
+        """What training on this problem depends on: all training samples (:meth:`identity` has those that are measured
+        on); which parameters are frozen; the device. None as there."""
         identity = self.identity()
         if identity is None:
             return None
@@ -324,13 +324,13 @@ class Problem:
         whole = identity["data"] if self.measured is self.train else self._digest("training", self.train)
         return {**identity, "data": whole, "frozen": frozen, "device": str(self.device)}
 
-    def _digest(self, what: str, held: MaterializedData) -> str:
+    def _digest(self, what: str, data: MaterializedData) -> str:
         """Of the samples, in the dtypes in which they came, and of how they came in batches."""
         if what not in self._digests:
-            if isinstance(held, TensorData):
-                self._digests[what] = held.sha256
+            if isinstance(data, TensorData):
+                self._digests[what] = data.sha256
             else:
-                self._digests[what] = digest([data_digest(held), [batch_length(*batch) for batch in held]])
+                self._digests[what] = digest([data_digest(data), [batch_length(*batch) for batch in data]])
         return self._digests[what]
 
     def batches(self, batch_size: int, *, path: int = 0, seed: int | None = None) -> IndexedBatches | LoaderBatches:
@@ -387,24 +387,24 @@ class Problem:
 
     def task(self) -> dict[str, Any]:
         """What run.yaml records of loss and data, as a search does."""
-        held = self.train
+        data = self.train
         return {
             "loss": loss_identity(self.loss_fn, self.reduction.name, named=self.reduction.exact),
             "data": {
-                "form": "samples" if isinstance(held, TensorData) else "batches",
-                "samples": sample_count(held),
-                "digest_of": sample_count(held),
-                "sha256": materialized_digest(held, self.dtype),
+                "form": "samples" if isinstance(data, TensorData) else "batches",
+                "samples": sample_count(data),
+                "digest_of": sample_count(data),
+                "sha256": materialized_digest(data, self.dtype),
             },
             "evaluation_batch_size": self.batch_size,
         }
 
     def recorded_loss(self) -> dict[str, str]:
-        """Under ``loss``, the name by which a command can find the loss again; empty where there is none."""
+        """``{"loss": name}`` where the loss has a name by which a command can load it, else empty."""
         return {"loss": self._names["loss"]} if "loss" in self._names else {}
 
     def about(self) -> dict[str, Any]:
-        """What results say of the problem."""
+        """Plain values that identify the problem in results."""
         if "about" not in self._digests:
             self._digests["about"] = materialized_digest(self.measured, self.dtype)
         return {
@@ -421,17 +421,17 @@ class Problem:
 
 
 def default_samples(device: torch.device | str) -> int:
-    """Training samples that the commands measure on when nothing is said: all (0) on a GPU, 10,000 on a CPU."""
+    """Training samples that the commands measure on by default: all (0) on a GPU, 10,000 on a CPU."""
     return 0 if torch.device(device).type == "cuda" else SCREEN_SIZE
 
 
-def _check_images(model: str, held: MaterializedData) -> None:
-    if isinstance(held, TensorData) and isinstance(held.inputs, Tensor):
-        check_images(model, held.inputs)
+def _check_images(model: str, data: MaterializedData) -> None:
+    if isinstance(data, TensorData) and isinstance(data.inputs, Tensor):
+        check_images(model, data.inputs)
 
 
-def _held(data: Samples, what: str) -> MaterializedData:
+def _in_memory(data: Samples, what: str) -> MaterializedData:
     with torch.random.fork_rng(devices=[]):
-        # A shuffling loader gives the samples that the certificate would see.
+        # A shuffling loader gives the samples that the certificate uses.
         torch.default_generator.manual_seed(0)
         return materialize(as_data(data, what))

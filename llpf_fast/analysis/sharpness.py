@@ -1,4 +1,4 @@
-"""Which waypoints of a run an analysis looks at."""
+"""Sharpness at waypoints of a run: Hessian eigenvalue and trace, one-step SAM."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .vector_loss import VectorLoss
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SampledWaypoint:
     """A waypoint, the share of the path's length before it, its L2 norm (parameters only) and that of the first."""
 
     waypoint: Waypoint
@@ -34,7 +34,7 @@ class Chosen:
         return self.waypoint.load()
 
 
-def choose(folder: str | os.PathLike[str], names: Collection[str], points: int) -> list[Chosen]:
+def sample_waypoints(folder: str | os.PathLike[str], names: Collection[str], points: int) -> list[SampledWaypoint]:
     """At most ``points`` waypoints of the run in ``folder``, its first and last among them, evenly spaced in length.
 
     ``names`` are those of the parameters. Reads every waypoint once.
@@ -47,21 +47,21 @@ def choose(folder: str | os.PathLike[str], names: Collection[str], points: int) 
     waypoints = RunDirectory.open(folder).waypoints()
     if len(waypoints) < 2:
         raise LLPFError(f"{folder} has {len(waypoints) or 'no'} waypoints: that is no path yet")
-    places, norms = [0.0], []
+    arcs, norms = [0.0], []
     before: Mapping[str, Tensor] | None = None
     for waypoint in waypoints:
         state = waypoint.load()
         if before is not None:
-            places.append(places[-1] + distance(before, state, names))
+            arcs.append(arcs[-1] + distance(before, state, names))
         norms.append(_norm(state, names))
         before = state
-    total = places[-1]
+    total = arcs[-1]
     if not (math.isfinite(total) and total > 0):
         raise LLPFError(f"the path in {folder} has a length of {total}: its waypoints are all alike or not finite")
     wanted = [total * i / (points - 1) for i in range(points)]
-    numbers = {min(range(len(places)), key=lambda i: (abs(places[i] - place), i)) for place in wanted}
+    numbers = {min(range(len(arcs)), key=lambda i: (abs(arcs[i] - arc), i)) for arc in wanted}
     return [
-        Chosen(waypoints[i], places[i] / total, norms[i], norms[i] / norms[0] if norms[0] else math.nan)
+        SampledWaypoint(waypoints[i], arcs[i] / total, norms[i], norms[i] / norms[0] if norms[0] else math.nan)
         for i in sorted(numbers | {0, len(waypoints) - 1})
     ]
 
@@ -70,13 +70,13 @@ def _norm(state: Mapping[str, Tensor], names: Collection[str]) -> float:
     return math.sqrt(math.fsum(float(state[name].double().square().sum()) for name in names if name in state))
 
 
-#: Samples a batch of a product: the double backward keeps every activation twice.
+#: Samples a batch of a product: the double backward stores every activation twice.
 _BATCH = 250
 
 
 @dataclass(frozen=True)
 class SharpnessAlong:
-    """``rows``: one a waypoint, in order; ``settings``: what they rest on."""
+    """``rows``: one a waypoint, in order; ``settings``: of the measurements."""
 
     rows: list[dict[str, Any]]
     settings: dict[str, Any]
@@ -94,15 +94,15 @@ def sharpness_along(
 ) -> SharpnessAlong:
     """Top Hessian eigenvalue, Hessian trace and one-step SAM sharpness at waypoints of the run in ``folder``.
 
-    All on ``problem.measured``, always the same samples, in eval mode, in the problem's dtype, with the BatchNorm
-    statistics that the problem usually takes: each waypoint's own, or re-estimated ones. The eigenvalue and the trace
+    All on ``problem.measured``, in eval mode, in the problem's dtype, with ``problem.usual_statistics`` of BatchNorm
+    layers: those of the waypoint, or re-estimated ones. The eigenvalue and the trace
     depend on the scale of the weights (a ReLU network scaled down by c in every layer but the last computes alike and
     is sharper), so both are also given times the squared norm of the parameters.
 
     Rows hold: waypoint, tick, arc (share of the path's length), norm (L2 of all parameters) and norm_share (of the
     first's), train_loss (on the samples), test_loss and test_accuracy (whole test set, where there is one) with its
     binomial standard error, top_eigenvalue, trace with trace_standard_error, sam_one_step, and the two scaled ones. A
-    point whose loss is not finite has NaN and goes on.
+    point whose loss is not finite has NaN.
 
     Raises:
         LLPFError: not a run, no path yet; the run is of another architecture; settings that cannot work.
@@ -112,7 +112,7 @@ def sharpness_along(
     if not (math.isfinite(rho) and rho > 0):
         raise LLPFError(f"rho must be a positive number, got {rho}")
     names = {name for name, _ in problem.module.named_parameters()}
-    chosen = choose(folder, names, points)
+    chosen = sample_waypoints(folder, names, points)
     settings: dict[str, Any] = {
         "rho": rho,
         "probes": probes,
@@ -143,12 +143,12 @@ def _measured(
 ) -> dict[str, float]:
     def compute() -> dict[str, float]:
         network = problem.vector_loss()
-        place = state
+        at = state
         if problem.usual_statistics == "reestimated":
-            (place,) = problem.reestimated([state])
-        network.load_buffers(place)
+            (at,) = problem.reestimated([state])
+        network.load_buffers(at)
         samples = problem.fixed(problem.measured, batch_size=_BATCH)
-        hessian = Hessian(network, network.pack(place, "the run"), samples, tick)
+        hessian = Hessian(network, network.pack(at, "the run"), samples, tick)
         loss = hessian.loss()
         if not math.isfinite(loss):
             names = ("top_eigenvalue", "trace", "trace_standard_error", "sam_one_step")
@@ -180,7 +180,7 @@ def _labels(problem: Problem) -> int:
     return sum(int(problem.reduction.labelled(each).sum()) for each in targets if isinstance(each, Tensor))
 
 
-def _row(each: Chosen, measured: Mapping[str, float], test: Any, labels: int) -> dict[str, Any]:
+def _row(each: SampledWaypoint, measured: Mapping[str, float], test: Any, labels: int) -> dict[str, Any]:
     accuracy = None if test is None else test.accuracy
     squared = each.norm**2
     return {

@@ -26,8 +26,8 @@ class Complex:
     """A simplicial complex that contains m optima and is connected.
 
     Vertex v stands for the set ``faces[v]`` of optima: vertices 0 to m - 1 are the optima themselves, the others points
-    to be found, one a sub-face ("pair point", ..., the last for all: the centre). ``simplices`` are tuples of vertices,
-    all of one size, small faces first.
+    to be searched, one for each sub-face ("pair point", ..., the last for all: the centre). ``simplices`` are tuples of
+    vertices, all of one size, small faces first.
     """
 
     kind: ComplexKind
@@ -73,10 +73,10 @@ class Complex:
         return "centre" if len(face) == self.optima else "+".join(map(str, face))
 
 
-#: Weights of all vertices of the complex, sum 1. Halving keeps them exact binary fractions, so equal points are equal.
+#: Weights of all vertices of the complex, sum 1. Halving gives exact binary fractions, so equal points compare equal.
 Weights = tuple[float, ...]
 
-#: A loss is no quadratic: the curvature seen nearby may be exceeded inside a cell by this factor (as in
+#: A loss is no quadratic: inside a cell the curvature may be this many times that measured nearby (as in
 #: ``verify.refinement``; ours).
 _SAFETY = 2.0
 
@@ -141,8 +141,8 @@ class Subdivision:
     def bisect(self, cells: Iterable[Cell]) -> None:
         """Replace each of ``cells`` by its two halves."""
         chosen = set(cells)
-        kept = [cell for cell in self.cells if cell not in chosen]
-        self.cells = kept + [half for cell in self.cells if cell in chosen for half in self._halves(cell)]
+        others = [cell for cell in self.cells if cell not in chosen]
+        self.cells = others + [half for cell in self.cells if cell in chosen for half in self._halves(cell)]
 
     def _halves(self, cell: Cell) -> list[Cell]:
         a, b = max(itertools.combinations(cell.corners, 2), key=lambda pair: self.length(*pair))
@@ -182,9 +182,9 @@ _SAME = 1e-6
 class Hyperplane:
     """All points x with (x - c) orthogonal to every difference of ``corners``, c their centroid.
 
-    A point that joins optima is searched here and nowhere else, so that it can slide neither back to one of them nor
-    along the line between two (1906.04724's connectors, as users of the paper describe it, for two optima; several: our
-    extension). Of k corners in general position the plane has N - k + 1 dimensions.
+    A point that joins optima is searched inside this plane, so that it can move neither back to one of them nor along
+    the line between two (for two optima the connectors of arXiv 1906.04724; several: ours). Of k corners in general
+    position the plane has N - k + 1 dimensions.
 
     Args:
         corners: ``[k, N]``, k >= 2.
@@ -201,21 +201,21 @@ class Hyperplane:
         longest = float(differences.norm(dim=1).max())
         if longest == 0 or float(torch.pdist(wide).min()) <= _SAME * longest:
             raise LLPFError("two of the models are the same point: there is nothing to connect; name different ones")
-        # Of corners that depend on each other (three on a line) only as many directions are left as they span.
+        # Dependent corners (three on a line) span fewer directions.
         _, sizes, directions = torch.linalg.svd(differences, full_matrices=False)
-        kept = directions[sizes > _SAME * float(sizes.max())]
+        independent = directions[sizes > _SAME * float(sizes.max())]
         #: The centroid ``[N]``, and an orthonormal basis of the face ``[dimension, N]``; dtype of the corners.
         self.centroid = wide.mean(0).to(corners.dtype)
-        self.basis = kept.to(corners.dtype)
+        self.basis = independent.to(corners.dtype)
 
     def project_gradient_(self, gradient: Tensor) -> Tensor:
-        """Take the part along the face out of ``gradient`` ``[N]``, in place."""
+        """Remove the part along the face from ``gradient`` ``[N]``, in place."""
         return gradient.sub_((self.basis @ gradient) @ self.basis)
 
     def project_point_(self, point: Tensor) -> Tensor:
-        """Put ``point`` ``[N]`` back on the plane, in place: whatever optimiser moved it."""
+        """Project ``point`` ``[N]`` on the plane, in place."""
         return point.sub_((self.basis @ (point - self.centroid)) @ self.basis)
 
     def distance(self, point: Tensor) -> float:
-        """How far ``point`` is off the plane."""
+        """Distance of ``point`` from the plane."""
         return float((self.basis.double() @ (point.double() - self.centroid.double())).norm())

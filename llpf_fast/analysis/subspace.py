@@ -29,7 +29,7 @@ class RandomBasis:
     """``dimension`` Gaussian directions of length 1, rows of M^T ``[d, N]`` (Li et al., arXiv 1804.08838).
 
     The first d rows of a larger basis of the same seed are the smaller one: subspaces are nested. Above ``memory``
-    bytes the rows are made anew, block by block, at each use, with the same values (some 40 times slower on a CPU).
+    bytes the rows are generated at each use, block by block, with the same values (about 40 times slower on a CPU).
 
     Args:
         mask: ``[N]``: 1 where directions have components, 0 elsewhere (padding, frozen parameters); gives dtype and
@@ -46,7 +46,7 @@ class RandomBasis:
         self.dimension = dimension
         self._mask, self._seed = mask, seed
         self._stored: Tensor | None = None
-        #: Whether the rows are kept.
+        #: Whether the rows are in memory.
         self.is_stored = dimension * mask.numel() * mask.element_size() <= memory
         if self.is_stored:
             stored = mask.new_empty(dimension, mask.numel())
@@ -78,7 +78,7 @@ class RandomBasis:
         return torch.cat([rows @ gradient for _, rows in self._blocks()])
 
 
-_TELL_EVERY = 50
+_REPORT_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def train_in_subspace(
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / settings.steps)))
     batches = problem.batches(settings.batch_size)
     flat.module.train()
-    # Dropout draws from torch's own generator: the result must not depend on where that stands.
+    # Dropout draws from torch's generator.
     with seeded(problem.seed, problem.device):
         for step in range(settings.steps):
             flat.zero_grad()
@@ -145,7 +145,7 @@ def train_in_subspace(
             rates.step()
             with torch.no_grad():
                 flat.data.copy_(origin + basis.combine(z.detach()))
-            if (step + 1) % _TELL_EVERY == 0 or step + 1 == settings.steps:
+            if (step + 1) % _REPORT_EVERY == 0 or step + 1 == settings.steps:
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     raise LLPFError(f"the training loss became {value} in {dimension} dimensions; try a smaller lr")
@@ -154,7 +154,7 @@ def train_in_subspace(
     return flat.state_dict()
 
 
-_STRETCH, _BASELINE_LR = 50, 1e-3
+_INTERVAL, _BASELINE_LR = 50, 1e-3
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,8 @@ class IntrinsicDimension:
     """All runs, and the smallest dimension that suffices.
 
     ``measure`` is "test_accuracy", "train_accuracy" (to be at least ``level``) or "loss" (at most ``level``), the mean
-    over the seeds. ``dimension`` is the smallest tried from which on every larger one tried reaches the level too; None
-    where the largest does not. ``below`` is the largest smaller one tried: the truth lies between.
+    over the seeds. ``dimension`` is the smallest one tried such that it and every larger one tried reach the level;
+    None where the largest does not. ``below`` is the largest smaller one tried.
     """
 
     runs: list[SubspaceRun]
@@ -186,18 +186,18 @@ class IntrinsicDimension:
     below: int | None
 
     def in_words(self) -> str:
-        """One line: what was asked, and the answer."""
+        """One line: the level, and the dimension that reaches it."""
         if self.measure == "loss":
-            asked = f"training loss at most {self.level:g}"
+            level = f"training loss at most {self.level:g}"
         else:
-            asked = f"{self.measure.replace('_', ' ')} at least {self.level:.4f}, of {self.baseline:.4f} unrestricted"
+            level = f"{self.measure.replace('_', ' ')} at least {self.level:.4f}, of {self.baseline:.4f} unrestricted"
         if self.dimension is None:
-            return f"{asked}: not reached in up to {self.below} dimensions"
+            return f"{level}: not reached in up to {self.below} dimensions"
         between = f" (not in {self.below})" if self.below is not None else ""
-        return f"{asked}: reached in {self.dimension} dimensions{between}"
+        return f"{level}: reached in {self.dimension} dimensions{between}"
 
     def numbers(self) -> dict[str, Any]:
-        """What results say, without the single runs."""
+        """Plain values for a results file, without the single runs."""
         return {
             "intrinsic_dimension": self.dimension,
             "largest_tried_below": self.below,
@@ -240,7 +240,7 @@ def intrinsic_dimension(
 
     Args:
         baseline: accuracy 0..1.
-        loss_level: a training loss to come down to, instead of an accuracy.
+        loss_level: a training loss to reach, instead of an accuracy.
 
     Raises:
         LLPFError: no dimensions, none that exist; neither or both of ``baseline`` and ``loss_level``; no accuracy.
@@ -249,7 +249,7 @@ def intrinsic_dimension(
     if not dimensions or not starts:
         raise LLPFError("an intrinsic dimension needs dimensions to try and at least one network to start from")
     if (baseline is None) == (loss_level is None):
-        raise LLPFError("name either the accuracy of unrestricted training (baseline) or a loss to come down to")
+        raise LLPFError("name either the accuracy of unrestricted training (baseline) or a loss to reach")
     if baseline is not None and not (0 < baseline <= 1 and 0 < share <= 1):
         raise LLPFError(f"baseline and share must lie in (0, 1], got {baseline} and {share}")
     runs: list[SubspaceRun] = []
@@ -257,11 +257,11 @@ def intrinsic_dimension(
     for dimension in sorted({*dimensions}):
         for seed, start in enumerate(starts):
 
-            def tell(done: int, of: int, text: str, dimension: int = dimension, seed: int = seed) -> None:
+            def report(done: int, of: int, text: str, dimension: int = dimension, seed: int = seed) -> None:
                 if progress is not None:
                     progress(len(runs), total, f"dimension {dimension}, seed {seed}: step {done}/{of}  {text}")
 
-            runs.append(_run(problem, start, dimension, settings, seed, tell))
+            runs.append(_run(problem, start, dimension, settings, seed, report))
             if progress is not None:
                 progress(len(runs), total, f"dimension {dimension}, seed {seed}  loss {runs[-1].loss:.4f}")
     if loss_level is not None:
@@ -271,9 +271,8 @@ def intrinsic_dimension(
         assert baseline is not None
         level = share * baseline
         if runs[0].train_accuracy is None:
-            raise LLPFError("the problem is no classification: name a loss to come down to")
-    found, below = _smallest(runs, measure, level)
-    return IntrinsicDimension(runs, measure, level, baseline, found, below)
+            raise LLPFError("the problem is no classification: name a loss to reach")
+    return IntrinsicDimension(runs, measure, level, baseline, *_smallest(runs, measure, level))
 
 
 def baseline_accuracy(
@@ -293,20 +292,20 @@ def baseline_accuracy(
         flat,
         problem.loss_fn,
         problem.batches(settings.batch_size),
-        threshold=-math.inf,  # never met: every stretch has its full length
-        window=_STRETCH,
-        max_steps=_STRETCH,
+        threshold=-math.inf,  # never met: every interval has its full length
+        window=_INTERVAL,
+        max_steps=_INTERVAL,
         lr=_BASELINE_LR,
         optimizer=torch.optim.Adam(flat.module.parameters(), lr=_BASELINE_LR),
     )
-    stretches = math.ceil(settings.steps / _STRETCH)
-    for number in range(stretches):
-        corrected = correction.run(number * _STRETCH, continued=True)
+    intervals = math.ceil(settings.steps / _INTERVAL)
+    for number in range(intervals):
+        corrected = correction.run(number * _INTERVAL, continued=True)
         if progress is not None:
-            progress(number + 1, stretches, f"unrestricted training  loss {corrected.loss:.4f}")
+            progress(number + 1, intervals, f"unrestricted training  loss {corrected.loss:.4f}")
     accuracy = problem.evaluator("train" if problem.test is None else "test")(flat.state_dict()).accuracy
     if accuracy is None:
-        raise LLPFError("the problem is no classification: name a loss to come down to")
+        raise LLPFError("the problem is no classification: name a loss to reach")
     return accuracy
 
 
@@ -349,12 +348,12 @@ def _reaches(measure: str, value: float, level: float) -> bool:
 def _smallest(runs: Sequence[SubspaceRun], measure: str, level: float) -> tuple[int | None, int | None]:
     """(smallest dimension from which on all reach the level, the next smaller one tried)."""
     tried = sorted({run.dimension for run in runs})
-    found: int | None = None
+    smallest: int | None = None
     for dimension in reversed(tried):
         values = [getattr(run, measure) for run in runs if run.dimension == dimension]
         # A run that diverged reaches nothing.
         mean = math.nan if None in values else statistics.fmean(values)
         if not _reaches(measure, mean, level):
-            return found, dimension
-        found = dimension
-    return found, None
+            return smallest, dimension
+        smallest = dimension
+    return smallest, None

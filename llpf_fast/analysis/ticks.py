@@ -1,4 +1,4 @@
-"""What the search recorded of its layers, a tick at a time."""
+"""The records of a search for each tick and layer."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def read_ticks(run: str | os.PathLike[str] | RunDirectory, module: nn.Module | N
         raise LLPFError(f"{directory.folder} has no ticks yet: {path.name} is empty or missing")
     counts = {len(record.get(key) or ()) for record in records for key in ("distances", "variances")}
     if len(counts) != 1 or counts == {0}:
-        raise LLPFError(f"{path} is damaged: its lines tell of {', '.join(map(str, sorted(counts)))} layers")
+        raise LLPFError(f"{path} is damaged: its lines have {', '.join(map(str, sorted(counts)))} layers")
     count = counts.pop()
     settings = directory.run.get("settings") or {}
     return Ticks(
@@ -93,7 +93,7 @@ def _number(value: Any) -> float:
 
 
 def _names(module: nn.Module | None, settings: dict[str, Any], count: int) -> list[str]:
-    """The segments' names as the search laid them out; numbers where that cannot be told."""
+    """The segments' names in the search's order; numbers where they are not known."""
     if module is not None:
         layers = settings.get("layers") or {}
         flat = FlatParameters(

@@ -15,12 +15,12 @@ from ..errors import LLPFError
 class Landscape(nn.Module):
     """A module whose parameters are a point and whose output, for any batch, is the loss at that point.
 
-    Subclasses say what ``value`` is. With :func:`landscape_samples` as data and :func:`landscape_loss` as loss function
-    everything that works on networks works on it, with gradients.
+    Subclasses define ``value``. With :func:`landscape_samples` as data and :func:`landscape_loss` as loss function it
+    is a network for every analysis, with gradients.
     """
 
     def value(self) -> Tensor:
-        """The loss at the module's own parameters: a scalar, differentiable."""
+        """The loss at the module's parameters: a scalar, differentiable."""
         raise NotImplementedError
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -29,12 +29,13 @@ class Landscape(nn.Module):
 
 
 def landscape_loss(output: Tensor, target: Any) -> Tensor:
-    """What a landscape put out is its loss; ``target`` plays no part."""
+    """The mean output of a landscape, which is its loss; ``target`` is not used."""
     return output.mean()
 
 
 def landscape_samples(count: int = 1) -> tuple[Tensor, Tensor]:
-    """(inputs ``[count, 1]``, targets ``[count]`` float): a training set for a landscape, which looks at none of it."""
+    """(inputs ``[count, 1]``, targets ``[count]`` float): a training set for a landscape, which does not use its
+    values."""
     return torch.zeros(count, 1), torch.zeros(count)
 
 
@@ -71,7 +72,7 @@ class Hyperbola(Landscape):
 
     @staticmethod
     def second_order_barrier(t: float, s: float) -> float:
-        """What (1/16) D^T (H1 + H2) D predicts from the ends, D their difference: four times the true barrier.
+        """What (1/16) D^T (H1 + H2) D predicts from the endpoints, D their difference: four times the true barrier.
 
         The Hessian at (t, 1/t) is the outer square of v = (1/t, t), and v . D = (s-t)^2 / (t s); so at s, by symmetry,
         and the formula gives (t-s)^4 / (8 t^2 s^2).
@@ -105,10 +106,9 @@ def _positive_roots(a: float, b: float, c: float) -> list[float]:
 class Mountainside(Landscape):
     """L(x, y) = slope y^2 / 2 + ridge (x^2 - 1)^2 / 4: a descent in y along a ridge at x = 0 with a valley either side.
 
-    A toy of ours for the picture of arXiv 2406.16300 (the paper's own is not known to us). Runs start high on the
-    ridge, (x0, y0) with a small x0 > 0, and follow the negative gradient. Whoever comes down stays on his side of the
-    ridge. Two runs that part at time T by a kick of +-noise in x end on different sides, with the ridge between them,
-    when the common descent has not yet led farther from the ridge line than the kick; otherwise in the same valley.
+    After the picture of arXiv 2406.16300 (the formula is ours). Runs start high on the ridge, (x0, y0) with a small
+    x0 > 0, and follow the negative gradient; none crosses the ridge. Two runs that split at time T by +-noise in x end
+    in different valleys when at T their distance from the ridge line is below the noise, else in the same valley.
     """
 
     def __init__(
@@ -143,11 +143,12 @@ class Mountainside(Landscape):
     def split_runs(
         self, x: float, y: float, split: float, noise: float, total: float
     ) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Where two runs are at time ``total`` that descend together until ``split`` and then part by +-``noise``."""
-        here, there = self.descend(x, y, split)
+        """Where two runs are at time ``total`` with a common descent until ``split``, which then differ by
+        +-``noise``."""
+        x_split, y_split = self.descend(x, y, split)
         return (
-            self.descend(here + noise, there, total - split),
-            self.descend(here - noise, there, total - split),
+            self.descend(x_split + noise, y_split, total - split),
+            self.descend(x_split - noise, y_split, total - split),
         )
 
     def latest_instability(self, x: float, noise: float) -> float:
@@ -235,8 +236,8 @@ def _orthonormal(basis: Tensor, size: int) -> Tensor:
 def all_coordinate_wedges_distance(point: Tensor, dimension: int) -> Tensor:
     """Distance of ``point`` ``[..., D]`` to the nearest of all spans of ``dimension`` coordinate axes, ``[...]``.
 
-    The nearest keeps the largest coordinates: the root of the sum of the D - n smallest squares. Exact, without looking
-    at the C(D, n) wedges.
+    The nearest keeps the largest coordinates: the root of the sum of the D - n smallest squares. Exact, without
+    enumerating the C(D, n) wedges.
     """
     size = point.shape[-1]
     if not 0 <= dimension <= size:
@@ -262,7 +263,7 @@ def best_distance_law(norm: float, size: int, wedge: int, subspace: int) -> floa
 def nearest_in_subspace(point: Tensor, directions: Tensor, basis: Tensor) -> tuple[Tensor, float]:
     """The point of ``point + span(directions)`` nearest to the linear wedge span(``basis``), and its distance.
 
-    By least squares, to the precision of the dtype: what a perfect optimiser would find.
+    By least squares, to the precision of the dtype.
 
     Args:
         point: ``[D]``. directions: ``[D, d]``, d may be 0. basis: ``[D, n]``, orthonormal.

@@ -1,4 +1,4 @@
-"""``Trajectory``: the waypoints of one run as the rows of a matrix that is never in memory as a whole."""
+"""``Trajectory``: the waypoints of one run as rows of a matrix, read a few columns at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..verify.run import RunOrigin
 from .networks import Networks
 
 Matrix = NDArray[np.float64]
-#: Where ``Trajectory.losses`` come from at best.
+#: Source of ``Trajectory.losses`` where a certificate has them.
 CERTIFIED = "training loss (certificate)"
 
 
@@ -44,9 +44,9 @@ class Trajectory:
 
     Args:
         folder: a run directory, finished or not; or such a one opened.
-        module: the architecture; without it tied tensors count twice, and layers come in alphabetical order.
-        name: what figures call it; the folder's name when missing.
-        certified: whether ``losses`` may come from the certificate.
+        module: the architecture; without it tied tensors count twice, and layers are in alphabetical order.
+        name: in figures; the folder's name when missing.
+        certified: whether ``losses`` may be those of the certificate.
 
     Raises:
         LLPFError: not a run; no waypoints yet; none of its tensors is a parameter.
@@ -66,15 +66,17 @@ class Trajectory:
         self.waypoints = self.directory.waypoints()
         if not self.waypoints:
             raise LLPFError(f"{self.folder} has no waypoints yet")
-        # Sorted: the order in which a safetensors file gives its tensors is an accident.
-        ends = [self.waypoints[i] for i in ((0, -1) if len(self.waypoints) > 1 else (0,))]
-        states = [dict(sorted(end.load().items())) for end in ends]
-        first = Networks(states, [str(end.path) for end in ends], module)
+        # Sorted: a safetensors file has its tensors in no particular order.
+        endpoints = [self.waypoints[i] for i in ((0, -1) if len(self.waypoints) > 1 else (0,))]
+        states = [dict(sorted(end.load().items())) for end in endpoints]
+        first = Networks(states, [str(end.path) for end in endpoints], module)
         self.module = module
         #: Name to shape of the parameters, and the names of each layer's.
         self.shapes = {key: list(first[0][key].shape) for key in first.parameter_names if first[0][key].numel()}
         self.layers = {
-            layer: kept for layer, keys in first.layers.items() if (kept := [key for key in keys if key in self.shapes])
+            layer: names
+            for layer, keys in first.layers.items()
+            if (names := [key for key in keys if key in self.shapes])
         }
         self._tensors = {key: list(value.shape) for key, value in first[0].items()}
 
@@ -93,9 +95,11 @@ class Trajectory:
     def check(self, progress: Callable[[], None] | None = None) -> None:
         """Every file is the one that was recorded, of one architecture; reads all once. LLPFError by name if not."""
         for waypoint in self.waypoints:
-            found = differences(self._tensors, shapes(waypoint.read(), waypoint.path), "waypoint 0", waypoint.path.name)
-            if found:
-                raise LLPFError(f"{waypoint.path} is of another architecture: {found}")
+            difference = differences(
+                self._tensors, shapes(waypoint.read(), waypoint.path), "waypoint 0", waypoint.path.name
+            )
+            if difference:
+                raise LLPFError(f"{waypoint.path} is of another architecture: {difference}")
             if progress:
                 progress()
 
@@ -112,17 +116,17 @@ class Trajectory:
                     out[row, at : at + piece.columns] = values.double().reshape(-1).numpy()
                     at += piece.columns
             if not np.isfinite(out[row, :at]).all():
-                raise LLPFError(f"{waypoint.path} holds NaN or infinity; cut the path before waypoint {row}")
+                raise LLPFError(f"{waypoint.path} has NaN or infinity; cut the path before waypoint {row}")
 
     def losses(self) -> tuple[list[float | None], str]:
-        """A training loss of each waypoint, None where there is none, and in words where they come from.
+        """A training loss of each waypoint, None where there is none, and their source in words.
 
         From the certificate where it is about these very files; else what the search logged (the moving mean over
         mini-batches while it trained: lower than what a fixed set gives); else all None.
         """
-        found = self._certified_losses() if self._certified else None
-        if found is not None:
-            return [found.get(i) for i in range(len(self))], CERTIFIED
+        losses = self._certified_losses() if self._certified else None
+        if losses is not None:
+            return [losses.get(i) for i in range(len(self))], CERTIFIED
         logged = {record.get("tick"): record.get("loss") for record in self.directory.metrics()}
         if any(tick in logged for tick in self.ticks):
             return [logged.get(tick) for tick in self.ticks], "training loss (as the search logged it)"
@@ -144,7 +148,7 @@ class Trajectory:
 
 
 def is_of(certificate: dict[str, Any], waypoint_sha256: Sequence[str]) -> bool:
-    """Whether ``certificate`` judged the waypoints with these digests, in this order."""
+    """Whether ``certificate`` is about the waypoints with these digests, in this order."""
     return certificate.get("waypoint_sha256") == list(waypoint_sha256)
 
 
@@ -154,35 +158,36 @@ def same_space(trajectories: Sequence[Trajectory]) -> None:
         raise LLPFError("no run is given; name at least one run directory")
     first = trajectories[0]
     for other in trajectories[1:]:
-        found = differences(first.shapes, other.shapes, str(first.folder), str(other.folder))
-        if found:
-            raise LLPFError(f"the runs are of different architectures: {found}")
+        difference = differences(first.shapes, other.shapes, str(first.folder), str(other.folder))
+        if difference:
+            raise LLPFError(f"the runs are of different architectures: {difference}")
 
 
 def pieces(shapes_: dict[str, list[int]], names: Sequence[str], columns: int) -> Iterator[list[Piece]]:
     """The tensors ``names`` in groups of at most ``columns`` values (or of one row, where a row is longer)."""
     group: list[Piece] = []
-    room = columns
+    left = columns
     for name in names:
         shape = shapes_[name]
         rows, width = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
         start = 0
         while start < rows:
-            count = min(rows - start, room // width)
+            count = min(rows - start, left // width)
             if count == 0:
                 if group:
                     yield group
-                    group, room = [], columns
+                    group, left = [], columns
                     continue
                 count = 1
             group.append(Piece(name, start, start + count, count * width))
-            start, room = start + count, max(0, room - count * width)
+            start, left = start + count, max(0, left - count * width)
     if group:
         yield group
 
 
-def own_names(folders: Sequence[str]) -> list[str]:
-    """Names that differ: the folders' own where those do, else the folders as given, numbered where they repeat."""
+def distinct_names(folders: Sequence[str]) -> list[str]:
+    """Different names for ``folders``: their last parts where those differ, else the folders, numbered if they
+    repeat."""
     short = [Path(folder).resolve().name for folder in folders]
     if len({*short}) == len(short):
         return short
@@ -194,7 +199,7 @@ def own_names(folders: Sequence[str]) -> list[str]:
 def architecture(run: RunDirectory) -> nn.Module | None:
     """The network that run.yaml names, where it is registered and fits the run: for the order of layers and for ties.
 
-    Code that a run names is not executed for that.
+    Code that a run names is not executed.
     """
     origin = RunOrigin(run)
     name = origin.settings.get("model")

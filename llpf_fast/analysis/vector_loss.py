@@ -1,4 +1,4 @@
-"""``VectorLoss``: a network's loss as a function of one flat vector, for any architecture and loss."""
+"""``VectorLoss``: a network's loss as a function of one flat vector."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from .networks import Networks
 
 
 class VectorLoss:
-    """The loss of ``module`` at parameters given as one vector ``[P]``; nothing of the network is rewritten.
+    """The loss of ``module`` at parameters given as one vector ``[P]``.
 
     The vector is that of :class:`~llpf_fast.analysis.networks.Networks`: every floating parameter in the module's
     order, tied ones once. Works on a copy of the module, with that copy's buffers.
 
     Args:
-        module: the architecture; wrappers (torch.compile, DataParallel) are taken off.
+        module: the architecture; wrappers (torch.compile, DataParallel) are removed.
         loss_fn: (model output, targets) -> scalar loss of a batch.
-        train: train mode (dropout, batch statistics: as in training) or eval mode (what certificates look at).
+        train: train mode (dropout, batch statistics: as in training) or eval mode (as certificates evaluate).
         dtype: to compute in; when missing float64 for a network of float64, else float32. Complex buffers stay
-            complex; the tensors of a loss module (class weights) are taken in this dtype too.
+            complex; the tensors of a loss module (class weights) get this dtype, too.
         gradients: the forward itself takes gradients (:class:`~llpf_fast.batches.forward.ForwardMode`).
 
     Raises:
@@ -88,7 +88,7 @@ class VectorLoss:
         return {name: value.to("cpu", template[name].dtype, copy=True) for name, value in state.items()}
 
     def load_buffers(self, state: Mapping[str, Tensor]) -> None:
-        """Take the buffers of ``state``: what eval mode computes with beside the vector."""
+        """Copy the buffers of ``state``, which eval mode uses besides the vector."""
         for name, buffer in self._module.named_buffers():
             if name in state:
                 buffer.copy_(state[name])
@@ -124,7 +124,7 @@ class VectorLoss:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's own generators, from which dropout draws, begin at ``seed`` inside and are left as they were."""
+    """torch's generators, from which dropout draws, start at ``seed`` inside and are restored afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -132,9 +132,9 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def twice(device: torch.device) -> Iterator[None]:
-    """What is computed inside can be differentiated twice: the fused attention kernels have no second derivative.
+    """Inside, results can be differentiated twice: fused attention kernels, which have no second derivative, are off.
 
-    Matrix products of float32 on a GPU are true float32, as where points are measured.
+    Matrix products of float32 on a GPU are true float32, as in evaluations.
     """
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), float32_products("float32", device):
         yield
@@ -143,8 +143,7 @@ def twice(device: torch.device) -> Iterator[None]:
 class BatchGradient:
     """``(vector [P], round) -> (loss, gradient [P])`` on the batch of that round; ``steps`` counts the calls.
 
-    One call is one gradient step: a forward and a backward pass over one batch, what every method's budget is counted
-    in.
+    One call is one gradient step, the unit of every method's budget: a forward and a backward pass over one batch.
     """
 
     def __init__(self, network: VectorLoss, batches: Batches) -> None:

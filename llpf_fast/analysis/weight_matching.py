@@ -11,9 +11,9 @@ from torch import Tensor
 from ..errors import LLPFError, require
 from .permutations import PermutationSpecification, permute
 
-#: A new assignment must be better by more than this share of what it is compared with: rounding is not progress.
+#: A new assignment must be better by more than this share: less may be rounding.
 _PROGRESS = 1e-12
-#: Buffers that move with their units but say nothing of how alike two networks are.
+#: Buffers that move with their units but are not compared.
 _STATISTICS = ("running_mean", "running_var")
 
 
@@ -21,7 +21,7 @@ _STATISTICS = ("running_mean", "running_var")
 class Alignment:
     """``state``: the second network with its units in another order, its values bit for bit.
 
-    ``permutations[g][u]`` is which unit now stands at place u of group g. ``before`` and ``after`` are the L2 distances
+    ``permutations[g][u]`` is the unit that is now at index u of group g. ``before`` and ``after`` are the L2 distances
     between the first network's and the second's permuted tensors (those that belong to some group).
     """
 
@@ -43,10 +43,10 @@ def align(
 ) -> Alignment:
     """Permute the units of ``second`` so that its weights are as close as possible to those of ``first``.
 
-    Coordinate ascent on the inner product of both networks' weights: all groups but one are held, and that one's best
+    Coordinate ascent on the inner product of both networks' weights: all groups but one are fixed, and that one's best
     permutation is a linear assignment problem. The first sweep goes from input to output, later ones in random order,
-    until none of them helps. It ends in a local optimum (the joint problem is NP-hard); the best of ``restarts`` is
-    taken, of which the later ones go in random order from the beginning.
+    until none improves. The result is a local optimum (the joint problem is NP-hard); the best of ``restarts`` is
+    taken, of which all but the first begin in random order.
 
     Raises:
         LLPFError: values that are not finite.
@@ -112,21 +112,21 @@ def _ascend(
         for number in order:
             group = specification.groups[number]
             moved = _permuted(theirs, specification, permutations, but=number)
-            # alike[u, v]: inner product of all that belongs to our unit u with what belongs to their unit v.
-            alike = torch.zeros(group.size, group.size, dtype=torch.float64)
+            # products[u, v]: inner product of the weights of unit u of the first and unit v of the second network.
+            products = torch.zeros(group.size, group.size, dtype=torch.float64)
             for axis in group.axes:
                 if axis.tensor in ours:
                     a, b = (
                         value.movedim(axis.axis, 0).reshape(group.size, -1)
                         for value in (ours[axis.tensor], moved[axis.tensor])
                     )
-                    alike.addmm_(a, b.T)
-            _, columns = linear_sum_assignment(alike.numpy(), maximize=True)
-            found = torch.from_numpy(columns)
+                    products.addmm_(a, b.T)
+            _, columns = linear_sum_assignment(products.numpy(), maximize=True)
+            best = torch.from_numpy(columns)
             rows = torch.arange(group.size)
-            old, new = float(alike[rows, permutations[number]].sum()), float(alike[rows, found].sum())
+            old, new = float(products[rows, permutations[number]].sum()), float(products[rows, best].sum())
             if new > old + _PROGRESS * max(abs(old), abs(new)):
-                permutations[number], progress = found, True
+                permutations[number], progress = best, True
         if not progress:
             return permutations, sweep + 1
     return permutations, max_sweeps

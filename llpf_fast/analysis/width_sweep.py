@@ -1,4 +1,4 @@
-"""Training the networks whose widths are compared: by the engine's correction, stopping by for a loss on the way."""
+"""Radial widths of networks trained with different settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .measures import Rank, rank_correlation
 from .problem import Problem
 from .widths import PointWidth, WidthSettings, measure_width
 
-#: How often an epoch it is looked whether the loss to be matched is reached.
+#: Evaluations an epoch of whether the loss to be matched is reached.
 _EVALUATIONS = 5
 _FINAL, _MATCHED = "final|", "matched|"
 
@@ -31,7 +31,7 @@ _FINAL, _MATCHED = "final|", "matched|"
 class Training:
     """One network's training: SGD over ``epochs`` times as many batches as cover the training set.
 
-    The number of steps is rounded up to a whole number of looks at the loss, a fifth of an epoch apart. Batches are
+    The number of steps is rounded up to a whole number of evaluations, a fifth of an epoch apart. Batches are
     drawn with replacement, from a counter (``batches.sampling``). ``width`` is the network's, where its factory
     takes one.
     """
@@ -76,8 +76,8 @@ def train_network(
 ) -> Trained:
     """Train ``build()`` (its values drawn from ``training.seed``) on all training samples of ``problem``.
 
-    The loss to be matched is looked at on ``problem.samples("train")`` 5 times an epoch. What was trained before with
-    all the same (data, architecture, initial values, settings) comes from the problem's cache.
+    The loss to be matched is evaluated on ``problem.samples("train")`` 5 times an epoch. The problem's cache has
+    networks of the same data, architecture, initial values and settings.
 
     Raises:
         LLPFError: training that diverges; settings that cannot work.
@@ -112,12 +112,12 @@ def _train(
     flat = FlatParameters(copied(module))
     an_epoch = problem.batches_per_epoch(training.batch_size)
     stride = max(an_epoch // _EVALUATIONS, 1)
-    stretches = math.ceil(training.epochs * an_epoch / stride)
+    intervals = math.ceil(training.epochs * an_epoch / stride)
     correction = Correction(
         flat,
         problem.loss_fn,
         problem.batches(training.batch_size, seed=training.seed),
-        threshold=-math.inf,  # never met: every stretch has its full length
+        threshold=-math.inf,  # never met: every interval has its full length
         window=stride,
         max_steps=stride,
         lr=training.lr,
@@ -126,18 +126,18 @@ def _train(
     )
     evaluate = problem.evaluator("train")
     matched: dict[str, Tensor] | None = None
-    for number in range(stretches):
+    for number in range(intervals):
         corrected = correction.run(number * stride, continued=True)
         if matched_loss is not None and matched is None:
             state = flat.state_dict()
             matched = state if evaluate(state).loss <= matched_loss else None
         if progress is not None:
-            progress(number + 1, stretches, f"training  loss {corrected.loss:.4f}")
+            progress(number + 1, intervals, f"training  loss {corrected.loss:.4f}")
     final = {_FINAL + name: value for name, value in flat.state_dict().items()}
     return {**final, **{_MATCHED + name: value for name, value in (matched or {}).items()}}
 
 
-#: Axes of a sweep: what is varied, and how figures call it.
+#: Axes of a sweep -> their names in figures.
 AXES: dict[str, str] = {
     "lr": "learning rate",
     "batch_size": "batch size",
@@ -157,8 +157,8 @@ MEASURES: dict[str, str] = {
 class Cell:
     """One trained network: the value of the axis that was varied, and its widths.
 
-    ``final`` or ``matched`` is None where the network diverged, has a loss above the threshold, or never came down to
-    the loss to be matched; ``remark`` says which.
+    ``final`` or ``matched`` is None where the network diverged, has a loss above the threshold, or did not reach the
+    loss to be matched; ``remark`` is the reason.
     """
 
     axis: str
@@ -171,11 +171,11 @@ class Cell:
 
     def measures(self) -> dict[str, float | None]:
         """The four MEASURES (medians over directions)."""
-        found: dict[str, float | None] = {}
+        values: dict[str, float | None] = {}
         for name, width in (("final", self.final), ("matched", self.matched)):
-            found[f"{name}_width"] = None if width is None else width.median
-            found[f"{name}_relative"] = None if width is None or not width.norm else width.median / width.norm
-        return found
+            values[f"{name}_width"] = None if width is None else width.median
+            values[f"{name}_relative"] = None if width is None or not width.norm else width.median / width.norm
+        return values
 
     def row(self) -> dict[str, Any]:
         row: dict[str, Any] = {"axis": self.axis, "value": self.value, "seed": self.seed, **self.measures()}
@@ -188,7 +188,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class WidthSweep:
-    """All cells, one axis at a time about ``base``; ``law`` says what a width here is."""
+    """All cells, one axis at a time about ``base``; ``law``: threshold and directions in words."""
 
     base: Training
     axes: dict[str, list[float]]
@@ -245,7 +245,7 @@ def width_sweep(
     networks of one width.
 
     Args:
-        problem_of: network width (None: the network's own) -> problem; asked once a width.
+        problem_of: network width (None: the default) -> problem; called once a width.
         build: network width -> a freshly initialised network, drawn from torch's global generator.
         axes: of :data:`AXES`, each with at least one value.
         matched_loss: also measure every network as it was when its training loss first was at most this.
@@ -278,12 +278,14 @@ def width_sweep(
                     problems[training.width] = problem_of(training.width)
                 name = f"{AXES[axis]} {value:g}, seed {seed}"
 
-                def tell(done: int, of: int, text: str, name: str = name) -> None:
+                def report(done: int, of: int, text: str, name: str = name) -> None:
                     if progress is not None:
                         progress(len(cells), total, f"{name}: {text} ({done}/{of})")
 
                 if training not in measured:
-                    measured[training] = _cell(problems[training.width], build, training, settings, matched_loss, tell)
+                    measured[training] = _cell(
+                        problems[training.width], build, training, settings, matched_loss, report
+                    )
                 known = measured[training]
                 cells.append(Cell(axis, value, seed, known.final, known.matched, known.test_accuracy, known.remark))
                 if progress is not None:
@@ -307,23 +309,23 @@ def _cell(
         if "training loss became" not in str(error):
             raise
         return Cell("", 0.0, training.seed, None, None, None, "diverged")
-    # Statistics stored at the network are wrong away from it, where other values reach the BatchNorm layers.
+    # The network's stored statistics are wrong away from it, where the BatchNorm layers get other values.
     evaluate = problem.evaluator("train", statistics=problem.statistics[-1])
     accuracy = None if problem.test is None else problem.evaluator("test")(trained.final).accuracy
-    found: dict[str, PointWidth | None] = {"final": None, "matched": None}
+    widths: dict[str, PointWidth | None] = {"final": None, "matched": None}
     remarks = []
     for name, state in (("final", trained.final), ("matched", trained.matched)):
         if state is None:
             if matched_loss is not None:
-                remarks.append(f"loss never came down to {matched_loss:g}")
+                remarks.append(f"loss never reached {matched_loss:g}")
             continue
-        own = evaluate(state).loss
-        if not settings.above_own and not own <= settings.threshold:
-            remarks.append(f"{name} loss {own:.3g} is above the threshold")
+        loss = evaluate(state).loss
+        if not settings.relative and not loss <= settings.threshold:
+            remarks.append(f"{name} loss {loss:.3g} is above the threshold")
             continue
         rays = iter(range(1, settings.directions + 1))
         after = lambda name=name, rays=rays: progress(next(rays), settings.directions, f"width {name}")
-        found[name] = measure_width(
+        widths[name] = measure_width(
             problem.networks([state], fewest=1), state, evaluate, settings, name=name, after_ray=after
         )
-    return Cell("", 0.0, training.seed, found["final"], found["matched"], accuracy, "; ".join(remarks))
+    return Cell("", 0.0, training.seed, widths["final"], widths["matched"], accuracy, "; ".join(remarks))

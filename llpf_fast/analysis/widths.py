@@ -1,4 +1,4 @@
-"""How far a low-loss region reaches from a point: along directions, and along the radius."""
+"""Radial width: how far the loss stays low from a point along random directions."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .networks import Networks
 
 DirectionLaw = Literal["gaussian", "filter"]
 
-#: What results print: a width means nothing without the law of its directions.
+#: The law of directions in results, without which a width has no meaning.
 LAWS: dict[str, str] = {
     "gaussian": "uniform on the unit sphere of all parameters (normalised Gaussian)",
     "filter": "Gaussian, every filter (first index of tensors of two or more dimensions) scaled to the norm of the "
-    "network's own filter, one-dimensional tensors left alone (Li et al., arXiv 1712.09913), then length 1",
+    "network's filter, one-dimensional tensors unchanged (Li et al., arXiv 1712.09913), then length 1",
 }
 
 
@@ -62,15 +62,15 @@ def filter_normalised(networks: Networks, state: StateDict, direction: Tensor) -
         weight = state[name].detach().to("cpu", torch.float64)
         if weight.dim() < 2:
             continue
-        place = networks.slices[name]
-        rows = direction[place].view(len(weight), -1)
+        part = networks.slices[name]
+        rows = direction[part].view(len(weight), -1)
         norms = weight.reshape(len(weight), -1).norm(dim=1, keepdim=True)
-        scaled[place] = (rows * (norms / rows.norm(dim=1, keepdim=True))).reshape(-1)
+        scaled[part] = (rows * (norms / rows.norm(dim=1, keepdim=True))).reshape(-1)
     return scaled
 
 
 def unit(direction: Tensor, name: str) -> Tensor:
-    """``direction`` with length 1; LLPFError naming it where it is 0 or not finite: there is no way to go."""
+    """``direction`` with length 1; LLPFError with its ``name`` where its length is 0 or not finite."""
     length = float(direction.norm())
     if not 0 < length < float("inf"):
         raise LLPFError(f"{name} has length {length:g}: a width needs a direction that is finite and not 0")
@@ -83,7 +83,7 @@ class RadialRule:
 
     Radii ``first``, ``first * growth``, ... up to ``largest`` are tried until one is above the threshold; the interval
     before it is halved until it is narrower than ``tolerance`` of the radius. A rise above the threshold and back
-    between two tries is not seen.
+    between two radii is missed.
     """
 
     first: float = 0.02
@@ -129,9 +129,9 @@ def radial_width(
         raise LLPFError(f"the scale of the radii must be above 0 and finite, got {scale}")
     start = loss(0.0)
     if not math.isfinite(start):
-        raise LLPFError(f"the network's own loss is {start}; train it again")
+        raise LLPFError(f"the network's loss is {start}; train it again")
     if start > threshold:
-        raise LLPFError(f"the network's own loss {start:.4g} is above the threshold {threshold:g}; raise the threshold")
+        raise LLPFError(f"the network's loss {start:.4g} is above the threshold {threshold:g}; raise the threshold")
     evaluations, low, high = 1, 0.0, rule.first * scale
     while True:
         value = loss(high)
@@ -157,14 +157,14 @@ def radial_width(
 
 @dataclass(frozen=True)
 class WidthSettings:
-    """What a width is about.
+    """Threshold and directions of a width.
 
-    ``threshold`` is a loss, or with ``above_own`` what is added to the network's own loss: networks of unequal loss are
-    then compared at an equal rise.
+    ``threshold`` is a loss, or with ``relative`` a rise above the network's loss: networks of unequal loss are then
+    compared at an equal rise.
     """
 
     threshold: float = 0.5
-    above_own: bool = False
+    relative: bool = False
     law: DirectionLaw = "gaussian"
     directions: int = 10
     seed: int = 0
@@ -175,21 +175,21 @@ class WidthSettings:
             raise LLPFError(f"at least 1 direction is needed, got {self.directions}")
         if not math.isfinite(self.threshold):
             raise LLPFError(f"the threshold must be a finite number, got {self.threshold}")
-        if self.above_own and self.threshold <= 0:
-            raise LLPFError(f"a rise above the network's own loss must be above 0, got {self.threshold}")
+        if self.relative and self.threshold <= 0:
+            raise LLPFError(f"a rise above the network's loss must be above 0, got {self.threshold}")
         self.rule.validate()
 
     def in_words(self) -> str:
-        """One line for figures and tables: no width without its threshold and law."""
-        limit = f"its own loss + {self.threshold:g}" if self.above_own else f"{self.threshold:g}"
+        """Threshold and law in one line, for figures and tables."""
+        limit = f"the network's loss + {self.threshold:g}" if self.relative else f"{self.threshold:g}"
         return f"threshold: training loss {limit}; {self.directions} directions: {LAWS[self.law]}; seed {self.seed}"
 
 
 @dataclass(frozen=True)
 class PointWidth:
-    """The widths at one point; radii are L2 lengths in units of the parameters, infinite where no crossing was found.
+    """The widths at one point; radii are L2 lengths in units of the parameters, infinite where there is no crossing.
 
-    ``along`` are the radii forward and backward along the path, where the point lies on one; ``radii`` are then those
+    ``along`` are the radii forward and backward along the path, where the point is on one; ``radii`` are then those
     across it.
     """
 
@@ -203,7 +203,7 @@ class PointWidth:
 
     @property
     def median(self) -> float:
-        """Of ``radii``: defined even where fewer than half of the rays found no crossing."""
+        """Of ``radii``; finite where more than half of the rays have a crossing."""
         return statistics.median(self.radii)
 
     def row(self) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def measure_width(
     """The widths at ``state`` (its parameters move, its buffers stay).
 
     Args:
-        tangent: ``[P]``: the random directions are made orthogonal to it, and both of its own are measured too.
+        tangent: ``[P]``: random directions are made orthogonal to it, and it is measured in both directions, too.
         after_ray: called after each ray.
 
     Raises:
@@ -250,23 +250,23 @@ def measure_width(
     settings.validate()
     centre = networks.flatten(state)
     norm = float(centre.norm())
-    own = evaluate(state).loss
-    threshold = settings.threshold + (own if settings.above_own else 0.0)
+    start_loss = evaluate(state).loss
+    threshold = settings.threshold + (start_loss if settings.relative else 0.0)
     scale = norm or 1.0
 
     def ray(direction: Tensor) -> RadialWidth:
         def loss(radius: float) -> float:
             if radius == 0:
-                return own
+                return start_loss
             return evaluate(networks.unflatten(centre + radius * direction, buffers=state)).loss
 
         try:
-            found = radial_width(loss, threshold, scale=scale, rule=settings.rule)
+            width = radial_width(loss, threshold, scale=scale, rule=settings.rule)
         except LLPFError as error:
             raise LLPFError(f"{name}: {error}" if name else str(error)) from None
         if after_ray is not None:
             after_ray()
-        return found
+        return width
 
     rays = [
         ray(random_direction(networks, state, settings.law, settings.seed, number, across=tangent))
@@ -276,37 +276,38 @@ def measure_width(
     if tangent is not None:
         forward = unit(tangent, "the path's direction")
         along = (ray(forward).radius, ray(-forward).radius)
-    return PointWidth(name, own, threshold, norm, [each.radius for each in rays], rays, along)
+    return PointWidth(name, start_loss, threshold, norm, [each.radius for each in rays], rays, along)
 
 
 def measure_widths(
     networks: Networks, evaluate: Evaluate, settings: WidthSettings, *, progress: ProgressCallback | None = None
 ) -> list[PointWidth]:
-    """The widths at every one of ``networks``, over the same directions (law "filter": each scaled by its own)."""
+    """The widths at every one of ``networks``, over the same directions (law "filter": each scaled by that network's
+    filters)."""
     total = len(networks) * settings.directions
-    found: list[PointWidth] = []
+    widths: list[PointWidth] = []
     for name, state in zip(networks.names, networks, strict=True):
-        tell = _teller(progress, len(found) * settings.directions, total, name)
-        found.append(measure_width(networks, state, evaluate, settings, name=name, after_ray=tell))
-    return found
+        report = _ray_counter(progress, len(widths) * settings.directions, total, name)
+        widths.append(measure_width(networks, state, evaluate, settings, name=name, after_ray=report))
+    return widths
 
 
-def _teller(progress: ProgressCallback | None, done: int, total: int, text: str) -> Callable[[], None] | None:
+def _ray_counter(progress: ProgressCallback | None, done: int, total: int, text: str) -> Callable[[], None] | None:
     if progress is None:
         return None
     count = done
 
-    def tell() -> None:
+    def report() -> None:
         nonlocal count
         count += 1
         progress(count, total, text)
 
-    return tell
+    return report
 
 
 @dataclass(frozen=True)
 class PathWidth:
-    """The widths at one place of a path; ``position`` is the share (0..1) of the path's length before it."""
+    """The widths at one point of a path; ``position`` is the share (0..1) of the path's length before it."""
 
     position: float
     waypoint: float
@@ -314,7 +315,7 @@ class PathWidth:
 
 
 def measure_along_path(
-    module_networks: Networks,
+    networks: Networks,
     path: Any,
     evaluate: Evaluate,
     settings: WidthSettings,
@@ -322,14 +323,14 @@ def measure_along_path(
     points: int = 9,
     progress: ProgressCallback | None = None,
 ) -> list[PathWidth]:
-    """The widths across and along a path, at ``points`` places equally far apart in arc length, both ends included.
+    """The widths across and along a path, at ``points`` points equally spaced in arc length, both endpoints included.
 
     Args:
-        module_networks: any network of the architecture, for its shapes.
+        networks: any network of the architecture, for its shapes.
         path: a :class:`~llpf_fast.path.LowLossPath` of two or more waypoints.
 
     Raises:
-        LLPFError: fewer than two waypoints or points; a path of length 0; a place whose loss is above the threshold.
+        LLPFError: fewer than two waypoints or points; a path of length 0; a point whose loss is above the threshold.
     """
     if points < 2:
         raise LLPFError(f"a path is measured at 2 points or more, got {points}")
@@ -340,23 +341,24 @@ def measure_along_path(
     if not 0 < total < math.inf:
         raise LLPFError(f"{path.folder} has length {total:g}: its waypoints are all alike or not finite")
     rays = points * (settings.directions + 2)
-    found: list[PathWidth] = []
-    for number, (segment, fraction) in enumerate(places(lengths, points)):
+    widths: list[PathWidth] = []
+    for number, (segment, fraction) in enumerate(equally_spaced(lengths, points)):
         here, there = path[segment], path[segment + 1]
-        tangent = module_networks.flatten(there) - module_networks.flatten(here)
+        tangent = networks.flatten(there) - networks.flatten(here)
         waypoint = segment + fraction
         state = path.interpolate(waypoint)
         name = f"waypoint {waypoint:g}"
-        tell = _teller(progress, number * (settings.directions + 2), rays, name)
-        width = measure_width(module_networks, state, evaluate, settings, name=name, tangent=tangent, after_ray=tell)
-        found.append(PathWidth(number / (points - 1), waypoint, width))
-    return found
+        report = _ray_counter(progress, number * (settings.directions + 2), rays, name)
+        width = measure_width(networks, state, evaluate, settings, name=name, tangent=tangent, after_ray=report)
+        widths.append(PathWidth(number / (points - 1), waypoint, width))
+    return widths
 
 
-def places(lengths: Sequence[float], points: int) -> list[tuple[int, float]]:
-    """(segment, fraction) of ``points`` places equally far apart along segments of ``lengths``; on no empty one."""
+def equally_spaced(lengths: Sequence[float], points: int) -> list[tuple[int, float]]:
+    """(segment, fraction) of ``points`` points equally spaced along segments of ``lengths``; none on an empty
+    segment."""
     total = math.fsum(lengths)
-    found = []
+    positions = []
     for number in range(points):
         left = total * number / (points - 1)
         segment = 0
@@ -366,5 +368,5 @@ def places(lengths: Sequence[float], points: int) -> list[tuple[int, float]]:
         while lengths[segment] == 0 and segment > 0:
             segment -= 1
             left = lengths[segment]
-        found.append((segment, min(max(left / lengths[segment], 0.0), 1.0)))
-    return found
+        positions.append((segment, min(max(left / lengths[segment], 0.0), 1.0)))
+    return positions

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..analysis.plane import COLUMNS, Plane, Shadow
+from ..analysis.plane import COLUMNS, Plane, ProjectedPath
 from .style import (
     BLUE,
     COLOUR_MAP,
@@ -46,15 +46,15 @@ def draw_plane(plane: Plane, folder: str | os.PathLike[str], stem: str = "plane"
 
 
 def _contours(plane: Plane, folder: str | os.PathLike[str], stem: str) -> Path:
-    with new_figure(13.5 if plane.shadow else 9, 6.6) as figure:
-        if plane.shadow is None:
+    with new_figure(13.5 if plane.path else 9, 6.6) as figure:
+        if plane.path is None:
             contours = figure.subplots()
         else:
             layout = figure.add_gridspec(2, 2, width_ratios=[1.35, 1], height_ratios=[3, 2])
             contours = figure.add_subplot(layout[:, 0])
             losses = figure.add_subplot(layout[0, 1])
-            _draw_losses(losses, plane.shadow)
-            _draw_distances(figure.add_subplot(layout[1, 1], sharex=losses), plane.shadow)
+            _draw_losses(losses, plane.path)
+            _draw_distances(figure.add_subplot(layout[1, 1], sharex=losses), plane.path)
         _draw_contours(figure, contours, plane)
         return save_figure(figure, folder, stem, COLUMNS, plane.rows())
 
@@ -62,7 +62,7 @@ def _contours(plane: Plane, folder: str | os.PathLike[str], stem: str) -> Path:
 def _norm(plane: Plane) -> Any:
     """The colour scale; None where no loss is finite."""
     known = plane.loss[np.isfinite(plane.loss)]
-    losses = [plane.corner_losses, *([plane.shadow.true, plane.shadow.seen] if plane.shadow else [])]
+    losses = [plane.corner_losses, *([plane.path.loss, plane.path.projected_loss] if plane.path else [])]
     near = np.concatenate([part[np.isfinite(part)] for part in losses])
     top = min(float(known.max(initial=0)), _MOST_ABOVE * float(near.max())) if near.size and near.max() > 0 else None
     values = [*known.tolist(), *near.tolist()]
@@ -90,8 +90,8 @@ def _draw_contours(figure: Any, axes: Axes, plane: Plane) -> None:
         axes.patch.set(facecolor="#eeeeee", hatch="///", edgecolor="#999999")
         j, i = np.nonzero(~np.isfinite(plane.loss))
         axes.plot(plane.x[i], plane.y[j], linestyle="none", marker="x", markersize=4, color=LIMIT)
-    if plane.shadow is not None:
-        _draw_shadow(axes, plane.shadow, norm)
+    if plane.path is not None:
+        _draw_path(axes, plane.path, norm)
     for name, (x, y) in zip(plane.names, plane.corners, strict=True):
         axes.plot(x, y, marker="X", markersize=11, color=VERMILION, markeredgecolor="white", linestyle="none", zorder=6)
         axes.annotate(
@@ -115,10 +115,10 @@ def _draw_contours(figure: Any, axes: Axes, plane: Plane) -> None:
     axes.set_title(f"Training loss in the plane through\n{', '.join(plane.names)}{statistics}", loc="left", fontsize=11)
 
 
-def _draw_shadow(axes: Axes, shadow: Shadow, norm: Any) -> None:
-    x, y = shadow.feet.T
-    axes.plot(x, y, color="black", linewidth=1.2, zorder=4, label=f"shadow of the path {shadow.name}, not the path")
-    scatter_losses(axes, (x, y), shadow.true.tolist(), norm, size=34, edgecolors="black", linewidths=0.9, zorder=5)
+def _draw_path(axes: Axes, path: ProjectedPath, norm: Any) -> None:
+    x, y = path.positions.T
+    axes.plot(x, y, color="black", linewidth=1.2, zorder=4, label=f"projection of the path {path.name}, not the path")
+    scatter_losses(axes, (x, y), path.loss.tolist(), norm, size=34, edgecolors="black", linewidths=0.9, zorder=5)
     axes.plot(
         *([], []),
         linestyle="none",
@@ -126,38 +126,36 @@ def _draw_shadow(axes: Axes, shadow: Shadow, norm: Any) -> None:
         markersize=6,
         markerfacecolor="none",
         markeredgecolor="black",
-        label="dots: the waypoints' own, true loss",
+        label="dots: loss of the waypoints",
     )
 
 
-def _draw_losses(axes: Axes, shadow: Shadow) -> None:
-    dot = "." if len(shadow.waypoints) <= 60 else ""
+def _draw_losses(axes: Axes, path: ProjectedPath) -> None:
+    dot = "." if len(path.waypoints) <= 60 else ""
+    axes.plot(path.waypoints, with_gaps(path.loss), color=BLUE, linewidth=2, marker=dot, label="of the waypoints")
     axes.plot(
-        shadow.waypoints, with_gaps(shadow.true), color=BLUE, linewidth=2, marker=dot, label="true: of the waypoints"
-    )
-    axes.plot(
-        *(shadow.waypoints, with_gaps(shadow.seen)),
+        *(path.waypoints, with_gaps(path.projected_loss)),
         color=ORANGE,
         linewidth=1.8,
         linestyle="--",
         marker=dot,
-        label="of their shadows in the plane",
+        label="of their projections on the plane",
     )
-    for values, colour in ((shadow.true, BLUE), (shadow.seen, ORANGE)):
-        for waypoint, value in zip(shadow.waypoints, values, strict=True):
+    for values, colour in ((path.loss, BLUE), (path.projected_loss, ORANGE)):
+        for waypoint, value in zip(path.waypoints, values, strict=True):
             if not is_finite(value):
                 axes.axvline(waypoint, color=colour, linewidth=0.8, linestyle=":")
-    log_if_wide(axes, (*shadow.true, *shadow.seen))
+    log_if_wide(axes, (*path.loss, *path.projected_loss))
     axes.set_ylabel("training loss")
     axes.legend()
     axes.set_title("The path's loss is not that of the contours under it", loc="left", fontsize=11)
     axes.tick_params(labelbottom=False)
 
 
-def _draw_distances(axes: Axes, shadow: Shadow) -> None:
-    axes.plot(shadow.waypoints, shadow.distances, color=REMARK, linewidth=1.8)
+def _draw_distances(axes: Axes, path: ProjectedPath) -> None:
+    axes.plot(path.waypoints, path.distances, color=REMARK, linewidth=1.8)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"waypoint of {shadow.name}")
+    axes.set_xlabel(f"waypoint of {path.name}")
     axes.set_ylabel("distance\nfrom the plane")
 
 
@@ -191,19 +189,17 @@ def _surface(plane: Plane, folder: str | os.PathLike[str], stem: str) -> Path:
                 "shade": False,
             }
             axes.plot_surface(x, y, height(plane.loss), facecolors=colours, **options)
-            if plane.shadow is not None:
-                s = plane.shadow
-                feet = s.feet.T
+            if plane.path is not None:
+                s = plane.path
+                feet = s.positions.T
+                axes.plot(*feet, height(s.loss), color=VERMILION, linewidth=2.4, zorder=8, label="path at its loss")
                 axes.plot(
-                    *feet, height(s.true), color=VERMILION, linewidth=2.4, zorder=8, label="path at its true loss"
-                )
-                axes.plot(
-                    *(*feet, height(s.seen)),
+                    *(*feet, height(s.projected_loss)),
                     color="black",
                     linewidth=1.4,
                     linestyle="--",
                     zorder=9,
-                    label="its shadow on the surface",
+                    label="its projection on the surface",
                 )
                 axes.legend(loc="upper left")
             if plane.gaps:

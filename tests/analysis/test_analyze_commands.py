@@ -87,7 +87,7 @@ def test_layers(models, tmp_path, capsys) -> None:
         (("linear", "FOLDER@3", "M0"), "is not the folder of a run: it has no run.yaml"),
         (("linear", "M0", "M1", "--out", "M0"), "is a file; name a folder for the results"),
         (("layers", "M0", "M1", "M2"), "layer-wise connectivity is between two networks, 3 are given"),
-        (("layers", "M0", "M0"), "hold the same parameters"),
+        (("layers", "M0", "M0"), "have the same parameters"),
         (("layers", "M0", "M1", "--hessian-samples", "-2"), "--hessian-samples must be 0 (all) or more, got -2"),
     ],
 )
@@ -109,7 +109,7 @@ def test_models_that_say_nothing_need_names(models, tmp_path, capsys) -> None:
     common = ["analyze", "linear", *bare, "--points", 3, "--out", tmp_path / "out", "--quiet"]
     status, _, err = _llpf(capsys, *common)
     assert status == 2
-    assert "does not say what its model is; name it with --model" in err
+    assert "does not name its model; name it with --model" in err
     status, _, err = _llpf(capsys, *common, "--model", "mlp", "--data", "digits")
     assert status == 0, err
     status, _, err = _llpf(capsys, *common, "--model", "lenet5", "--data", "digits")

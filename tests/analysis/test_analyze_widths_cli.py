@@ -151,7 +151,7 @@ class TestBadInput:
 
     def test_threshold_below_the_networks_own_loss(self, analyze, models):
         said = self.message(analyze, "widths", models[0], "--threshold", "1e-7", "--samples", 300)
-        assert "m1: the network's own loss" in said
+        assert "m1: the network's loss" in said
         assert "raise the threshold" in said
 
     @pytest.mark.parametrize(

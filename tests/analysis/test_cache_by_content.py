@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from llpf_fast import LLPFError
 from llpf_fast.analysis import CachedEvaluator, Problem, cached_numbers, cached_training
-from llpf_fast.analysis.cache import Answers
+from llpf_fast.analysis.cache import Values
 from llpf_fast.analysis.layers import layer_connectivity
 from llpf_fast.analysis.linear import linear_connectivity
 from llpf_fast.path.fingerprint import Unidentifiable, describe_loss, describe_module, digest
@@ -39,19 +39,19 @@ def _evaluator(folder, *, loss=F.cross_entropy, data=None, module=None, split="t
 
 
 def _is_found(evaluator: CachedEvaluator, state: dict[str, torch.Tensor]) -> bool:
-    before = evaluator.found
+    before = evaluator.hits
     evaluator(state)
-    return evaluator.found > before
+    return evaluator.hits > before
 
 
 def test_the_same_question_is_answered_from_the_cache(tmp_path) -> None:
     state = Tanh(1).state_dict()
     first = _evaluator(tmp_path)
     answer = first(state)
-    assert (first.measured, first.found) == (1, 0)
+    assert (first.measured, first.hits) == (1, 0)
     again = _evaluator(tmp_path)
     assert again({name: state[name].clone() for name in reversed(list(state))}) == answer
-    assert (again.measured, again.found) == (0, 1)
+    assert (again.measured, again.hits) == (0, 1)
 
 
 def test_one_changed_byte_of_the_state_is_another_question(tmp_path) -> None:
@@ -158,7 +158,7 @@ def test_code_digest_is_that_of_the_files() -> None:
     from llpf_fast.analysis import cache, layers
     from llpf_fast.path.fingerprint import code_digest
 
-    assert code_digest(cache) == code_digest(cache.Answers)
+    assert code_digest(cache) == code_digest(cache.Values)
     assert code_digest(cache) != code_digest(layers)
     assert code_digest(cache, layers) != code_digest(cache)
 
@@ -181,22 +181,22 @@ def test_parameters_values_do_not_name_the_architecture() -> None:
 
 
 def test_a_torn_line_and_a_changed_line_do_not_count(tmp_path) -> None:
-    answers = Answers(tmp_path / "a.jsonl")
+    answers = Values(tmp_path / "a.jsonl")
     answers.put("one", {"x": 1.5, "nan": float("nan")})
     answers.put("two", {"x": 2.5})
     content = answers.file.read_bytes()
     answers.file.write_bytes(content[:-9])
-    again = Answers(answers.file)
+    again = Values(answers.file)
     assert again.get("one")["x"] == 1.5
     assert again.get("two") is None
     again.put("three", {"x": 3.5})
-    assert Answers(answers.file).get("three") == {"x": 3.5}
+    assert Values(answers.file).get("three") == {"x": 3.5}
     answers.file.write_bytes(content.replace(b"2.5", b"9.5"))
-    assert Answers(answers.file).get("two") is None
+    assert Values(answers.file).get("two") is None
 
 
 def test_two_writers_lose_nothing(tmp_path) -> None:
-    both = [Answers(tmp_path / "a.jsonl") for _ in range(2)]
+    both = [Values(tmp_path / "a.jsonl") for _ in range(2)]
 
     def write(number: int) -> None:
         for i in range(50):
@@ -207,7 +207,7 @@ def test_two_writers_lose_nothing(tmp_path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    merged = Answers(tmp_path / "a.jsonl")
+    merged = Values(tmp_path / "a.jsonl")
     assert all(merged.get(f"{number}-{i}") is not None for number in range(2) for i in range(50))
 
 

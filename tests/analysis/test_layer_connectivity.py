@@ -77,7 +77,9 @@ def test_predictions_are_exact_on_a_quadratic_with_unequal_ends() -> None:
     problem = Problem(nn.Linear(6, 2), nn.functional.mse_loss, train=data)
     networks = problem.networks([nn.Linear(6, 2), nn.Linear(6, 2)])
     found = layer_connectivity(problem, networks, tensors=True, integral=False)
-    assert abs(found.ends["stored"]["train_loss"][0] - found.ends["stored"]["train_loss"][1]) > 1e-3
+    assert (
+        abs(found.endpoint_values["stored"]["train_loss"][0] - found.endpoint_values["stored"]["train_loss"][1]) > 1e-3
+    )
     for group in found.groups:
         assert group.predicted == pytest.approx(group.barriers["train_loss"], abs=1e-6)
 
@@ -92,7 +94,7 @@ def test_a_layers_statistics_go_along_and_others_stay() -> None:
     problem = Problem(net, train=(inputs, targets))
     found = layer_connectivity(problem, problem.networks(states), predict=False)
     net.eval()
-    mean = sum(found.ends["stored"]["train_loss"]) / 2
+    mean = sum(found.endpoint_values["stored"]["train_loss"]) / 2
     for layer, prefix in (("1", "1."), ("0", "0.")):
         mixed = {
             k: (v + states[1][k]) / 2 if k.startswith(prefix) and v.is_floating_point() else v
@@ -131,7 +133,7 @@ def test_bad_input_to_layers() -> None:
     problem = Problem(Tanh(), train=random_classes())
     with pytest.raises(LLPFError, match="between two networks, 3 are given"):
         layer_connectivity(problem, problem.networks([Tanh(1), Tanh(2), Tanh(3)]))
-    with pytest.raises(LLPFError, match="hold the same parameters"):
+    with pytest.raises(LLPFError, match="have the same parameters"):
         layer_connectivity(problem, problem.networks([Tanh(1), Tanh(1)]))
     with pytest.raises(LLPFError, match="unknown order 'sideways'; known: alone"):
         layer_connectivity(problem, problem.networks([Tanh(1), Tanh(2)]), orders=["sideways"])

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from llpf_fast.analysis import Problem
-from llpf_fast.analysis.curve_methods import _look
+from llpf_fast.analysis.curve_methods import _screening_loss
 from llpf_fast.analysis.directional_loss import DirectionalLoss
 from llpf_fast.analysis.hessian import Hessian
 from llpf_fast.analysis.linear import linear_connectivity
@@ -187,7 +187,7 @@ def test_value_gradient_and_hessian_are_those_of_one_call(name: str, cut: str) -
     close(hessian.gradient(), slope)
     close(hessian @ direction, product)
     # The curves' look at a fixed set; it is train mode, which changes nothing in these networks.
-    assert _look(problem, network)(vector) == pytest.approx(wanted, rel=1e-9)
+    assert _screening_loss(problem, network)(vector) == pytest.approx(wanted, rel=1e-9)
 
 
 @pytest.mark.parametrize("cut", ["in fives", "as a list of batches"])

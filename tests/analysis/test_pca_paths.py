@@ -11,7 +11,7 @@ import torch
 from sklearn.decomposition import PCA
 
 from llpf_fast.analysis.pca import principal_components
-from llpf_fast.analysis.trajectory import Piece, Trajectory, own_names, pieces
+from llpf_fast.analysis.trajectory import Piece, Trajectory, distinct_names, pieces
 from llpf_fast.errors import LLPFError
 from llpf_fast.path import RunDirectory
 
@@ -160,9 +160,9 @@ def test_losses_come_from_the_certificate_of_these_files_else_from_the_log(tmp_p
 
 
 def test_names_differ():
-    assert own_names(["a/x", "b/y/"]) == ["x", "y"]
-    assert own_names(["a/x", "b/x"]) == ["a/x", "b/x"]
-    assert len({*own_names(["a/x", "a/x"])}) == 2
+    assert distinct_names(["a/x", "b/y/"]) == ["x", "y"]
+    assert distinct_names(["a/x", "b/x"]) == ["a/x", "b/x"]
+    assert len({*distinct_names(["a/x", "a/x"])}) == 2
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak memory from /proc")

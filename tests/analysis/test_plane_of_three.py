@@ -83,17 +83,17 @@ def test_grid_and_shadow_hold_the_bowls_own_values(networks, path):
         for i, x in enumerate(found.x):
             np.testing.assert_equal(found.loss[j, i], bowl(frame.state(x, y)).loss)
     np.testing.assert_allclose(found.corner_losses, [1, 4, 9])
-    shadow = found.shadow
-    np.testing.assert_allclose(shadow.distances, [0, 1.5, 2, 1.5, 0], atol=1e-12)
+    projected = found.path
+    np.testing.assert_allclose(projected.distances, [0, 1.5, 2, 1.5, 0], atol=1e-12)
     line = [bowl({"w": torch.lerp(A["w"], B["w"], t)}).loss for t in (0, 0.25, 0.5, 0.75, 1)]
-    np.testing.assert_allclose(shadow.seen, line, atol=1e-9)
-    assert shadow.true[1] == pytest.approx(line[1] + 11 * 1.5**2)
-    assert math.isnan(shadow.true[2])
+    np.testing.assert_allclose(projected.projected_loss, line, atol=1e-9)
+    assert projected.loss[1] == pytest.approx(line[1] + 11 * 1.5**2)
+    assert math.isnan(projected.loss[2])
     assert len(calls) == 49 + 3 + 10 == seen[-1][0] == seen[-1][1]
     assert found.x[0] < 0 < found.corners[1, 0] < found.x[-1]
 
 
-def test_figures_mark_gaps_and_name_the_misreading(networks, path, tmp_path):
+def test_figures_mark_gaps_and_name_the_projection(networks, path, tmp_path):
     found = loss_on_plane(bowl, networks, path=path, resolution=9, margin=1.0)
     assert 0 < found.gaps < 81
     pictures = draw_plane(found, tmp_path)
@@ -103,8 +103,8 @@ def test_figures_mark_gaps_and_name_the_misreading(networks, path, tmp_path):
         for element in ElementTree.parse(tmp_path / "plane.svg").iter("{http://www.w3.org/2000/svg}text")
     )
     assert f"loss not finite ({found.gaps} grid points)" in texts
-    assert "shadow of the path run, not the path" in texts
-    assert "true: of the waypoints" in texts
+    assert "projection of the path run, not the path" in texts
+    assert "of the waypoints" in texts
     rows = list(csv.DictReader((tmp_path / "plane.csv").open()))
     assert list(rows[0]) == list(COLUMNS)
     assert sum(row["kind"] == "grid" for row in rows) == 81

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from llpf_fast import LLPFError
 from llpf_fast.analysis import Networks, Problem
 from llpf_fast.analysis.connector import ConnectorSettings, find_connector
-from llpf_fast.analysis.curve import FoundCurve, write_run
+from llpf_fast.analysis.curve import CurveResult, write_run
 from llpf_fast.analysis.curve_methods import Budget, find_curve
 from llpf_fast.analysis.ensemble import ensemble_along
 from llpf_fast.analysis.linear import linear_connectivity
@@ -297,7 +297,7 @@ def test_a_curves_run_says_with_which_loss_it_is_judged(tmp_path) -> None:
     loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))
     problem = Problem(blobs.module(norm=True), loss, train=blobs.data(), batch_size=50)
     states = list(blobs.networks(norm=True))
-    write_run(FoundCurve("linear", states, 0, 0.0), tmp_path / "run", problem, threshold=9.0, about={})
+    write_run(CurveResult("linear", states, 0, 0.0), tmp_path / "run", problem, threshold=9.0, about={})
     with pytest.raises(LLPFError, match="used the loss cross_entropy"):
         verify_run(tmp_path / "run", model=blobs.module(norm=True), train=blobs.data())
     certificate = verify_run(tmp_path / "run", model=blobs.module(norm=True), loss_fn=loss, train=blobs.data())

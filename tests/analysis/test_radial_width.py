@@ -14,10 +14,10 @@ from llpf_fast.analysis.width_sweep import Training, train_network, width_sweep
 from llpf_fast.analysis.widths import (
     RadialRule,
     WidthSettings,
+    equally_spaced,
     measure_along_path,
     measure_width,
     measure_widths,
-    places,
     radial_width,
     random_direction,
 )
@@ -84,7 +84,7 @@ class TestRadius:
     def test_above_own_loss(self):
         bowl = Bowl(torch.eye(2).double(), torch.tensor([0.0, 1.0]).double())
         networks, evaluate = of(bowl)
-        settings = WidthSettings(threshold=0.3, above_own=True, directions=1, rule=EXACT)
+        settings = WidthSettings(threshold=0.3, relative=True, directions=1, rule=EXACT)
         found = measure_width(networks, networks[0], evaluate, settings)
         assert found.threshold == pytest.approx(0.52 + 0.3)
         u = random_direction(networks, networks[0], "gaussian", 0, 0)
@@ -109,7 +109,7 @@ class TestRadius:
         ("loss", "threshold", "message"),
         [
             (lambda r: 0.2, 0.1, "above the threshold"),
-            (lambda r: math.nan, 0.1, "own loss is nan"),
+            (lambda r: math.nan, 0.1, "loss is nan"),
             (lambda r: 0.0, math.nan, "finite number"),
             (lambda r: 0.0, math.inf, "finite number"),
         ],
@@ -225,8 +225,8 @@ class TestAlongAPath:
         assert found[1].width.along == pytest.approx((0.5, 1.5))
 
     def test_places_skip_empty_segments(self):
-        assert places([1.0, 0.0, 1.0], 3) == [(0, 0.0), (2, 0.0), (2, 1.0)]
-        assert places([1.0, 0.0], 2) == [(0, 0.0), (0, 1.0)]
+        assert equally_spaced([1.0, 0.0, 1.0], 3) == [(0, 0.0), (2, 0.0), (2, 1.0)]
+        assert equally_spaced([1.0, 0.0], 2) == [(0, 0.0), (0, 1.0)]
 
     @pytest.mark.parametrize(
         ("points", "threshold", "count", "message"),
@@ -331,7 +331,7 @@ class TestSweep:
         )
         assert low.cells[0].final is None
         assert "above the threshold" in low.cells[0].remark
-        assert "never came down" in low.cells[0].remark
+        assert "never reached" in low.cells[0].remark
 
     @pytest.mark.parametrize(
         ("axes", "message"),

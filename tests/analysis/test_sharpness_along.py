@@ -84,13 +84,13 @@ def test_ensembles_against_what_is_computed_by_hand(run: Path) -> None:
         chances.append(net(inputs).double().softmax(1).detach())
     together = (chances[0] + chances[1]) / 2
     expected = float(F.nll_loss(together.log(), targets))
-    assert rows["ensemble of the ends"]["test_loss"] == pytest.approx(expected, rel=1e-6)
+    assert rows["ensemble of the endpoints"]["test_loss"] == pytest.approx(expected, rel=1e-6)
     differ = float((chances[0].argmax(1) != chances[1].argmax(1)).double().mean())
-    assert rows["ensemble of the ends"]["disagreement"] == differ
+    assert rows["ensemble of the endpoints"]["disagreement"] == differ
     assert rows["first"]["test_loss"] == pytest.approx(float(F.nll_loss(chances[0].log(), targets)), rel=1e-6)
     half = {name: (states[0][name] + states[1][name]) / 2 for name in states[0]}
     average = problem.evaluator("test")(half)
-    assert rows["weight average of the ends"]["test_loss"] == pytest.approx(average.loss, rel=1e-6)
+    assert rows["weight average of the endpoints"]["test_loss"] == pytest.approx(average.loss, rel=1e-6)
     # Ends and their middle: the average of all three is the middle again.
     assert rows["weight average of waypoints"]["test_loss"] == pytest.approx(average.loss, rel=1e-5)
     # Jensen: an ensemble's loss is never above its mean member's.
@@ -101,7 +101,7 @@ def test_batchnorm_networks_and_networks_that_are_no_classifiers(tmp_path: Path)
     states = [*blobs.networks(norm=True)]
     folder = blobs.write_path(tmp_path / "path", states)
     rows = {row["what"]: row for row in ensemble_along(blobs.problem(norm=True), folder, points=2).rows}
-    assert rows["weight average of the ends"]["test_loss"] == rows["weight average of waypoints"]["test_loss"]
+    assert rows["weight average of the endpoints"]["test_loss"] == rows["weight average of waypoints"]["test_loss"]
     assert math.isfinite(sharpness_along(blobs.problem(norm=True), folder, points=2, probes=2).rows[0]["trace"])
 
     from llpf_fast.analysis import Problem
@@ -163,7 +163,7 @@ def test_commands(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(json.loads((out / "sharpness.json").read_text())["numbers"]["rows"]) == 2
     status, said, err = _llpf(capsys, "analyze", "ensemble", digits / "run", *options, out)
     assert status == 0, err
-    assert "weight average of the ends" in said
+    assert "weight average of the endpoints" in said
     models = (digits / "m0.model.pt", digits / "m1.model.pt")
     curves = ("analyze", "curves", *models, "--samples", 50, "--quiet", "--out", tmp_path / "c")
     status, said, err = _llpf(

@@ -22,7 +22,7 @@ def test_plane_resumes_from_its_cache(llpf, finished, tmp_path):
     arguments = ("analyze", "plane", finished, "--resolution", "3", "--path-points", "4", "--samples", "100")
     first = llpf(*arguments, "--out", tmp_path, "--quiet")
     assert first.status == 0, first.err
-    assert "at their shadows in the plane" in first.out
+    assert "at their projections on the plane" in first.out
     (cache,) = (tmp_path / "cache").glob("evaluations-*.jsonl")
     size, before = cache.stat().st_size, (tmp_path / "plane.csv").read_bytes()
     assert llpf(*arguments, "--out", tmp_path, "--quiet").out == first.out

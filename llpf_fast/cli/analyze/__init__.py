@@ -6,10 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
-
 if TYPE_CHECKING:
-    from jsonargparse import Namespace
+    from argparse import ArgumentParser, Namespace
 
 HELP = "barriers, layer-wise connectivity, connectors, widths, other curves, sharpness, pictures of a landscape"
 
@@ -38,11 +36,10 @@ def names() -> list[str]:
 
 def add_arguments(parser: ArgumentParser, chosen: str | None = None) -> None:
     """With ``chosen``, the name of an analysis, only the options of that one."""
-    commands = parser.add_subcommands(dest="analysis", required=True, metavar="ANALYSIS")
+    commands = parser.add_subparsers(dest="analysis", required=True, metavar="ANALYSIS")
     for name in _ANALYSES:
         module = _module(name)
-        sub = ArgumentParser(description=module.HELP, exit_on_error=False, allow_abbrev=False)
-        commands.add_subcommand(name, sub, help=module.HELP)
+        sub = commands.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
         if chosen == name or chosen not in _ANALYSES:
             module.add_arguments(sub)
 
@@ -54,10 +51,10 @@ def run(args: Namespace) -> int:
     # Before hours of evaluations.
     for package in ("scipy", "matplotlib"):
         require(package, "llpf analyze")
-    name, options = args.analysis, args[args.analysis]
+    name = args.analysis
     module = _module(name)
-    with list_written(Path(options.out), getattr(module, "FILES", files(name)), f"llpf analyze {name}"):
-        status: int = module.run(options)
+    with list_written(Path(args.out), getattr(module, "FILES", files(name)), f"llpf analyze {name}"):
+        status: int = module.run(args)
     return status
 
 

@@ -1,4 +1,4 @@
-"""``llpf analyze animate``: a path as a film."""
+"""``llpf analyze animate``: a film of a path."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..output import Progress
 from .options import out_folder
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser, Namespace
 
-HELP = "a path as a film (GIF or MP4): where it is in its first two components, and its loss there"
+HELP = "a path as a film (GIF or MP4): its position along its first two components, and its loss"
 
 _LONGEST = 3600
 FILES = [f"animation.{kind}" for kind in ("gif", "mp4", "png", "svg", "csv")]
@@ -35,19 +35,19 @@ def run(args: Namespace) -> int:
     folder = out_folder(args)
 
     from ...analysis.pca import principal_components
-    from ...analysis.trajectory import Trajectory, architecture, own_names
+    from ...analysis.trajectory import Trajectory, architecture, distinct_names
     from ...path import RunDirectory
     from ...report.film import animate_path, check_film
 
     check_film(args.format, args.frames, args.seconds)
     directory = RunDirectory.open(args.run)
-    path = Trajectory(directory, architecture(directory), name=own_names([args.run])[0])
+    path = Trajectory(directory, architecture(directory), name=distinct_names([args.run])[0])
     with Progress("step", quiet=args.quiet) as progress:
         progress.begin("components")
-        found = principal_components([path], components=2, progress=progress.update)
+        components = principal_components([path], components=2, progress=progress.update)
         progress.begin("frames")
         film = animate_path(
-            found, folder, kind=args.format, frames=args.frames, seconds=args.seconds, progress=progress.update
+            components, folder, kind=args.format, frames=args.frames, seconds=args.seconds, progress=progress.update
         )
     print(f"film: {film}\nnumbers: {film.with_suffix('.csv')}")
     return 0

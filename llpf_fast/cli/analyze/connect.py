@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ...errors import LLPFError
 from ..output import Progress
@@ -10,7 +10,7 @@ from . import files
 from .options import add_models, add_output, add_problem, load, out_folder, show_rows
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser, Namespace
 
 HELP = "find and certify a low-loss complex that joins two or more networks: exit status 0 when connected, 1 when not"
 
@@ -22,11 +22,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--threshold", type=float, default=0.1, help="highest training loss allowed anywhere (0.1)")
     parser.add_argument(
         "--kind",
-        type=Literal["simplices", "triangles", "star"],
+        choices=("simplices", "triangles", "star"),
         default="simplices",
         help="all simplices of the barycentric subdivision (up to 5 models), triangles, or lines to one centre",
     )
-    parser.add_argument("--aim", type=float, help="a point is found when its loss is this low (default: a tenth of it)")
+    parser.add_argument(
+        "--aim", type=float, help="loss at which the search of a point ends (default: a tenth of the threshold)"
+    )
     parser.add_argument("--steps", type=int, default=1000, metavar="N", help="most gradient steps a point")
     parser.add_argument(
         "--surface-steps", type=int, default=2000, metavar="N", help="steps that train all points on the simplices"
@@ -71,14 +73,14 @@ def run(args: Namespace) -> int:
         )
     folder = out_folder(args)
     connector.save(folder)
-    about = {**problem.about(), "networks": dict(zip(optima.names, optima.digests(), strict=True))}
+    about = {**problem.about(), "networks": optima.digests_by_name()}
     file = write_result(folder, "connect", numbers=connector.numbers(), tables=connector.tables(), about=about)
     picture = draw_connector(connector, folder)
     show_rows(connector.tables()["simplices"])
     accuracy = certificate.min_test_accuracy
-    said = "connected" if certificate.connected else "not connected"
+    verdict = "connected" if certificate.connected else "not connected"
     print(
-        f"{said} at threshold {certificate.threshold:g}: highest training loss {certificate.max_loss:.4f}, "
+        f"{verdict} at threshold {certificate.threshold:g}: highest training loss {certificate.max_loss:.4f}, "
         f"{certificate.points_evaluated:,} points on {len(certificate.simplices)} simplices"
         + (f", lowest test accuracy {accuracy:.4f}" if accuracy is not None else "")
     )

@@ -12,7 +12,7 @@ from ..output import Progress
 from .options import add_models, add_output, add_problem, load, out_folder, show_rows
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser, Namespace
 
     from ...analysis import Problem
     from ...analysis.compare_curves import Plan
@@ -23,7 +23,7 @@ _METHODS = "llpf,bezier,polychain,autoneb,linear,aligned-linear"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    add_models(parser, "two model files, or RUN for both ends of a run")
+    add_models(parser, "two model files, or RUN for both endpoints of a run")
     parser.add_argument(
         "--methods", type=str, default=_METHODS, metavar="A,B,...", help=f"which, by commas (default: {_METHODS})"
     )
@@ -31,7 +31,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--steps", type=int, metavar="N", help="gradient steps of each that trains (default: what LLPF takes)"
     )
     parser.add_argument(
-        "--converge", action="store_true", help="also double every budget until that helps no more: much longer"
+        "--converge",
+        action="store_true",
+        help="also double every budget until the peak stops falling; takes much longer",
     )
     parser.add_argument(
         "--most-steps", type=int, default=20_000, metavar="N", help="where doubling ends (default: 20,000)"
@@ -63,25 +65,30 @@ def run(args: Namespace) -> int:
     folder = out_folder(args)
     _check_runs(folder / "runs")
     with Progress("step", quiet=args.quiet) as progress:
-        found = compare(
+        comparison = compare(
             problem, networks, plan, folder / "runs", begin=progress.begin, progress=progress.update, workers=1
         )
-    tables = {"table": found.rows, "profiles": found.profiles, "growth": found.growth}
+    tables = {"table": comparison.rows, "profiles": comparison.profiles, "growth": comparison.growth}
     file = write_result(
-        folder, "curves", numbers={"rows": found.rows}, tables=tables, about=found.about, device=problem.device
+        folder,
+        "curves",
+        numbers={"rows": comparison.rows},
+        tables=tables,
+        about=comparison.about,
+        device=problem.device,
     )
-    picture = draw_curves(found, folder)
-    show_rows([table_row(row, problem.test is not None) for row in found.rows])
-    ends = found.rows[0]["higher_end_loss"]
-    print(f"peak: certified, {ends:.4g} at an end already; every curve is a run in {folder / 'runs'}")
-    if any(row["destination"] != "b" for row in found.rows):
-        print("aligned-linear ends at the second network with its units in another order: the same function")
+    picture = draw_curves(comparison, folder)
+    show_rows([table_row(row, problem.test is not None) for row in comparison.rows])
+    endpoint = comparison.rows[0]["higher_end_loss"]
+    print(f"peak: certified; {endpoint:.4g} at the higher endpoint; every curve is a run in {folder / 'runs'}")
+    if any(row["destination"] != "b" for row in comparison.rows):
+        print("aligned-linear ends at the second network with permuted units: the same function")
     print(f"numbers: {file}\npicture: {picture}")
     return 0
 
 
 def _check_runs(folder: Path) -> None:
-    """A curve's run is replaced as a whole: LLPFError where something else lies in it."""
+    """LLPFError where a run that would be replaced contains other files."""
     from ...path import RunDirectory
 
     for run in sorted(folder.glob("*/run.yaml")):
@@ -113,7 +120,7 @@ def _plan(args: Namespace, problem: Problem) -> Plan:
         about = problem.about()
         recipe = args.recipe or f"{about['model']}-{about['data']}-m2m-quick"
         if args.recipe is None and recipe not in recipe_names():
-            raise LLPFError(f"there is no recipe {recipe}: name LLPF's with --recipe, or leave llpf out of --methods")
+            raise LLPFError(f"there is no recipe {recipe}: name one with --recipe, or leave llpf out of --methods")
         settings = load_recipe(recipe)
     threshold = args.threshold
     if threshold is None:

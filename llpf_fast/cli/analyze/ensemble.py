@@ -1,4 +1,4 @@
-"""``llpf analyze ensemble``: waypoints averaged and together, beside the ends of the run."""
+"""``llpf analyze ensemble``: averages and ensembles of waypoints, beside the endpoints of the run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ..output import Progress
 from .options import add_output, add_problem, load_problem, out_folder, show_rows
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser, Namespace
 
-HELP = "weight average and ensemble of a run's waypoints against its ends, on the test set"
+HELP = "weight average and ensemble of a run's waypoints and of its endpoints, on the test set"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -28,10 +28,10 @@ def run(args: Namespace) -> int:
     from ...analysis.output import write_result
 
     with Progress("network", quiet=args.quiet) as progress:
-        found = ensemble_along(problem, args.run, points=args.points, progress=progress.update)
-    about = {**problem.about(), **found.settings, "run": args.run}
-    tables = {"table": found.rows, "members": found.members}
-    file = write_result(out_folder(args), "ensemble", numbers={"rows": found.rows}, tables=tables, about=about)
+        ensemble = ensemble_along(problem, args.run, points=args.points, progress=progress.update)
+    about = {**problem.about(), **ensemble.settings, "run": args.run}
+    tables = {"table": ensemble.rows, "members": ensemble.members}
+    file = write_result(out_folder(args), "ensemble", numbers={"rows": ensemble.rows}, tables=tables, about=about)
     show_rows(
         [
             {
@@ -41,7 +41,7 @@ def run(args: Namespace) -> int:
                 "test accuracy": row["test_accuracy"],
                 "disagreement": row.get("disagreement"),
             }
-            for row in found.rows
+            for row in ensemble.rows
         ]
     )
     print(f"numbers: {file}")

@@ -1,4 +1,4 @@
-"""``llpf analyze layers``: what each layer contributes to the barrier between two networks, and what predicts it."""
+"""``llpf analyze layers``: the barriers of single layers and of groups, and their prediction."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ..output import Progress
 from .options import add_models, add_output, add_problem, load, out_folder, show_rows
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser, Namespace
 
-HELP = "barriers of single layers and growing groups of layers, beside what second derivatives predict"
+HELP = "barriers of single layers and growing groups of layers, beside their second-order prediction"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    add_models(parser, "two model files, a run (its two ends), or two waypoints (RUN@0 RUN@12)")
-    parser.add_argument("--tensors", action="store_true", help="each tensor by itself, a weight apart from its bias")
+    add_models(parser, "two model files, a run (its two endpoints), or two waypoints (RUN@0 RUN@12)")
+    parser.add_argument("--tensors", action="store_true", help="each tensor separately, not each layer")
     parser.add_argument("--no-prediction", action="store_true", help="only measure: no second derivatives")
     parser.add_argument(
         "--hessian-samples", type=int, default=2000, metavar="N", help="training samples for second derivatives, 0: all"
@@ -35,7 +35,7 @@ def run(args: Namespace) -> int:
     from ...report.layers import draw_layers
 
     with Progress("step", quiet=args.quiet) as progress:
-        found = layer_connectivity(
+        connectivity = layer_connectivity(
             problem,
             networks,
             tensors=args.tensors,
@@ -44,18 +44,20 @@ def run(args: Namespace) -> int:
             progress=progress.update,
         )
     folder = out_folder(args)
-    about = {**problem.about(), "networks": dict(zip(networks.names, networks.digests(), strict=True))}
-    file = write_result(folder, "layers", numbers=found.numbers(), tables={"groups": found.rows()}, about=about)
-    picture = draw_layers(found, folder)
-    alone = [found.select("alone", base) for base in (0, 1)]
+    about = {**problem.about(), "networks": networks.digests_by_name()}
+    file = write_result(
+        folder, "layers", numbers=connectivity.numbers(), tables={"groups": connectivity.rows()}, about=about
+    )
+    picture = draw_layers(connectivity, folder)
+    alone = [connectivity.select("alone", base) for base in (0, 1)]
     show_rows(
         [
             {
-                "layer": place.layer,
-                "parameters": place.parameters,
-                "distance": place.distance,
+                "layer": share.layer,
+                "parameters": share.parameters,
+                "distance": share.distance,
                 **{
-                    f"{kind}, base {found.names[base]}": value
+                    f"{kind}, base {connectivity.names[base]}": value
                     for base in (0, 1)
                     for kind, value in (
                         ("barrier", alone[base][i].barriers["train_loss"]),
@@ -64,22 +66,25 @@ def run(args: Namespace) -> int:
                     if value is not None
                 },
             }
-            for i, place in enumerate(found.layers)
+            for i, share in enumerate(connectivity.layers)
         ]
     )
-    midpoint = found.midpoint()["train_loss"]
+    midpoint = connectivity.midpoint()["train_loss"]
     print(f"all layers at the midpoint: barrier {midpoint:.4g}", end="")
-    if found.whole is not None:
-        print(f", predicted {found.whole.midpoint:.4g} (curvature alone {found.whole.sixteenth:.4g})", end="")
-    if found.integral is not None:
+    if connectivity.whole is not None:
         print(
-            f"; on {found.hessian_samples:,} samples {found.integral.barrier:.4g}, "
-            f"curvature integral {found.integral.integral:.4g}",
+            f", predicted {connectivity.whole.midpoint:.4g} (curvature alone {connectivity.whole.sixteenth:.4g})",
+            end="",
+        )
+    if connectivity.integral is not None:
+        print(
+            f"; on {connectivity.hessian_samples:,} samples {connectivity.integral.barrier:.4g}, "
+            f"curvature integral {connectivity.integral.integral:.4g}",
             end="",
         )
     print()
-    if found.whole is not None:
-        for name, rank in found.ranks().items():
+    if connectivity.whole is not None:
+        for name, rank in connectivity.ranks().items():
             if "_base_" not in name and rank.rho is not None:
                 print(f"rank correlation, {name}: {rank.rho:.2f} over {rank.count} groups")
     print(f"numbers: {file}\npicture: {picture}")

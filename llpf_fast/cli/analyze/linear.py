@@ -9,7 +9,7 @@ from ..output import Progress
 from .options import add_models, add_output, add_problem, load, out_folder, show_rows
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser, Namespace
 
 HELP = "loss, error and barriers along the straight lines between networks"
 
@@ -20,9 +20,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--base",
         type=user_path,
         metavar="MODEL",
-        help="also angles and distances seen from this network (the common trunk)",
+        help="also angles and distances relative to this network (the common trunk)",
     )
-    parser.add_argument("--points", type=int, default=25, metavar="N", help="of each line, ends and middle included")
+    parser.add_argument(
+        "--points", type=int, default=25, metavar="N", help="of each line, endpoints and middle included"
+    )
     add_problem(parser)
     add_output(parser, "linear")
 
@@ -36,17 +38,19 @@ def run(args: Namespace) -> int:
 
     base = None if args.base is None else problem.networks([args.base], fewest=1)[0]
     with Progress("point", quiet=args.quiet) as progress:
-        found = linear_connectivity(
+        connectivity = linear_connectivity(
             problem, networks, points=args.points, base=base, base_name=args.base or "", progress=progress.update
         )
     folder = out_folder(args)
     about = {
         **problem.about(),
         "points": args.points,
-        "networks": dict(zip(networks.names, networks.digests(), strict=True)),
+        "networks": networks.digests_by_name(),
     }
-    file = write_result(folder, "linear", numbers=found.numbers(), tables={"pairs": found.summary()}, about=about)
-    picture = draw_linear(found, folder)
+    file = write_result(
+        folder, "linear", numbers=connectivity.numbers(), tables={"pairs": connectivity.summary()}, about=about
+    )
+    picture = draw_linear(connectivity, folder)
     show_rows(
         [
             {
@@ -60,7 +64,7 @@ def run(args: Namespace) -> int:
                 "angle": row["angle"],
                 **({"angle at base": row["base_angle"]} if "base_angle" in row else {}),
             }
-            for row in found.summary()
+            for row in connectivity.summary()
         ]
     )
     print("barriers: training loss by three definitions, test error by Frankle's; angles in degrees")

@@ -1,4 +1,4 @@
-"""What the analyses' commands share: which models, on what problem, where results go."""
+"""Options that the analyses share: models, problem, results."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from ...errors import LLPFError
 from ..options import add_device, add_loss, add_quiet, add_threads, choose_device, set_threads, user_path
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
     from collections.abc import Mapping, Sequence
-
-    from jsonargparse import ArgumentParser, Namespace
 
     from ...analysis import Networks, Problem
 
@@ -23,23 +22,23 @@ def add_models(parser: ArgumentParser, help: str = "") -> None:
         type=user_path,
         nargs="+",
         metavar="MODELS",
-        help=help or "model files; RUN for both ends of a run, RUN@12 for its waypoint 12",
+        help=help or "model files; RUN for both endpoints of a run, RUN@12 for its waypoint 12",
     )
 
 
 def add_problem(parser: ArgumentParser) -> None:
-    """What is measured on what: read from the model files or the run where it is not said."""
+    """Network, data and loss; by default those of the model files or the run."""
     parser.add_argument(
         "--model",
         type=user_path,
         metavar="NAME",
-        help="the network: lenet5, ..., FILE.py:FACTORY (default: what MODELS say)",
+        help="the network: lenet5, ..., FILE.py:FACTORY (default: that of MODELS)",
     )
     parser.add_argument(
         "--data",
         type=user_path,
         metavar="NAME",
-        help="the data: mnist, ..., FILE.py:FUNCTION (default: what MODELS say)",
+        help="the data: mnist, ..., FILE.py:FUNCTION (default: that of MODELS)",
     )
     parser.add_argument(
         "--data-dir", type=user_path, metavar="DIR", help="folder that holds the data; digits need none"
@@ -61,36 +60,36 @@ def add_output(parser: ArgumentParser, default: str) -> None:
         "--out", type=user_path, default=default, metavar="DIR", help=f"folder of the results ({default})"
     )
     parser.add_argument(
-        "--cache", type=user_path, metavar="DIR", help="folder of what was measured already (default: OUT/cache)"
+        "--cache", type=user_path, metavar="DIR", help="folder of cached evaluations (default: OUT/cache)"
     )
     add_quiet(parser)
 
 
 def load_problem(args: Namespace, sources: Sequence[str] | None = None) -> Problem:
-    """The problem that the options, and where they are silent the ``sources`` (default: MODELS), describe.
+    """The problem of the options; what they leave out is that of ``sources`` (default: MODELS).
 
-    LLPFError where neither says what the network or the data are.
+    LLPFError where neither names the network or the data.
     """
     device = choose_device(args.device)
     out_folder(args)
 
     from ...analysis.problem import Problem, default_samples
 
-    given = list(args.models if sources is None else sources)
+    sources = list(args.models if sources is None else sources)
     options: dict[str, Any] = {
         "samples": default_samples(device) if args.samples is None else args.samples,
         "seed": args.seed,
         "device": device,
         "cache": args.cache or str(Path(args.out) / "cache"),
     }
-    run = next((folder for folder in map(_run_folder, given) if folder is not None), None)
+    run = next((folder for folder in map(_run_folder, sources) if folder is not None), None)
     if run is not None and args.model is None and args.data is None:
         from ...user_code import loss_function
 
         loss_fn = None if args.loss is None else loss_function(args.loss)
         problem = Problem.from_run(run, loss_fn=loss_fn, data_dir=args.data_dir, **options)
     else:
-        model, data = _names(args, given, run)
+        model, data = _names(args, sources, run)
         problem = Problem.from_names(model, data, data_dir=args.data_dir, loss=args.loss, **options)
     set_threads(args.threads, problem.module)
     return problem
@@ -124,14 +123,14 @@ def _run_folder(source: str) -> str | None:
 
 
 def _names(args: Namespace, sources: Sequence[str], run: str | None) -> tuple[str, str]:
-    found = {"model": args.model, "data": args.data}
-    if None in found.values():
+    names = {"model": args.model, "data": args.data}
+    if None in names.values():
         for key, value in _recorded(sources, run).items():
-            found[key] = found[key] or value
-    for key, value in found.items():
+            names[key] = names[key] or value
+    for key, value in names.items():
         if not value:
-            raise LLPFError(f"{sources[0]} does not say what its {key} is; name it with --{key}")
-    return found["model"], found["data"]
+            raise LLPFError(f"{sources[0]} does not name its {key}; name it with --{key}")
+    return names["model"], names["data"]
 
 
 def _recorded(sources: Sequence[str], run: str | None) -> dict[str, str | None]:
@@ -150,7 +149,7 @@ def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
 
     columns = {name: not isinstance(value, str) for name, value in rows[0].items()}
     cells = ([_cell(row.get(name)) for name in columns] for row in rows)
-    # Wide enough that nothing is cut.
+    # Wide enough for all columns.
     print_table(columns, cells, 60 + 40 * len(columns))
 
 

@@ -10,7 +10,7 @@ from ..output import Progress
 from .options import add_output, add_problem, load_problem, out_folder, show_rows
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser, Namespace
 
 HELP = "top Hessian eigenvalue, trace and SAM's one-step sharpness along a run"
 
@@ -40,7 +40,7 @@ def run(args: Namespace) -> int:
     from ...report.sharpness import draw_sharpness
 
     with Progress("point", quiet=args.quiet) as progress:
-        found = sharpness_along(
+        sharpness = sharpness_along(
             problem,
             args.run,
             points=args.points,
@@ -50,9 +50,11 @@ def run(args: Namespace) -> int:
             progress=progress.update,
         )
     folder = out_folder(args)
-    about = {**problem.about(), **found.settings, "run": args.run}
-    file = write_result(folder, "sharpness", numbers={"rows": found.rows}, tables={"points": found.rows}, about=about)
-    picture = draw_sharpness({args.run: found.rows}, folder)
+    about = {**problem.about(), **sharpness.settings, "run": args.run}
+    file = write_result(
+        folder, "sharpness", numbers={"rows": sharpness.rows}, tables={"points": sharpness.rows}, about=about
+    )
+    picture = draw_sharpness({args.run: sharpness.rows}, folder)
     show_rows(
         [
             {
@@ -65,12 +67,12 @@ def run(args: Namespace) -> int:
                 "SAM, one step": row["sam_one_step"],
                 **({} if problem.test is None else {"test accuracy": row["test_accuracy"]}),
             }
-            for row in found.rows
+            for row in sharpness.rows
         ]
     )
     print(
-        f"on {found.settings['samples']:,} training samples; norm: share of the start's; SAM: rise of the loss after "
-        f"one ascent step of length {args.rho:g}"
+        f"on {sharpness.settings['samples']:,} training samples; norm: share of the start's; SAM: rise of the loss "
+        f"after one ascent step of length {args.rho:g}"
     )
     print(f"numbers: {file}\npicture: {picture}")
     return 0

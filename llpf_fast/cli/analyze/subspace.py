@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ...errors import LLPFError
 from ..options import user_path
@@ -10,26 +10,30 @@ from ..output import Progress
 from .options import add_output, add_problem, load_problem, out_folder, show_rows
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser, Namespace
 
 HELP = "train in random subspaces: the intrinsic dimension (d_int90) of a network and its data"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dimensions", type=int, nargs="+", required=True, metavar="N", help="of the subspaces to try")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="an initial network each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one initial network each")
     parser.add_argument(
         "--init", type=user_path, nargs="+", default=[], metavar="FILE", help="start from these models instead"
     )
     parser.add_argument("--baseline", type=float, metavar="X", help="accuracy (0..1) of unrestricted training")
-    parser.add_argument("--share", type=float, default=0.9, help="of the baseline that has to be reached (0.9)")
+    parser.add_argument("--share", type=float, default=0.9, help="of the baseline, to be reached (0.9)")
     parser.add_argument("--loss-level", type=float, metavar="X", help="a training loss to reach instead")
     parser.add_argument("--steps", type=int, default=2000, metavar="N", help="gradient steps a subspace")
     parser.add_argument("--lr", type=float, default=0.03)
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
-    parser.add_argument("--optimizer", type=Literal["adam", "sgd"], default="adam")
+    parser.add_argument("--optimizer", choices=("adam", "sgd"), default="adam")
     parser.add_argument(
-        "--memory", type=int, default=512, metavar="MB", help="keep the directions up to this size, else make them anew"
+        "--memory",
+        type=int,
+        default=512,
+        metavar="MB",
+        help="memory of the directions, which are else generated at each use",
     )
     add_problem(parser)
     add_output(parser, "subspace")
@@ -63,7 +67,7 @@ def run(args: Namespace) -> int:
         if baseline is None and args.loss_level is None:
             baseline = baseline_accuracy(problem, starts[0], settings, progress=progress.update)
         progress.begin("subspaces")
-        found = intrinsic_dimension(
+        dimension = intrinsic_dimension(
             problem,
             starts,
             args.dimensions,
@@ -74,12 +78,12 @@ def run(args: Namespace) -> int:
             progress=progress.update,
         )
     folder = out_folder(args)
-    numbers = found.numbers()
+    numbers = dimension.numbers()
     about = {**problem.about(), "settings": {**vars(settings)}, "starts": len(starts)}
-    tables = {"runs": [vars(run) for run in found.runs], "summary": found.summary()}
+    tables = {"runs": [vars(run) for run in dimension.runs], "summary": dimension.summary()}
     file = write_result(folder, "subspace", numbers=numbers, tables=tables, about=about)
-    picture = draw_subspace({about["model"]: found}, folder)
-    show_rows(found.summary())
-    print(found.in_words())
+    picture = draw_subspace({about["model"]: dimension}, folder)
+    show_rows(dimension.summary())
+    print(dimension.in_words())
     print(f"numbers: {file}\npicture: {picture}")
     return 0

@@ -1,4 +1,4 @@
-"""``llpf analyze ticks``: a search's layers, tick by tick."""
+"""``llpf analyze ticks``: the layers of a search at each tick."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..options import user_path
 from .options import out_folder
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser, Namespace
 
 HELP = "each layer's distance to the destination and variance, and the loss, against ticks"
 
@@ -22,12 +22,12 @@ def run(args: Namespace) -> int:
     folder = out_folder(args)
 
     from ...analysis.ticks import read_ticks
-    from ...analysis.trajectory import own_names
+    from ...analysis.trajectory import distinct_names
     from ...report.ticks import draw_ticks
 
-    found = read_ticks(args.run)
-    picture = draw_ticks(found, folder, title=own_names([args.run])[0])
-    back = sum(found.taken_back)
-    print(f"{len(found.ticks)} ticks of {len(found.layers)} layers" + (f", {back} taken back" if back else ""))
+    ticks = read_ticks(args.run)
+    picture = draw_ticks(ticks, folder, title=distinct_names([args.run])[0])
+    back = sum(ticks.taken_back)
+    print(f"{len(ticks.ticks)} ticks of {len(ticks.layers)} layers" + (f", {back} taken back" if back else ""))
     print(f"numbers: {picture.with_suffix('.csv')}\npicture: {picture}")
     return 0

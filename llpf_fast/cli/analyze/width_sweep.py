@@ -1,4 +1,4 @@
-"""``llpf analyze width-sweep``: how the radial width depends on how a network was trained."""
+"""``llpf analyze width-sweep``: the radial width of networks trained with different settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from .options import add_output, add_problem, load_problem, out_folder, show_row
 from .widths import add_width, width_settings
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser, Namespace
+
     from torch import nn
 
 HELP = "train networks over learning rates, batch sizes, weight decays and network widths; radial width of each"
@@ -24,11 +25,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--weight-decay", type=float, nargs="+", default=[], metavar="X", help="likewise")
     parser.add_argument("--width", type=int, nargs="+", default=[], metavar="N", help="network widths, likewise")
     parser.add_argument(
-        "--width-keyword", type=str, default="hidden", metavar="NAME", help="what the network's factory calls its width"
+        "--width-keyword", type=str, default="hidden", metavar="NAME", help="parameter of the network's factory"
     )
     parser.add_argument("--epochs", type=int, default=10, metavar="N")
     parser.add_argument("--momentum", type=float, default=0.9)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="a network each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one network each")
     parser.add_argument(
         "--matched-loss", type=float, metavar="X", help="also measure networks when their loss first was at most this"
     )
@@ -38,7 +39,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    axes = {name: list(map(float, args[name])) for name in ("lr", "batch_size", "weight_decay", "width") if args[name]}
+    given = {name: getattr(args, name) for name in ("lr", "batch_size", "weight_decay", "width")}
+    axes = {name: list(map(float, values)) for name, values in given.items() if values}
     if not any(len(values) > 1 for values in axes.values()):
         raise LLPFError("nothing varies: give two or more values to --lr, --batch-size, --weight-decay or --width")
     if not args.model or not args.data:
@@ -59,13 +61,13 @@ def run(args: Namespace) -> int:
     def problem_of(width: int | None) -> Problem:
         return problem if width is None else problem.like(module=build(width))
 
-    given: dict[str, Any] = {name: values[0] for name, values in axes.items()}
+    first: dict[str, Any] = {name: values[0] for name, values in axes.items()}
     base = Training(epochs=args.epochs, momentum=args.momentum)
-    for name, value in given.items():
+    for name, value in first.items():
         base = base.changed(name, value)
     varied = {name: values for name, values in axes.items() if len(values) > 1}
     with Progress("network", quiet=args.quiet) as progress:
-        found = width_sweep(
+        sweep = width_sweep(
             problem_of,
             build,
             varied,
@@ -76,16 +78,16 @@ def run(args: Namespace) -> int:
             progress=progress.update,
         )
     folder = out_folder(args)
-    about = {**problem.about(), "law": found.law, "base": vars(base), "matched_loss": found.matched_loss}
+    about = {**problem.about(), "law": sweep.law, "base": vars(base), "matched_loss": sweep.matched_loss}
     tables = {
-        "networks": [cell.row() for cell in found.cells],
-        "summary": found.summary(),
-        "trends": found.trends(),
+        "networks": [cell.row() for cell in sweep.cells],
+        "summary": sweep.summary(),
+        "trends": sweep.trends(),
     }
-    file = write_result(folder, "width-sweep", numbers={"axes": found.axes, **tables}, tables=tables, about=about)
-    picture = draw_sweep(found, folder)
-    show_rows(found.summary())
-    show_rows(found.trends())
-    print(f"rho: Spearman's correlation with the axis over all networks\n{found.law}")
+    file = write_result(folder, "width-sweep", numbers={"axes": sweep.axes, **tables}, tables=tables, about=about)
+    picture = draw_sweep(sweep, folder)
+    show_rows(sweep.summary())
+    show_rows(sweep.trends())
+    print(f"rho: Spearman's correlation with the axis over all networks\n{sweep.law}")
     print(f"numbers: {file}\npicture: {picture}")
     return 0

@@ -13,7 +13,7 @@ from typing import Any
 from ... import __version__
 from ...analysis.pca import Components, principal_components
 from ...analysis.ticks import read_ticks
-from ...analysis.trajectory import Trajectory, architecture, own_names
+from ...analysis.trajectory import Trajectory, architecture, distinct_names
 from ...errors import LLPFError, require
 from ...path import RunDirectory
 from ...path.durable import write_bytes
@@ -60,7 +60,7 @@ def write_report(
     if not runs:
         raise LLPFError("no run is given; name at least one run directory")
     directories = [RunDirectory.open(run) for run in runs]
-    names = own_names([os.fspath(run) for run in runs])
+    names = distinct_names([os.fspath(run) for run in runs])
     summaries = []
     for number, (name, run) in enumerate(zip(names, directories, strict=True)):
         summaries.append(summarize(name, run))
