@@ -1,11 +1,11 @@
-"""Builds the compiled parts, each of which may be missing; everything else about the package is in pyproject.toml.
+"""Builds the compiled parts; the package works without any of them. The rest of its description is in pyproject.toml.
 
 llpf_fast/_C.so       torch ops for the CPU, torch's stable ABI, no Python: one file for every Python and torch >= 2.11
 llpf_fast/_C_cuda.so  torch ops for CUDA, likewise
 llpf_fast/_core...so  the CPU kernels for NumPy and other buffers, pybind11, per Python version
 
-LLPF_CPP=1|0   demand or skip _C and _core; unset: a failure is a warning and the package works without them
-LLPF_CUDA=1|0  demand or skip _C_cuda; unset: built where a CUDA toolkit is found and torch was built for CUDA
+LLPF_CPP=1|0   require or skip _C and _core; unset: a failure is a warning
+LLPF_CUDA=1|0  require or skip _C_cuda; unset: built where there is a CUDA toolkit and torch was built for CUDA
 CUDA_HOME, TORCH_CUDA_ARCH_LIST (default "9.0+PTX"), CXX, CXXFLAGS, MAX_JOBS (default 2)  as usual
 """
 
@@ -27,7 +27,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-# Not setuptools' own directory for objects: that one is a new temporary one for every editable install.
+# setuptools' directory for objects is a new temporary one in every editable install.
 BUILD = ROOT / "build" / "native"
 CXX = shlex.split(os.environ.get("CXX", "c++"))
 OPTIMISE = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
@@ -41,10 +41,15 @@ ISA_FLAGS = {"isa_avx2.cpp": AVX2, "isa_avx512.cpp": [*AVX512, "-Wno-uninitializ
 
 @dataclass
 class Part:
-    """One shared library: sources with the command that compiles each, and how they are linked."""
+    """One shared library.
+
+    Attributes:
+        required: a failure ends the build instead of leaving the part out.
+        compile: command of each source.
+    """
 
     name: str
-    demanded: bool
+    required: bool
     compile: dict[Path, list[str]] = field(default_factory=dict)
     link: list[str] = field(default_factory=list)
 
@@ -53,23 +58,24 @@ class Part:
         return BUILD / f"{self.name}.so"
 
 
-def wanted(variable: str) -> bool | None:
+def switch(variable: str) -> bool | None:
+    """Whether the environment variable is on; None where it is not set."""
     value = os.environ.get(variable, "")
     return None if value == "" else value != "0"
 
 
 def torch_paths() -> tuple[Path, str, str | None] | None:
-    """Torch's directory, version and CUDA version."""
+    """Torch's directory, version and CUDA version; None without torch."""
     try:
         import torch
-    except Exception as error:  # a broken torch raises whatever it likes
+    except Exception as error:  # a broken torch may raise anything
         print(f"llpf_fast: no torch in the build environment ({error}); building without torch ops", file=sys.stderr)
         return None
     return Path(torch.__file__).parent, torch.__version__, torch.version.cuda
 
 
 def core_sources(define: list[str]) -> dict[Path, list[str]]:
-    """The framework-free CPU kernels; instruction sets beyond the baseline each in a file of their own."""
+    """The CPU kernels, without torch; each instruction set beyond the baseline is one file."""
     flags = [*CXX, *OPTIMISE, *shlex.split(os.environ.get("CXXFLAGS", "")), *define, *(["-DLLPF_X86"] if X86 else [])]
     sources = sorted((ROOT / "csrc/core/cpu").glob("*.cpp"))
     return {source: flags + ISA_FLAGS.get(source.name, []) for source in sources if X86 or source.name not in ISA_FLAGS}
@@ -85,7 +91,7 @@ def first_line(*command: str) -> str:
 def cpu_part(torch: tuple[Path, str, str | None]) -> Part:
     home, version, _ = torch
     build = f"torch {version}, {first_line(*CXX, '--version')}"
-    part = Part("_C", demanded=wanted("LLPF_CPP") is True, compile=core_sources([]))
+    part = Part("_C", required=switch("LLPF_CPP") is True, compile=core_sources([]))
     include = [f"-isystem{home}/include", f"-isystem{home}/include/torch/csrc/api/include"]
     part.compile[ROOT / "csrc/torch/ops.cpp"] = [*CXX, *OPTIMISE, "-O2", *STABLE_ABI, *include]
     part.compile[ROOT / "csrc/torch/build.cpp"] = [*CXX, *OPTIMISE, f'-DLLPF_BUILD="{build}"']
@@ -99,7 +105,7 @@ def python_part() -> Part | None:
     except ImportError:
         print("llpf_fast: no pybind11 in the build environment; building without llpf_fast._core", file=sys.stderr)
         return None
-    part = Part("_core", demanded=wanted("LLPF_CPP") is True, compile=core_sources([]))
+    part = Part("_core", required=switch("LLPF_CPP") is True, compile=core_sources([]))
     include = [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}"]
     for source in sorted((ROOT / "csrc/python").glob("*.cpp")):
         part.compile[source] = [*CXX, *OPTIMISE, "-O2", *include]
@@ -108,12 +114,12 @@ def python_part() -> Part | None:
 
 
 def cuda_home() -> Path | None:
-    """The toolkit: a directory with nvcc and headers. The nvcc on PATH may be a wrapper that lies elsewhere."""
-    found = shutil.which("nvcc")
-    beside = str(Path(found).resolve().parent.parent) if found else None
-    for place in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), beside, found and "/usr/local/cuda"):
-        if place and (Path(place) / "bin/nvcc").exists() and (Path(place) / "include/cuda_runtime.h").exists():
-            return Path(place).resolve()
+    """The toolkit: a directory with nvcc and headers. The nvcc on PATH may be a wrapper in another directory."""
+    nvcc = shutil.which("nvcc")
+    parent = str(Path(nvcc).resolve().parent.parent) if nvcc else None
+    for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), parent, nvcc and "/usr/local/cuda"):
+        if home and (Path(home) / "bin/nvcc").exists() and (Path(home) / "include/cuda_runtime.h").exists():
+            return Path(home).resolve()
     return None
 
 
@@ -129,18 +135,18 @@ def architectures() -> list[str]:
 
 def cuda_part(torch: tuple[Path, str, str | None]) -> Part | None:
     home, version, cuda = torch
-    want, toolkit = wanted("LLPF_CUDA"), cuda_home()
-    if want is False or (want is None and (toolkit is None or cuda is None)):
+    required, toolkit = switch("LLPF_CUDA"), cuda_home()
+    if required is False or (required is None and (toolkit is None or cuda is None)):
         return None
     if toolkit is None:
         raise SystemExit("llpf_fast: LLPF_CUDA=1, but no CUDA toolkit: set CUDA_HOME or put nvcc on PATH")
     nvcc = str(toolkit / "bin/nvcc")
     build = f"torch {version}, {first_line(nvcc, '--version')} {toolkit.name}"
     include = [f"-isystem{home}/include", f"-isystem{toolkit}/include"]
-    part = Part("_C_cuda", demanded=want is True)
+    part = Part("_C_cuda", required=required is True)
     host = [option for flag in ("-fPIC", "-fvisibility=hidden") for option in ("-Xcompiler", flag)]
     for source in sorted((ROOT / "csrc/core/cuda").glob("*.cu")):
-        # No --use_fast_math and no contraction: the bits are those of the same functions on the CPU.
+        # No --use_fast_math and no contraction, so that results have the same bits as on the CPU.
         part.compile[source] = [nvcc, "-std=c++20", "-O3", "--fmad=false", "-ccbin", CXX[0], *host, *architectures()]
     for source in (ROOT / "csrc/torch/ops.cpp", ROOT / "csrc/torch/cuda_while.cpp"):
         part.compile[source] = [*CXX, *OPTIMISE, "-O2", *STABLE_ABI, "-DUSE_CUDA", *include]
@@ -153,19 +159,19 @@ def cuda_part(torch: tuple[Path, str, str | None]) -> Part | None:
 def parts() -> list[Part]:
     torch = torch_paths()
     chosen: list[Part | None] = []
-    if wanted("LLPF_CPP") is not False:
-        if torch is None and wanted("LLPF_CPP"):
+    if switch("LLPF_CPP") is not False:
+        if torch is None and switch("LLPF_CPP"):
             raise SystemExit("llpf_fast: LLPF_CPP=1 needs torch in the build environment")
         chosen += [torch and cpu_part(torch), python_part()]
     if torch is not None:
         chosen.append(cuda_part(torch))
-    elif wanted("LLPF_CUDA"):
+    elif switch("LLPF_CUDA"):
         raise SystemExit("llpf_fast: LLPF_CUDA=1 needs torch in the build environment")
     return [part for part in chosen if part]
 
 
-def write_ninja(path: Path, every: list[Part]) -> None:
-    """An object is named by its source and command, so that _core and _C share the kernels."""
+def write_ninja(path: Path, parts: list[Part]) -> None:
+    """Write the build file. An object is named by its source and command, so that _core and _C share kernels."""
     from ninja.ninja_syntax import Writer, escape_path
 
     with path.open("w") as file:
@@ -173,16 +179,16 @@ def write_ninja(path: Path, every: list[Part]) -> None:
         command = "$compiler -MD -MF $out.d -c $in -o $out"
         ninja.rule("compile", command, depfile="$out.d", deps="gcc", description="$in")
         ninja.rule("link", "$linker $in -o $out $libraries", description="$out")
-        known = set()
-        for part in every:
+        objects_written = set()
+        for part in parts:
             objects = []
             for source, command in part.compile.items():
                 compiler = shlex.join(command).replace("$", "$$")
                 key = crc32(f"{source} {compiler}".encode())
                 objects.append(escape_path(str(BUILD / f"{source.stem}-{key:08x}.o")))
-                if objects[-1] not in known:
+                if objects[-1] not in objects_written:
                     ninja.build(objects[-1], "compile", escape_path(str(source)), variables={"compiler": compiler})
-                    known.add(objects[-1])
+                    objects_written.add(objects[-1])
             flags = [flag for flag in part.link if not flag.startswith("-l")]
             libraries = [flag for flag in part.link if flag.startswith("-l")]
             line = {"linker": shlex.join(flags), "libraries": shlex.join(libraries)}
@@ -204,10 +210,10 @@ class Build(build_ext):
                 BUILD.mkdir(parents=True, exist_ok=True)
                 self.build(part)
             except (OSError, ImportError, subprocess.CalledProcessError) as error:
-                if part.demanded:
-                    raise SystemExit(f"llpf_fast: {name} failed to build, and it was demanded: {error}") from error
+                if part.required:
+                    raise SystemExit(f"llpf_fast: {name} failed to build, and it was required: {error}") from error
                 failed[name] = error
-                if getattr(self, "editable_mode", False):  # or the library of older sources would be loaded
+                if getattr(self, "editable_mode", False):  # else the library of older sources would be loaded
                     (ROOT / self.get_ext_filename(name)).unlink(missing_ok=True)
         for name, error in failed.items():
             self.warn(f"llpf_fast works without {name}, but slower; it failed to build: {error}")
@@ -225,12 +231,11 @@ class Build(build_ext):
         shutil.copy2(part.file, target)
 
 
-# Only what this call builds is asked for its sources; `pip` also calls setup.py for metadata alone.
 PARTS = {f"llpf_fast.{part.name}": part for part in parts()}
 
 setup(
     # The Triton kernels stay at the top level of the repository, where they are looked for, and are installed inside.
     packages=[*find_packages(include=["llpf_fast*"]), "llpf_fast.kernels"],
-    ext_modules=[Extension(name, sources=[], optional=not part.demanded) for name, part in PARTS.items()],
+    ext_modules=[Extension(name, sources=[], optional=not part.required) for name, part in PARTS.items()],
     cmdclass={"build_ext": Build},
 )

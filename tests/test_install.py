@@ -81,10 +81,10 @@ def test_without_a_compiler_the_package_works_and_says_what_is_missing(sources: 
     assert reason == "_C.so was not built (install with LLPF_CPP=1 to see why)"
 
 
-def test_a_demanded_extension_that_fails_stops_the_build(sources: Path) -> None:
+def test_a_required_extension_that_fails_stops_the_build(sources: Path) -> None:
     built = build_wheel(sources, LLPF_CPP="1")
     assert built.returncode != 0
-    assert "llpf_fast._C failed to build, and it was demanded" in built.stderr
+    assert "llpf_fast._C failed to build, and it was required" in built.stderr
     assert not list((sources / "dist").glob("*.whl"))
 
 
@@ -108,7 +108,7 @@ def test_skipping_the_extensions_leaves_a_pure_wheel(sources: Path) -> None:
     assert shared_libraries(wheel_names(sources)) == set()
 
 
-def test_a_demanded_cuda_part_needs_a_toolkit(sources: Path, tmp_path: Path) -> None:
+def test_a_required_cuda_part_needs_a_toolkit(sources: Path, tmp_path: Path) -> None:
     built = build_wheel(sources, LLPF_CPP="0", LLPF_CUDA="1", CUDA_HOME="/nowhere", PATH=f"{tmp_path}:/usr/bin:/bin")
     assert built.returncode != 0
     assert "LLPF_CUDA=1, but no CUDA toolkit: set CUDA_HOME or put nvcc on PATH" in built.stderr
