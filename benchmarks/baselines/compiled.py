@@ -16,7 +16,7 @@ Tick = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
 
 def maps(p: Tensor, d: Tensor, variance: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """a, b, c ``[S, 1]`` of project, move toward d, project (DESIGN section 4)."""
+    """a, b, c ``[S, 1]`` of project, move toward d, project (docs/algorithm.md)."""
     n = p.shape[1]
     mean_p, mean_delta = p.mean(1, keepdim=True), (d - p).mean(1, keepdim=True)
     x, y = p - mean_p, (d - p) - mean_delta

@@ -55,7 +55,7 @@ def tick_(
     clamp: bool = True,
     project_first: bool = False,
 ) -> None:
-    """One LLPF tick on the flat buffer: moments, coefficients and affine_ in one call (ours; docs/design.md).
+    """One LLPF tick on the flat buffer: moments, coefficients and affine_ in one call (docs/algorithm.md).
 
     Args:
         p: ``[N]`` or ``[K, N]``, overwritten with the moved and projected values.

@@ -1,8 +1,8 @@
 """What the ops must compute, written from the formulas with plain arrays, one layer after another.
 
-Nothing here comes from ``llpf_fast``: the flag and destination numbers are repeated from DESIGN section 4 on purpose.
+Nothing here comes from ``llpf_fast``: the numbers of flags and destinations are repeated on purpose.
 Arithmetic is numpy's extended precision (64 significant bits on x86), so that float64 storage has a reference too.
-Sources: LLPF (arXiv 2505.02604) for move and projection; the degenerate rule is that of docs/design.md.
+Sources: LLPF (arXiv 2505.02604) for move and projection; the degenerate rule is that of docs/algorithm.md.
 """
 
 from __future__ import annotations
