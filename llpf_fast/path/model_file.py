@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import LLPFError, shown
 from .durable import reading, write_bytes
-from .harmless import harmless_stand_ins
+from .pickle_stand_ins import pickle_stand_ins
 from .state import decode_state, detached, encode_state, header
 
 Value = TypeVar("Value")
@@ -318,7 +318,7 @@ def _from_pickle(path: Path, start: bytes, key: str | None) -> ModelFile:
         raise LLPFError(f"{path} is not a model file (.pt, .pth or .safetensors), or is damaged")
     try:
         # An open file: of a path, torch.load considers the suffix. torch's warnings about old formats are dropped.
-        with open(path, "rb") as file, warnings.catch_warnings(), harmless_stand_ins():
+        with open(path, "rb") as file, warnings.catch_warnings(), pickle_stand_ins():
             warnings.simplefilter("ignore")
             content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:

@@ -29,10 +29,12 @@ from .durable import (
 from .plain_values import to_plain
 from .state import decode_state, differences, encode_state, shapes
 
+#: Keys of an index line that the run writes; ``info`` may not have them.
 _INDEX_KEYS = ("index", "file", "tick", "sha256")
 
 
 def waypoint_name(index: int) -> str:
+    """File name of waypoint number ``index``."""
     return f"{index:06d}.safetensors"
 
 

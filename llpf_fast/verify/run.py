@@ -212,12 +212,17 @@ def verify_run(
     if not (device.type == "cuda" if full is None else full) and not whole.adds_up:
         part = fixed_subset(samples, SCREEN_SIZE)
         screen = None if part is samples else evaluator(part)
+    on_test = None
+    if test is not None:
+        test = as_data(test, "test data", batch_size=batch, limit=max_samples)
+        on_test = evaluator(_read(test, max_samples, progress))
+    differs = list(_differences(origin, whole, given, samples, statistics, computing_dtype(module)))
+    if threshold is not None and threshold != settings.get("threshold"):
+        differs.append(f"the threshold is {limit:g}, the search's was {settings.get('threshold')}")
     certificate = certify(
         waypoints,
         screen or whole,
-        None
-        if test is None
-        else evaluator(_read(as_data(test, "test data", batch_size=batch, limit=max_samples), max_samples, progress)),
+        on_test,
         threshold=float(limit),
         full_train=screen and whole,
         interior=interior,
@@ -228,14 +233,7 @@ def verify_run(
         seed=seed,
         progress=progress,
         also_wrong=_unreached(run),
-        differs=[
-            *_differences(origin, whole, given, samples, statistics, computing_dtype(module)),
-            *(
-                []
-                if threshold is None or threshold == settings.get("threshold")
-                else [f"the threshold is {limit:g}, the search's was {settings.get('threshold')}"]
-            ),
-        ],
+        differs=differs,
         notes=list(_order_note(screen or whole, first)),
         about={
             "evaluation": {

@@ -293,7 +293,7 @@ def test_what_real_checkpoints_hold_beside_the_state_dict_is_passed_over(tmp_pat
     assert not [known for known in torch.serialization.get_safe_globals() if isinstance(known, tuple)]
 
 
-def test_code_beside_harmless_things_is_still_refused_by_name(tmp_path):
+def test_code_beside_stand_ins_is_refused_by_name(tmp_path):
     path, witness = tmp_path / "a.pt", tmp_path / "witness"
     for value, name in (
         (argparse.Namespace(hook=Code(witness)), "system"),

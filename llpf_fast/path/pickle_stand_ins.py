@@ -104,7 +104,7 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def harmless_stand_ins() -> Iterator[None]:
+def pickle_stand_ins() -> Iterator[None]:
     """A context in which ``torch.load(weights_only=True)`` also reads the names above, as stand-ins."""
     # torch's list of safe globals is one for all threads.
     with _lock, torch.serialization.safe_globals(list(_ALLOWED)):
