@@ -1,4 +1,4 @@
-"""The correction against a loop over plain torch: same batches, same updates, same stopping rule."""
+"""The correction against a loop in torch alone: same batches, same updates, same stopping rule."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
 
 
-def plain_loop(module, batches, *, threshold, window, max_steps, step) -> list[float]:
+def torch_loop(module, batches, *, threshold, window, max_steps, step) -> list[float]:
     losses: list[float] = []
     module.train()
     while True:
@@ -47,12 +47,12 @@ def plain_loop(module, batches, *, threshold, window, max_steps, step) -> list[f
     [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}],
     ids=["plain", "momentum", "nesterov"],
 )
-def test_equals_plain_sgd(data, hyper) -> None:
+def test_equals_torchs_sgd(data, hyper) -> None:
     reference = network()
     module = copy.deepcopy(reference)
     rule = {"threshold": 0.45, "window": 5, "max_steps": 300}
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.05, **hyper)
-    losses = plain_loop(reference, TensorBatches(*data, 16, seed=4), step=optimizer.step, **rule)
+    losses = torch_loop(reference, TensorBatches(*data, 16, seed=4), step=optimizer.step, **rule)
 
     flat = FlatParameters(module)
     batches = TensorBatches(*data, 16, seed=4)
@@ -71,7 +71,7 @@ def test_any_torch_optimiser(data) -> None:
     module = copy.deepcopy(reference)
     rule = {"threshold": 0.3, "window": 3, "max_steps": 200}
     optimizer = torch.optim.AdamW(reference.parameters(), lr=0.01)
-    losses = plain_loop(reference, TensorBatches(*data, 16, seed=4), step=optimizer.step, **rule)
+    losses = torch_loop(reference, TensorBatches(*data, 16, seed=4), step=optimizer.step, **rule)
     flat = FlatParameters(module)
     correction = Correction(
         flat,
@@ -91,7 +91,7 @@ def lbfgs(parameters):
 
 
 def test_an_optimiser_that_asks_for_a_closure(data) -> None:
-    """The path of plain torch; every gradient that it took is a round."""
+    """The losses of torch alone; every gradient that it took counts as a step."""
     reference = network()
     module = copy.deepcopy(reference)
     optimizer, batches = lbfgs(reference.parameters()), TensorBatches(*data, 16, seed=4)
@@ -115,10 +115,10 @@ def test_an_optimiser_that_asks_for_a_closure(data) -> None:
     flat = FlatParameters(module)
     rule = {"threshold": 0.3, "window": 3, "max_steps": 1000, "lr": 0.0}
     batches = TensorBatches(*data, 16, seed=4)
-    own = lbfgs(module.parameters())
-    correction = Correction(flat, nn.functional.cross_entropy, batches, optimizer=own, **rule)
+    optimizer = lbfgs(module.parameters())
+    correction = Correction(flat, nn.functional.cross_entropy, batches, optimizer=optimizer, **rule)
     result = correction.run(7)
-    assert 3 < len(losses) < taken == result.steps == own.state_dict()["state"][0]["func_evals"]
+    assert 3 < len(losses) < taken == result.steps == optimizer.state_dict()["state"][0]["func_evals"]
     assert result.met
     assert result.loss == pytest.approx(sum(losses[-3:]) / 3, rel=1e-4)
     for value, other in zip(module.state_dict().values(), reference.state_dict().values(), strict=True):
@@ -165,15 +165,15 @@ def test_stops_at_max_steps_and_says_so(data) -> None:
 
 def test_momentum_is_dropped_between_corrections_unless_kept(data) -> None:
     rule = {"threshold": 1e-9, "window": 1, "max_steps": 3, "lr": 0.05, "momentum": 0.9}
-    ends = []
+    results = []
     for keep in (False, True):
         flat = FlatParameters(network())
         batches = TensorBatches(*data, 16, seed=0)
         correction = Correction(flat, nn.functional.cross_entropy, batches, keep_momentum=keep, **rule)
         correction.run(0)
         correction.run(3)
-        ends.append(flat.data.clone())
-    assert not torch.equal(ends[0], ends[1])
+        results.append(flat.data.clone())
+    assert not torch.equal(results[0], results[1])
 
 
 def test_frozen_parameters_do_not_train(data) -> None:

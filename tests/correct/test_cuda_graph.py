@@ -39,7 +39,7 @@ class FakeCuda:
         return SimpleNamespace(name=name, wait_stream=lambda _: None)
 
     def _graph(self, keep_graph: bool = False) -> SimpleNamespace:
-        self.graphs.append(SimpleNamespace(kept=keep_graph))
+        self.graphs.append(SimpleNamespace(keep_graph=keep_graph))
         return self.graphs[-1]
 
     @contextlib.contextmanager
@@ -79,10 +79,10 @@ CPU = torch.device("cpu")
 
 
 def test_a_capture(cuda: FakeCuda) -> None:
-    seen: list[str] = []
-    graph: Any = capture(lambda: seen.append(cuda.current), CPU, keep_graph=True)
-    assert seen == ["side 1"]
-    assert graph.kept
+    streams: list[str] = []
+    graph: Any = capture(lambda: streams.append(cuda.current), CPU, keep_graph=True)
+    assert streams == ["side 1"]
+    assert graph.keep_graph
     assert (cuda.current, cuda.generator_captures, cuda_graph._failed) == ("main", False, [])
 
 

@@ -61,8 +61,8 @@ def test_both_optimisers_take_the_same_steps(data) -> None:
         torch.testing.assert_close(a.data, b.data, rtol=1e-5, atol=1e-7)
     only = corrected(copy.deepcopy(module), data, [first], fused=False).state_dict()
     before = module.state_dict()
-    kept = {name for name in before if torch.equal(only[name], before[name])}
-    assert kept == {"a.weight", "b.weight", "c.bias"}  # factor 0, its other name, and what does not train
+    unchanged = {name for name in before if torch.equal(only[name], before[name])}
+    assert unchanged == {"a.weight", "b.weight", "c.bias"}  # factor 0, its other name, and what does not train
 
 
 def test_none_goes_back_to_the_base(data) -> None:

@@ -55,12 +55,12 @@ def itself(step: SgdStep) -> Callable[[], None]:
 def everything(correction: Correction) -> dict[str, Tensor]:
     """All that an iteration may change, but the columns of the gate that say that it is closed."""
     flat, momentum = correction._flat, correction.momentum_buffer
-    found = {"parameters": flat.data, "gate": correction._step.state[STEPS:]}
-    found |= {"momentum": flat.data[:0] if momentum is None else momentum}
+    tensors = {"parameters": flat.data, "gate": correction._step.state[STEPS:]}
+    tensors |= {"momentum": flat.data[:0] if momentum is None else momentum}
     assert isinstance(correction._batches, TensorBatches)
-    found |= {"first": correction._batches._first, "key": correction._batches._key}
-    found |= {f"buffer {name}": buffer for name, buffer in flat.module.named_buffers()}
-    return {name: value.detach().cpu().clone() for name, value in found.items()}
+    tensors |= {"first": correction._batches._first, "key": correction._batches._key}
+    tensors |= {f"buffer {name}": buffer for name, buffer in flat.module.named_buffers()}
+    return {name: value.detach().cpu().clone() for name, value in tensors.items()}
 
 
 def differences(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
@@ -109,17 +109,17 @@ def test_equals_the_ordinary_path_bit_for_bit(augment: str, hyper: dict[str, Any
     ordinary, replayed = (build(augment=augment, keep_momentum=True, **hyper) for _ in range(2))
     replayed.replay(itself)
     scale = torch.linspace(0.5, 1.5, len(ordinary._flat.table), dtype=torch.float64)
-    told: list[list[CorrectionResult]] = []
+    outcomes: list[list[CorrectionResult]] = []
     for correction in (ordinary, replayed):
         results = [correction.run(0)]
         correction.scale_lr(scale)
         results.append(correction.run(results[0].steps, continued=True))
         correction.scale_lr(None)
         results.append(correction.run(100))
-        told.append(results)
+        outcomes.append(results)
         assert correction.captured is (correction is replayed)
-    assert told[0] == told[1]
-    assert len({result.steps for result in told[0]}) > 1
+    assert outcomes[0] == outcomes[1]
+    assert len({result.steps for result in outcomes[0]}) > 1
     # The ordinary path tells the generator every round, replays where they began.
     assert differences(everything(ordinary), everything(replayed)) == ["first"]
 
@@ -150,8 +150,8 @@ class BreaksAt(nn.Module):
 def test_a_loss_that_is_not_finite_ends_both_in_the_same_round(call: int) -> None:
     ordinary, replayed = (build(threshold=1e-9, module=BreaksAt(call)) for _ in range(2))
     replayed.replay(itself)
-    told = [correction.run(0, stop_at_nan=True) for correction in (ordinary, replayed)]
-    assert (told[0].steps, told[0].finite) == (told[1].steps, told[1].finite) == (call, False)
+    outcomes = [correction.run(0, stop_at_nan=True) for correction in (ordinary, replayed)]
+    assert (outcomes[0].steps, outcomes[0].finite) == (outcomes[1].steps, outcomes[1].finite) == (call, False)
     for correction in (build(module=BreaksAt(call)), build(module=BreaksAt(call))):
         correction.replay(itself)
         with pytest.raises(LLPFError, match=rf"became (nan|inf) in step {call} of the correction"):
@@ -162,14 +162,14 @@ def test_dropout_is_not_replayed_and_leaves_the_random_state_alone() -> None:
     with_dropout = nn.Sequential(network(), nn.Dropout(0.1))
     ordinary, asked = (build(module=copy.deepcopy(with_dropout)) for _ in range(2))
     asked.replay(itself)
-    told = []
+    outcomes = []
     for correction in (ordinary, asked):
         torch.manual_seed(1)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            told.append(correction.run(0))
+            outcomes.append(correction.run(0))
         assert not correction.captured
-    assert told[0] == told[1]
+    assert outcomes[0] == outcomes[1]
     assert differences(everything(ordinary), everything(asked)) == []
 
 
@@ -177,10 +177,10 @@ class Replaces(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner = network()
-        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("count", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen = self.seen + 1
+        self.count = self.count + 1
         return self.inner(x)
 
 
@@ -190,7 +190,7 @@ def fails(step: SgdStep) -> Callable[[], None]:
 
 @pytest.mark.parametrize(
     ("module", "record", "reason"),
-    [(Replaces, itself, "buffer seen of the model is replaced"), (network, fails, "operation not permitted")],
+    [(Replaces, itself, "buffer count of the model is replaced"), (network, fails, "operation not permitted")],
 )
 def test_what_cannot_be_captured_runs_in_turn_with_one_line(
     module: Callable[[], nn.Module], record: Callable[[SgdStep], Callable[[], None]], reason: str
@@ -198,10 +198,10 @@ def test_what_cannot_be_captured_runs_in_turn_with_one_line(
     ordinary, asked = build(module=module()), build(module=module())
     want = ordinary.run(0)
     asked.replay(record)
-    with pytest.warns(UserWarning, match=reason) as told:
+    with pytest.warns(UserWarning, match=reason) as caught:
         assert asked.run(0) == want
-    assert len(told) == 1
-    assert "\n" not in str(told[0].message)
+    assert len(caught) == 1
+    assert "\n" not in str(caught[0].message)
     assert differences(everything(ordinary), everything(asked)) == []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -244,25 +244,25 @@ def test_own_augmentation_cannot_be_counted() -> None:
 
 def test_the_order_of_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU: the streams wait for each other around a capture that other threads may not disturb."""
-    told: list[str] = []
+    calls: list[str] = []
 
     class Stream:
         def __init__(self, name: str) -> None:
             self.name = name
 
         def wait_stream(self, other: Stream) -> None:
-            told.append(f"{self.name} waits for {other.name}")
+            calls.append(f"{self.name} waits for {other.name}")
 
     @contextlib.contextmanager
     def graph(graph: Any, *, stream: Stream, capture_error_mode: str) -> Iterator[None]:
-        told.append(f"capture on {stream.name}, {capture_error_mode}")
+        calls.append(f"capture on {stream.name}, {capture_error_mode}")
         yield
-        told.append("captured")
+        calls.append("captured")
 
     fake = SimpleNamespace(
         current_stream=lambda _: Stream("current"),
         Stream=lambda _: Stream("side"),
-        CUDAGraph=lambda: SimpleNamespace(replay=lambda: told.append("replay")),
+        CUDAGraph=lambda: SimpleNamespace(replay=lambda: calls.append("replay")),
         device=lambda _: contextlib.nullcontext(),
         stream=lambda _: contextlib.nullcontext(),
         graph=graph,
@@ -273,11 +273,11 @@ def test_the_order_of_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
         flat = SimpleNamespace(data=torch.zeros(1))
 
         def __call__(self) -> None:
-            told.append("step")
+            calls.append("step")
 
     replay = as_cuda_graph(Called())  # type: ignore[arg-type]
     replay()
-    assert told == [
+    assert calls == [
         "side waits for current",
         "capture on side, thread_local",
         "step",

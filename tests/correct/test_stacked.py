@@ -63,16 +63,16 @@ def equal(a: list[Tensor], b: list[Tensor]) -> bool:
 def test_in_turn_is_the_correction_alone(data) -> None:
     stacked, paths, flats = stack(3, data, least=4)
     first = (0, 1 << 33, 70)
-    ends = []
+    outcomes = []
     for path, round_ in zip(paths, first, strict=True):
         path.begin(round_)
     while paths:
         for path, how in stacked.iterate():
-            ends.append((first[flats.index(_flat_of(stacked, path))], how, bits(_flat_of(stacked, path))))
+            outcomes.append((first[flats.index(_flat_of(stacked, path))], how, bits(_flat_of(stacked, path))))
             stacked.drop(path)
             paths.remove(path)
-    assert len({how.steps for _, how, _ in ends}) > 1, "they end at different times, and rows move"
-    for round_, how, values in ends:
+    assert len({how.steps for _, how, _ in outcomes}) > 1, "they end at different times, and rows move"
+    for round_, how, values in outcomes:
         flat = FlatParameters(modules(3)[first.index(round_)])
         batches = TensorBatches(*data, 32, seed=3)
         alone = Correction(flat, nn.functional.cross_entropy, batches, **RULE)
@@ -87,7 +87,7 @@ def _flat_of(stacked: StackedCorrection, path: StackRow) -> FlatParameters:
 @pytest.mark.parametrize("block", [2, 3, 4])
 def test_looking_less_often_changes_no_bit(data, block) -> None:
     """What a GPU does: iterations are queued past the end of a row, which must not feel them."""
-    found = []
+    outcomes = []
     for every in (1, block):
         stacked, paths, flats = stack(4, data, block=every)
         for i, path in enumerate(paths):
@@ -100,8 +100,8 @@ def test_looking_less_often_changes_no_bit(data, block) -> None:
                     ended[path.row], values[path.row] = how, bits(flats[path.row])
                     # A closed gate, as a row has that waits for its next correction.
                     assert every > 1 or stacked.step.state[path.row, 1] == 1
-        found.append((ended, values))
-    (one, one_values), (other, other_values) = found
+        outcomes.append((ended, values))
+    (one, one_values), (other, other_values) = outcomes
     assert one == other
     assert len({how.steps for how in one.values()}) > 1
     assert all(equal(one_values[row], other_values[row]) for row in range(4))
@@ -123,7 +123,7 @@ def test_a_closed_row_keeps_every_bit(data) -> None:
 
 def test_rows_do_not_feel_each_other(data) -> None:
     """A neighbour whose values are NaN, and one with another seed, leave a row's bits alone."""
-    found = []
+    outcomes = []
     for poison in (False, True):
         stacked, paths, flats = stack(3, data, max_steps=6)
         if poison:
@@ -132,10 +132,10 @@ def test_rows_do_not_feel_each_other(data) -> None:
             path.begin(5, stop_at_nan=True)
         ended = to_the_end(stacked, paths)
         assert ended[paths[1]].finite is not poison
-        found.append((ended[paths[0]], ended[paths[2]], bits(flats[0]), bits(flats[2])))
-    assert found[0][:2] == found[1][:2]
-    assert equal(found[0][2], found[1][2])
-    assert equal(found[0][3], found[1][3])
+        outcomes.append((ended[paths[0]], ended[paths[2]], bits(flats[0]), bits(flats[2])))
+    assert outcomes[0][:2] == outcomes[1][:2]
+    assert equal(outcomes[0][2], outcomes[1][2])
+    assert equal(outcomes[0][3], outcomes[1][3])
 
 
 def test_a_loss_that_is_not_finite(data) -> None:

@@ -41,26 +41,26 @@ def images() -> tuple[Tensor, Tensor]:
 def trained(**changes: Any) -> tuple[FlatParameters, list[bool]]:
     """Eight iterations; whether each convolution's output had its channels last."""
     last = changes.pop("channels_last", False)
-    flat, seen = FlatParameters(convolutional()), list[bool]()
+    flat, channels_last = FlatParameters(convolutional()), list[bool]()
     for module in flat.module:  # type: ignore[union-attr]
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(
-                lambda _m, _i, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
+                lambda _m, _i, out: channels_last.append(out.is_contiguous(memory_format=torch.channels_last))
             )
     batches = TensorBatches(*images(), 16, seed=2, channels_last=last)
     rule = {"threshold": 0.0, "window": 8, "max_steps": 8}
     Correction(flat, nn.functional.cross_entropy, batches, **rule, lr=0.05, **changes).run(0)  # type: ignore[arg-type]
-    return flat, seen
+    return flat, channels_last
 
 
 def test_channels_last_reaches_the_activations_and_nothing_else() -> None:
-    plain, seen = trained()
-    assert not any(seen)
-    other, seen = trained(channels_last=True)
-    assert len(seen) == 16
-    assert all(seen)
+    float32, channels_last = trained()
+    assert not any(channels_last)
+    other, channels_last = trained(channels_last=True)
+    assert len(channels_last) == 16
+    assert all(channels_last)
     assert all(parameter.is_contiguous() for parameter in other.module.parameters())
-    torch.testing.assert_close(other.data, plain.data, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(other.data, float32.data, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -82,10 +82,10 @@ def test_null_means_channels_last_on_a_cpu() -> None:
 
 
 def test_bfloat16_is_coarser_and_leaves_the_parameters_float32() -> None:
-    plain, _ = trained()
+    float32, _ = trained()
     narrow, _ = trained(precision="bfloat16")
     assert narrow.data.dtype == narrow.grad.dtype == torch.float32
-    off = float((narrow.data - plain.data).norm() / plain.data.norm())
+    off = float((narrow.data - float32.data).norm() / float32.data.norm())
     # Eight steps, each with products of factors rounded to 8 bits.
     assert 1e-6 < off < 8 * 2**-8
     # Values that no bfloat16 holds: the update itself was float32.
@@ -98,13 +98,13 @@ def test_tf32_belongs_to_gpus() -> None:
 
 
 def test_products_on_a_gpu_are_set_and_put_back() -> None:
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [place.fp32_precision for place in places]
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [switch.fp32_precision for switch in switches]
     for precision, expected in (("float32", "ieee"), ("bfloat16", "ieee"), ("tf32", "tf32")):
         with contextlib.suppress(ZeroDivisionError), float32_products(precision, torch.device("cuda")):  # type: ignore[arg-type]
-            assert [place.fp32_precision for place in places] == [expected] * 2
+            assert [switch.fp32_precision for switch in switches] == [expected] * 2
             raise ZeroDivisionError
-        assert [place.fp32_precision for place in places] == before
+        assert [switch.fp32_precision for switch in switches] == before
 
 
 def test_compile_is_used_and_its_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,11 +115,11 @@ def test_compile_is_used_and_its_failure_is_one_line(monkeypatch: pytest.MonkeyP
         return function
 
     monkeypatch.setattr(torch, "compile", compiled)
-    plain, _ = trained()
+    float32, _ = trained()
     assert not asked
     same, _ = trained(compile=True)
     assert len(asked) == 1
-    assert torch.equal(plain.data, same.data)
+    assert torch.equal(float32.data, same.data)
 
     def broken(_: Callable[..., Any]) -> Callable[..., Any]:
         def fail(*_: Any) -> Any:
@@ -134,9 +134,9 @@ def test_compile_is_used_and_its_failure_is_one_line(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 def test_compiled_passes_train_alike() -> None:
-    plain, _ = trained()
+    float32, _ = trained()
     compiled, _ = trained(compile=True)
-    torch.testing.assert_close(compiled.data, plain.data, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(compiled.data, float32.data, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -185,10 +185,10 @@ def test_a_search_whose_iterations_are_replayed_is_the_same_bit_for_bit(
     tmp_path: Path, digits: tuple[Tensor, Tensor], endpoints: tuple[State, State], changes: dict[str, Any]
 ) -> None:
     """Rollback, checkpoints and learning rates that follow the layers included."""
-    ends = endpoints[:1] if "mode" in changes else endpoints
+    given = endpoints[:1] if "mode" in changes else endpoints
     settings, digests = quick(**changes), []
     for name in ("ordinary", "replayed"):
-        finder = PathFinder(network(), *ends, settings=settings, train=digits, out=tmp_path / name)
+        finder = PathFinder(network(), *given, settings=settings, train=digits, out=tmp_path / name)
         if name == "replayed":
             finder._correction.replay(lambda step: step)
         finder.run()

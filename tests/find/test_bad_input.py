@@ -64,8 +64,8 @@ def test_destinations(finder, endpoints, rescaled, digits, tmp_path) -> None:
     for mode, what in (("variance-sphere", "variance"), ("norm-sphere", "norm")):
         message = rf"sphere of layer 3\.bias has {what} 0; it must be positive.*layers\.keep"
         refused(finder, out, message, destination=zero, settings=quick(mode=mode))
-    kept = quick(mode="norm-sphere", layers=LayerSettings(keep=["3.bias"]))
-    assert finder(out, destination=zero, settings=kept).run().arrived
+    settings = quick(mode="norm-sphere", layers=LayerSettings(keep=["3.bias"]))
+    assert finder(out, destination=zero, settings=settings).run().arrived
 
 
 @pytest.mark.parametrize("mode", ["variance-sphere", "norm-sphere"])
@@ -154,7 +154,7 @@ class Every(nn.Module):
 
 @pytest.fixture(scope="module")
 def every_ends() -> list[dict[str, Tensor]]:
-    ends = []
+    endpoints = []
     with torch.random.fork_rng():
         for seed in (1, 2):
             torch.manual_seed(seed)
@@ -162,14 +162,14 @@ def every_ends() -> list[dict[str, Tensor]]:
             with torch.no_grad():
                 for parameter in module.parameters():
                     parameter += 0.05 * torch.randn_like(parameter)
-            ends.append({name: value.clone() for name, value in module.state_dict().items()})
-    return ends
+            endpoints.append({name: value.clone() for name, value in module.state_dict().items()})
+    return endpoints
 
 
-def every(finder, ends, folder, mode: str, **changes) -> LowLossPath:
+def every(finder, endpoints, folder, mode: str, **changes) -> LowLossPath:
     settings = quick(mode=mode, threshold=20.0, max_ticks=3, **changes)
-    destination = ends[1] if mode == "m2m" or mode.endswith("sphere") else None
-    result = finder(folder, start=ends[0], destination=destination, module=Every(), settings=settings).run()
+    destination = endpoints[1] if mode == "m2m" or mode.endswith("sphere") else None
+    result = finder(folder, start=endpoints[0], destination=destination, module=Every(), settings=settings).run()
     path = LowLossPath(result.folder)
     path.directory.check()
     assert len(path) == 4

@@ -1,4 +1,4 @@
-"""What a network keeps besides its parameters: found, certified, and the same values by plain PyTorch."""
+"""Paths of networks with buffers: searched, certified, and with the same loss in PyTorch alone."""
 
 from __future__ import annotations
 
@@ -114,13 +114,13 @@ def plain_loss(net: nn.Module, a: dict[str, Tensor], b: dict[str, Tensor], at: f
 @pytest.mark.parametrize("make", [normalized, Rotated, Masked, double, spectral, orthogonal])
 @pytest.mark.filterwarnings("ignore:.*are no statistics")
 def test_found_certified_and_the_same_in_plain_pytorch(make, data, tmp_path) -> None:
-    ends = [trained(make, data, seed) for seed in (1, 2)]
+    networks = [trained(make, data, seed) for seed in (1, 2)]
     if make in (spectral, orthogonal):
         # Buffers that differ between independent trainings; from one network on, they agree or nearly do.
-        ends[1].load_state_dict(ends[0].state_dict())
+        networks[1].load_state_dict(networks[0].state_dict())
         with torch.no_grad():
-            list(ends[1].parameters())[-1].add_(0.3 * torch.randn(3, generator=torch.Generator().manual_seed(1)))
-    path = llpf_fast.find_path(make(), *ends, data=data, settings=settings(), out=tmp_path / "run")
+            list(networks[1].parameters())[-1].add_(0.3 * torch.randn(3, generator=torch.Generator().manual_seed(1)))
+    path = llpf_fast.find_path(make(), *networks, data=data, settings=settings(), out=tmp_path / "run")
     certificate = llpf_fast.verify_run(tmp_path / "run", model=make(), train=data)
     waypoints = list(path)
     for point in certificate.points:
@@ -129,40 +129,40 @@ def test_found_certified_and_the_same_in_plain_pytorch(make, data, tmp_path) -> 
         want = plain_loss(make(), a, b, point.at.fraction, data)
         assert point.train_loss == pytest.approx(want, rel=2e-5, abs=1e-6)
     assert certificate.max_loss == pytest.approx(max(point.train_loss for point in certificate.points))
-    for name, buffer in ends[0].named_buffers():
-        if torch.equal(buffer, dict(ends[1].named_buffers())[name]) and make is Masked:
+    for name, buffer in networks[0].named_buffers():
+        if torch.equal(buffer, dict(networks[1].named_buffers())[name]) and make is Masked:
             assert all(torch.equal(state[name], buffer) for state in waypoints), name
 
 
 def test_buffers_that_no_line_joins_are_refused(data, tmp_path) -> None:
-    ends = [trained(Masked, data, seed) for seed in (1, 2)]
-    ends[1].positions = torch.tensor([1, 0, 2, 3])
+    networks = [trained(Masked, data, seed) for seed in (1, 2)]
+    networks[1].positions = torch.tensor([1, 0, 2, 3])
     with pytest.raises(LLPFError, match="positions") as caught:
-        llpf_fast.find_path(Masked(), *ends, data=data, settings=settings(), out=tmp_path / "run")
+        llpf_fast.find_path(Masked(), *networks, data=data, settings=settings(), out=tmp_path / "run")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("statistics", ["stored", "reestimated"])
 def test_arrival_is_judged_with_the_buffers_that_the_certificate_takes(data, tmp_path, monkeypatch, statistics) -> None:
-    ends = [trained(normalized, data, seed) for seed in (1, 2)]
-    judged: list[float] = []
+    networks = [trained(normalized, data, seed) for seed in (1, 2)]
+    losses: list[float] = []
     loss = ScreeningEvaluator.loss
-    monkeypatch.setattr(ScreeningEvaluator, "loss", lambda *args: judged.append(loss(*args)) or judged[-1])
+    monkeypatch.setattr(ScreeningEvaluator, "loss", lambda *args: losses.append(loss(*args)) or losses[-1])
     given = settings(statistics=statistics, screening={"samples": 0}, arrival={"margin": 1.0})
-    path = llpf_fast.find_path(normalized(), *ends, data=data, settings=given, out=tmp_path / "run")
+    path = llpf_fast.find_path(normalized(), *networks, data=data, settings=given, out=tmp_path / "run")
     a, b = list(path)[-2:]
     evaluate = Evaluator(normalized(), None, data, statistics=statistics, statistics_inputs=data)
     # The last judgements of an arrival: the point itself, then the chord from its middle outward.
-    for fraction, value in zip([0.0, *_REST_FRACTIONS], judged[-8:], strict=True):
+    for fraction, value in zip([0.0, *_REST_FRACTIONS], losses[-8:], strict=True):
         assert value == pytest.approx(evaluate(interpolate(a, b, fraction)).loss, rel=1e-4)
         if statistics == "stored":
             assert value == pytest.approx(plain_loss(normalized(), a, b, fraction, data), rel=1e-4)
 
 
 def test_reestimated_statistics_are_those_of_search_and_certificate(data, tmp_path) -> None:
-    ends = [trained(normalized, data, seed) for seed in (1, 2)]
+    networks = [trained(normalized, data, seed) for seed in (1, 2)]
     path = llpf_fast.find_path(
-        normalized(), *ends, data=data, settings=settings(statistics="reestimated"), out=tmp_path / "run"
+        normalized(), *networks, data=data, settings=settings(statistics="reestimated"), out=tmp_path / "run"
     )
     certificate = llpf_fast.verify_run(tmp_path / "run", model=normalized(), train=data)
     assert certificate.evaluation["batchnorm_statistics"] == "reestimated"

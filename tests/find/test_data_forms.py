@@ -70,8 +70,8 @@ def data() -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def ends(data) -> list[Two]:
-    found = []
+def networks(data) -> list[Two]:
+    trained = []
     with torch.random.fork_rng():
         for seed in (1, 2):
             torch.manual_seed(seed)
@@ -81,8 +81,8 @@ def ends(data) -> list[Two]:
                 adam.zero_grad()
                 F.cross_entropy(net(data[0]), data[1]).backward()
                 adam.step()
-            found.append(net)
-    return found
+            trained.append(net)
+    return trained
 
 
 def settings() -> Settings:
@@ -95,8 +95,8 @@ def settings() -> Settings:
     )
 
 
-def searched(ends: list[Two], data: Any, folder: Any) -> tuple[list[dict[str, Tensor]], dict[str, Any]]:
-    path = llpf_fast.find_path(Two(), *ends, data=data, settings=settings(), out=folder)
+def searched(networks: list[Two], data: Any, folder: Any) -> tuple[list[dict[str, Tensor]], dict[str, Any]]:
+    path = llpf_fast.find_path(Two(), *networks, data=data, settings=settings(), out=folder)
     certificate = llpf_fast.verify_run(folder, model=Two(), train=data, workers=1, straight_points=3, seed=1)
     record = certificate.as_dict()
     return list(path), {
@@ -104,8 +104,8 @@ def searched(ends: list[Two], data: Any, folder: Any) -> tuple[list[dict[str, Te
     }
 
 
-def same(ends, reference, form, folder) -> None:
-    (path, certificate), (want, wanted) = searched(ends, form, folder), reference
+def same(networks, reference, form, folder) -> None:
+    (path, certificate), (want, wanted) = searched(networks, form, folder), reference
     assert len(path) == len(want)
     for got, expected in zip(path, want, strict=True):
         assert all(torch.equal(got[name], expected[name]) for name in expected)
@@ -114,14 +114,14 @@ def same(ends, reference, form, folder) -> None:
 
 
 @pytest.fixture(scope="module")
-def from_tensors(ends, data, tmp_path_factory):
-    return searched(ends, data, tmp_path_factory.mktemp("tensors") / "run")
+def from_tensors(networks, data, tmp_path_factory):
+    return searched(networks, data, tmp_path_factory.mktemp("tensors") / "run")
 
 
 @pytest.fixture(scope="module")
-def from_batches(ends, data, tmp_path_factory):
+def from_batches(networks, data, tmp_path_factory):
     batches = list(zip(data[0].split(BATCH), data[1].split(BATCH), strict=True))
-    return searched(ends, batches, tmp_path_factory.mktemp("batches") / "run")
+    return searched(networks, batches, tmp_path_factory.mktemp("batches") / "run")
 
 
 SAMPLES = {
@@ -153,30 +153,30 @@ BATCHES = {
     "transformers' mapping": lambda x, y: [
         UserDict(p=a, labels=b) for a, b in zip(x.split(BATCH), y.split(BATCH), strict=True)
     ],
-    "own class": lambda x, y: Again(list(zip(x.split(BATCH), y.split(BATCH), strict=True))),
+    "a class of the user": lambda x, y: Again(list(zip(x.split(BATCH), y.split(BATCH), strict=True))),
 }
 
 
 @pytest.mark.parametrize("form", SAMPLES)
-def test_samples_in_every_form_are_the_same_path_bit_for_bit(ends, data, from_tensors, tmp_path, form) -> None:
+def test_samples_in_every_form_are_the_same_path_bit_for_bit(networks, data, from_tensors, tmp_path, form) -> None:
     assert from_tensors[1]["connected"]
-    same(ends, from_tensors, SAMPLES[form](*data), tmp_path / "run")
+    same(networks, from_tensors, SAMPLES[form](*data), tmp_path / "run")
 
 
 @pytest.mark.parametrize("form", BATCHES)
-def test_batches_in_every_form_are_the_same_path_bit_for_bit(ends, data, from_batches, tmp_path, form) -> None:
+def test_batches_in_every_form_are_the_same_path_bit_for_bit(networks, data, from_batches, tmp_path, form) -> None:
     assert from_batches[1]["connected"]
-    same(ends, from_batches, BATCHES[form](*data), tmp_path / "run")
+    same(networks, from_batches, BATCHES[form](*data), tmp_path / "run")
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_third_part_is_named(ends, data, from_batches, tmp_path) -> None:
+def test_a_third_part_is_named(networks, data, from_batches, tmp_path) -> None:
     triples = DataLoader(Items(*data, torch.arange(COUNT)), batch_size=BATCH)
     with pytest.warns(UserWarning, match="have 3 parts: .* the rest is not used"):
-        same(ends, from_batches, triples, tmp_path / "run")
+        same(networks, from_batches, triples, tmp_path / "run")
 
 
-def test_targets_of_several_parts_reach_the_loss(ends, data, tmp_path) -> None:
+def test_targets_of_several_parts_reach_the_loss(networks, data, tmp_path) -> None:
     x, y = data
 
     def loss(output: Tensor, target: dict[str, Tensor]) -> Tensor:
@@ -184,10 +184,10 @@ def test_targets_of_several_parts_reach_the_loss(ends, data, tmp_path) -> None:
 
     for form in ((x, {"label": y}), DataLoader([(a, {"label": b}) for a, b in zip(x, y, strict=True)], batch_size=50)):
         folder = tmp_path / type(form).__name__
-        llpf_fast.find_path(Two(), *ends, data=form, loss_fn=loss, settings=settings(), out=folder)
+        llpf_fast.find_path(Two(), *networks, data=form, loss_fn=loss, settings=settings(), out=folder)
         certificate = llpf_fast.verify_run(folder, model=Two(), train=form, loss_fn=loss)
         with torch.no_grad():
-            assert certificate.start_loss == pytest.approx(float(F.cross_entropy(ends[0](x), y)), rel=1e-6)
+            assert certificate.start_loss == pytest.approx(float(F.cross_entropy(networks[0](x), y)), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -223,25 +223,31 @@ def test_targets_of_several_parts_reach_the_loss(ends, data, tmp_path) -> None:
         (lambda x, y: Stream(x, y, endless=True), "had not ended after"),
     ],
 )
-def test_what_is_no_data_is_one_line(ends, data, tmp_path, monkeypatch, form, message) -> None:
+def test_what_is_no_data_is_one_line(networks, data, tmp_path, monkeypatch, form, message) -> None:
     monkeypatch.setattr("llpf_fast.batches.data.STREAM_LIMIT", 2000)
     given = form(*data)
     with pytest.raises(LLPFError, match=message) as caught:
         llpf_fast.find_path(
-            Two(), *ends, data=given, settings=settings(), out=tmp_path / "run", screening={"samples": 0}, max_ticks=2
+            Two(),
+            *networks,
+            data=given,
+            settings=settings(),
+            out=tmp_path / "run",
+            screening={"samples": 0},
+            max_ticks=2,
         )
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
-def test_an_endless_stream_trains_and_is_certified_on_its_first_samples(ends, data, tmp_path) -> None:
+def test_an_endless_stream_trains_and_is_certified_on_its_first_samples(networks, data, tmp_path) -> None:
     stream = DataLoader(Stream(*data, endless=True), batch_size=50)
     llpf_fast.find_path(
-        Two(), *ends, data=stream, settings=settings(), out=tmp_path / "run", screening={"samples": COUNT}
+        Two(), *networks, data=stream, settings=settings(), out=tmp_path / "run", screening={"samples": COUNT}
     )
     certificate = llpf_fast.verify_run(tmp_path / "run", model=Two(), train=stream, max_samples=COUNT)
     with torch.no_grad():
-        assert certificate.start_loss == pytest.approx(float(F.cross_entropy(ends[0](data[0]), data[1])), rel=1e-6)
+        assert certificate.start_loss == pytest.approx(float(F.cross_entropy(networks[0](data[0]), data[1])), rel=1e-6)
 
 
 def test_memory_is_bounded(data, monkeypatch) -> None:
@@ -253,19 +259,19 @@ def test_memory_is_bounded(data, monkeypatch) -> None:
             materialize(as_data(form))
 
 
-def test_transforms_of_a_dataset_draw_anew_for_every_batch(ends, data, tmp_path) -> None:
-    seen = []
+def test_transforms_of_a_dataset_draw_anew_for_every_batch(networks, data, tmp_path) -> None:
+    drawn = []
 
     class Noisy(Items):
         def __getitem__(self, index: int) -> Any:
             x, y = super().__getitem__(index)
-            seen.append(float(torch.rand(())))
+            drawn.append(float(torch.rand(())))
             return x + 0.01 * torch.randn(8), y
 
     runs = []
     for name in "ab":
-        seen.clear()
-        path = llpf_fast.find_path(Two(), *ends, data=Noisy(*data), settings=settings(), out=tmp_path / name)
-        assert len(set(seen)) > COUNT + 10
+        drawn.clear()
+        path = llpf_fast.find_path(Two(), *networks, data=Noisy(*data), settings=settings(), out=tmp_path / name)
+        assert len(set(drawn)) > COUNT + 10
         runs.append(list(path))
     assert all(torch.equal(a[n], b[n]) for a, b in zip(*runs, strict=True) for n in a), "and a run repeats"

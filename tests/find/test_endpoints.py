@@ -83,11 +83,13 @@ def find(model: nn.Module, start: Any, end: Any, data: Pair, **options: Any) -> 
 
 
 def assert_ends(path: LowLossPath, start: nn.Module, end: nn.Module) -> None:
-    """Both ends of the path are these networks, under the plain names, bit for bit."""
+    """Both ends of the path are these networks, under their names, bit for bit."""
     for state, module in ((path[0], start), (path[-1], end)):
-        own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-        assert state.keys() == own.keys()
-        assert all(torch.equal(state[name], value) and state[name].dtype == value.dtype for name, value in own.items())
+        expected = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+        assert state.keys() == expected.keys()
+        assert all(
+            torch.equal(state[name], value) and state[name].dtype == value.dtype for name, value in expected.items()
+        )
 
 
 @pytest.mark.parametrize("make", [Net, lambda: nn.Sequential(nn.Linear(8, 3))])
@@ -139,9 +141,9 @@ def test_every_waypoint_has_the_models_dtypes(data, by: str, tmp_path: Path) -> 
             .folder
         )
 
-    with pytest.warns(UserWarning, match="start: values are rounded from float64 to float32.*'body.weight'") as said:
+    with pytest.warns(UserWarning, match="start: values are rounded from float64 to float32.*'body.weight'") as caught:
         path = run()
-    assert len([one for one in said if "rounded" in str(one.message)]) == 1
+    assert len([one for one in caught if "rounded" in str(one.message)]) == 1
     assert_ends(path, a.float(), b.float())
     for state in path:
         assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
@@ -173,10 +175,10 @@ def test_buffers_that_differ(data) -> None:
     b.shift += 1
     with pytest.warns(UserWarning, match="interpolated on the path's last segment: 'shift'$"):
         assert_ends(find(Masked(), a, b, data), a, b)
-    for name, said in (("index", r"buffer 'index' \(int64\)"), ("keep", r"buffer 'keep' \(bool\)")):
+    for name, message in (("index", r"buffer 'index' \(int64\)"), ("keep", r"buffer 'keep' \(bool\)")):
         b = Masked()
         setattr(b, name, getattr(b, name).flip(0))
-        with pytest.raises(LLPFError, match=f"{said} differs between start and destination"):
+        with pytest.raises(LLPFError, match=f"{message} differs between start and destination"):
             find(Masked(), a, b, data)
     b = Masked()
     b.mask.zero_()
@@ -210,9 +212,9 @@ def test_extra_state_stays_the_models_and_out_of_the_path(data, tmp_path) -> Non
     a, b = Extra(), Extra()
     torch.save(a.state_dict(), tmp_path / "a.pt")
     for start in (a, a.state_dict(), tmp_path / "a.pt"):
-        with pytest.warns(UserWarning, match=r"\(_extra_state\) stays the model's own .* strict=False") as said:
+        with pytest.warns(UserWarning, match=r"\(_extra_state\) stays the model's own .* strict=False") as caught:
             path = find(Extra(), start, b, data)
-        assert len([one for one in said if "extra state" in str(one.message)]) == 1
+        assert len([one for one in caught if "extra state" in str(one.message)]) == 1
         assert_ends(path, a, b)
     again = Extra()
     assert again.load_state_dict(path[-1], strict=False).missing_keys == ["_extra_state"]
@@ -244,12 +246,12 @@ def test_models_that_cannot_be_copied_are_named(data) -> None:
         find(locked, Net(), Net(), data)
 
 
-def test_the_model_that_is_given_stays_as_it_is(data) -> None:
+def test_the_given_model_does_not_change(data) -> None:
     model, a, b = Net(), Net(), Net()
-    kept = [{name: value.clone() for name, value in module.state_dict().items()} for module in (model, a, b)]
+    before = [{name: value.clone() for name, value in module.state_dict().items()} for module in (model, a, b)]
     find(compiled(model), a, b, data)
-    for module, before in zip((model, a, b), kept, strict=True):
-        assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    for module, values in zip((model, a, b), before, strict=True):
+        assert all(torch.equal(value, values[name]) for name, value in module.state_dict().items())
 
 
 def test_what_is_no_network_is_named(data) -> None:

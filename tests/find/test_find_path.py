@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import llpf_fast
 from llpf_fast import LLPFError
+from llpf_fast.find import CorrectionSettings
 
 from .conftest import network, quick
 
@@ -46,7 +47,7 @@ def test_regression_with_adamw_from_files(tmp_path) -> None:
         data=(x, y),
         loss_fn=nn.functional.mse_loss,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.005),
-        settings=quick(threshold=0.02),
+        settings=quick(threshold=0.02, correction=CorrectionSettings(threshold=0.01, window=5, max_steps=200)),
         out=tmp_path / "run",
     )
     model = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 1))

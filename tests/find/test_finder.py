@@ -19,12 +19,12 @@ from .conftest import eval_loss, network, quick
 def test_finds_a_path_between_independent_networks(finder, endpoints, digits, tmp_path) -> None:
     middle = {k: torch.lerp(a, endpoints[1][k], 0.5) if a.is_floating_point() else a for k, a in endpoints[0].items()}
     assert eval_loss(middle, digits) > 0.3  # else there is nothing to show
-    seen = []
-    result = finder(tmp_path / "run", progress=seen.append).run()
+    progress = []
+    result = finder(tmp_path / "run", progress=progress.append).run()
     assert result.arrived
-    assert result.ticks == len(seen) == seen[-1].tick
-    assert result.sgd_steps == seen[-1].steps
-    assert 0 < seen[-1].distance < seen[0].distance < 1
+    assert result.ticks == len(progress) == progress[-1].tick
+    assert result.sgd_steps == progress[-1].steps
+    assert 0 < progress[-1].distance < progress[0].distance < 1
     path = LowLossPath(result.folder)
     path.directory.check()
     assert len(path) == result.waypoints == result.ticks + 2

@@ -43,7 +43,7 @@ def data() -> tuple[Tensor, Tensor]:
     return x, (x[:, 0] > 0).long()
 
 
-def ends() -> tuple[Frozen, Frozen]:
+def networks() -> tuple[Frozen, Frozen]:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         start, end = Frozen(), Frozen()
@@ -77,7 +77,7 @@ def search(data: Any, folder: Path, mode: str, start: nn.Module, end: nn.Module 
 @pytest.mark.parametrize("dialect", ["paper", "authors"])
 @pytest.mark.parametrize("mode", MODES)
 def test_every_waypoint_has_them_bit_for_bit(data, tmp_path, mode: str, dialect: str) -> None:
-    start, end = ends()
+    start, end = networks()
     path = search(data, tmp_path / "run", mode, start, end, dialect=dialect)
     assert len(path) > 2
     for state in path:
@@ -92,7 +92,7 @@ def test_every_waypoint_has_them_bit_for_bit(data, tmp_path, mode: str, dialect:
     [{"pacing": {"kind": "adaptive"}}, {"schedule": {"kind": "data-flow"}}, {"spheres": {"variance": "blend"}}],
 )
 def test_so_do_the_other_ways_of_searching(data, tmp_path, changes: dict[str, Any]) -> None:
-    start, end = ends()
+    start, end = networks()
     joined = StepSettings(relative=0.3, join_bias=True)
     path = search(data, tmp_path / "run", "m2m", start, end, step=joined, **changes)
     for state in path:
@@ -100,8 +100,8 @@ def test_so_do_the_other_ways_of_searching(data, tmp_path, changes: dict[str, An
 
 
 def test_the_way_is_that_of_the_others(data, tmp_path) -> None:
-    """The distance on record is the one that plain PyTorch measures over what moves."""
-    start, _ = ends()
+    """The distance on record is the one that PyTorch measures over what moves."""
+    start, _ = networks()
     path = search(data, tmp_path / "run", "m2o", start, None, step=StepSettings(relative=0.3, join_bias=True))
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     first = json.loads(lines[0])
@@ -114,7 +114,7 @@ def test_the_way_is_that_of_the_others(data, tmp_path) -> None:
 
 
 def test_toward_a_model_they_have_to_be_equal(data, tmp_path) -> None:
-    start, end = ends()
+    start, end = networks()
     with torch.no_grad():
         end.base.weight[0, 0] += 1e-3
     with pytest.raises(
@@ -128,7 +128,7 @@ def test_toward_a_model_they_have_to_be_equal(data, tmp_path) -> None:
 
 
 def test_toward_a_sphere_they_have_to_lie_on_it(data, tmp_path) -> None:
-    start, end = ends()
+    start, end = networks()
     with torch.no_grad():
         end.base.weight *= 2
     for mode in ("variance-sphere", "norm-sphere"):
@@ -137,20 +137,20 @@ def test_toward_a_sphere_they_have_to_lie_on_it(data, tmp_path) -> None:
 
 
 def test_they_move_where_that_is_asked_for(data, tmp_path) -> None:
-    start, _ = ends()
+    start, _ = networks()
     path = search(data, tmp_path / "run", "m2o", start, None, layers=LayerSettings(move_frozen=True))
     assert float(path[-1]["base.weight"].norm()) < 0.5 * float(start.base.weight.norm())
 
 
 def test_a_network_that_is_frozen_as_a_whole_is_refused(data, tmp_path) -> None:
-    start, end = ends()
+    start, end = networks()
     with pytest.raises(LLPFError, match=r"every parameter of the model is frozen .* nothing can be trained"):
         llpf_fast.find_path(Frozen().requires_grad_(False), start, end, data=data, settings=Settings(threshold=5.0))
 
 
 def test_what_the_ends_train_does_not_matter(data, tmp_path) -> None:
     """Only the architecture says what is frozen."""
-    start, end = ends()
+    start, end = networks()
     start.requires_grad_(False)
     end.requires_grad_(False)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""How often a search waits for a GPU, counted on a CPU: for the gate, for a judgement, once a tick, and for no more."""
+"""How often a search waits for a GPU, counted on a CPU: for the gate, for a loss, once a tick, and for no more."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_a_replayed_search_reads_what_it_decides_by_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(polyline, "_between", polyline._between_without_reading)  # as on a GPU
-    ends = endpoints[:1] if "mode" in changes else endpoints
+    given = endpoints[:1] if "mode" in changes else endpoints
     settings = quick(max_ticks=6, evaluation_batch_size=2000, **changes)
-    finder = PathFinder(network(), *ends, settings=settings, train=digits, out=tmp_path / "run")
+    finder = PathFinder(network(), *given, settings=settings, train=digits, out=tmp_path / "run")
     finder._correction.replay(lambda step: step)
     calls = Counter[str]()
     loss, run = finder._screening.loss, finder._correction.run
@@ -65,12 +65,12 @@ def test_a_replayed_search_reads_what_it_decides_by_and_nothing_else(
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     # What is taken back is not measured.
     calls["find/search.py"] = sum("rolled_back" not in json.loads(line) for line in lines)
-    places = Counter(wait.partition(":")[0] for wait in waits)
-    assert places.pop("correct/snapshots.py") == 1  # before the capture
+    files = Counter(wait.partition(":")[0] for wait in waits)
+    assert files.pop("correct/snapshots.py") == 1  # before the capture
     if "mode" in changes:
-        # The clock decides how often the host looks at a gate.
-        assert places.pop("correct/graphs.py") >= calls.pop("correct/graphs.py")
-    assert places == +calls, waits
+        # The clock decides how often the host reads the gate.
+        assert files.pop("correct/graphs.py") >= calls.pop("correct/graphs.py")
+    assert files == +calls, waits
 
 
 def in_batches(
@@ -97,16 +97,16 @@ def in_batches(
 def test_screening_reads_once_and_once_a_look(digits: tuple[Tensor, Tensor], size: int) -> None:
     screen, stacked, flat, parts = in_batches(digits, size)
     whole = float(parts.sum())
-    for stop, looks, expected in ((math.inf, 1, whole), (2 * whole, 1000 // max(size, 500), whole)):
+    for stop, reads, expected in ((math.inf, 1, whole), (2 * whole, 1000 // max(size, 500), whole)):
         with host_waits() as waits:
-            found = screen.loss(flat.data, {}, stop)
-        assert len(waits) == looks, waits
-        assert found == pytest.approx(expected, rel=1e-6)
+            mean = screen.loss(flat.data, {}, stop)
+        assert len(waits) == reads, waits
+        assert mean == pytest.approx(expected, rel=1e-6)
         with host_waits() as waits:
             two = stacked.losses([flat.data, flat.data], [{}, {}], [stop, stop])
-        assert len(waits) == looks, waits
+        assert len(waits) == reads, waits
         assert two == pytest.approx([expected] * 2, rel=1e-6)
-    # Given up at the first look, with the mean of what was seen; a row that is not goes on.
+    # Given up at the first check, with the mean so far; a row that is not goes on.
     first = float(parts[: 500 // size or 1].sum() / (500 / 1000 if size < 500 else 1))
     assert screen.loss(flat.data, {}, whole / 2) == pytest.approx(first, rel=1e-6)
     two = stacked.losses([flat.data, flat.data], [{}, {}], [whole / 2, math.inf])
@@ -142,5 +142,5 @@ def test_between_two_points_without_a_look_is_the_same() -> None:
     b = torch.tensor([0.7, -3.0, nan, inf, -inf, 1.0, nan, -1e38])
     for left, right in ((a, b), (a[:2], b[:2]), (a, a), (a.to(torch.int64), b.to(torch.int64)), (a + 1j, b + 2j)):
         expected = polyline._between(left, right, 0.3)
-        found = polyline._between_without_reading(left, right, 0.3)
-        torch.testing.assert_close(found.to(expected.dtype), expected, rtol=0, atol=0, equal_nan=True)
+        value = polyline._between_without_reading(left, right, 0.3)
+        torch.testing.assert_close(value.to(expected.dtype), expected, rtol=0, atol=0, equal_nan=True)

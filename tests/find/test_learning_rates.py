@@ -20,14 +20,14 @@ def test_the_fused_sgd_and_torchs_go_the_same_way(finder, tmp_path, rule, pacing
     correction = CorrectionSettings(threshold=0.05, max_steps=20, lr=BASE, lr_rule=rule)
     settings = quick(mode="m2o", max_ticks=6, correction=correction, pacing={"kind": pacing})
     optimizers = {"fused": None, "torch": lambda groups: torch.optim.SGD(groups, lr=BASE)}
-    ends = {}
+    last = {}
     for name, factory in optimizers.items():
         path = LowLossPath(finder(tmp_path / name, settings=settings, optimizer=factory).run().folder)
-        ends[name] = path[len(path) - 1]
+        last[name] = path[len(path) - 1]
         # What a failure puts back is not what the rule scales.
         assert any(record.get("rolled_back") for record in path.metrics()) == (pacing == "adaptive")
-    for name, value in ends["fused"].items():
-        torch.testing.assert_close(ends["torch"][name], value, rtol=1e-3, atol=1e-5, msg=name)
+    for name, value in last["fused"].items():
+        torch.testing.assert_close(last["torch"][name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(("rule", "factor"), [("var", 0.95**6), ("std", 0.95**3), (None, 0.95**6), ("none", None)])

@@ -1,4 +1,4 @@
-"""Many paths at once: each is the path alone, keeps its own pace and files, and leaves its place to the next."""
+"""Many paths at once: each is the path alone, with its step scale and files, and leaves its row to the next."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def five(digits: tuple[Tensor, Tensor], endpoints: tuple[State, State]) -> list[
 
 
 @pytest.fixture
-def in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def sequential(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward of one row after the other: then every bit has to be that of the path alone."""
     monkeypatch.setattr(stacked_finder, "LEAST_CPU", 100)
 
 
 @pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def batched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stacked_finder, "LEAST_CPU", 2)
 
 
@@ -70,27 +70,31 @@ Search = Callable[..., list[FindResult | LLPFError]]
 def search(digits: tuple[Tensor, Tensor]) -> Search:
     def run(
         folder: Path,
-        ends: list[tuple[State, State | None]],
+        endpoint_pairs: list[tuple[State, State | None]],
         settings: Settings,
-        together: int,
+        parallel: int,
         *,
         module: nn.Module | None = None,
         **options: Any,
     ) -> list[FindResult | LLPFError]:
         of_job = {name: options.pop(name) for name in ("resume", "progress") if name in options}
         data = options.pop("train", digits)
-        finder = StackedFinder(module or network(), settings=settings, train=data, parallel=together, **options)
-        jobs = [SearchJob(lambda pair=pair: pair, folder / str(i), **of_job) for i, pair in enumerate(ends)]
-        found = {Path(job.out).name: ended for job, ended in finder.run(jobs)}
-        return [found[str(i)] for i in range(len(ends))]
+        finder = StackedFinder(module or network(), settings=settings, train=data, parallel=parallel, **options)
+        jobs = [SearchJob(lambda pair=pair: pair, folder / str(i), **of_job) for i, pair in enumerate(endpoint_pairs)]
+        results = {Path(job.out).name: ended for job, ended in finder.run(jobs)}
+        return [results[str(i)] for i in range(len(endpoint_pairs))]
 
     return run
 
 
 def alone(
-    folder: Path, ends: list[tuple[State, State | None]], settings: Settings, data: Any, make: Callable[[], nn.Module]
+    folder: Path,
+    endpoint_pairs: list[tuple[State, State | None]],
+    settings: Settings,
+    data: Any,
+    make: Callable[[], nn.Module],
 ) -> None:
-    for i, (start, end) in enumerate(ends):
+    for i, (start, end) in enumerate(endpoint_pairs):
         PathFinder(make(), start, end, settings=settings, train=data, out=folder / str(i)).run()
 
 
@@ -111,7 +115,7 @@ def ticks(run: Path) -> list[tuple[int, int, bool]]:
     return [(record["tick"], record["rounds"], bool(record.get("rolled_back"))) for record in metrics]
 
 
-@pytest.mark.parametrize("together", [4, 2])
+@pytest.mark.parametrize("parallel", [4, 2])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -125,14 +129,14 @@ def ticks(run: Path) -> list[tuple[int, int, bool]]:
     ],
     ids=["m2m", "authors, stages", "origin, learning rates"],
 )
-@pytest.mark.usefixtures("in_turn")
-def test_in_turn_every_bit_is_that_of_the_path_alone(search, five, digits, tmp_path, together, changes) -> None:
+@pytest.mark.usefixtures("sequential")
+def test_sequential_passes_give_every_bit_of_the_path_alone(search, five, digits, tmp_path, parallel, changes) -> None:
     settings = quick(**{**HASTY, **changes})
-    ends = [(start, end if settings.mode == "m2m" else None) for start, end in pairs(five)]
-    alone(tmp_path / "alone", ends, settings, digits, network)
-    search(tmp_path / "stack", ends, settings, together)
+    endpoint_pairs = [(start, end if settings.mode == "m2m" else None) for start, end in pairs(five)]
+    alone(tmp_path / "alone", endpoint_pairs, settings, digits, network)
+    search(tmp_path / "stack", endpoint_pairs, settings, parallel)
     taken_back = 0
-    for i in range(len(ends)):
+    for i in range(len(endpoint_pairs)):
         assert written(tmp_path / "stack" / str(i)) == written(tmp_path / "alone" / str(i))
         taken_back += sum(back for *_, back in ticks(tmp_path / "stack" / str(i)))
     assert taken_back > 0 or settings.pacing.kind == "fixed"
@@ -147,16 +151,16 @@ def test_in_turn_every_bit_is_that_of_the_path_alone(search, five, digits, tmp_p
     ],
     ids=["linear and BatchNorm", "convolutions and BatchNorm", "attention"],
 )
-@pytest.mark.usefixtures("at_once")
+@pytest.mark.usefixtures("batched")
 def test_a_stacked_path_is_the_path_alone_up_to_rounding(search, digits, tmp_path, make, changes) -> None:
     """Eight ticks of few rounds: rounding differences have no time to grow into other decisions."""
     with torch.random.fork_rng():
-        ends = pairs([train(seed, digits, make) for seed in (3, 4, 5)])
+        endpoint_pairs = pairs([train(seed, digits, make) for seed in (3, 4, 5)])
     correction = CorrectionSettings(threshold=0.05, window=3, max_steps=3, lr=0.02, momentum=0.5)
     settings = quick(max_ticks=8, correction=correction, step=StepSettings(relative=0.02), **changes)
-    alone(tmp_path / "alone", ends, settings, digits, make)
-    search(tmp_path / "stack", ends, settings, 2, module=make())
-    for i in range(len(ends)):
+    alone(tmp_path / "alone", endpoint_pairs, settings, digits, make)
+    search(tmp_path / "stack", endpoint_pairs, settings, 2, module=make())
+    for i in range(len(endpoint_pairs)):
         one, other = LowLossPath(tmp_path / "alone" / str(i)), LowLossPath(tmp_path / "stack" / str(i))
         assert ticks(one.folder) == ticks(other.folder)
         assert len(one) == len(other) == 9
@@ -170,12 +174,12 @@ def _same_up_to_rounding(one: LowLossPath, other: LowLossPath, make: Callable[[]
     module.load_state_dict(one[0])
     x, y = data[0][:64], data[1][:64]
     there, back = (_gradient(module, *batch) for batch in ((x, y), (x.flip(0), y.flip(0))))
-    own = float((there - back).norm() / there.norm())
-    assert 0 < own < 1e-5
+    rounding = float((there - back).norm() / there.norm())
+    assert 0 < rounding < 1e-5
     for a, b, start in zip(one, other, [one[0]] * len(one), strict=True):
         moved = sum(float((a[n] - start[n]).double().square().sum()) for n in a if a[n].is_floating_point()) ** 0.5
         off = sum(float((a[n] - b[n]).double().square().sum()) for n in a if a[n].is_floating_point()) ** 0.5
-        assert off <= 100 * own * moved
+        assert off <= 100 * rounding * moved
 
 
 def _gradient(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -183,7 +187,7 @@ def _gradient(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()))])
 
 
-@pytest.mark.usefixtures("at_once")
+@pytest.mark.usefixtures("batched")
 def test_the_same_stack_twice_gives_the_same_bits(search, five, tmp_path) -> None:
     settings = quick(**HASTY)
     for name in ("first", "second"):
@@ -192,20 +196,20 @@ def test_the_same_stack_twice_gives_the_same_bits(search, five, tmp_path) -> Non
         assert written(tmp_path / "first" / str(i)) == written(tmp_path / "second" / str(i))
 
 
-@pytest.mark.usefixtures("at_once")
+@pytest.mark.usefixtures("batched")
 def test_paths_that_end_leave_their_place_to_the_next(search, five, tmp_path) -> None:
     order: list[int] = []
     settings = quick(pacing={"kind": "adaptive"})
-    found = search(tmp_path, pairs(five), settings, 2, progress=lambda at: order.append(at.tick))
-    assert all(isinstance(result, FindResult) and result.arrived for result in found)
+    results = search(tmp_path, pairs(five), settings, 2, progress=lambda at: order.append(at.tick))
+    assert all(isinstance(result, FindResult) and result.arrived for result in results)
     for i in range(4):
         LowLossPath(tmp_path / str(i)).directory.check()
     assert [tick for tick in order if tick == 1] == [1] * 4
-    assert order[:2] == [1, 1], "the first two begin together"
+    assert order[:2] == [1, 1], "the first two begin at the same time"
     assert max(order[: order.index(1, 2)]) > 1, "the third waits until one has ended"
 
 
-@pytest.mark.usefixtures("in_turn")
+@pytest.mark.usefixtures("sequential")
 def test_the_last_tick_looks_for_arrival_too(search, five, tmp_path) -> None:
     often = search(tmp_path / "often", pairs(five)[:2], quick(arrival={"every": 1}), 2)
     most = max(result.ticks for result in often)
@@ -214,34 +218,39 @@ def test_the_last_tick_looks_for_arrival_too(search, five, tmp_path) -> None:
     assert [result.ticks for result in last] == [most] * 2
 
 
-@pytest.mark.usefixtures("at_once")
+@pytest.mark.usefixtures("batched")
 def test_one_that_fails_ends_alone(search, five, endpoints, tmp_path) -> None:
     random = {name: torch.randn_like(value) if value.is_floating_point() else value for name, value in five[2].items()}
     nan = {name: value.clone() for name, value in five[3].items()}
     nan["0.weight"][0, 0] = math.nan
-    ends: list[tuple[State, State | None]] = [endpoints, (random, five[0]), (five[0], nan), (five[3], five[4])]
-    found = search(tmp_path, ends, quick(**HASTY), 2)
-    assert isinstance(found[0], FindResult)
-    assert "the start itself has training loss" in str(found[1])
-    assert "destination" in str(found[2])
-    assert isinstance(found[3], FindResult)
+    endpoint_pairs: list[tuple[State, State | None]] = [
+        endpoints,
+        (random, five[0]),
+        (five[0], nan),
+        (five[3], five[4]),
+    ]
+    results = search(tmp_path, endpoint_pairs, quick(**HASTY), 2)
+    assert isinstance(results[0], FindResult)
+    assert "the start itself has training loss" in str(results[1])
+    assert "destination" in str(results[2])
+    assert isinstance(results[3], FindResult)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["0", "3"]
 
 
-@pytest.mark.usefixtures("at_once")
+@pytest.mark.usefixtures("batched")
 def test_a_loss_that_is_not_finite_ends_only_its_path(search, five, endpoints, tmp_path) -> None:
-    """Learning rates beyond any stability: without pacing the first NaN ends the path, with its tick and its layer."""
+    """Learning rates beyond any stability: with fixed steps the first NaN ends the path."""
     wild = CorrectionSettings(threshold=1e-9, window=5, max_steps=60, lr=1e6)
-    found = search(tmp_path, [endpoints, (five[2], five[3])], quick(correction=wild), 2)
-    for ended in found:
+    results = search(tmp_path, [endpoints, (five[2], five[3])], quick(correction=wild), 2)
+    for ended in results:
         assert isinstance(ended, LLPFError)
         assert str(ended).startswith("tick 1: the training loss became")
         assert "first layer with values that are not finite: 0.weight" in str(ended)
 
 
-@pytest.mark.parametrize("together", [3, 1])
-@pytest.mark.usefixtures("in_turn")
-def test_a_stack_that_was_interrupted_resumes_to_the_same_paths(search, five, tmp_path, together) -> None:
+@pytest.mark.parametrize("parallel", [3, 1])
+@pytest.mark.usefixtures("sequential")
+def test_a_stack_that_was_interrupted_resumes_to_the_same_paths(search, five, tmp_path, parallel) -> None:
     settings = quick(**HASTY)
     search(tmp_path / "whole", pairs(five)[:3], settings, 3)
 
@@ -252,16 +261,16 @@ def test_a_stack_that_was_interrupted_resumes_to_the_same_paths(search, five, tm
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path / "run", pairs(five)[:3], settings, 3, progress=interrupt)
     assert not any(RunDirectory.open(tmp_path / "run" / str(i)).complete for i in range(3))
-    if together == 3:
-        search(tmp_path / "run", pairs(five)[:3], settings, together, resume=True)
+    if parallel == 3:
+        search(tmp_path / "run", pairs(five)[:3], settings, parallel, resume=True)
     else:
         with pytest.warns(UserWarning, match="together was 3, is 1"):
-            search(tmp_path / "run", pairs(five)[:3], settings, together, resume=True)
+            search(tmp_path / "run", pairs(five)[:3], settings, parallel, resume=True)
     for i in range(3):
         assert written(tmp_path / "run" / str(i)) == written(tmp_path / "whole" / str(i))
 
 
-def test_points_judged_at_once(five, digits) -> None:
+def test_points_evaluated_in_one_pass(five, digits) -> None:
     """Losses, limits and statistics of each; one that is given up says so as it would alone."""
     flat = FlatParameters(network())
     settings = quick(screening={"samples": 1200}, evaluation_batch_size=500)
@@ -273,14 +282,14 @@ def test_points_judged_at_once(five, digits) -> None:
     screen, screens = ScreeningEvaluator(flat.module, task), BatchedScreening(flat, task)
     limits = [math.inf, 1e-9, math.inf, math.inf, 1e-9]
     want = [screen.loss(*of_point) for of_point in zip(points, buffers, limits, strict=True)]
-    found = screens.losses(points, buffers, limits)
-    assert want[3] == found[3] == math.inf
-    assert found == pytest.approx(want, rel=1e-5)
+    results = screens.losses(points, buffers, limits)
+    assert want[3] == results[3] == math.inf
+    assert results == pytest.approx(want, rel=1e-5)
     assert want[1] != pytest.approx(screen.loss(points[1], buffers[1]), rel=1e-3), "the limit matters"
 
 
-@pytest.mark.usefixtures("at_once")
-def test_paths_judged_at_once_are_the_same_paths(search, five, tmp_path, monkeypatch) -> None:
+@pytest.mark.usefixtures("batched")
+def test_paths_evaluated_in_one_pass_are_the_same_paths(search, five, tmp_path, monkeypatch) -> None:
     settings = quick(**HASTY)
     search(tmp_path / "one by one", pairs(five), settings, 4)
     counted = []
@@ -300,7 +309,7 @@ def test_paths_judged_at_once_are_the_same_paths(search, five, tmp_path, monkeyp
 
 
 class Keeps(nn.Module):
-    """Shifts its input by the mean of the last one, which it keeps in a plain attribute."""
+    """Shifts its input by the mean of the last one, which it stores in an attribute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -317,18 +326,18 @@ class Counts(Keeps):
 
     def __init__(self, first: Any) -> None:
         super().__init__()
-        self.kept = first
+        self.state = first
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.kept, list):
-            self.kept[0] = self.kept[0] + 1
-            return self.layer(x) * self.kept[0]
-        self.kept += 1
-        return self.layer(x) * self.kept
+        if isinstance(self.state, list):
+            self.state[0] = self.state[0] + 1
+            return self.layer(x) * self.state[0]
+        self.state += 1
+        return self.layer(x) * self.state
 
 
 class First(Keeps):
-    """What the first forward meets stays: each path's own, or the same for all."""
+    """What the first forward meets stays: separate for each path, or the same for all."""
 
     def __init__(self, of: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -366,8 +375,8 @@ class Recurrent(nn.Module):
         (Recurrent(), "lstm"),
         (Doubled(), "its loss comes out different in a stack"),
         (nn.Sequential(nn.Linear(64, 64), Keeps()), r"keeps '1\.last', which is no buffer"),
-        (Counts(torch.zeros(())), "keeps 'kept'"),
-        (Counts([torch.zeros(())]), r"keeps 'kept\[0\]'"),
+        (Counts(torch.zeros(())), "keeps 'state'"),
+        (Counts([torch.zeros(())]), r"keeps 'state\[0\]'"),
         (First(lambda x: x.mean(0).detach()), r"keeps \"table\['first'\]\""),
     ],
     ids=[
@@ -375,21 +384,21 @@ class Recurrent(nn.Module):
         *("number", "written to", "replaced", "first batch"),
     ],
 )
-@pytest.mark.usefixtures("at_once")
+@pytest.mark.usefixtures("batched")
 def test_networks_that_cannot_be_stacked_are_refused_by_name(search, tmp_path, module, message) -> None:
     with pytest.raises(LLPFError, match=f"cannot be stacked: .*{message}.*--parallel 1"):
         search(tmp_path, [], quick(), 2, module=module)
 
 
-@pytest.mark.usefixtures("at_once")
+@pytest.mark.usefixtures("batched")
 def test_a_table_made_at_the_first_forward_may_be_shared(search, tmp_path) -> None:
     module = First(lambda x: torch.linspace(0, 1, 64, dtype=x.dtype))
     search(tmp_path, [], quick(), 2, module=module)
     assert not module.table, "the trial is on copies"
 
 
-@pytest.mark.usefixtures("in_turn")
-def test_random_numbers_are_no_matter_in_turn(search, digits, five, tmp_path) -> None:
+@pytest.mark.usefixtures("sequential")
+def test_sequential_paths_may_draw_random_numbers(search, digits, five, tmp_path) -> None:
     """Fewer than pay as a stack: nothing is refused then."""
     search(tmp_path, [], quick(), 2, module=nn.Sequential(*network(), nn.Dropout(0.1)))
 

@@ -1,4 +1,4 @@
-"""What a search holds, in words a parameter: the point, the destination, the gradient, and little else."""
+"""Memory of a search, in words a parameter: the point, the destination, the gradient, and little else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL = 0.05
 
 
 def network() -> nn.Module:
-    """Many equal layers: what autograd holds of one of them is 2 % of all."""
+    """Many equal layers: what autograd stores of one of them is 2 % of all."""
     return nn.Sequential(*(nn.Linear(200, 200) for _ in range(50)), nn.Linear(200, 4))
 
 
@@ -37,8 +37,8 @@ torch.manual_seed(2)
 DATA = torch.randn(32, 200), torch.randint(4, (32,))
 
 
-def words(found: Allocations) -> tuple[float, float]:
-    return found.left / BYTES, found.peak / BYTES
+def words(measured: Allocations) -> tuple[float, float]:
+    return measured.left / BYTES, measured.peak / BYTES
 
 
 def test_sgd_and_tick_take_no_words() -> None:
@@ -58,18 +58,18 @@ def test_sgd_and_tick_take_no_words() -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_correction_holds_gradient_and_momentum(momentum: float) -> None:
-    flat, kept = FlatParameters(network()), list[Correction]()
+    flat, corrections = FlatParameters(network()), list[Correction]()
     rule = {name: value for name, value in RULE.items() if name != "batch_size"}
 
     def run() -> None:
         batches = TensorBatches(*DATA, 4, seed=0)
-        kept.append(Correction(flat, nn.functional.cross_entropy, batches, momentum=momentum, **rule))
-        kept[0].run(0)
+        corrections.append(Correction(flat, nn.functional.cross_entropy, batches, momentum=momentum, **rule))
+        corrections[0].run(0)
 
     left, peak = words(allocations(run))
-    held = 1 + bool(momentum)
-    assert held <= left < held + 0.01
-    assert peak < held + SMALL
+    expected = 1 + bool(momentum)
+    assert expected <= left < expected + 0.01
+    assert peak < expected + SMALL
 
 
 @pytest.mark.parametrize(
@@ -84,16 +84,16 @@ def test_a_correction_holds_gradient_and_momentum(momentum: float) -> None:
     ids=["plain", "momentum", "adaptive", "origin"],
 )
 def test_a_search_holds_point_destination_and_gradient(tmp_path: Path, changes: dict[str, Any], more: int) -> None:
-    """One word more for a moment, on the way to disk and while a point between two others is judged."""
+    """One word more for a moment, on the way to disk and while a point between two others is evaluated."""
     given = {"threshold": 100.0, "max_ticks": 4, "arrival": {"every": 2, "margin": 1e-9}, "screening": {"samples": 32}}
     settings = Settings(**{**given, "correction": CorrectionSettings(**RULE), **changes})
-    kept = list[PathFinder]()
-    ends = ENDS[:1] if "mode" in changes else ENDS
+    finders = list[PathFinder]()
+    given = ENDS[:1] if "mode" in changes else ENDS
 
     def build() -> None:
-        kept.append(PathFinder(network(), *ends, settings=settings, train=DATA, out=tmp_path / "run"))
+        finders.append(PathFinder(network(), *given, settings=settings, train=DATA, out=tmp_path / "run"))
 
-    built, run = allocations(build), allocations(lambda: kept[0].run())
-    held = 3 + more
-    assert held <= words(built)[0] + words(run)[0] < held + SMALL
-    assert words(built)[0] + words(run)[1] < held + 1 + SMALL
+    built, run = allocations(build), allocations(lambda: finders[0].run())
+    expected = 3 + more
+    assert expected <= words(built)[0] + words(run)[0] < expected + SMALL
+    assert words(built)[0] + words(run)[1] < expected + 1 + SMALL

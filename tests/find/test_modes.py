@@ -85,8 +85,8 @@ def test_endless_modes_run_all_ticks_below_the_threshold(convolutional_ends, dig
     status = path.directory.status
     assert (status["ended"], status["arrived"]) == ("max_ticks", False)
     assert max(eval_loss(state, digits, Convolutional()) for state in path) < 0.15
-    spread = [float(state["1.weight"].var()) for state in (path[0], path[8])]
-    assert (spread[1] > 1.3 * spread[0]) if mode == "infinity" else (spread[1] < 0.7 * spread[0])
+    variances = [float(state["1.weight"].var()) for state in (path[0], path[8])]
+    assert (variances[1] > 1.3 * variances[0]) if mode == "infinity" else (variances[1] < 0.7 * variances[0])
     # Normalization layers are trained in every mode.
     assert "2.weight" in changed(path[0], path[8])
 
@@ -123,19 +123,19 @@ def test_a_models_spheres_are_reached_by_all_layers(finder, rescaled, digits, tm
 
 @pytest.mark.parametrize("mode", ["variance-sphere", "norm-sphere"])
 def test_spheres_by_numbers(finder, endpoints, digits, tmp_path, mode) -> None:
-    own = spheres(mode, parameters_of(endpoints[0]))
-    target = own["0.weight"] * 2
-    seen: list[llpf_fast.TickProgress] = []
+    start_spheres = spheres(mode, parameters_of(endpoints[0]))
+    target = start_spheres["0.weight"] * 2
+    progress: list[llpf_fast.TickProgress] = []
     settings = quick(mode=mode, spheres={"radii": {"0.weight": target}}, arrival={"every": 1})
-    result = finder(tmp_path / "run", settings=settings, progress=seen.append).run()
+    result = finder(tmp_path / "run", settings=settings, progress=progress.append).run()
     assert result.arrived
     path = LowLossPath(result.folder)
     got = spheres(mode, parameters_of(path[len(path) - 1]))
     assert got["0.weight"] == pytest.approx(target, rel=1e-4)
-    assert got["3.weight"] == pytest.approx(own["3.weight"], rel=0.05)
+    assert got["3.weight"] == pytest.approx(start_spheres["3.weight"], rel=0.05)
     # Layers without a sphere have no way to go and do not count as such.
     assert path.metrics()[0]["distances"][2:] == [0.0] * 6
-    assert seen[0].distance == pytest.approx(1 - STEP, abs=0.02)
+    assert progress[0].distance == pytest.approx(1 - STEP, abs=0.02)
 
 
 def test_a_mode_of_its_own_needs_no_other_setting(endpoints, digits, tmp_path) -> None:

@@ -66,14 +66,14 @@ def trained(xy: tuple[Tensor, Tensor], seed: int) -> nn.Module:
 
 
 def test_a_negative_threshold(xy, tmp_path) -> None:
-    ends = [trained(xy, seed) for seed in (1, 2)]
+    networks = [trained(xy, seed) for seed in (1, 2)]
     given = settings(-0.75, -0.85)
-    llpf_fast.find_path(net(), *ends, data=xy, loss_fn=negative, settings=given, out=tmp_path / "run")
+    llpf_fast.find_path(net(), *networks, data=xy, loss_fn=negative, settings=given, out=tmp_path / "run")
     certificate = llpf_fast.verify_run(tmp_path / "run", model=net(), loss_fn=negative, train=xy, workers=1)
     assert certificate.connected
     assert certificate.max_loss <= -0.75
     with torch.no_grad():
-        assert certificate.start_loss == pytest.approx(float(negative(ends[0](xy[0]), xy[1])), rel=1e-6)
+        assert certificate.start_loss == pytest.approx(float(negative(networks[0](xy[0]), xy[1])), rel=1e-6)
     with pytest.raises(LLPFError, match=r"threshold must be positive with pacing.kind: adaptive.*pacing.kind: fixed"):
         settings(-0.75, -0.85, pacing={"kind": "adaptive"})
     with pytest.raises(LLPFError, match=r"correction\.threshold must be a finite number"):
@@ -107,12 +107,15 @@ def test_a_mean_over_no_label_of_ones_own_loss_is_named(xy, tmp_path) -> None:
     x, y = xy[0], xy[1].clone()
     y[:40] = -100
 
-    def own(output: Tensor, target: Tensor) -> Tensor:
+    def masked_mean(output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(output, target)
 
     loader = DataLoader(TensorDataset(x, y), batch_size=16)
     refused(
-        loader, own, r"the loss own is NaN on batch 1 of 6 \(16 samples\).*of which such batches are left", tmp_path
+        loader,
+        masked_mean,
+        r"the loss masked_mean is NaN on batch 1 of 6 \(16 samples\).*of which such batches are left",
+        tmp_path,
     )
     llpf_fast.find_path(net(), net(1), net(2), data=loader, loss_fn=F.cross_entropy, settings=settings())
 
@@ -149,9 +152,9 @@ class Branching(nn.Module):
         self.case = case
 
     def forward(self, x: Tensor) -> Tensor:
-        found = self.body(x)
-        cases = {"many": len(x) > 8, "training": self.training, "gradients": found.requires_grad}
-        return self.head(found.view(len(x), -1) if cases[self.case] else found.flatten(1))
+        features = self.body(x)
+        cases = {"many": len(x) > 8, "training": self.training, "gradients": features.requires_grad}
+        return self.head(features.view(len(x), -1) if cases[self.case] else features.flatten(1))
 
 
 @pytest.mark.parametrize("case", ["many", "training", "gradients"])

@@ -68,11 +68,11 @@ class LazyCache(Net):
 class Grown(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("seen", torch.zeros(0))
+        self.register_buffer("count", torch.zeros(0))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
-            self.seen = torch.cat([self.seen, torch.ones(1)])
+            self.count = torch.cat([self.count, torch.ones(1)])
         return super().forward(x)
 
 
@@ -120,14 +120,14 @@ def test_certificate_has_the_values_of_plain_pytorch(
 ) -> None:
     path = find(make, data, tmp_path / "run", settings=settings(pacing={"kind": pacing}))
     certificate = llpf_fast.verify_run(path.folder, model=make(), train=data, straight_points=0)
-    plain = make()
-    if isinstance(plain, Expanded):
-        plain.scale = plain.scale.clone()  # torch itself cannot load into an expanded tensor
+    twin = make()
+    if isinstance(twin, Expanded):
+        twin.scale = twin.scale.clone()  # torch itself cannot load into an expanded tensor
     for point in certificate.points:
         if point.at.fraction == 0:
-            plain.load_state_dict(path[point.at.waypoint])
+            twin.load_state_dict(path[point.at.waypoint])
             with torch.no_grad():
-                expected = F.cross_entropy(plain.eval()(data[0]), data[1])
+                expected = F.cross_entropy(twin.eval()(data[0]), data[1])
             assert point.train_loss == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -154,15 +154,15 @@ def test_flat_parameters_name_an_expanded_buffer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
-        (Grown, r"changed the shape of the buffer 'seen' from \[0\] to \[[12]\].*persistent=False"),
+        (Grown, r"changed the shape of the buffer 'count' from \[0\] to \[[12]\].*persistent=False"),
         (MadeInTraining, "made the buffer 'cache'.*persistent=False"),
         (Both, "buffer 'weight_again' is the parameter 'a.weight' itself"),
     ],
 )
-def test_what_no_path_can_hold_is_named(make: Callable[[], nn.Module], said: str, data: Data, tmp_path: Path) -> None:
-    with pytest.raises(LLPFError, match=said):
+def test_what_no_path_can_store(make: Callable[[], nn.Module], message: str, data: Data, tmp_path: Path) -> None:
+    with pytest.raises(LLPFError, match=message):
         find(make, data, tmp_path / "run")
 
 
@@ -192,10 +192,10 @@ def test_buffers_come_back_under_every_name_they_had() -> None:
     module["one"].register_buffer("x", shared)
     module["two"].register_buffer("y", shared)
     module["two"].register_buffer("later", None)
-    kept = all_buffers(module)
+    saved = all_buffers(module)
     module["one"].x = module["two"].y = torch.ones(3)
     module["two"].later = torch.ones(1)
-    set_buffers(module, kept)
+    set_buffers(module, saved)
     assert module["one"].x is module["two"].y
     assert torch.equal(module["one"].x, torch.zeros(2))
     assert module["two"].later is None
@@ -241,14 +241,14 @@ def test_torchscript_is_refused_by_name(inside: bool, data: Data, tmp_path: Path
 
 def test_networks_without_values_or_shapes_are_refused_by_name(data: Data, tmp_path: Path) -> None:
     run = find(Net, data, tmp_path / "run").folder
-    for model, said in (
+    for model, message in (
         (Net().to("meta"), "'a.weight' of the model is on the meta device"),
         (nn.Sequential(nn.LazyLinear(3)), "'0.weight' of the model is lazy"),
         (nn.Sequential(nn.Linear(6, 3), nn.LazyBatchNorm1d()), "'1.weight' of the model is lazy.*run one batch"),
     ):
-        with pytest.raises(LLPFError, match=said):
+        with pytest.raises(LLPFError, match=message):
             llpf_fast.find_path(model, Net(), Net(), data=data, settings=settings())
-        with pytest.raises(LLPFError, match=said):
+        with pytest.raises(LLPFError, match=message):
             llpf_fast.verify_run(run, model=model, train=data)
     with pytest.raises(LLPFError, match="on the meta device"):
         PathFinder(Net().to("meta"), Net().state_dict(), Net().state_dict(), settings=settings(), train=data)
@@ -263,15 +263,15 @@ def test_norm_rule_may_be_a_class(is_norm: Any, data: Data, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("is_norm", "said"),
+    ("is_norm", "message"),
     [
         (lambda module: 1 / 0, "is_norm failed on a Linear: ZeroDivisionError"),
         (nn.Linear(1, 1), "is_norm must be a class of layers, or a function"),
         ("LayerNorm", "is_norm must be a class of layers, or a function"),
     ],
 )
-def test_norm_rule_that_fails_is_one_line(is_norm: Any, said: str, data: Data, tmp_path: Path) -> None:
-    with pytest.raises(LLPFError, match=said):
+def test_norm_rule_that_fails_is_one_line(is_norm: Any, message: str, data: Data, tmp_path: Path) -> None:
+    with pytest.raises(LLPFError, match=message):
         find(Net, data, tmp_path / "run", is_norm=is_norm)
 
 
@@ -346,7 +346,7 @@ def test_state_of_an_optimizer_that_no_file_can_hold_is_one_line(data: Data, tmp
     class Holds(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
             for parameter in self.param_groups[0]["params"]:
-                self.state[parameter]["held"] = torch.Generator()
+                self.state[parameter]["generator"] = torch.Generator()
             return super().step(closure)
 
     with pytest.raises(LLPFError, match=r"state of Holds cannot be saved in a checkpoint \(Generator"):

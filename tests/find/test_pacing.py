@@ -22,35 +22,35 @@ from .conftest import eval_loss, network, quick
 
 
 def test_short_corrections_lengthen_the_step_and_long_ones_shorten_it() -> None:
-    pace = StepController(PacingSettings(target_steps=20), window=5)
+    controller = StepController(PacingSettings(target_steps=20), window=5)
     scales = []
-    for rounds in (5, 20, 21, 40, 41):
-        pace.succeeded(rounds)
-        scales.append(pace.scale)
+    for steps in (5, 20, 21, 40, 41):
+        controller.succeeded(steps)
+        scales.append(controller.scale)
     assert scales == pytest.approx([1.3, 1.69, 1.69, 1.69, 1.352])
 
 
 def test_a_window_longer_than_rounds_counts_as_short() -> None:
-    pace = StepController(PacingSettings(target_steps=3), window=10)
-    pace.succeeded(10)
-    assert pace.scale == 1.3
+    controller = StepController(PacingSettings(target_steps=3), window=10)
+    controller.succeeded(10)
+    assert controller.scale == 1.3
 
 
 def test_the_step_stays_within_its_bounds() -> None:
-    pace = StepController(PacingSettings(max_scale=2.0, min_scale=0.3), window=5)
+    controller = StepController(PacingSettings(max_scale=2.0, min_scale=0.3), window=5)
     for _ in range(9):
-        pace.succeeded(1)
-    assert pace.scale == 2.0
+        controller.succeeded(1)
+    assert controller.scale == 2.0
     for _ in range(40):
-        pace.succeeded(1000)
-    assert pace.scale == 0.3
+        controller.succeeded(1000)
+    assert controller.scale == 0.3
 
 
 def test_the_smallest_step_is_tried_before_giving_up() -> None:
-    pace = StepController(PacingSettings(min_scale=0.3), window=5)
-    assert (pace.failed(), pace.scale) == (True, 0.5)
-    assert (pace.failed(), pace.scale) == (True, 0.3)
-    assert not pace.failed()
+    controller = StepController(PacingSettings(min_scale=0.3), window=5)
+    assert (controller.failed(), controller.scale) == (True, 0.5)
+    assert (controller.failed(), controller.scale) == (True, 0.3)
+    assert not controller.failed()
 
 
 @pytest.mark.parametrize(
@@ -105,10 +105,10 @@ def test_every_waypoint_passes_the_screen(finder, rescaled, digits, tmp_path, ch
     assert 0 < len(rolled_back(path)) < 25
     assert len(path) > 4
     chosen = stratified_subset(digits[1], settings.screening.samples)
-    seen = tuple(part[chosen] for part in digits)
+    screened = tuple(part[chosen] for part in digits)
     limit = settings.threshold * settings.pacing.margin
     ticks = [w.tick for w in path.directory.waypoints()]
-    losses = {tick: eval_loss(state, seen) for tick, state in zip(ticks, path, strict=True)}
+    losses = {tick: eval_loss(state, screened) for tick, state in zip(ticks, path, strict=True)}
     assert {tick: loss for tick, loss in losses.items() if loss > limit * (1 + 1e-5)} == {}
 
 

@@ -1,4 +1,4 @@
-"""Corrections that leave the mean of their points, and points that are given up at a glance."""
+"""Corrections that leave the mean of their points, and points that are given up early."""
 
 from __future__ import annotations
 
@@ -133,27 +133,27 @@ def test_a_failed_correction_goes_back_to_the_waypoint(finder, endpoints, tmp_pa
 def test_off_is_todays_search_and_ignored_without_pacing(finder, tmp_path) -> None:
     settings = quick(pacing={"iterate_average": 3.0, "early_reject": 1.1})
     assert max_steps_of_a_run(settings) == settings.correction.max_steps
-    plain = finder(tmp_path / "plain", settings=quick()).run()
+    without = finder(tmp_path / "without", settings=quick()).run()
     with_average = finder(tmp_path / "ignored", settings=settings).run()
-    assert (plain.ticks, plain.sgd_steps) == (with_average.ticks, with_average.sgd_steps)
+    assert (without.ticks, without.sgd_steps) == (with_average.ticks, with_average.sgd_steps)
 
 
 def test_a_glance_gives_a_bad_point_up_and_takes_all_images_of_a_good_one(digits) -> None:
-    seen = []
+    batches = []
 
     def loss_fn(output: Tensor, target: Tensor) -> Tensor:
-        seen.append(len(target))
-        return torch.tensor(0.2 if len(seen) == 1 else 0.1)
+        batches.append(len(target))
+        return torch.tensor(0.2 if len(batches) == 1 else 0.1)
 
     x, y = digits
     parts = [(x[i : i + 100], y[i : i + 100]) for i in range(0, 400, 100)]
     screen = ScreeningEvaluator(network(), make_task(quick(), network(), parts, loss_fn, torch.device("cpu")))
     point = torch.zeros_like(FlatParameters(network()).data)
     assert screen.loss(point, {}, stop_above=0.19) == pytest.approx(0.2)
-    assert len(seen) == 1
-    seen.clear()
+    assert len(batches) == 1
+    batches.clear()
     assert screen.loss(point, {}, stop_above=0.21) == pytest.approx(0.125)
-    assert len(seen) == 4
+    assert len(batches) == 4
 
 
 def test_the_search_gives_up_at_the_multiple_of_what_a_point_may_have(finder, tmp_path) -> None:

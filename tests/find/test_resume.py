@@ -34,13 +34,13 @@ saved = torch.load(sys.argv[1])
 # Its first use imports torch._dynamo, seconds that every fork would spend anew.
 torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).step()
 
-def search(out, optimizer, pacing, told):
+def search(out, optimizer, pacing, announced):
     module = torch.nn.Sequential(*network(), torch.nn.Dropout(0.2))
     settings = quick(max_ticks=80, arrival={"every": 1000}, pacing={"kind": pacing},
                      correction=CorrectionSettings(threshold=0.05, window=5, max_steps=8, lr=0.05))
     finder = PathFinder(module, saved["a"], saved["b"], settings=settings, train=saved["data"], out=out,
                         resume=out.exists(), optimizer=eval(optimizer))
-    finder._progress = lambda at: print("at", os.getpid(), flush=True) if at.tick == int(told) else None
+    finder._progress = lambda at: print("at", os.getpid(), flush=True) if at.tick == int(announced) else None
     finder.run()
 
 for line in sys.stdin:
@@ -122,8 +122,8 @@ def equal(out: Path, whole: Path) -> None:
     assert a.index_digest() == b.index_digest()
     assert files(out) == files(whole)
     assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    ends = [{k: v for k, v in (run.status or {}).items() if k != "seconds"} for run in (a, b)]
-    assert ends[0] == ends[1]
+    status = [{k: v for k, v in (run.status or {}).items() if k != "seconds"} for run in (a, b)]
+    assert status[0] == status[1]
 
 
 HASTY = {

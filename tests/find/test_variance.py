@@ -1,4 +1,4 @@
-"""M2M between models of different variance: blending spheres, and two legs."""
+"""M2M between models of different variance: spheres that blend, and shrinking first."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ def test_blending_spheres_follow_the_way_each_layer_has_come(finder, endpoints, 
 
 def test_blending_arrives_with_the_destinations_variances(finder, rescaled, digits, tmp_path) -> None:
     """A long way without arrival: with the start's spheres layers would stop at another size than the destination."""
-    ends = {}
+    last = {}
     for variant in ("start", "blend"):
         settings = quick(
             spheres={"variance": variant}, max_ticks=40, arrival={"every": 1000}, step=StepSettings(relative=0.15)
         )
         path = LowLossPath(finder(tmp_path / variant, destination=rescaled, settings=settings).run().folder)
-        ends[variant] = path[40]
+        last[variant] = path[40]
         assert max(eval_loss(state, digits) for state in path) < 0.15
     for name in ("0.weight", "3.weight"):
         goal = variance(rescaled, name)
-        assert variance(ends["blend"], name) == pytest.approx(goal, rel=0.1)
-        assert abs(variance(ends["start"], name) / goal - 1) > 0.5
+        assert variance(last["blend"], name) == pytest.approx(goal, rel=0.1)
+        assert abs(variance(last["start"], name) / goal - 1) > 0.5
     settings = quick(spheres={"variance": "blend"})
     result = finder(tmp_path / "whole", destination=rescaled, settings=settings).run()
     assert result.arrived
     LowLossPath(result.folder).directory.check()
 
 
-def test_two_legs_shrink_what_is_too_wide_and_then_move(finder, standstill, endpoints, rescaled, tmp_path) -> None:
+def test_shrink_first_shrinks_what_is_too_wide(finder, standstill, endpoints, rescaled, tmp_path) -> None:
     settings = quick(spheres={"variance": "shrink-first"}, max_ticks=25, arrival={"every": 1000})
     path = LowLossPath(finder(tmp_path / "run", destination=rescaled, settings=settings).run().folder)
     start, names = path[0], list(parameters_of(path[0]))
@@ -79,11 +79,11 @@ def test_two_legs_shrink_what_is_too_wide_and_then_move(finder, standstill, endp
             shrinking = min(tick, needed.get(name, 0))
             torch.testing.assert_close(path[tick][name], start[name] * 0.95**shrinking, rtol=1e-5, atol=1e-8)
             assert shrinking or torch.equal(path[tick][name], start[name])
-    # The second leg moves everything toward the destination, on the spheres reached.
+    # The main phase moves everything toward the destination, on the spheres reached.
     assert changed(parameters_of(path[last]), parameters_of(path[last + 1])) == set(names)
     for name in LAYERS:
         assert variance(path[25], name) == pytest.approx(variance(path[last], name), rel=1e-5)
-    # The learning-rate rule belongs to the first leg alone.
+    # The learning-rate rule belongs to the first phase alone.
     factors = dict(zip(names, standstill.scales[last - 1].tolist(), strict=True))
     assert factors["3.weight"] == pytest.approx(0.95 ** (2 * needed["3.weight"]), rel=1e-4)
     assert factors["0.weight"] == pytest.approx(1.0)
@@ -96,17 +96,17 @@ def test_the_first_leg_ends_after_shrink_ticks(finder, standstill, rescaled, tmp
     assert [torch.equal(path[i]["0.weight"], path[0]["0.weight"]) for i in range(7)] == [True] * 5 + [False] * 2
 
 
-def test_two_legs_arrive(finder, rescaled, digits, tmp_path) -> None:
+def test_shrink_first_arrives(finder, rescaled, digits, tmp_path) -> None:
     settings = quick(spheres={"variance": "shrink-first"}, arrival={"every": 1})
     result = finder(tmp_path / "run", destination=rescaled, settings=settings).run()
     assert result.arrived
-    assert result.ticks > 8  # never in the first leg
+    assert result.ticks > 8  # never in the first phase
     path = LowLossPath(result.folder)
     path.directory.check()
     assert max(eval_loss(state, digits) for state in path) < 0.15
 
 
-def test_a_rule_that_was_asked_for_holds_in_both_legs(finder, standstill, rescaled, tmp_path) -> None:
+def test_a_rule_that_was_asked_for_holds_in_both_phases(finder, standstill, rescaled, tmp_path) -> None:
     settings = quick(
         spheres={"variance": "shrink-first", "shrink_ticks": 2},
         max_ticks=3,

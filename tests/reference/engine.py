@@ -76,8 +76,8 @@ class Engine:
         self.phases.enter(self.at, self.schedule)
         self.waypoint = torch.zeros_like(self.flat.data)
         #: Where in the buffer each element lies, tensors one after another in the order of ``start``.
-        place = self.flat.views(torch.arange(self.flat.table.numel))
-        self._index = torch.cat([place[name].reshape(-1) for name in start])
+        position = self.flat.views(torch.arange(self.flat.table.numel))
+        self._index = torch.cat([position[name].reshape(-1) for name in start])
 
     def move(self) -> None:
         self.at.tick += 1
@@ -120,7 +120,7 @@ class Engine:
 
 
 def _one_a_name(names: Sequence[str], numbers: Sequence[float]) -> dict[str, float]:
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     for name, number in zip(names, numbers, strict=True):
-        assert found.setdefault(name, number) == number, f"pieces of {name} differ"
-    return found
+        assert result.setdefault(name, number) == number, f"pieces of {name} differ"
+    return result

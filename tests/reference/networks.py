@@ -87,7 +87,7 @@ def values(seed: int, *, wider: bool = False) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(seed)
     module = Zoo()
     norms = {name for name, owner in module.named_modules() if isinstance(owner, NORMS)}
-    found: dict[str, np.ndarray] = {}
+    values: dict[str, np.ndarray] = {}
     for name, parameter in module.named_parameters():
         owner, _, attribute = name.rpartition(".")
         mean, spread = (1.0, 0.2) if owner in norms and attribute == "weight" else (0.03, 0.1)
@@ -100,8 +100,8 @@ def values(seed: int, *, wider: bool = False) -> dict[str, np.ndarray]:
             third = drawn.shape[0] // 3
             drawn[:third] *= 2.0
             drawn[2 * third :] *= 0.5
-        found[name] = drawn.astype(np.float32).astype(np.float64)
-    return found
+        values[name] = drawn.astype(np.float32).astype(np.float64)
+    return values
 
 
 def perturbations(seed: int, ticks: int, like: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:

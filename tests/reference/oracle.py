@@ -1,4 +1,4 @@
-"""The slow side: the LLPF family told layer by layer, in float64, one sentence of the papers a line of code.
+"""LLPF computed layer by layer in float64 and NumPy: one sentence of the papers a line of code.
 
 Nothing here is shared with ``llpf_fast`` and none of its algebra is used: every destination is written out as an array,
 a move walks a length along a unit vector, a rescale measures mean and variance of what lies there. Sources: LLPF (arXiv
@@ -36,7 +36,7 @@ class Layer:
 
 
 def describe(module: nn.Module) -> list[Layer]:
-    """Layers of the test network, told from its types and from the names this test gave them."""
+    """Layers of the test network, from its types and the names this test gave them."""
     layers = []
     for name, _ in module.named_parameters():
         owner_name, _, attribute = name.rpartition(".")
@@ -79,7 +79,7 @@ class Rules:
     join_bias: bool = False
     #: Query and key stay: their weights, and with "weights and biases" their biases too.
     hold_query_and_key: Literal["", "weights", "weights and biases"] = ""
-    #: Where query and key stay: are the value rows a layer of their own, or does the tick see the whole tensor (its
+    #: Where query and key stay: are the value rows a separate layer, or does the tick see the whole tensor (its
     #: mean, its norm) and put the other rows back afterwards (authors)?
     value_rows: Literal["alone", "of the whole"] = "alone"
     #: Whose distance decides the length of the step there. The authors' is the whole tensor's.
@@ -97,7 +97,7 @@ def mean_of(values: Array) -> float:
 
 
 def variance_of(values: Array) -> float:
-    """Unbiased, about the tensor's own mean; 0 for a single element."""
+    """Unbiased, about the tensor's mean; 0 for a single element."""
     if values.size == 1:
         return 0.0
     away = (values - mean_of(values)).ravel()
@@ -109,7 +109,7 @@ def length_of(parts: Sequence[Array]) -> float:
 
 
 def rescaled(values: Array, variance: float, epsilon: float) -> Array:
-    """About its own mean to that variance. A tensor without spread cannot be spread."""
+    """About its mean to that variance. A constant tensor stays."""
     middle, now = mean_of(values), variance_of(values)
     if now == 0.0:
         return values.copy()
@@ -166,7 +166,7 @@ class Walk:
         return "stay" if self._holds(layer) and layer.attention in ("query", "key") else "move"
 
     def _holds(self, layer: Layer) -> bool:
-        """Whether the attention policy looks at this tensor."""
+        """Whether the attention policy concerns this tensor."""
         wanted = self.rules.hold_query_and_key
         return bool(layer.attention) and (
             wanted == "weights and biases" or (wanted == "weights" and not self._is_bias(layer))
@@ -177,7 +177,7 @@ class Walk:
         return layer.name.rpartition(".")[2].endswith("bias")
 
     def _moving_rows(self, layer: Layer) -> slice:
-        """Only the last third of a stacked projection moves where query and key are held."""
+        """Only the last third of a stacked projection moves where query and key stay."""
         rows = self.now[layer.name].shape[0]
         if layer.attention == "rows" and self._holds(layer):
             return slice(2 * rows // 3, rows)
@@ -194,17 +194,17 @@ class Walk:
         for layer in self.layers:
             if layer.name in done:
                 continue
-            together = [layer]
+            group = [layer]
             if self.rules.join_bias:
-                together += [other for other in self.layers if other.bias_of == layer.name]
-            done |= {other.name for other in together}
-            self._step([other for other in together if self._habit(other) != "stay"], before)
+                group += [other for other in self.layers if other.bias_of == layer.name]
+            done |= {other.name for other in group}
+            self._step([other for other in group if self._habit(other) != "stay"], before)
         self.rescale()
 
-    def _step(self, together: list[Layer], before: Arrays) -> None:
+    def _step(self, group: list[Layer], before: Arrays) -> None:
         """One length along one unit vector for layers that move together."""
-        pieces = [before[layer.name][self._moving_rows(layer)] for layer in together]
-        whole = [self._destination(layer, before) - self._seen(layer, before) for layer in together]
+        pieces = [before[layer.name][self._moving_rows(layer)] for layer in group]
+        whole = [self._destination(layer, before) - self._measured(layer, before) for layer in group]
         ways = [way[-len(piece) :] for way, piece in zip(whole, pieces, strict=True)]
         distance = length_of(whole if self.rules.value_distance == "of the whole" else ways)
         if distance == 0.0:
@@ -215,23 +215,23 @@ class Walk:
             step = max(rules.fixed, rules.relative * distance)
         if rules.stop_at_goal:
             step = min(step, distance)
-        for layer, piece, way in zip(together, pieces, ways, strict=True):
+        for layer, piece, way in zip(group, pieces, ways, strict=True):
             signed = {"move": step, "away": -step, "away twice": -2 * step}[self._habit(layer)]
             self.now[layer.name][self._moving_rows(layer)] = piece + signed * (way / distance)
             # A step past the goal turns what was left of the way round, and any error in its direction with it.
             share = signed / distance
             self.growth[layer.name] = max(1.0, abs(1 - share) + abs(share) * self._follows(layer, before))
 
-    def _seen(self, layer: Layer, before: Arrays) -> Array:
+    def _measured(self, layer: Layer, before: Arrays) -> Array:
         """What the tick takes for the layer: all of it, or the rows that move."""
         rows = self._moving_rows(layer) if self.rules.value_rows == "alone" else slice(None)
         return before[layer.name][rows]
 
     def _destination(self, layer: Layer, before: Arrays) -> Array:
-        here = self._seen(layer, before)
+        here = self._measured(layer, before)
         if self.rules.goal == "model":
             assert self.goal is not None
-            return self._seen(layer, self.goal)
+            return self._measured(layer, self.goal)
         if self.rules.goal == "origin":
             return np.zeros_like(here)
         if self.rules.goal == "infinity":
@@ -249,7 +249,7 @@ class Walk:
             return 0.0
         if self.rules.goal == "infinity":
             return 2.0
-        here, there = self._seen(layer, before), self._destination(layer, before)
+        here, there = self._measured(layer, before), self._destination(layer, before)
         spread = length_of([here])
         return max(1.0, length_of([there]) / spread) if spread else 1.0
 
@@ -271,7 +271,7 @@ class Walk:
                     self.growth[layer.name] *= max(1.0, math.sqrt((target + epsilon) / (spread + epsilon)))
 
     def _rescaled_rows(self, layer: Layer) -> slice | None:
-        """Rows put back together. Where idle layers are left alone, so are the query and key rows that stay."""
+        """The whole tensor from its rows. Where idle layers are left alone, so are the query and key rows that stay."""
         rules = self.rules
         if layer.norm and not rules.rescale_norms:
             return None
@@ -283,7 +283,7 @@ class Walk:
         return slice(0, None) if rules.rescale_idle else self._moving_rows(layer)
 
     def _target_of_rows(self, layer: Layer, rows: slice) -> float:
-        """Rows that move without the rest are a layer of their own, with a sphere of their own."""
+        """Rows that move without the rest are a separate layer with a separate sphere."""
         target = variance_of(self.start[layer.name][rows])
         if self.rules.blend:
             assert self.goal is not None
@@ -303,12 +303,12 @@ class Walk:
     def untouched_rows(self, layer: Layer) -> slice | None:
         """Rows that a tick neither moves nor rescales: training alone changes them."""
         stays = self._habit(layer) == "stay"
-        held = self._moving_rows(layer).start
+        first = self._moving_rows(layer).start
         rescales = self.rules.goal == "model" and self._rescaled_rows(layer) is not None
         if stays and not rescales:
             return slice(0, None)
-        if held and not (rescales and self.rules.rescale_idle):
-            return slice(0, held)
+        if first and not (rescales and self.rules.rescale_idle):
+            return slice(0, first)
         return None
 
     def trained(self, change: Arrays) -> None:

@@ -31,7 +31,7 @@ SPHERES = {
 #: Roundings to float32 of one element from one waypoint to the next: a*p + b*d + c has three, the product with a0 of
 #: the waypoint and the sum with what training did one each; each is taken at the size of the largest value.
 _ROUNDINGS = 5
-#: Beside the float64 engine the oracle's own dozen of roundings count as well: 1e-13 after twenty ticks.
+#: Beside the float64 engine the oracle's dozen of roundings counts as well: 1e-13 after twenty ticks.
 _UNIT = {torch.float32: 2.0**-24, torch.float64: 16 * 2.0**-53}
 #: Where each tensor begins in an array that holds all of them one after another.
 _BEGINS = np.cumsum([0, *(value.size for value in START.values())])[:-1]
@@ -58,7 +58,7 @@ class Moment:
     growth: tuple[Array, Array]
 
 
-def told(case: Case, *, by: Rules | None = None) -> list[Moment]:
+def oracle_moments(case: Case, *, by: Rules | None = None) -> list[Moment]:
     """Twenty ticks of the oracle, by the rules of the settings if not by others."""
     walk = Walk(LAYERS, START, by or rules(case), goal=GOAL, sphere=SPHERES.get(case.mode))
     moments = []
@@ -81,7 +81,7 @@ class Comparison:
     """Collects what is out of bounds, so that a failure names tensor, tick and size.
 
     The bound follows the error through the ticks: every waypoint adds its roundings, every pass enlarges what is there
-    by its own factor.
+    by its factor.
     """
 
     def __init__(self, case: Case, moments: list[Moment], dtype: torch.dtype) -> None:
@@ -89,28 +89,30 @@ class Comparison:
         points = [_all(START), _all(GOAL), *(m.moved for m in moments), *(m.waypoint for m in moments)]
         self.size = np.max([_largest(point) for point in points], axis=0)
         self.bound = _ROUNDINGS * self.unit * self.size
-        self.found: list[str] = []
+        self.differences: list[str] = []
 
     def values(self, what: str, tick: int, got: Array, expected: Array, growth: Array, *, roundings: int = 0) -> None:
         self.bound = growth * (self.bound + roundings * self.unit * self.size)
         off = _largest(got - expected)
         for i in np.flatnonzero(~(off <= self.bound)):
-            self.found.append(f"{what} of tick {tick}, {NAMES[i]}: off by {off[i]:.3g}, bound {self.bound[i]:.3g}")
+            self.differences.append(
+                f"{what} of tick {tick}, {NAMES[i]}: off by {off[i]:.3g}, bound {self.bound[i]:.3g}"
+            )
 
     def rates(self, tick: int, got: dict[str, float] | None, expected: dict[str, float]) -> None:
         for name, value in expected.items():
             rate = 1.0 if got is None else got[name]
             if not abs(rate - value) <= 64 * tick * self.unit * max(1.0, value):
-                self.found.append(f"learning rate of tick {tick}, {name}: {rate:.9g} for {value:.9g}")
+                self.differences.append(f"learning rate of tick {tick}, {name}: {rate:.9g} for {value:.9g}")
 
     def bits(self, tick: int, before: Array, after: Array, untouched: Array) -> None:
         changed = untouched & (before.view(np.int64) != after.view(np.int64))
         for i in np.flatnonzero(np.logical_or.reduceat(changed, _BEGINS)):
-            self.found.append(f"tick {tick}, {NAMES[i]}: bits of what stays have changed")
+            self.differences.append(f"tick {tick}, {NAMES[i]}: bits of what stays have changed")
 
     def check(self) -> None:
-        more = f"\nand {len(self.found) - 8} more" if len(self.found) > 8 else ""
-        assert not self.found, f"{spelled(self.case)}\n" + "\n".join(self.found[:8]) + more
+        more = f"\nand {len(self.differences) - 8} more" if len(self.differences) > 8 else ""
+        assert not self.differences, f"{spelled(self.case)}\n" + "\n".join(self.differences[:8]) + more
 
 
 def spelled(case: Case) -> str:
@@ -145,7 +147,7 @@ def follow(case: Case, dtype: torch.dtype, moments: list[Moment]) -> None:
 
 
 def both(case: Case, *, by: Rules | None = None) -> None:
-    moments = told(case, by=by)
+    moments = oracle_moments(case, by=by)
     for dtype in (torch.float64, torch.float32):
         follow(case, dtype, moments)
 

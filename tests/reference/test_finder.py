@@ -18,7 +18,7 @@ from llpf_fast.path import RunDirectory
 from .engine import settings_of
 from .networks import Zoo, as_state, zoo
 from .settings_table import Case
-from .test_engine import CHANGES, CUMULATIVE, GOAL, IN_TURN, NAMES, SPHERES, START, TICKS, Comparison, told
+from .test_engine import CHANGES, CUMULATIVE, GOAL, IN_TURN, NAMES, SPHERES, START, TICKS, Comparison, oracle_moments
 
 
 class Standstill:
@@ -66,7 +66,7 @@ def test_waypoints_on_disk_are_the_oracles(case: Case, tmp_path: Path, monkeypat
         loss_fn=lambda output, target: output.sum() * 0.0,
         out=tmp_path / "run",
     ).run()
-    moments = told(case)
+    moments = oracle_moments(case)
     comparison = Comparison(case, moments, torch.float32)
     run = RunDirectory.open(tmp_path / "run")
     recorded = run.waypoints()

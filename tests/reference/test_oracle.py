@@ -158,17 +158,17 @@ def test_away_is_the_same_step_the_other_way_and_twice_is_double() -> None:
 def test_a_joined_bias_goes_with_its_weight() -> None:
     followed = walk(Rules(goal="origin", fixed=0.05, relative=0.0, join_bias=True))
     weight, bias = "conv1.weight", "conv1.bias"
-    together = length_of([START[weight], START[bias]])
+    length = length_of([START[weight], START[bias]])
     for name in (weight, bias):
-        assert followed.now[name] == pytest.approx((1 - 0.05 / together) * START[name], rel=1e-12)
+        assert followed.now[name] == pytest.approx((1 - 0.05 / length) * START[name], rel=1e-12)
 
 
 def test_query_and_key_rows_stay_and_the_tensor_is_rescaled_as_the_switches_say() -> None:
     name = "attention.qkv.weight"
     rules = Rules(fixed=0.05, hold_query_and_key="weights")
-    kept = walk(rules).now[name]
-    assert np.array_equal(kept[:24], START[name][:24])
-    assert variance_of(kept[24:]) == pytest.approx(variance_of(START[name][24:]), rel=1e-12)
+    value = walk(rules).now[name]
+    assert np.array_equal(value[:24], START[name][:24])
+    assert variance_of(value[24:]) == pytest.approx(variance_of(START[name][24:]), rel=1e-12)
     whole = walk(dataclasses.replace(rules, rescale_idle=True)).now[name]
     assert variance_of(whole) == pytest.approx(variance_of(START[name]), rel=1e-12)
     assert not np.array_equal(whole[:24], START[name][:24])

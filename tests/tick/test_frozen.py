@@ -86,15 +86,15 @@ def test_distances_are_those_of_the_rest(destination: Destination, join_bias: bo
     here, there = parts(flat, flat.data), parts(flat, goal)
     if destination is not Destination.POINT:
         there = {name: v.mean() if destination is Destination.MEAN else 0 * v for name, v in here.items()}
-    own = {name: 0.0 if name in FROZEN else float((there[name] - v).norm()) for name, v in here.items()}
-    for name, found in zip(flat.table.names, route.distances(flat.data).tolist(), strict=True):
-        group = [n for n in own if join_bias and n.partition(".")[0] == name.partition(".")[0]] or [name]
-        assert found == pytest.approx(math.hypot(*(own[n] for n in group)), rel=1e-12, abs=0)
-    assert route.total(route.initial_distance) == pytest.approx(math.hypot(*own.values()), rel=1e-12)
+    single = {name: 0.0 if name in FROZEN else float((there[name] - v).norm()) for name, v in here.items()}
+    for name, distance in zip(flat.table.names, route.distances(flat.data).tolist(), strict=True):
+        group = [n for n in single if join_bias and n.partition(".")[0] == name.partition(".")[0]] or [name]
+        assert distance == pytest.approx(math.hypot(*(single[n] for n in group)), rel=1e-12, abs=0)
+    assert route.total(route.initial_distance) == pytest.approx(math.hypot(*single.values()), rel=1e-12)
 
 
 def test_the_others_move_as_they_would_without_them() -> None:
-    """A weight whose bias is frozen moves along its own direction, by its own distance."""
+    """A weight whose bias is frozen moves along its direction, by its distance."""
     flat = flat_net(join_bias=True)
     goal = torch.randn_like(flat.data)
     before, there = parts(flat, flat.data), parts(flat, goal)
@@ -108,9 +108,9 @@ def test_the_others_move_as_they_would_without_them() -> None:
 def test_no_pattern_moves_them() -> None:
     flat = flat_net()
     rule = Rule(project=False, compensate=("a.*",), compensate_twice=("b.*",), layer_norm=LayerTreatment.COMPENSATE)
-    told = dict(zip(flat.table.names, treatments(rule, flat), strict=True))
-    assert {name for name, how in told.items() if how is LayerTreatment.KEEP} == FROZEN
-    assert told["a.bias"] is LayerTreatment.COMPENSATE
+    treatment = dict(zip(flat.table.names, treatments(rule, flat), strict=True))
+    assert {name for name, how in treatment.items() if how is LayerTreatment.KEEP} == FROZEN
+    assert treatment["a.bias"] is LayerTreatment.COMPENSATE
 
 
 def test_rows_of_a_frozen_stack_stay() -> None:
@@ -143,15 +143,15 @@ def test_they_move_where_that_is_asked_for() -> None:
 def test_a_sphere_that_they_do_not_lie_on_is_refused(destination: Destination) -> None:
     flat = flat_net()
     weight = flat.module.a.weight.detach()  # type: ignore[union-attr]
-    own = float(weight.var() if destination is Destination.VARIANCE_SPHERE else weight.norm())
+    now = float(weight.var() if destination is Destination.VARIANCE_SPHERE else weight.norm())
     radius = torch.full((len(flat.table),), torch.nan, dtype=torch.float64)
-    radius[flat.table.names.index("a.weight")] = own * 1.001
+    radius[flat.table.names.index("a.weight")] = now * 1.001
     rule = Rule(destination=destination, project=False)
     with pytest.raises(LLPFError, match=r"layer a\.weight is frozen .* set layers\.move_frozen: true, or leave it out"):
         Route(flat, rule, None, radius, fixed=0.0, relative=0.1)
     Route(flat, replace(rule, keep=("a.weight",)), None, radius, fixed=0.0, relative=0.1)
     Route(flat, replace(rule, move_frozen=True), None, radius, fixed=0.0, relative=0.1)
-    radius[flat.table.names.index("a.weight")] = own
+    radius[flat.table.names.index("a.weight")] = now
     radius[flat.table.names.index("a.bias")] = 1.0
     route = Route(flat, rule, None, radius, fixed=0.0, relative=0.1)
     assert [name for name, moves in zip(flat.table.names, route.may_move(), strict=True) if moves] == ["a.bias"]

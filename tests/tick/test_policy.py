@@ -127,5 +127,5 @@ def test_a_layer_without_a_direction_to_its_sphere_is_named() -> None:
     sphere = Rule(destination=Destination.VARIANCE_SPHERE, project=False, keep=("bn.*", "ln.*"))
     with pytest.raises(LLPFError, match=r"layer b\.bias of the start has variance 0"):
         Route(flat, sphere, None, radius, fixed=0.0, relative=0.1)
-    kept = Rule(destination=Destination.VARIANCE_SPHERE, project=False, keep=("bn.*", "ln.*", "b.bias"))
-    Route(flat, kept, None, radius, fixed=0.0, relative=0.1)
+    left_out = Rule(destination=Destination.VARIANCE_SPHERE, project=False, keep=("bn.*", "ln.*", "b.bias"))
+    Route(flat, left_out, None, radius, fixed=0.0, relative=0.1)
