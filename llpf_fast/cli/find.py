@@ -178,7 +178,7 @@ def _run_many(search: SearchSetup, args: Namespace, starts: str, destinations: s
         quiet=args.quiet,
     )
     show_table(rows)
-    good = sum(row.good for row in rows)
+    good = sum(row.succeeded for row in rows)
     print(f"{good:,} of {len(rows):,} paths found in {out}; certify each: llpf verify {out}/NAME")
     return 0 if good == len(rows) else 1
 

@@ -1,4 +1,4 @@
-"""Many paths in one command: all checked first, then searched one after the other or several at once, then a table."""
+"""Many paths in one command: check all, search them one by one or in parallel, print a table."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A path to search: its place in the table, its run's folder name, its ends, and whether there is one to resume."""
+    """A path to search; ``number`` is its row in the table, ``name`` the run's folder in ``out``."""
 
     number: int
     name: str
     pair: Pair
-    again: bool
+    resume: bool
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: the run's folder name, how it ended, numbers (None where it never ended), notes."""
+    """A row of the table; ``name`` is the run's folder, numbers are None where the search failed."""
 
     name: str
-    ended: str
-    good: bool
+    outcome: str
+    succeeded: bool
     ticks: int | None = None
     sgd_steps: int | None = None
     seconds: float | None = None
@@ -56,19 +56,28 @@ def find_many(
 ) -> list[Row]:
     """Search the paths between ``starts`` and ``destinations`` (files or folders) into folders inside ``out``.
 
-    ``parallel`` of them at a time; None: as many as is faster.
+    Every file and every run folder is checked before the first search begins. A search that fails afterwards is
+    reported, and the others go on.
 
-    Every file is loaded and compared with the recipe's network, and every run folder is looked at, before the first
-    search begins (LLPFError). A search that fails afterwards is reported, and the others go on.
+    Args:
+        parallel: searches at a time; None for the number that is fastest.
+
+    Returns:
+        A row for each path.
+
+    Raises:
+        LLPFError: a file is not of the recipe's network, a run folder is in use, contradicting options.
     """
     from ..find.pairing import run_names
 
-    pairs, equal, digests = _choose(search, starts, destinations, pairing)
+    pairs, equal, digests = _choose_pairs(search, starts, destinations, pairing)
     names = run_names(pairs, search.settings.mode)
-    done = {name: _finished(search, out / name, pair, digests, resume) for name, pair in zip(names, pairs, strict=True)}
+    complete = {
+        name: _complete_row(search, out / name, pair, digests, resume) for name, pair in zip(names, pairs, strict=True)
+    }
     for pair in equal:
         print(f"left out: {pair.start} and {pair.destination} hold the same model", file=sys.stderr)
-    rows = {name: row for name, row in done.items() if row is not None}
+    rows = {name: row for name, row in complete.items() if row is not None}
     pending = [
         _Pending(number, name, pair, resume and (out / name / "run.yaml").exists())
         for number, (name, pair) in enumerate(zip(names, pairs, strict=True), start=1)
@@ -76,13 +85,15 @@ def find_many(
     ]
     stacked = search.stacked_finder(parallel, len(pending))
     if stacked is None:
-        rows |= _in_turn(search, pending, len(pairs), out, quiet)
+        rows |= _search_one_by_one(search, pending, len(pairs), out, quiet)
     else:
-        rows |= _at_once(search, stacked, pending, out, quiet)
+        rows |= _search_in_parallel(search, stacked, pending, out, quiet)
     return [rows[name] for name in names]
 
 
-def _in_turn(search: SearchSetup, pending: list[_Pending], total: int, out: Path, quiet: bool) -> dict[str, Row]:
+def _search_one_by_one(
+    search: SearchSetup, pending: list[_Pending], total: int, out: Path, quiet: bool
+) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     with Progress("tick", quiet=quiet, upper_bound=True) as progress:
 
@@ -92,75 +103,76 @@ def _in_turn(search: SearchSetup, pending: list[_Pending], total: int, out: Path
         for path in pending:
             progress.begin(f"path {path.number}/{total} {path.name}")
             try:
-                result = search.run(path.pair, out / path.name, resume=path.again, progress=show)
+                result = search.run(path.pair, out / path.name, resume=path.resume, progress=show)
                 rows[path.name] = _row(path.name, result, search)
             except LLPFError as error:
                 rows[path.name] = _failed(path.name, error, progress)
     return rows
 
 
-def _at_once(
+def _search_in_parallel(
     search: SearchSetup, finder: StackedFinder, pending: list[_Pending], out: Path, quiet: bool
 ) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     steps: dict[str, int] = {}
     with Progress("path", quiet=quiet) as progress:
 
-        def shown_as(name: str) -> Callable[[TickProgress], None]:
+        def progress_of(name: str) -> Callable[[TickProgress], None]:
             def show(at: TickProgress) -> None:
                 steps[name] = at.steps
-                under_way = len(steps.keys() - rows.keys())
-                progress.update(len(rows), len(pending), f"{under_way} at once  {sum(steps.values()):,} SGD steps")
+                running = len(steps.keys() - rows.keys())
+                progress.update(len(rows), len(pending), f"{running} in parallel  {sum(steps.values()):,} SGD steps")
 
             return show
 
         def jobs() -> Iterator[SearchJob]:
             for path in pending:
-                yield search.job(path.pair, out / path.name, resume=path.again, progress=shown_as(path.name))
+                yield search.job(path.pair, out / path.name, resume=path.resume, progress=progress_of(path.name))
 
-        for job, ended in finder.run(jobs()):
+        for job, result in finder.run(jobs()):
             name = Path(job.out).name
-            if isinstance(ended, LLPFError):
-                rows[name] = _failed(name, ended, progress)
+            if isinstance(result, LLPFError):
+                rows[name] = _failed(name, result, progress)
             else:
-                rows[name] = _row(name, ended, search)
+                rows[name] = _row(name, result, search)
             progress.update(len(rows), len(pending), f"{sum(steps.values()):,} SGD steps")
     return rows
 
 
 def _failed(name: str, error: LLPFError, progress: Progress) -> Row:
     progress.print_line(f"llpf: error: {name}: {one_line(error)}")
-    return Row(name, "failed", good=False)
+    return Row(name, "failed", succeeded=False)
 
 
-def _choose(
+def _choose_pairs(
     search: SearchSetup, starts: str, destinations: str | None, pairing: str | None
 ) -> tuple[list[Pair], list[Pair], dict[Path, str]]:
-    """The pairs to join, those left out as equal, and the digest of every file."""
+    """The pairs to join, the pairs of equal models, which are left out, and the digest of every file."""
     from ..find.pairing import Pair, make_pairs, model_files
     from ..path import state_digest
 
     first = model_files(starts)
     last = None if destinations is None else model_files(destinations)
     if last is None and pairing is not None:
-        raise LLPFError(f"--pairing {pairing} needs destinations; without them there is one path a start")
+        raise LLPFError(f"--pairing {pairing} needs destinations; without them each start has one path")
     if last is not None and pairing is None:
         raise LLPFError(
             f"{starts} and {destinations}: say which models to join, --pairing each-to-each, all-to-all, one-to-all or "
             "all-to-one"
         )
-    # One at a time: a folder may hold more than fits in memory.
+    # One after the other: the models of a folder may not fit in memory together.
     digests = {file: state_digest(search.load(file)) for file in dict.fromkeys([*first, *(last or ())])}
     if last is None or pairing is None:
         return [Pair(file, None) for file in first], [], digests
-    found = make_pairs(first, last, pairing, digests)
-    return found.pairs, found.equal, digests
+    joined = make_pairs(first, last, pairing, digests)
+    return joined.pairs, joined.equal, digests
 
 
-def _finished(search: SearchSetup, folder: Path, pair: Pair, digests: dict[Path, str], resume: bool) -> Row | None:
-    """The row of a run that is complete already, None where there is something to do.
+def _complete_row(search: SearchSetup, folder: Path, pair: Pair, digests: dict[Path, str], resume: bool) -> Row | None:
+    """The row of a run that is complete already; None where there is something to search.
 
-    LLPFError when the folder holds something and nothing is to be resumed, or another search than this one.
+    Raises:
+        LLPFError: the folder is not empty and ``resume`` is not set, or it holds another search.
     """
     from ..path import RunDirectory
 
@@ -171,22 +183,22 @@ def _finished(search: SearchSetup, folder: Path, pair: Pair, digests: dict[Path,
     if not resume:
         raise LLPFError(f"{folder} holds a run; choose another --out, or continue with --resume")
     run = RunDirectory.open(folder)
-    wanted = {"settings": search.settings.as_dict(), "start_sha256": digests[pair.start]}
+    expected = {"settings": search.settings.as_dict(), "start_sha256": digests[pair.start]}
     if pair.destination is not None:
-        end = "destination" if search.settings.goal == "model" else "sphere"
-        wanted[f"{end}_sha256"] = digests[pair.destination]
-    for key, value in wanted.items():
+        kind = "destination" if search.settings.goal == "model" else "sphere"
+        expected[f"{kind}_sha256"] = digests[pair.destination]
+    for key, value in expected.items():
         if run.run.get(key) != value:
             raise LLPFError(f"cannot resume {folder}: its {key} differ from those given now")
     search.check_loss(folder)
     status = run.status
     if status is None:
         return None
-    good = bool(status.get("arrived")) or search.endless
+    succeeded = bool(status.get("arrived")) or search.endless
     return Row(
         folder.name,
-        "complete already" if good else "complete already, did not arrive",
-        good,
+        "complete already" if succeeded else "complete already, did not arrive",
+        succeeded,
         status.get("ticks"),
         status.get("sgd_steps"),
         status.get("seconds"),
@@ -196,19 +208,19 @@ def _finished(search: SearchSetup, folder: Path, pair: Pair, digests: dict[Path,
 
 
 def _row(name: str, result: FindResult, search: SearchSetup) -> Row:
-    ended, good = ending(result, search.endless)
-    return Row(name, ended, good, result.ticks, result.sgd_steps, result.seconds, result.waypoints, result.notes)
+    outcome, succeeded = ending(result, search.endless)
+    return Row(name, outcome, succeeded, result.ticks, result.sgd_steps, result.seconds, result.waypoints, result.notes)
 
 
 def show_table(rows: Sequence[Row]) -> None:
-    """One row a path, and below them their notes, on stdout."""
+    """Print a table with a row for each path, and their notes below it."""
     from .output import print_table
 
     columns = {"path": False, "result": False, "ticks": True, "SGD steps": True, "waypoints": True, "time": True}
     cells = []
     for row in rows:
         numbers = ["" if n is None else f"{n:,}" for n in (row.ticks, row.sgd_steps, row.waypoints)]
-        cells.append([row.name, row.ended, *numbers, "" if row.seconds is None else duration(row.seconds)])
+        cells.append([row.name, row.outcome, *numbers, "" if row.seconds is None else duration(row.seconds)])
     # Wide enough for the longest names, so that nothing is cut.
     print_table(columns, cells, 80 + max(len(row.name) for row in rows))
     for row in rows:

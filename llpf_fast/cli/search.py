@@ -1,4 +1,4 @@
-"""What one search needs, made once and used for every path of a command."""
+"""``SearchSetup``: settings, network and data of ``llpf find``, used for each of its paths."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CODE = ("model", "data", "optimizer", "is_norm")
 
 
 class SearchSetup:
-    """Settings, network and data of a recipe, checked; then any number of searches with them.
+    """Settings, network and data of a recipe, and searches with them.
 
     Raises:
         LLPFError: unknown recipe, model, data, loss, optimiser, norm rule or device; settings that cannot work.
@@ -48,13 +48,13 @@ class SearchSetup:
         for key in ("model", "data"):
             if not getattr(settings, key):
                 raise LLPFError(f"recipe {recipe!r} names no {key}; add it to the file or pass --set {key}=NAME")
-        # Whole paths: the run must find its code from any folder.
-        beside = Path(os.path.expanduser(recipe)).parent
-        whole: dict[str, Any] = {key: absolute(getattr(settings, key), beside) for key in _CODE}
-        self.settings: Settings = replace(settings, **whole)
+        # Absolute paths, because a run is verified from any folder.
+        recipe_folder = Path(os.path.expanduser(recipe)).parent
+        absolute_names: dict[str, Any] = {key: absolute(getattr(settings, key), recipe_folder) for key in _CODE}
+        self.settings: Settings = replace(settings, **absolute_names)
         self._recipe, self._data_dir, self._download = recipe, data_dir, download
         self._device = choose_device(device)
-        self._loss = None if loss is None else absolute(loss, beside)
+        self._loss = None if loss is None else absolute(loss, recipe_folder)
         self._train: Any = None
         self._load_model(threads)
 
@@ -66,7 +66,7 @@ class SearchSetup:
 
         self._model = build_model(self.settings.model, classes=dataset_classes(self.settings.data))
         self._loss_fn: Callable[..., Tensor] | None = None if self._loss is None else loss_function(self._loss)
-        # Looked up once more where they are used: here so that many paths are refused before the first begins.
+        # The finder loads them again; here errors come before the first of many paths begins.
         user_optimizer(self.settings)
         user_norm_rule(self.settings)
         set_threads(threads, self._model)
@@ -87,24 +87,24 @@ class SearchSetup:
         return self._train
 
     def check_destination(self, given: bool) -> None:
-        """LLPFError when the mode needs a destination and none is ``given``, or takes none and one is."""
-        mode, by_numbers = self.settings.mode, bool(self.settings.spheres.radii)
+        """Raise LLPFError where the mode needs a destination and none is ``given``, or takes none and one is."""
+        mode, has_radii = self.settings.mode, bool(self.settings.spheres.radii)
         sphere = self.settings.goal == "sphere"
         if given and not sphere and self.settings.goal != "model":
             raise LLPFError(f"mode {mode} leads to no other model: name no destination")
         if not given and self.settings.goal == "model":
             raise LLPFError(f"llpf find needs a destination (mode {mode}); see llpf find --help")
-        if sphere and given == by_numbers:
-            found = "both are given" if given else "neither is given"
-            raise LLPFError(f"mode {mode} takes a destination that lies on its spheres, or spheres.radii: {found}")
+        if sphere and given == has_radii:
+            problem = "both are given" if given else "neither is given"
+            raise LLPFError(f"mode {mode} takes a destination that lies on its spheres, or spheres.radii: {problem}")
 
     @property
     def endless(self) -> bool:
-        """Whether there is no place to arrive at: such a search simply goes on for ``max_ticks``."""
+        """Whether the mode has no destination to arrive at, so that a search takes ``max_ticks``."""
         return self.settings.goal == "none"
 
     def load(self, file: str | os.PathLike[str]) -> dict[str, Tensor]:
-        """The state in ``file``, of the recipe's architecture and finite; else LLPFError naming it."""
+        """The state in ``file``. LLPFError where it is not of the recipe's network or not finite."""
         from ..path.endpoint import load_endpoint
 
         return load_endpoint(file, self._model, "the file", model=f"model {self.settings.model}")
@@ -123,7 +123,7 @@ class SearchSetup:
 
         if resume:
             self.check_loss(out)
-        start, destination = self._ends(pair)
+        start, destination = self._load_pair(pair)
         finder = PathFinder(
             copied(self._model, f"model {self.settings.model}"),
             start,
@@ -139,7 +139,7 @@ class SearchSetup:
         )
         return finder.run()
 
-    def _ends(self, pair: Pair) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    def _load_pair(self, pair: Pair) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
         return self.load(pair.start), None if pair.destination is None else self.load(pair.destination)
 
     def job(
@@ -151,13 +151,13 @@ class SearchSetup:
         if resume:
             self.check_loss(out)
         provenance = self._provenance(pair)
-        return SearchJob(lambda: self._ends(pair), out, resume=resume, provenance=provenance, progress=progress)
+        return SearchJob(lambda: self._load_pair(pair), out, resume=resume, provenance=provenance, progress=progress)
 
     def stacked_finder(self, parallel: int | None, paths: int) -> StackedFinder | None:
-        """What searches ``paths`` paths ``parallel`` at a time; None where one after the other is asked for, or faster.
+        """A finder that searches ``parallel`` of ``paths`` paths at a time; None to search them one by one.
 
         Raises:
-            LLPFError: ``parallel`` is more than 1 and the network cannot be stacked.
+            LLPFError: ``parallel`` is above 1 and the network cannot be stacked.
         """
         from ..correct.stackable import NotStackableError
         from ..find import StackedFinder, choose_parallel
@@ -178,11 +178,11 @@ class SearchSetup:
             if parallel is not None:
                 raise
             return None
-        # An operation that a stack repeats row by row gains nothing there.
+        # A stack is not faster where it must repeat an operation row by row.
         return None if parallel is None and finder.slow else finder
 
     def check_loss(self, folder: str | os.PathLike[str]) -> None:
-        """LLPFError when the run in ``folder`` was begun with another loss."""
+        """Raise LLPFError where the run in ``folder`` has another loss."""
         from ..path import RunDirectory
 
         recorded = (RunDirectory.open(folder).run.get("provenance") or {}).get("loss")
@@ -192,13 +192,13 @@ class SearchSetup:
     def _provenance(self, pair: Pair) -> dict[str, Any]:
         from ..user_code import file_digest
 
-        named = (*(getattr(self.settings, key) for key in _CODE), self._loss or "")
-        code = {name: file_digest(name) for name in named}
+        names = (*(getattr(self.settings, key) for key in _CODE), self._loss or "")
+        digests = {name: digest for name in names if (digest := file_digest(name))}
         return {
             "recipe": self._recipe,
             "start": os.path.abspath(pair.start),
             "destination": None if pair.destination is None else os.path.abspath(pair.destination),
             "data_dir": None if self._data_dir is None else os.path.abspath(self._data_dir),
             **({} if self._loss is None else {"loss": self._loss}),
-            **({"code_sha256": known} if (known := {name: sha for name, sha in code.items() if sha}) else {}),
+            **({"code_sha256": digests} if digests else {}),
         }
