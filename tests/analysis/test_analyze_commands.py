@@ -28,19 +28,19 @@ def models(tmp_path_factory):
 def _llpf(capsys, *arguments: object) -> tuple[int, str, str]:
     capsys.readouterr()
     status = main([str(argument) for argument in arguments])
-    said = capsys.readouterr()
-    return status, said.out, said.err
+    output = capsys.readouterr()
+    return status, output.out, output.err
 
 
 def test_linear(models, tmp_path, capsys) -> None:
     out = tmp_path / "out"
-    status, said, err = _llpf(
+    status, output, err = _llpf(
         capsys, "analyze", "linear", *models, "--base", models[0], "--points", 3, "--out", out, "--quiet"
     )
     assert status == 0, err
-    assert "m0 – m1" in said
-    assert "Entezari" in said
-    assert "angle at base" in said
+    assert "m0 – m1" in output
+    assert "Entezari" in output
+    assert "angle at base" in output
     result = json.loads((out / "linear.json").read_text())
     assert len(result["numbers"]["pairs"]) == 3
     assert result["about"]["data"] == "digits"
@@ -54,13 +54,13 @@ def test_linear(models, tmp_path, capsys) -> None:
 
 def test_layers(models, tmp_path, capsys) -> None:
     out = tmp_path / "out"
-    status, said, err = _llpf(
+    status, output, err = _llpf(
         capsys, "analyze", "layers", *models[:2], "--hessian-samples", 50, "--samples", 200, "--out", out
     )
     assert status == 0, err
-    assert "predicted, base m1" in said
-    assert "curvature integral" in said
-    assert "rank correlation, alone" in said
+    assert "predicted, base m1" in output
+    assert "curvature integral" in output
+    assert "rank correlation, alone" in output
     assert "step" in err
     numbers = json.loads((out / "layers.json").read_text())["numbers"]
     assert [layer["layer"] for layer in numbers["layers"]] == ["fc1", "fc2", "fc3"]
@@ -70,7 +70,7 @@ def test_layers(models, tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((), "name an analysis, one of {linear,layers"),
         (("nonsense",), "invalid choice: 'nonsense'"),
@@ -91,14 +91,14 @@ def test_layers(models, tmp_path, capsys) -> None:
         (("layers", "M0", "M1", "--hessian-samples", "-2"), "--hessian-samples must be 0 (all) or more, got -2"),
     ],
 )
-def test_every_error_is_one_line(arguments, said, models, tmp_path, capsys) -> None:
+def test_every_error_is_one_line(arguments, message, models, tmp_path, capsys) -> None:
     (tmp_path / "folder").mkdir()
     words = {"M0": models[0], "M1": models[1], "M2": models[2]}
     typed = [words.get(a, a.replace("FOLDER", str(tmp_path / "folder"))) for a in arguments]
     out = () if not arguments or "--out" in arguments or len(arguments) < 2 else ("--out", tmp_path / "out")
     status, _, err = _llpf(capsys, "analyze", *typed, *out)
     assert status == 2
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 

@@ -27,8 +27,8 @@ def analyze(capsys, tmp_path, monkeypatch):
     def run(*arguments):
         capsys.readouterr()
         status = main(["analyze", *map(str, arguments), "--quiet"])
-        said = capsys.readouterr()
-        return status, said.out, said.err
+        output = capsys.readouterr()
+        return status, output.out, output.err
 
     return run
 
@@ -75,9 +75,9 @@ def test_widths(analyze, models, tmp_path):
     status, out, _ = analyze("widths", *models[:2], "--directions", 2, "--samples", 300, "--law", "filter")
     assert status == 0
     assert "threshold: training loss 0.5; 2 directions: Gaussian, every filter" in out
-    found = rows(tmp_path / "widths/widths.csv")
-    assert [row["network"] for row in found] == ["m1", "m1", "m2", "m2"]
-    assert all(float(row["radius"]) > 0 for row in found)
+    table = rows(tmp_path / "widths/widths.csv")
+    assert [row["network"] for row in table] == ["m1", "m1", "m2", "m2"]
+    assert all(float(row["radius"]) > 0 for row in table)
     assert (tmp_path / "widths/widths.svg").exists()
 
 
@@ -86,8 +86,8 @@ def test_widths_along_a_run(analyze, models, tmp_path):
     status, out, _ = analyze("widths", "run", "--directions", 2, "--samples", 300, "--points", 3)
     assert status == 0
     assert "along_forward" in out
-    found = rows(tmp_path / "widths/widths.csv")
-    assert [float(row["position"]) for row in found] == [0, 0.5, 1]
+    table = rows(tmp_path / "widths/widths.csv")
+    assert [float(row["position"]) for row in table] == [0, 0.5, 1]
 
 
 RUN = ["--recipe", "mlp-digits-m2m-quick", "--set", "max_ticks=30", "--set", "screening.samples=200", "--quiet"]
@@ -150,9 +150,9 @@ class TestBadInput:
         assert "NaN" in self.message(analyze, "widths", tmp_path / "nan.pt")
 
     def test_threshold_below_the_networks_own_loss(self, analyze, models):
-        said = self.message(analyze, "widths", models[0], "--threshold", "1e-7", "--samples", 300)
-        assert "m1: the network's loss" in said
-        assert "raise the threshold" in said
+        output = self.message(analyze, "widths", models[0], "--threshold", "1e-7", "--samples", 300)
+        assert "m1: the network's loss" in output
+        assert "raise the threshold" in output
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

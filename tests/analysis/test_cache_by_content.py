@@ -1,4 +1,4 @@
-"""The cache: found again where everything is the same to the byte, never otherwise; interrupt and resume."""
+"""The cache: a hit where everything is the same to the byte, never otherwise; interrupt and resume."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def _closed(factor: float):
 
 def _evaluator(folder, *, loss=F.cross_entropy, data=None, module=None, split="train", **options) -> CachedEvaluator:
     train = data or random_classes()
-    found = Problem(module or Tanh(), loss, train=train, test=random_classes(seed=9), cache=folder).evaluator(
+    evaluator = Problem(module or Tanh(), loss, train=train, test=random_classes(seed=9), cache=folder).evaluator(
         split, **options
     )
-    assert isinstance(found, CachedEvaluator)
-    return found
+    assert isinstance(evaluator, CachedEvaluator)
+    return evaluator
 
 
 def _is_found(evaluator: CachedEvaluator, state: dict[str, torch.Tensor]) -> bool:

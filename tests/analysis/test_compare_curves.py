@@ -1,4 +1,4 @@
-"""LLPF beside other curves: the same judge, the same budget, results that repeat."""
+"""LLPF beside other curves: the same certificate, the same budget, results that repeat."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RATES = {"bezier": (0.1,), "polychain": (0.1,), "autoneb": (0.1,)}
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     folder = tmp_path_factory.mktemp("curves")
     plan = Plan(threshold=0.1, rates=RATES, batch_size=32, llpf_settings=blobs.llpf_settings())
     return compare(blobs.problem(cache=folder / "cache"), blobs.networks(), plan, folder / "runs"), folder
@@ -36,8 +36,8 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_every_method_has_a_row_and_a_run_that_the_verifier_judges_alike(found: tuple[Comparison, Path]) -> None:
-    result, folder = found
+def test_every_method_has_a_row_and_a_run_with_the_verifiers_verdict(comparison: tuple[Comparison, Path]) -> None:
+    result, folder = comparison
     assert [row["method"] for row in result.rows] == list(METHODS)
     for row in result.rows:
         run = RunDirectory.open(folder / "runs" / row["run"])
@@ -47,14 +47,14 @@ def test_every_method_has_a_row_and_a_run_that_the_verifier_judges_alike(found: 
         assert same(waypoints[0].load(), start)
         assert same(waypoints[-1].load(), end) == (row["destination"] == "b")
         again = verify_run(run.folder, model=blobs.module(), train=blobs.data(), test=blobs.data(90))
-        # The verifier looks at other places inside the segments.
+        # The verifier evaluates other points inside the segments.
         assert again.max_loss == pytest.approx(row["peak_train_loss"], rel=1e-2)
         assert again.connected == row["connected"]
         assert again.min_test_accuracy == pytest.approx(row["min_test_accuracy"], abs=2 / 90)
 
 
-def test_the_linear_peak_is_the_highest_loss_of_the_line(found: tuple[Comparison, Path]) -> None:
-    row = next(row for row in found[0].rows if row["method"] == "linear")
+def test_the_linear_peak_is_the_highest_loss_of_the_line(comparison: tuple[Comparison, Path]) -> None:
+    row = next(row for row in comparison[0].rows if row["method"] == "linear")
     evaluate = blobs.problem().evaluator()
     start, end = blobs.networks()
     dense = max(evaluate(interpolate(start, end, i / 1000)).loss for i in range(1001))
@@ -62,11 +62,11 @@ def test_the_linear_peak_is_the_highest_loss_of_the_line(found: tuple[Comparison
     assert row["length_over_straight"] == pytest.approx(1.0, abs=1e-6)
 
 
-def test_budgets_are_equal_and_training_lowers_the_peak(found: tuple[Comparison, Path]) -> None:
-    rows = {row["method"]: row for row in found[0].rows}
+def test_budgets_are_equal_and_training_lowers_the_peak(comparison: tuple[Comparison, Path]) -> None:
+    rows = {row["method"]: row for row in comparison[0].rows}
     steps = rows["llpf"]["gradient_steps"]
     assert steps > 20
-    assert found[0].about["equal_budget_steps"] == steps
+    assert comparison[0].about["equal_budget_steps"] == steps
     for method in ("bezier", "polychain"):
         assert rows[method]["gradient_steps"] == steps
         assert rows[method]["peak_train_loss"] < rows["linear"]["peak_train_loss"]
@@ -75,16 +75,16 @@ def test_budgets_are_equal_and_training_lowers_the_peak(found: tuple[Comparison,
     assert rows["aligned-linear"]["peak_train_loss"] < rows["linear"]["peak_train_loss"]
 
 
-def test_the_figure_and_its_numbers(found: tuple[Comparison, Path], tmp_path: Path) -> None:
-    draw_curves(found[0], tmp_path)
-    assert len((tmp_path / "curves.csv").read_text().splitlines()) == len(found[0].profiles) + 1
+def test_the_figure_and_its_numbers(comparison: tuple[Comparison, Path], tmp_path: Path) -> None:
+    draw_curves(comparison[0], tmp_path)
+    assert len((tmp_path / "curves.csv").read_text().splitlines()) == len(comparison[0].profiles) + 1
     assert all((tmp_path / f"curves.{kind}").stat().st_size > 1000 for kind in ("png", "svg"))
 
 
 def test_a_second_call_trains_nothing_and_says_the_same(
-    found: tuple[Comparison, Path], monkeypatch: pytest.MonkeyPatch
+    comparison: tuple[Comparison, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result, folder = found
+    result, folder = comparison
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
@@ -133,10 +133,10 @@ def test_larger_budgets_until_they_help_no_more(tmp_path: Path) -> None:
     assert budgets["llpf", "equal"]["gradient_steps"] <= 50 + settings.correction.max_steps
     bezier = [row for row in result.growth if row["method"] == "bezier"]
     assert [row["gradient_steps"] for row in bezier][:2] == [50, 100]
-    kept = next(row for key, row in budgets.items() if key[0] == "bezier" and key[1] != "equal")
-    assert kept["budget"] in ("converged", "not converged")
-    assert kept["peak_train_loss"] <= budgets["bezier", "equal"]["peak_train_loss"] * 1.02
-    if kept["budget"] == "converged":
+    doubled = next(row for key, row in budgets.items() if key[0] == "bezier" and key[1] != "equal")
+    assert doubled["budget"] in ("converged", "not converged")
+    assert doubled["peak_train_loss"] <= budgets["bezier", "equal"]["peak_train_loss"] * 1.02
+    if doubled["budget"] == "converged":
         assert bezier[-1]["screened_peak"] > bezier[-2]["screened_peak"] * (1 - plan.tolerance)
 
 

@@ -38,29 +38,29 @@ def certify(evaluate, points=CORNERS, simplices=((0, 1, 2),), **options):
 class TestWhereTheHighestLossIs:
     @pytest.mark.parametrize("top", [(0.3, 0.3), (0.37, 0.21), (0.12, 0.61)])
     def test_inside_a_triangle(self, top):
-        found = certify(measured(lambda a, b: 0.09 - (a - top[0]) ** 2 - (b - top[1]) ** 2))
-        assert found.connected
-        assert found.max_loss == pytest.approx(0.09, abs=1e-4)
-        assert found.max_loss_at[1:] == pytest.approx(top, abs=0.02)
-        assert found.edge_max < 0.09 - 0.01
+        certificate = certify(measured(lambda a, b: 0.09 - (a - top[0]) ** 2 - (b - top[1]) ** 2))
+        assert certificate.connected
+        assert certificate.max_loss == pytest.approx(0.09, abs=1e-4)
+        assert certificate.max_loss_at[1:] == pytest.approx(top, abs=0.02)
+        assert certificate.edge_max < 0.09 - 0.01
 
     def test_low_edges_prove_nothing(self):
         """A check of the three edges alone would pass."""
-        found = certify(bump(0.3, 0.3, 0.12))
-        assert found.edge_max < 0.1
-        assert not found.connected
-        assert found.max_loss == pytest.approx(1.01, abs=0.01)
-        assert "above the threshold 0.1" in found.reasons[0]
+        certificate = certify(bump(0.3, 0.3, 0.12))
+        assert certificate.edge_max < 0.1
+        assert not certificate.connected
+        assert certificate.max_loss == pytest.approx(1.01, abs=0.01)
+        assert "above the threshold 0.1" in certificate.reasons[0]
 
     @pytest.mark.parametrize("top", [(0.27, 0.31), (0.4, 0.22), (0.2, 0.53)])
     def test_refinement_finds_what_the_first_points_miss(self, top):
         """With two rounds of bisection the loss stays below the threshold at every corner of a cell."""
         evaluate = bump(*top, 0.1)
         coarse = certify(evaluate, spacing=0.5, rounds=0, most_rounds=0)
-        found = certify(evaluate, spacing=0.5, rounds=10)
-        assert coarse.max_loss < found.max_loss
-        assert not found.connected
-        assert found.max_loss > 0.9
+        certificate = certify(evaluate, spacing=0.5, rounds=10)
+        assert coarse.max_loss < certificate.max_loss
+        assert not certificate.connected
+        assert certificate.max_loss > 0.9
 
     def test_the_threshold_decides(self):
         function = measured(lambda a, b: 0.09 - (a - 0.3) ** 2 - (b - 0.3) ** 2)
@@ -71,20 +71,20 @@ class TestWhereTheHighestLossIs:
         points = ((0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
         top = (0.2, 0.3, 0.25)
         function = measured(lambda *x: 0.09 - sum((a - b) ** 2 for a, b in zip(x, top, strict=True)))
-        found = certify(function, points, ((0, 1, 2, 3),), rounds=12, cells=32)
-        assert found.max_loss == pytest.approx(0.09, abs=1e-3)
-        assert found.max_loss_at[1:] == pytest.approx(top, abs=0.05)
+        certificate = certify(function, points, ((0, 1, 2, 3),), rounds=12, cells=32)
+        assert certificate.max_loss == pytest.approx(0.09, abs=1e-3)
+        assert certificate.max_loss_at[1:] == pytest.approx(top, abs=0.05)
 
     def test_each_simplex_has_its_own(self):
         points = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
-        found = certify(measured(lambda a, b: a * b / 2), points, ((0, 1, 2), (1, 2, 3)), threshold=1.0)
-        assert found.simplex_max == pytest.approx([0.125, 0.5])
-        assert found.vertex_loss == pytest.approx([0.0, 0.0, 0.0, 0.5])
+        certificate = certify(measured(lambda a, b: a * b / 2), points, ((0, 1, 2), (1, 2, 3)), threshold=1.0)
+        assert certificate.simplex_max == pytest.approx([0.125, 0.5])
+        assert certificate.vertex_loss == pytest.approx([0.0, 0.0, 0.0, 0.5])
 
     def test_lines_only(self):
-        found = certify(measured(lambda a, b: a * (1 - a) / 5), CORNERS, ((0, 1), (0, 2)))
-        assert found.max_loss == pytest.approx(0.05)
-        assert found.edge_max == found.max_loss
+        certificate = certify(measured(lambda a, b: a * (1 - a) / 5), CORNERS, ((0, 1), (0, 2)))
+        assert certificate.max_loss == pytest.approx(0.05)
+        assert certificate.edge_max == certificate.max_loss
 
 
 class TestSubdivision:
@@ -132,30 +132,30 @@ class TestScreening:
         """The screening subset is a little too low everywhere; the full set is over the threshold inside."""
         screen = measured(lambda a, b: 0.085 - (a - 0.3) ** 2 - (b - 0.3) ** 2, samples=100, error=0.01)
         full = measured(lambda a, b: 0.105 - (a - 0.3) ** 2 - (b - 0.3) ** 2, samples=5000)
-        found = certify(screen, full_train=full)
-        assert not found.connected
-        assert found.max_loss_standard_error is None
-        assert found.points_on_all_samples < found.points_evaluated / 2
-        assert found.evaluation["samples"] == 5000
-        assert found.evaluation["screening_samples"] == 100
+        certificate = certify(screen, full_train=full)
+        assert not certificate.connected
+        assert certificate.max_loss_standard_error is None
+        assert certificate.points_on_all_samples < certificate.points_evaluated / 2
+        assert certificate.evaluation["samples"] == 5000
+        assert certificate.evaluation["screening_samples"] == 100
 
     def test_far_below_needs_the_worst_points_only(self):
         screen = measured(lambda a, b: 0.02 + 0.01 * a, samples=100, error=0.001)
-        found = certify(screen, full_train=measured(lambda a, b: 0.02 + 0.01 * a), worst=3)
-        assert found.connected
-        assert found.points_on_all_samples <= 3 + 3 + 3
+        certificate = certify(screen, full_train=measured(lambda a, b: 0.02 + 0.01 * a), worst=3)
+        assert certificate.connected
+        assert certificate.points_on_all_samples <= 3 + 3 + 3
 
     def test_test_accuracy(self):
-        found = certify(measured(lambda a, b: 0.0), evaluate_test=measured(lambda a, b: 0.1, accuracy=0.9))
-        assert found.min_test_accuracy == 0.9
+        certificate = certify(measured(lambda a, b: 0.0), evaluate_test=measured(lambda a, b: 0.1, accuracy=0.9))
+        assert certificate.min_test_accuracy == 0.9
 
 
 class TestBadInput:
     def test_nan_inside_is_not_connected(self):
-        found = certify(measured(lambda a, b: math.nan if 0.2 < a < 0.4 and 0.2 < b < 0.4 else 0.01))
-        assert not found.connected
-        assert "not finite" in found.reasons[0]
-        assert math.isnan(found.max_loss)
+        certificate = certify(measured(lambda a, b: math.nan if 0.2 < a < 0.4 and 0.2 < b < 0.4 else 0.01))
+        assert not certificate.connected
+        assert "not finite" in certificate.reasons[0]
+        assert math.isnan(certificate.max_loss)
 
     @pytest.mark.parametrize("threshold", [math.nan, math.inf])
     def test_threshold(self, threshold):
@@ -177,15 +177,15 @@ class TestBadInput:
 
 class TestComplex:
     def test_three_optima(self):
-        found = Complex.of(3)
-        assert [found.label(v) for v in range(7)] == ["0", "1", "2", "0+1", "0+2", "1+2", "centre"]
-        assert sorted(found.simplices) == [(0, 3, 6), (0, 4, 6), (1, 3, 6), (1, 5, 6), (2, 4, 6), (2, 5, 6)]
+        complex_ = Complex.of(3)
+        assert [complex_.label(v) for v in range(7)] == ["0", "1", "2", "0+1", "0+2", "1+2", "centre"]
+        assert sorted(complex_.simplices) == [(0, 3, 6), (0, 4, 6), (1, 3, 6), (1, 5, 6), (2, 4, 6), (2, 5, 6)]
 
     @pytest.mark.parametrize(("optima", "simplices", "points"), [(2, 2, 3), (3, 6, 7), (4, 24, 15), (5, 120, 31)])
     def test_barycentric_subdivision(self, optima, simplices, points):
-        found = Complex.of(optima)
-        assert (len(found.simplices), len(found.faces)) == (simplices, points)
-        assert found.dimension == optima - 1
+        complex_ = Complex.of(optima)
+        assert (len(complex_.simplices), len(complex_.faces)) == (simplices, points)
+        assert complex_.dimension == optima - 1
 
     def test_triangles_and_star(self):
         triangles, star = Complex.of(4, "triangles"), Complex.of(7, "star")

@@ -1,4 +1,4 @@
-"""Connectors found: where the answer is known, and on networks."""
+"""Connectors on landscapes with a known answer, and on networks."""
 
 import json
 
@@ -34,10 +34,10 @@ class TestOnToys:
     def test_pair_point_on_the_hyperbola(self):
         """Minima (1/2, 2) and (2, 1/2): the plane between them is a = b, where the minimum is (1, 1)."""
         module = Hyperbola()
-        found = connect(module, [Hyperbola.minimum(0.5), Hyperbola.minimum(2.0)])
-        point = found.vertices[2]
+        connector = connect(module, [Hyperbola.minimum(0.5), Hyperbola.minimum(2.0)])
+        point = connector.vertices[2]
         assert (float(point["a"]), float(point["b"])) == pytest.approx((1.0, 1.0), abs=1e-5)
-        certificate = certify(found, module, threshold=0.02)
+        certificate = certify(connector, module, threshold=0.02)
         # Straight pieces (t = 1/2 or 2, s = 1): the closed form of their midpoint.
         assert certificate.max_loss == pytest.approx(Hyperbola.midpoint_barrier(0.5, 1.0), rel=1e-3)
         assert certificate.connected
@@ -45,15 +45,17 @@ class TestOnToys:
 
     def test_other_branches_of_the_hyperbola_cannot_be_joined(self):
         module = Hyperbola()
-        found = connect(module, [Hyperbola.minimum(1.0), Hyperbola.minimum(-1.0)])
-        certificate = certify(found, module, threshold=0.45)
+        connector = connect(module, [Hyperbola.minimum(1.0), Hyperbola.minimum(-1.0)])
+        certificate = certify(connector, module, threshold=0.45)
         assert not certificate.connected
         assert certificate.max_loss >= 0.5
 
     def test_valleys_beside_the_ridge_cannot_be_joined(self):
         module = Mountainside(ridge=2.0)
-        ends = [{"x": torch.tensor([x], dtype=torch.float64), "y": torch.zeros(1).double()} for x in (1.0, -1.0)]
-        certificate = certify(connect(module, ends), module, threshold=0.4)
+        optima_states = [
+            {"x": torch.tensor([x], dtype=torch.float64), "y": torch.zeros(1).double()} for x in (1.0, -1.0)
+        ]
+        certificate = certify(connect(module, optima_states), module, threshold=0.4)
         assert not certificate.connected
         assert certificate.max_loss == pytest.approx(module.barrier_between_valleys())
 
@@ -61,15 +63,15 @@ class TestOnToys:
         """Wedges: the coordinate axes of R^3; on the diagonal, the plane of the centre, only the origin is on one."""
         axes = torch.eye(3, dtype=torch.float64)
         module = Wedges(axes[0], [axes[:, i : i + 1] for i in range(3)])
-        found = connect(module, [{"point": axis} for axis in axes], kind="star", steps=2000)
-        assert found.vertices[3]["point"].tolist() == pytest.approx([0.0, 0.0, 0.0], abs=1e-3)
-        assert certify(found, module, threshold=1e-5).connected
+        connector = connect(module, [{"point": axis} for axis in axes], kind="star", steps=2000)
+        assert connector.vertices[3]["point"].tolist() == pytest.approx([0.0, 0.0, 0.0], abs=1e-3)
+        assert certify(connector, module, threshold=1e-5).connected
 
     def test_surface_training_lowers_the_mean_over_the_complex(self):
         module = Hyperbola()
-        ends = [Hyperbola.minimum(0.4), Hyperbola.minimum(2.5)]
-        before = certify(connect(module, ends), module, threshold=1.0)
-        after = certify(connect(module, ends, surface_steps=2000, lr=0.02), module, threshold=1.0)
+        optima_states = [Hyperbola.minimum(0.4), Hyperbola.minimum(2.5)]
+        before = certify(connect(module, optima_states), module, threshold=1.0)
+        after = certify(connect(module, optima_states, surface_steps=2000, lr=0.02), module, threshold=1.0)
         assert sum(after.simplex_max) < 0.9 * sum(before.simplex_max)
 
 
@@ -154,8 +156,8 @@ class TestOnNetworks:
     def test_statistics_of_surface_points_are_their_own(self):
         module, states, train = self.trained()
         settings = ConnectorSettings(kind="star", steps=20, window=20, surface_steps=20)
-        found = find_connector(module, Networks(states, module=module), F.cross_entropy, train, settings)
-        module.load_state_dict(found.vertices[3])
+        connector = find_connector(module, Networks(states, module=module), F.cross_entropy, train, settings)
+        module.load_state_dict(connector.vertices[3])
         values = module[0](train[0][:125])  # one whole batch: a last short one is left out
         assert torch.allclose(module[1].running_mean, values.mean(0), atol=1e-4)
 

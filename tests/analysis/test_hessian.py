@@ -59,9 +59,9 @@ def test_products_loss_and_gradient_are_those_of_the_whole_set() -> None:
 def test_top_eigenvalue_and_trace_against_the_full_hessian() -> None:
     hessian, whole = tiny()
     assert top_eigenvalue(hessian, tolerance=1e-8) == pytest.approx(float(torch.linalg.eigvalsh(whole)[-1]), rel=1e-7)
-    found = trace(hessian, probes=400)
-    assert abs(found.mean - float(whole.trace())) < 4 * found.standard_error
-    assert found.standard_error < 0.1 * float(whole.trace())
+    estimate = trace(hessian, probes=400)
+    assert abs(estimate.mean - float(whole.trace())) < 4 * estimate.standard_error
+    assert estimate.standard_error < 0.1 * float(whole.trace())
     # The error that is reported is the one that estimates of other probes scatter by.
     scatter = torch.tensor([trace(hessian, probes=25, seed=seed).mean for seed in range(40)]).std()
     assert trace(hessian, probes=25).standard_error == pytest.approx(float(scatter), rel=0.5)
@@ -71,10 +71,10 @@ def test_the_top_eigenvalue_is_the_highest_not_the_largest_in_size() -> None:
     matrix = torch.diag(torch.tensor([-9.0, -1.0, 0.5, 2.0, 0.0, 1.0], dtype=torch.float64))
     at = torch.ones(6, dtype=torch.float64)
     assert top_eigenvalue(quadratic(matrix, at)) == pytest.approx(2.0, rel=1e-3)
-    found = trace(quadratic(matrix, at), probes=2)
+    estimate = trace(quadratic(matrix, at), probes=2)
     # Random signs give a diagonal matrix's trace exactly.
-    assert found.mean == pytest.approx(-6.5, abs=1e-12)
-    assert found.standard_error == pytest.approx(0.0, abs=1e-12)
+    assert estimate.mean == pytest.approx(-6.5, abs=1e-12)
+    assert estimate.standard_error == pytest.approx(0.0, abs=1e-12)
 
 
 def test_small_and_flat_hessians() -> None:

@@ -58,29 +58,33 @@ def test_orders(hyperbola) -> None:
 def test_blocks_sum_to_the_whole() -> None:
     problem = Problem(Tanh(), train=random_classes(), test=random_classes(seed=1))
     networks = problem.networks([Tanh(1), Tanh(2)])
-    found = layer_connectivity(problem, networks, tensors=True, integral=False)
+    connectivity = layer_connectivity(problem, networks, tensors=True, integral=False)
     from llpf_fast.analysis.directional_loss import DirectionalLoss
     from llpf_fast.analysis.predict import predict_barrier
 
-    assert [place.layer for place in found.layers] == ["body.weight", "body.bias", "head.weight", "head.bias"]
+    assert [place.layer for place in connectivity.layers] == ["body.weight", "body.bias", "head.weight", "head.bias"]
     direct = predict_barrier(DirectionalLoss(problem), networks)
-    assert found.whole.midpoint == pytest.approx(direct.midpoint, rel=1e-10)
-    assert found.whole.slope_2 == pytest.approx(direct.slope_2, rel=1e-10)
-    assert sum(place.share for place in found.layers) == pytest.approx(1.0)
-    assert {"train_loss", "train_error", "test_loss", "test_error"} == found.groups[0].barriers.keys()
-    assert set(found.ranks()) >= {"alone", "alone_base_0", "alone_base_1", "shallow", "deep", "random"}
-    assert found.ranks()["alone"].count == 8
+    assert connectivity.whole.midpoint == pytest.approx(direct.midpoint, rel=1e-10)
+    assert connectivity.whole.slope_2 == pytest.approx(direct.slope_2, rel=1e-10)
+    assert sum(place.share for place in connectivity.layers) == pytest.approx(1.0)
+    assert {"train_loss", "train_error", "test_loss", "test_error"} == connectivity.groups[0].barriers.keys()
+    assert set(connectivity.ranks()) >= {"alone", "alone_base_0", "alone_base_1", "shallow", "deep", "random"}
+    assert connectivity.ranks()["alone"].count == 8
 
 
 def test_predictions_are_exact_on_a_quadratic_with_unequal_ends() -> None:
     data = (torch.randn(30, 6), torch.randn(30, 2))
     problem = Problem(nn.Linear(6, 2), nn.functional.mse_loss, train=data)
     networks = problem.networks([nn.Linear(6, 2), nn.Linear(6, 2)])
-    found = layer_connectivity(problem, networks, tensors=True, integral=False)
+    connectivity = layer_connectivity(problem, networks, tensors=True, integral=False)
     assert (
-        abs(found.endpoint_values["stored"]["train_loss"][0] - found.endpoint_values["stored"]["train_loss"][1]) > 1e-3
+        abs(
+            connectivity.endpoint_values["stored"]["train_loss"][0]
+            - connectivity.endpoint_values["stored"]["train_loss"][1]
+        )
+        > 1e-3
     )
-    for group in found.groups:
+    for group in connectivity.groups:
         assert group.predicted == pytest.approx(group.barriers["train_loss"], abs=1e-6)
 
 
@@ -92,9 +96,9 @@ def test_a_layers_statistics_go_along_and_others_stay() -> None:
         states.append(state)
     inputs, targets = random_classes()
     problem = Problem(net, train=(inputs, targets))
-    found = layer_connectivity(problem, problem.networks(states), predict=False)
+    connectivity = layer_connectivity(problem, problem.networks(states), predict=False)
     net.eval()
-    mean = sum(found.endpoint_values["stored"]["train_loss"]) / 2
+    mean = sum(connectivity.endpoint_values["stored"]["train_loss"]) / 2
     for layer, prefix in (("1", "1."), ("0", "0.")):
         mixed = {
             k: (v + states[1][k]) / 2 if k.startswith(prefix) and v.is_floating_point() else v
@@ -103,9 +107,9 @@ def test_a_layers_statistics_go_along_and_others_stay() -> None:
         net.load_state_dict(mixed)
         with torch.no_grad():
             expected = float(nn.functional.cross_entropy(net(inputs), targets)) - mean
-        (group,) = (g for g in found.select("alone", 0) if g.layer == layer)
+        (group,) = (g for g in connectivity.select("alone", 0) if g.layer == layer)
         assert group.barriers["train_loss"] == pytest.approx(expected, abs=1e-6)
-    assert found.statistics == ["stored", "reestimated"]
+    assert connectivity.statistics == ["stored", "reestimated"]
 
 
 def test_tied_tensors_move_together() -> None:
@@ -122,11 +126,11 @@ def test_tied_tensors_move_together() -> None:
     problem = Problem(Tied(), train=(inputs, targets))
     networks = problem.networks([Tied(), Tied()])
     assert networks.size == 36
-    found = layer_connectivity(problem, networks, nodes=12)
-    assert [place.layer for place in found.layers] == ["down"]
+    connectivity = layer_connectivity(problem, networks, nodes=12)
+    assert [place.layer for place in connectivity.layers] == ["down"]
     # Of one layer alone and of everything it is the same network.
-    assert found.select("alone", 0)[0].barriers == found.select("shallow", 0)[0].barriers
-    assert found.integral.integral == pytest.approx(found.integral.barrier, rel=1e-6)
+    assert connectivity.select("alone", 0)[0].barriers == connectivity.select("shallow", 0)[0].barriers
+    assert connectivity.integral.integral == pytest.approx(connectivity.integral.barrier, rel=1e-6)
 
 
 def test_bad_input_to_layers() -> None:

@@ -16,25 +16,25 @@ from .toy_networks import Tanh, product_problem, product_state, random_classes
 
 
 def test_three_definitions_on_a_hand_worked_line() -> None:
-    found = barrier([0.0, 0.25, 0.5, 0.75, 1.0], [1.0, 2.0, 3.0, 4.5, 2.0])
-    assert found.midpoint == 3.0 - 1.5
-    assert found.frankle == 4.5 - 1.5
-    assert found.entezari == 4.5 - (0.25 * 1.0 + 0.75 * 2.0)
-    assert found.at == 0.75
+    barriers = barrier([0.0, 0.25, 0.5, 0.75, 1.0], [1.0, 2.0, 3.0, 4.5, 2.0])
+    assert barriers.midpoint == 3.0 - 1.5
+    assert barriers.frankle == 4.5 - 1.5
+    assert barriers.entezari == 4.5 - (0.25 * 1.0 + 0.75 * 2.0)
+    assert barriers.at == 0.75
 
 
 def test_a_valley_has_no_barrier_but_frankles_counts_unequal_ends() -> None:
-    found = barrier([0.0, 0.5, 1.0], [1.0, 0.2, 3.0])
-    assert found.entezari == 0.0
-    assert found.frankle == 1.0
-    assert found.midpoint == pytest.approx(-1.8)
+    barriers = barrier([0.0, 0.5, 1.0], [1.0, 0.2, 3.0])
+    assert barriers.entezari == 0.0
+    assert barriers.frankle == 1.0
+    assert barriers.midpoint == pytest.approx(-1.8)
 
 
 def test_nan_on_the_line_makes_no_barrier_number() -> None:
-    found = barrier([0.0, 0.25, 0.5, 1.0], [0.0, math.nan, 1.0, 0.0])
-    assert math.isnan(found.entezari)
-    assert math.isnan(found.frankle)
-    assert found.midpoint == 1.0
+    barriers = barrier([0.0, 0.25, 0.5, 1.0], [0.0, math.nan, 1.0, 0.0])
+    assert math.isnan(barriers.entezari)
+    assert math.isnan(barriers.frankle)
+    assert barriers.midpoint == 1.0
     assert barrier([0.0, 0.5, 1.0], [0.0, math.inf, 0.0]).entezari == math.inf
 
 
@@ -53,9 +53,9 @@ def test_the_middle_is_always_measured() -> None:
 
 def test_angles_from_the_origin_and_from_a_base() -> None:
     a, b, base = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0])
-    seen = geometry(a, b)
-    assert (seen.distance, seen.radius_1, seen.radius_2) == (pytest.approx(5**0.5), 1.0, 2.0)
-    assert seen.angle == pytest.approx(90.0)
+    pair = geometry(a, b)
+    assert (pair.distance, pair.radius_1, pair.radius_2) == (pytest.approx(5**0.5), 1.0, 2.0)
+    assert pair.angle == pytest.approx(90.0)
     from_base = geometry(a, b, base)
     # a - base = (0, -1), b - base = (-1, 1): cosine -1/sqrt(2).
     assert from_base.cosine == pytest.approx(-(0.5**0.5))
@@ -89,18 +89,18 @@ def test_all_pairs_and_a_base() -> None:
     nets = [Tanh(seed) for seed in range(4)]
     problem = Problem(nets[0], train=train, test=test)
     networks = problem.networks(nets[1:], names=["a", "b", "c"])
-    seen: list[tuple[int, int]] = []
-    found = linear_connectivity(
+    calls: list[tuple[int, int]] = []
+    connectivity = linear_connectivity(
         problem,
         networks,
         points=3,
         base=nets[0].state_dict(),
-        progress=lambda done, expected, _: seen.append((done, expected)),
+        progress=lambda done, expected, _: calls.append((done, expected)),
     )
-    assert [(line.first, line.second) for line in found.lines] == [(0, 1), (0, 2), (1, 2)]
-    assert seen[-1] == (9, 9)
+    assert [(line.first, line.second) for line in connectivity.lines] == [(0, 1), (0, 2), (1, 2)]
+    assert calls[-1] == (9, 9)
     vectors, base = networks.vectors(), networks.flatten(nets[0].state_dict())
-    row = found.summary()[1]
+    row = connectivity.summary()[1]
     assert (row["first"], row["second"]) == ("a", "c")
     assert row["distance"] == pytest.approx(float((vectors[0] - vectors[2]).norm()))
     u, v = vectors[0] - base, vectors[2] - base
@@ -110,7 +110,7 @@ def test_all_pairs_and_a_base() -> None:
     inputs, targets = test
     with torch.no_grad():
         output = middle(inputs)
-    line = found.lines[1]
+    line = connectivity.lines[1]
     assert line.values["test_loss"][1] == pytest.approx(float(nn.functional.cross_entropy(output, targets)), rel=1e-5)
     assert line.values["test_error"][1] == pytest.approx(1 - float((output.argmax(1) == targets).float().mean()))
     assert line.stable == (line.barriers["test_error"].frankle <= 0.02)
@@ -126,8 +126,8 @@ def test_both_kinds_of_batchnorm_statistics() -> None:
         state["1.running_var"] = torch.rand(8) + 0.5
         states.append(state)
     problem = Problem(net, train=(inputs, targets))
-    found = linear_connectivity(problem, problem.networks(states), points=3)
-    stored, fresh = found.lines
+    connectivity = linear_connectivity(problem, problem.networks(states), points=3)
+    stored, fresh = connectivity.lines
     assert (stored.statistics, fresh.statistics) == ("stored", "reestimated")
     middle = problem.networks(states).combine([0.5, 0.5])
     expected = nn.functional.cross_entropy
@@ -147,12 +147,14 @@ def test_nan_stays_visible(tmp_path) -> None:
 
     problem = product_problem()
     networks = problem.networks([product_state(1e200, 1e200), product_state(-1e200, 1e200)])
-    found = linear_connectivity(problem, networks, points=3)
-    assert math.isnan(found.lines[0].barriers["train_loss"].entezari)
-    text = write_result(tmp_path, "x", numbers=found.numbers(), tables={"points": found.rows()}).read_text()
+    connectivity = linear_connectivity(problem, networks, points=3)
+    assert math.isnan(connectivity.lines[0].barriers["train_loss"].entezari)
+    text = write_result(
+        tmp_path, "x", numbers=connectivity.numbers(), tables={"points": connectivity.rows()}
+    ).read_text()
     assert '"train_loss_barrier_entezari": null' in text
     assert "inf" in (tmp_path / "x-points.csv").read_text()
-    assert draw_linear(found, tmp_path).exists()
+    assert draw_linear(connectivity, tmp_path).exists()
 
 
 def test_bad_input_is_named(tmp_path) -> None:

@@ -201,14 +201,14 @@ def test_the_restricted_loss_is_that_of_one_call(name: str, cut: str) -> None:
     moves = torch.randn(2, whole.size, generator=whole.generator, dtype=torch.float64)
     layout = problem.networks([net.state_dict() for net in whole.nets])
     directions = [{key: layout.unflatten(move)[key] for key in whole.names} for move in moves]
-    found = restricted.expand(whole.nets[0].state_dict(), directions)
+    expansion = restricted.expand(whole.nets[0].state_dict(), directions)
     s = torch.zeros(2, dtype=torch.float64)
     along = lambda s: whole.loss(vector + s @ moves)
     assert restricted.loss(whole.nets[0].state_dict()) == pytest.approx(float(whole.loss(vector)), rel=1e-9)
-    assert found.loss == pytest.approx(float(whole.loss(vector)), rel=1e-9)
+    assert expansion.loss == pytest.approx(float(whole.loss(vector)), rel=1e-9)
     close = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
-    close(found.slopes, torch.autograd.functional.jacobian(along, s))
-    close(found.curvature, torch.autograd.functional.hessian(along, s))
+    close(expansion.slopes, torch.autograd.functional.jacobian(along, s))
+    close(expansion.curvature, torch.autograd.functional.hessian(along, s))
 
 
 @pytest.mark.parametrize("name", ["class weights", "smoothed, weighted, ignored", "dense", "positive weights"])
@@ -261,10 +261,10 @@ def test_a_float32_network_is_differentiated_in_float64_with_its_class_weights()
     problem = Problem(_flat(), whole.case.loss, train=whole.data)
     assert problem.dtype == torch.float32
     state = {name: value.float() for name, value in whole.nets[0].state_dict().items()}
-    found = DirectionalLoss(problem).loss(state)
+    loss = DirectionalLoss(problem).loss(state)
     vector = torch.cat([value.double().flatten() for value in state.values()])
-    assert found == pytest.approx(float(whole.loss(vector)), rel=1e-12)
-    assert problem.evaluator(dtype=torch.float64)(state).loss == pytest.approx(found, rel=1e-12)
+    assert loss == pytest.approx(float(whole.loss(vector)), rel=1e-12)
+    assert problem.evaluator(dtype=torch.float64)(state).loss == pytest.approx(loss, rel=1e-12)
 
 
 class Attention(nn.Module):
@@ -292,8 +292,8 @@ def test_attention_is_differentiated_twice() -> None:
     there, back = (Hessian(network, vector + s, problem.fixed(problem.measured)).gradient() for s in (step, -step))
     torch.testing.assert_close(product, (there - back) / 2e-5, rtol=1e-5, atol=1e-8)
     move = problem.networks([net], fewest=1).unflatten(direction)
-    found = DirectionalLoss(problem, batch_size=4).expand(net.state_dict(), [move])
-    assert float(found.curvature[0, 0]) == pytest.approx(float(direction @ product), rel=1e-9)
+    expansion = DirectionalLoss(problem, batch_size=4).expand(net.state_dict(), [move])
+    assert float(expansion.curvature[0, 0]) == pytest.approx(float(direction @ product), rel=1e-9)
 
 
 def test_shares_are_those_of_the_evaluator() -> None:

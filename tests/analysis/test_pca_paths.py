@@ -1,4 +1,4 @@
-"""Principal components by the Gram matrix: against scikit-learn's own, whatever the blocks; what cannot be drawn."""
+"""Principal components by the Gram matrix: against scikit-learn's, whatever the blocks; what cannot be drawn."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def matrix(runs, names=PARAMETERS):
     return np.stack([np.concatenate([s[name].double().numpy().ravel() for name in names]) for s in states])
 
 
-def same_up_to_sign(found, expected):
-    signs = np.sign((found * expected).sum(axis=0))
-    np.testing.assert_allclose(found * signs, expected, rtol=1e-9, atol=1e-9)
+def same_up_to_sign(actual, expected):
+    signs = np.sign((actual * expected).sum(axis=0))
+    np.testing.assert_allclose(actual * signs, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("memory", [1, 1000, 10**6])
 def test_agrees_with_scikit_learn(runs, memory):
-    found = principal_components(runs, components=3, per_layer=True, memory=memory)
-    for part, names in [(found.whole, PARAMETERS), (found.layers["a"], ("a.weight", "a.bias"))]:
+    components = principal_components(runs, components=3, per_layer=True, memory=memory)
+    for part, names in [(components.whole, PARAMETERS), (components.layers["a"], ("a.weight", "a.bias"))]:
         x = matrix(runs, names)
         expected = PCA(3, svd_solver="full").fit(x)
         coordinates = expected.transform(x)
@@ -72,8 +72,8 @@ def test_agrees_with_scikit_learn(runs, memory):
         away = np.linalg.norm(x - x.mean(axis=0) - coordinates @ expected.components_, axis=1)
         np.testing.assert_allclose(np.concatenate(part.hidden), away, atol=1e-6)
         assert part.deviation == pytest.approx(np.sqrt(np.square(x - x.mean(axis=0)).sum(axis=1).mean()))
-    assert [len(part) for part in found.whole.coordinates] == [6, 4]
-    assert list(found.layers) == ["a", "b", "norm", "scale"]
+    assert [len(part) for part in components.whole.coordinates] == [6, 4]
+    assert list(components.layers) == ["a", "b", "norm", "scale"]
 
 
 def test_signs_make_paths_go_forward(runs):
@@ -84,9 +84,9 @@ def test_signs_make_paths_go_forward(runs):
 
 def test_fewer_directions_than_components(tmp_path):
     run = make_run(tmp_path / "run", 2)
-    found = principal_components([run], components=3).whole
-    np.testing.assert_allclose(found.explained, [1, 0, 0], atol=1e-12)
-    assert np.abs(found.coordinates[0][:, 1:]).max() < 1e-9
+    components = principal_components([run], components=3).whole
+    np.testing.assert_allclose(components.explained, [1, 0, 0], atol=1e-12)
+    assert np.abs(components.coordinates[0][:, 1:]).max() < 1e-9
 
 
 def test_a_layer_that_stands_still(tmp_path):
@@ -95,18 +95,18 @@ def test_a_layer_that_stands_still(tmp_path):
     def hold(number, value):
         return {**value, "a.weight": fixed, "a.bias": torch.ones(7)}
 
-    found = principal_components([make_run(tmp_path / "run", 4, edit=hold)], per_layer=True)
-    assert not found.layers["a"].moves
-    assert found.layers["b"].moves
-    assert found.whole.moves
+    components = principal_components([make_run(tmp_path / "run", 4, edit=hold)], per_layer=True)
+    assert not components.layers["a"].moves
+    assert components.layers["b"].moves
+    assert components.whole.moves
 
 
 def test_pieces_cover_every_value_once_within_bounds():
     shapes = {"w": [5, 4], "long": [2, 50], "s": [], "b": [3]}
     for columns in (1, 4, 9, 33, 1000):
         groups = list(pieces(shapes, list(shapes), columns))
-        seen = [(p.name, row) for group in groups for p in group for row in range(p.start, p.stop)]
-        assert sorted(seen) == sorted((n, r) for n, s in shapes.items() for r in range(s[0] if s else 1))
+        read = [(p.name, row) for group in groups for p in group for row in range(p.start, p.stop)]
+        assert sorted(read) == sorted((n, r) for n, s in shapes.items() for r in range(s[0] if s else 1))
         for group in groups:
             total = sum(piece.columns for piece in group)
             assert total <= columns or (len(group) == 1 and group[0].stop - group[0].start == 1)
@@ -190,4 +190,4 @@ print(grown(4 * 2**20), grown(64 * 2**20), grown(512 * 2**20))
     small, middle, large = map(float, done.stdout.split())
     assert small < 32
     assert middle < 100, "two blocks at a time"
-    assert large > 200, "the measurement would not have seen a matrix held whole"
+    assert large > 200, "the measurement would have missed a matrix that is in memory as a whole"

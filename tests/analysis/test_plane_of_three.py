@@ -75,48 +75,48 @@ def test_grid_and_shadow_hold_the_bowls_own_values(networks, path):
         calls.append(state)
         return bowl(state)
 
-    found = loss_on_plane(
+    plane = loss_on_plane(
         evaluate, networks, path=path, resolution=7, margin=0.3, progress=lambda *where: seen.append(where)
     )
     frame = Frame(networks)
-    for j, y in enumerate(found.y):
-        for i, x in enumerate(found.x):
-            np.testing.assert_equal(found.loss[j, i], bowl(frame.state(x, y)).loss)
-    np.testing.assert_allclose(found.corner_losses, [1, 4, 9])
-    projected = found.path
+    for j, y in enumerate(plane.y):
+        for i, x in enumerate(plane.x):
+            np.testing.assert_equal(plane.loss[j, i], bowl(frame.state(x, y)).loss)
+    np.testing.assert_allclose(plane.corner_losses, [1, 4, 9])
+    projected = plane.path
     np.testing.assert_allclose(projected.distances, [0, 1.5, 2, 1.5, 0], atol=1e-12)
     line = [bowl({"w": torch.lerp(A["w"], B["w"], t)}).loss for t in (0, 0.25, 0.5, 0.75, 1)]
     np.testing.assert_allclose(projected.projected_loss, line, atol=1e-9)
     assert projected.loss[1] == pytest.approx(line[1] + 11 * 1.5**2)
     assert math.isnan(projected.loss[2])
     assert len(calls) == 49 + 3 + 10 == seen[-1][0] == seen[-1][1]
-    assert found.x[0] < 0 < found.corners[1, 0] < found.x[-1]
+    assert plane.x[0] < 0 < plane.corners[1, 0] < plane.x[-1]
 
 
 def test_figures_mark_gaps_and_name_the_projection(networks, path, tmp_path):
-    found = loss_on_plane(bowl, networks, path=path, resolution=9, margin=1.0)
-    assert 0 < found.gaps < 81
-    pictures = draw_plane(found, tmp_path)
+    plane = loss_on_plane(bowl, networks, path=path, resolution=9, margin=1.0)
+    assert 0 < plane.gaps < 81
+    pictures = draw_plane(plane, tmp_path)
     assert [picture.name for picture in pictures] == ["plane.png", "plane-surface.png"]
     texts = " ".join(
         element.text or ""
         for element in ElementTree.parse(tmp_path / "plane.svg").iter("{http://www.w3.org/2000/svg}text")
     )
-    assert f"loss not finite ({found.gaps} grid points)" in texts
+    assert f"loss not finite ({plane.gaps} grid points)" in texts
     assert "projection of the path run, not the path" in texts
     assert "of the waypoints" in texts
     rows = list(csv.DictReader((tmp_path / "plane.csv").open()))
     assert list(rows[0]) == list(COLUMNS)
     assert sum(row["kind"] == "grid" for row in rows) == 81
-    assert sum(row["loss_in_plane"] == "nan" for row in rows if row["kind"] == "grid") == found.gaps
+    assert sum(row["loss_in_plane"] == "nan" for row in rows if row["kind"] == "grid") == plane.gaps
     assert [row["true_loss"] for row in rows if row["kind"] == "waypoint"][2] == "nan"
     assert all((tmp_path / f"{stem}.svg").exists() for stem in ("plane", "plane-surface"))
 
 
 def test_nothing_finite_at_all(networks, tmp_path):
-    found = loss_on_plane(lambda state: Evaluation(math.nan, None, None, 1, 1), networks, resolution=3)
-    assert found.gaps == 9
-    assert len(draw_plane(found, tmp_path)) == 2
+    plane = loss_on_plane(lambda state: Evaluation(math.nan, None, None, 1, 1), networks, resolution=3)
+    assert plane.gaps == 9
+    assert len(draw_plane(plane, tmp_path)) == 2
 
 
 def test_the_farthest_waypoint(path):

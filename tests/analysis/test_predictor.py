@@ -64,17 +64,17 @@ def test_the_maximum_is_sought_between_the_ends() -> None:
 def test_the_integral_is_exact_on_the_hyperbola() -> None:
     problem = product_problem()
     networks = problem.networks([product_state(1, 1), product_state(-1, -1)])
-    found = curvature_integral(DirectionalLoss(problem), networks, nodes=2)
-    assert found.barrier == pytest.approx(0.5, rel=1e-12)
-    assert found.integral == pytest.approx(0.5, rel=1e-12)
+    integral = curvature_integral(DirectionalLoss(problem), networks, nodes=2)
+    assert integral.barrier == pytest.approx(0.5, rel=1e-12)
+    assert integral.integral == pytest.approx(0.5, rel=1e-12)
 
 
 def test_the_integral_is_the_barrier_of_a_tanh_network() -> None:
     problem = Problem(Tanh(), train=random_classes())
     networks = problem.networks([Tanh(1, scale=3.0), Tanh(2, scale=3.0)])
-    found = curvature_integral(DirectionalLoss(problem), networks, nodes=24)
-    assert abs(found.barrier) > 0.1
-    assert found.integral == pytest.approx(found.barrier, rel=1e-8)
+    integral = curvature_integral(DirectionalLoss(problem), networks, nodes=24)
+    assert abs(integral.barrier) > 0.1
+    assert integral.integral == pytest.approx(integral.barrier, rel=1e-8)
 
 
 def test_the_integral_misses_the_kinks_of_relu() -> None:
@@ -84,8 +84,8 @@ def test_the_integral_misses_the_kinks_of_relu() -> None:
         torch.manual_seed(seed)
         states.append({name: 3 * torch.randn_like(value) for name, value in net.state_dict().items()})
     problem = Problem(net, train=random_classes())
-    found = curvature_integral(DirectionalLoss(problem), problem.networks(states), nodes=24)
-    assert abs(found.integral - found.barrier) > 0.05 * abs(found.barrier)
+    integral = curvature_integral(DirectionalLoss(problem), problem.networks(states), nodes=24)
+    assert abs(integral.integral - integral.barrier) > 0.05 * abs(integral.barrier)
 
 
 def test_derivatives_against_finite_differences() -> None:
@@ -98,7 +98,7 @@ def test_derivatives_against_finite_differences() -> None:
         {"body.weight": torch.randn(8, 6, generator=generator), "body.bias": torch.randn(8, generator=generator)},
         {"head.weight": torch.randn(3, 8, generator=generator)},
     ]
-    found = loss.expand(theta, directions)
+    expansion = loss.expand(theta, directions)
 
     def moved(s: list[float]) -> dict[str, torch.Tensor]:
         point = dict(theta)
@@ -111,10 +111,10 @@ def test_derivatives_against_finite_differences() -> None:
     for k in range(2):
         forth, back = ([h if i == k else 0.0 for i in range(2)], [-h if i == k else 0.0 for i in range(2)])
         slope = (loss.loss(moved(forth)) - loss.loss(moved(back))) / (2 * h)
-        assert float(found.slopes[k]) == pytest.approx(slope, rel=1e-6)
+        assert float(expansion.slopes[k]) == pytest.approx(slope, rel=1e-6)
         row = (loss.expand(moved(forth), directions).slopes - loss.expand(moved(back), directions).slopes) / (2 * h)
-        torch.testing.assert_close(found.curvature[k], row, rtol=1e-6, atol=1e-9)
-    assert found.loss == pytest.approx(loss.loss(theta), rel=1e-14)
+        torch.testing.assert_close(expansion.curvature[k], row, rtol=1e-6, atol=1e-9)
+    assert expansion.loss == pytest.approx(loss.loss(theta), rel=1e-14)
 
 
 def test_the_restriction_agrees_with_the_whole_hessian() -> None:
@@ -123,7 +123,7 @@ def test_the_restriction_agrees_with_the_whole_hessian() -> None:
     problem = Problem(net, train=(inputs, targets))
     networks = problem.networks([net, Tanh(5, hidden=3)])
     move = displacement(networks)
-    found = DirectionalLoss(problem).expand(_doubles(net), [move])
+    expansion = DirectionalLoss(problem).expand(_doubles(net), [move])
 
     def whole(vector: torch.Tensor) -> torch.Tensor:
         state = networks.unflatten(vector)
@@ -133,8 +133,8 @@ def test_the_restriction_agrees_with_the_whole_hessian() -> None:
     theta = networks.flatten(networks[0])
     d = networks.flatten(networks[1]) - theta
     hessian = torch.func.hessian(whole)(theta)
-    assert float(found.curvature[0, 0]) == pytest.approx(float(d @ hessian @ d), rel=1e-10)
-    assert float(found.slopes[0]) == pytest.approx(float(torch.func.grad(whole)(theta) @ d), rel=1e-10)
+    assert float(expansion.curvature[0, 0]) == pytest.approx(float(d @ hessian @ d), rel=1e-10)
+    assert float(expansion.slopes[0]) == pytest.approx(float(torch.func.grad(whole)(theta) @ d), rel=1e-10)
 
 
 def test_a_subset_is_what_is_asked_for() -> None:

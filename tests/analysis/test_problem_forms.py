@@ -110,8 +110,8 @@ def test_float64_networks_stay_so_everywhere() -> None:
     vector = network.pack(net.state_dict())
     assert vector.dtype == torch.float64
     assert float(network.loss(vector, inputs.double(), targets)) == pytest.approx(wanted, rel=1e-14)
-    found = find_curve("bezier", problem, net.state_dict(), Tanh(2).double().state_dict(), Budget(3, 0.1))
-    assert {value.dtype for state in found.waypoints for value in state.values()} == {torch.float64}
+    curve = find_curve("bezier", problem, net.state_dict(), Tanh(2).double().state_dict(), Budget(3, 0.1))
+    assert {value.dtype for state in curve.waypoints for value in state.values()} == {torch.float64}
 
 
 class Masked(nn.Module):
@@ -151,10 +151,10 @@ def test_a_line_keeps_them_too() -> None:
     targets = torch.arange(20) % 3
     problem = Problem(Masked(), train=(inputs, targets))
     networks = problem.networks(nets)
-    own = nets[0].state_dict()
+    state = nets[0].state_dict()
     between = networks.between(0, 1, 0.3)
     for name in ("mask", "phase", "order"):
-        assert torch.equal(between[name].to(own[name].dtype), own[name])
+        assert torch.equal(between[name].to(state[name].dtype), state[name])
     line = linear_connectivity(problem, networks, points=3, pairs=[(0, 1)]).lines[0]
     middle = Masked()
     middle.load_state_dict(networks.between(0, 1, 0.5))
@@ -162,8 +162,8 @@ def test_a_line_keeps_them_too() -> None:
         wanted = [float(F.cross_entropy(net(inputs), targets)) for net in (nets[0], middle, nets[1])]
     assert line.values["train_loss"] == pytest.approx(wanted, rel=1e-5)
     network = problem.vector_loss()
-    network.load_buffers(own)
-    assert float(network.loss(network.pack(own), inputs, targets)) == pytest.approx(wanted[0], rel=1e-6)
+    network.load_buffers(state)
+    assert float(network.loss(network.pack(state), inputs, targets)) == pytest.approx(wanted[0], rel=1e-6)
 
 
 def test_buffers_that_no_line_can_join_are_named() -> None:
@@ -211,8 +211,8 @@ def test_the_identity_changes_with_everything_that_changes_a_value() -> None:
         "part": Problem(Tanh(), train=(inputs, targets), samples=20),
         "frozen": Problem(frozen, train=(inputs, targets)),
     }
-    seen = [str([problem.identity(), problem.training_identity()]) for problem in given.values()]
-    assert len({*seen}) == len(seen)
+    identities = [str([problem.identity(), problem.training_identity()]) for problem in given.values()]
+    assert len({*identities}) == len(identities)
     again = Problem(Tanh(3), train=(inputs.clone(), targets.clone()))
     assert again.training_identity() == given["plain"].training_identity()
 
@@ -233,16 +233,16 @@ def test_another_problem_keeps_loss_data_and_batches() -> None:
 def test_a_run_says_how_its_points_are_measured(tmp_path) -> None:
     first, last = blobs.networks(norm=True)
     folder = blobs.write_path(tmp_path / "run", [first, last], statistics="reestimated")
-    found = Problem.from_run(folder, model=blobs.module(norm=True), train=blobs.data(), test=blobs.data(90))
-    assert found.usual_statistics == "reestimated"
-    assert found.evaluator()(first).statistics == "reestimated"
-    row = sharpness_along(found, folder, points=2, probes=2).rows[0]
-    assert row["train_loss"] == pytest.approx(found.evaluator()(first).loss, rel=1e-5)
-    assert row["test_loss"] == found.evaluator("test")(first).loss
+    problem = Problem.from_run(folder, model=blobs.module(norm=True), train=blobs.data(), test=blobs.data(90))
+    assert problem.usual_statistics == "reestimated"
+    assert problem.evaluator()(first).statistics == "reestimated"
+    row = sharpness_along(problem, folder, points=2, probes=2).rows[0]
+    assert row["train_loss"] == pytest.approx(problem.evaluator()(first).loss, rel=1e-5)
+    assert row["test_loss"] == problem.evaluator("test")(first).loss
     run = RunDirectory.create(tmp_path / "other", {"settings": {}, "task": {"evaluation_batch_size": 9}})
     run.add_waypoint(0, first)
-    found = Problem.from_run(run.folder, model=blobs.module(norm=True), train=blobs.data())
-    assert (found.batch_size, found.usual_statistics) == (9, "stored")
+    problem = Problem.from_run(run.folder, model=blobs.module(norm=True), train=blobs.data())
+    assert (problem.batch_size, problem.usual_statistics) == (9, "stored")
 
 
 def test_members_of_an_ensemble_are_judged_as_the_evaluator_judges_them(tmp_path) -> None:
@@ -254,15 +254,15 @@ def test_members_of_an_ensemble_are_judged_as_the_evaluator_judges_them(tmp_path
     loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 9.0, 0.5]), label_smoothing=0.1)
     for test in ((inputs, targets), [(inputs[:50], targets[:50]), (inputs[50:], targets[50:])]):
         problem = Problem(blobs.module(), loss, train=blobs.data(), test=test, batch_size=11)
-        found = ensemble_along(problem, folder, points=2)
+        ensemble = ensemble_along(problem, folder, points=2)
         evaluate = problem.evaluator("test")
-        for row, state in zip(found.members, blobs.networks(), strict=True):
+        for row, state in zip(ensemble.members, blobs.networks(), strict=True):
             evaluation = evaluate(state)
             assert row["test_loss"] == pytest.approx(evaluation.loss, rel=1e-6)
             assert row["test_accuracy"] == pytest.approx(evaluation.accuracy)
         both = [torch.softmax(_output(state, inputs).double(), 1) for state in blobs.networks()]
         wanted = nn.CrossEntropyLoss(weight=loss.weight.double(), label_smoothing=0.1)((sum(both) / 2).log(), targets)
-        assert found.rows[3]["test_loss"] == pytest.approx(float(wanted), rel=1e-6)
+        assert ensemble.rows[3]["test_loss"] == pytest.approx(float(wanted), rel=1e-6)
 
 
 def _output(state: dict[str, Tensor], inputs: Tensor) -> Tensor:
@@ -281,11 +281,11 @@ def test_curves_and_connectors_train_where_batches_lack_labels(batched: bool) ->
     problem = Problem(blobs.module(), train=data)
     networks = blobs.networks()
     for method in ("bezier", "autoneb"):
-        found = find_curve(method, problem, networks[0], networks[1], Budget(20, 0.01, batch_size=2))
-        assert all(bool(value.isfinite().all()) for state in found.waypoints for value in state.values())
+        curve = find_curve(method, problem, networks[0], networks[1], Budget(20, 0.01, batch_size=2))
+        assert all(bool(value.isfinite().all()) for state in curve.waypoints for value in state.values())
     settings = ConnectorSettings(kind="star", steps=20, window=10, batch_size=2, surface_steps=5)
-    found = find_connector(problem.copy(), networks, problem.loss_fn, problem.train, settings)
-    assert all(bool(value.isfinite().all()) for state in found.vertices for value in state.values())
+    connector = find_connector(problem.copy(), networks, problem.loss_fn, problem.train, settings)
+    assert all(bool(value.isfinite().all()) for state in connector.vertices for value in state.values())
 
 
 def test_a_connector_of_a_sum_is_refused() -> None:

@@ -55,12 +55,12 @@ class TestRadius:
         bowl = Bowl(hessian())
         networks, evaluate = of(bowl)
         settings = WidthSettings(threshold=0.5, directions=8, seed=3, rule=EXACT)
-        found = measure_width(networks, networks[0], evaluate, settings)
-        for number, radius in enumerate(found.radii):
+        width = measure_width(networks, networks[0], evaluate, settings)
+        for number, radius in enumerate(width.radii):
             u = random_direction(networks, networks[0], "gaussian", 3, number)
             assert float(u.norm()) == pytest.approx(1.0)
             assert radius == pytest.approx(math.sqrt(2 * 0.48 / float(u @ bowl.hessian @ u)), rel=1e-11)
-        assert found.median == pytest.approx(sorted(found.radii)[3] / 2 + sorted(found.radii)[4] / 2)
+        assert width.median == pytest.approx(sorted(width.radii)[3] / 2 + sorted(width.radii)[4] / 2)
 
     @pytest.mark.parametrize("angle", [0.4, 1.3, 2.5, 5.5])
     def test_hyperbola(self, angle):
@@ -69,15 +69,15 @@ class TestRadius:
         def loss(r):
             return ((2.0 + r * u[0]) * (0.5 + r * u[1]) - 1) ** 2 / 2
 
-        found = radial_width(loss, 0.1, rule=EXACT)
-        assert found.radius == pytest.approx(Hyperbola.radial_width(2.0, u, 0.1), rel=1e-11)
+        width = radial_width(loss, 0.1, rule=EXACT)
+        assert width.radius == pytest.approx(Hyperbola.radial_width(2.0, u, 0.1), rel=1e-11)
 
     def test_wedge(self):
         """From a point on the wedge: (f^-1(threshold) + thickness) / |part of u across|."""
         module = Wedges(torch.tensor([3.0, 0.0, 0.0]).double(), [torch.eye(3).double()[:, :1]], thickness=0.25)
         networks, evaluate = of(module)
-        found = measure_width(networks, networks[0], evaluate, WidthSettings(threshold=0.09, directions=4, rule=EXACT))
-        for number, radius in enumerate(found.radii):
+        width = measure_width(networks, networks[0], evaluate, WidthSettings(threshold=0.09, directions=4, rule=EXACT))
+        for number, radius in enumerate(width.radii):
             u = random_direction(networks, networks[0], "gaussian", 0, number)
             assert radius == pytest.approx((0.3 + 0.25) / float(u[1:].norm()), rel=1e-9)
 
@@ -85,25 +85,25 @@ class TestRadius:
         bowl = Bowl(torch.eye(2).double(), torch.tensor([0.0, 1.0]).double())
         networks, evaluate = of(bowl)
         settings = WidthSettings(threshold=0.3, relative=True, directions=1, rule=EXACT)
-        found = measure_width(networks, networks[0], evaluate, settings)
-        assert found.threshold == pytest.approx(0.52 + 0.3)
+        width = measure_width(networks, networks[0], evaluate, settings)
+        assert width.threshold == pytest.approx(0.52 + 0.3)
         u = random_direction(networks, networks[0], "gaussian", 0, 0)
-        r = found.radii[0]
+        r = width.radii[0]
         assert float((bowl.point.detach() + r * u).square().sum()) / 2 == pytest.approx(0.8)
 
     def test_no_crossing_is_open_not_zero(self):
-        found = radial_width(lambda r: 0.01, 0.1, scale=2.0, rule=RadialRule(largest=5.0))
-        assert math.isinf(found.radius)
-        assert found.searched_to == 10.0
+        width = radial_width(lambda r: 0.01, 0.1, scale=2.0, rule=RadialRule(largest=5.0))
+        assert math.isinf(width.radius)
+        assert width.searched_to == 10.0
 
     def test_the_first_of_two_crossings(self):
-        found = radial_width(lambda r: 1.0 if 1.0 < r < 1.5 or r > 9 else 0.0, 0.5)
-        assert found.radius == pytest.approx(1.0, rel=1e-3)
+        width = radial_width(lambda r: 1.0 if 1.0 < r < 1.5 or r > 9 else 0.0, 0.5)
+        assert width.radius == pytest.approx(1.0, rel=1e-3)
 
     def test_nan_on_the_ray_ends_it_and_is_marked(self):
-        found = radial_width(lambda r: math.nan if r > 0.7 else 0.0, 0.5)
-        assert found.radius == pytest.approx(0.7, rel=1e-3)
-        assert found.not_finite
+        width = radial_width(lambda r: math.nan if r > 0.7 else 0.0, 0.5)
+        assert width.radius == pytest.approx(0.7, rel=1e-3)
+        assert width.not_finite
 
     @pytest.mark.parametrize(
         ("loss", "threshold", "message"),
@@ -201,7 +201,7 @@ class TestAlongAPath:
         networks, evaluate = of(module)
         path = Polyline([(1.0, 0.0, 0.0), (2.0, 0.0, 0.0), (5.0, 0.0, 0.0)])
         told = []
-        found = measure_along_path(
+        widths = measure_along_path(
             networks,
             path,
             evaluate,
@@ -209,9 +209,9 @@ class TestAlongAPath:
             points=5,
             progress=lambda *x: told.append(x),
         )
-        assert [each.position for each in found] == [0.0, 0.25, 0.5, 0.75, 1.0]
-        assert [each.waypoint for each in found] == pytest.approx([0.0, 1.0, 4 / 3, 5 / 3, 2.0])
-        for each in found:
+        assert [each.position for each in widths] == [0.0, 0.25, 0.5, 0.75, 1.0]
+        assert [each.waypoint for each in widths] == pytest.approx([0.0, 1.0, 4 / 3, 5 / 3, 2.0])
+        for each in widths:
             assert each.width.radii == pytest.approx([math.sqrt(2 * 0.08 / 4)] * 3)
             assert each.width.along == (math.inf, math.inf)
         assert told[-1][:2] == (25, 25)
@@ -220,9 +220,9 @@ class TestAlongAPath:
         module = Bowl(torch.eye(2).double())
         networks, evaluate = of(module)
         settings = WidthSettings(threshold=0.52, directions=1, rule=EXACT)
-        found = measure_along_path(networks, Polyline([(0.5, 0.0), (-0.5, 0.0)]), evaluate, settings, points=2)
-        assert found[0].width.along == pytest.approx((1.5, 0.5))
-        assert found[1].width.along == pytest.approx((0.5, 1.5))
+        widths = measure_along_path(networks, Polyline([(0.5, 0.0), (-0.5, 0.0)]), evaluate, settings, points=2)
+        assert widths[0].width.along == pytest.approx((1.5, 0.5))
+        assert widths[1].width.along == pytest.approx((0.5, 1.5))
 
     def test_places_skip_empty_segments(self):
         assert equally_spaced([1.0, 0.0, 1.0], 3) == [(0, 0.0), (2, 0.0), (2, 1.0)]
@@ -261,7 +261,7 @@ class TestSweep:
         axes = {"lr": [0.05, 0.1], "batch_size": [16, 64], "weight_decay": [0.0, 0.01], "width": [8, 16]}
         settings = WidthSettings(threshold=1.0, directions=2)
         told = []
-        found = width_sweep(
+        sweep = width_sweep(
             lambda width: blobs(width, tmp_path),
             network,
             axes,
@@ -271,37 +271,37 @@ class TestSweep:
             matched_loss=0.65,
             progress=lambda *x: told.append(x),
         )
-        assert len(found.cells) == 16
+        assert len(sweep.cells) == 16
         assert told[-1][:2] == (16, 16)
-        by_place = {(c.axis, c.value, c.seed): c for c in found.cells}
-        # The base itself is on three axes (its width is the network's own, None, so not on that one).
-        assert by_place["lr", 0.1, 0].final == by_place["batch_size", 16, 0].final
-        assert by_place["lr", 0.1, 0].final != by_place["lr", 0.05, 0].final
-        for cell in found.cells:
+        by_cell = {(c.axis, c.value, c.seed): c for c in sweep.cells}
+        # The base itself is on three axes (its width is the network's default, None, so not on that one).
+        assert by_cell["lr", 0.1, 0].final == by_cell["batch_size", 16, 0].final
+        assert by_cell["lr", 0.1, 0].final != by_cell["lr", 0.05, 0].final
+        for cell in sweep.cells:
             assert cell.final is not None
             assert cell.final.loss < 1.0
             if cell.matched is not None:
                 assert cell.matched.loss <= 0.65
-        assert any(cell.matched is not None for cell in found.cells)
-        rows = found.summary()
+        assert any(cell.matched is not None for cell in sweep.cells)
+        rows = sweep.summary()
         assert [(row["axis"], row["value"]) for row in rows][:3] == [("lr", 0.05), ("lr", 0.1), ("batch_size", 16)]
-        own = [by_place["lr", 0.1, seed].final.median for seed in (0, 1)]
-        assert rows[1]["final_width"] == pytest.approx(sum(own) / 2)
-        assert "uniform on the unit sphere" in found.law
+        base_widths = [by_cell["lr", 0.1, seed].final.median for seed in (0, 1)]
+        assert rows[1]["final_width"] == pytest.approx(sum(base_widths) / 2)
+        assert "uniform on the unit sphere" in sweep.law
 
         again = width_sweep(
             lambda width: blobs(width, tmp_path), network, axes, self.BASE, settings, seeds=(0, 1), matched_loss=0.65
         )
-        assert again.cells == found.cells
+        assert again.cells == sweep.cells
 
     def test_training_repeats_and_the_cache_changes_nothing(self, tmp_path):
-        kept = train_network(blobs(cache=tmp_path), network, self.BASE, matched_loss=0.6)
+        cached = train_network(blobs(cache=tmp_path), network, self.BASE, matched_loss=0.6)
         fresh = train_network(blobs(), network, self.BASE, matched_loss=0.6)
         known = train_network(blobs(cache=tmp_path), network, self.BASE, matched_loss=0.6)
-        for a, b, c in ((kept.final, fresh.final, known.final), (kept.matched, fresh.matched, known.matched)):
+        for a, b, c in ((cached.final, fresh.final, known.final), (cached.matched, fresh.matched, known.matched)):
             assert all(torch.equal(a[name], b[name]) and torch.equal(a[name], c[name]) for name in a)
         other = train_network(blobs(cache=tmp_path), network, self.BASE.changed("lr", 0.05), matched_loss=0.6)
-        assert not torch.equal(other.final["0.weight"], kept.final["0.weight"])
+        assert not torch.equal(other.final["0.weight"], cached.final["0.weight"])
 
     def test_training_is_sgd(self):
         """Against torch's SGD on the same batches."""
@@ -311,21 +311,21 @@ class TestSweep:
         module = network()
         optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
         batches = problem.batches(16, seed=4)
-        for step in range(33):  # 11 looks of 3 steps: the 32 of two epochs, rounded up
+        for step in range(33):  # 11 evaluations of 3 steps: the 32 of two epochs, rounded up
             optimizer.zero_grad()
             inputs, targets = batches.batch(step)
             F.cross_entropy(module(inputs), targets).backward()
             optimizer.step()
-        found = train_network(problem, network, training).final
+        trained = train_network(problem, network, training).final
         for name, value in module.state_dict().items():
-            assert torch.allclose(found[name], value, rtol=1e-4, atol=1e-6)
+            assert torch.allclose(trained[name], value, rtol=1e-4, atol=1e-6)
 
     def test_divergence_and_a_loss_above_the_threshold_are_gaps(self):
-        found = width_sweep(
+        sweep = width_sweep(
             lambda width: blobs(), network, {"lr": [0.05, 1e8]}, self.BASE, WidthSettings(threshold=1.0, directions=1)
         )
-        assert [cell.remark for cell in found.cells] == ["", "diverged"]
-        assert found.summary()[1]["final_width"] is None
+        assert [cell.remark for cell in sweep.cells] == ["", "diverged"]
+        assert sweep.summary()[1]["final_width"] is None
         low = width_sweep(
             lambda width: blobs(), network, {"lr": [0.05]}, self.BASE, WidthSettings(threshold=1e-6), matched_loss=1e-9
         )
@@ -353,8 +353,8 @@ def test_widths_of_several_networks():
     module = Bowl(torch.diag(torch.tensor([1.0, 4.0])).double())
     states = [{"point": torch.tensor(point, dtype=torch.float64)} for point in ([0.0, 0.0], [0.1, 0.0])]
     networks = Networks(states, ["a", "b"], module)
-    found = measure_widths(networks, of(module)[1], WidthSettings(threshold=0.1, directions=4))
-    assert [each.name for each in found] == ["a", "b"]
-    row = found[1].row()
-    assert row["relative_median"] == pytest.approx(found[1].median / 0.1)
+    widths = measure_widths(networks, of(module)[1], WidthSettings(threshold=0.1, directions=4))
+    assert [each.name for each in widths] == ["a", "b"]
+    row = widths[1].row()
+    assert row["relative_median"] == pytest.approx(widths[1].median / 0.1)
     assert row["open_rays"] == 0

@@ -31,10 +31,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_sharpness_is_that_of_the_full_hessian(run: Path, tmp_path: Path) -> None:
     problem = blobs.problem(cache=tmp_path)
-    found = sharpness_along(problem, run, points=3, probes=200, tolerance=1e-5)
-    assert [row["waypoint"] for row in found.rows] == [0, 1, 2]
-    assert [row["arc"] for row in found.rows] == pytest.approx([0, 0.5, 1], abs=1e-6)
-    for row, state in zip(found.rows, [blobs.networks()[0], None, blobs.networks()[1]], strict=True):
+    sharpness = sharpness_along(problem, run, points=3, probes=200, tolerance=1e-5)
+    assert [row["waypoint"] for row in sharpness.rows] == [0, 1, 2]
+    assert [row["arc"] for row in sharpness.rows] == pytest.approx([0, 0.5, 1], abs=1e-6)
+    for row, state in zip(sharpness.rows, [blobs.networks()[0], None, blobs.networks()[1]], strict=True):
         if state is None:
             continue
         network = VectorLoss(blobs.module(), F.cross_entropy, dtype=torch.float64)
@@ -49,7 +49,7 @@ def test_sharpness_is_that_of_the_full_hessian(run: Path, tmp_path: Path) -> Non
         assert row["top_eigenvalue_times_norm2"] == pytest.approx(row["top_eigenvalue"] * norm**2)
         assert row["sam_one_step"] > 0
         assert row["test_accuracy"] > 0.9
-    assert sharpness_along(problem, run, points=3, probes=200, tolerance=1e-5).rows == found.rows
+    assert sharpness_along(problem, run, points=3, probes=200, tolerance=1e-5).rows == sharpness.rows
 
 
 def test_a_waypoint_that_is_not_finite_is_marked_and_passed(tmp_path: Path) -> None:
@@ -57,8 +57,8 @@ def test_a_waypoint_that_is_not_finite_is_marked_and_passed(tmp_path: Path) -> N
     bad = {name: value.clone() for name, value in first.items()}
     bad["2.bias"] += float("inf")
     folder = blobs.write_path(tmp_path / "path", [first, last, last])
-    found = sharpness_along(blobs.problem(), folder, points=2, probes=2).rows
-    assert all(math.isfinite(row["trace"]) for row in found)
+    sharpness = sharpness_along(blobs.problem(), folder, points=2, probes=2).rows
+    assert all(math.isfinite(row["trace"]) for row in sharpness)
     folder = blobs.write_path(tmp_path / "bad", [first, bad, last])
     with pytest.raises(LLPFError, match="not finite"):
         sharpness_along(blobs.problem(), folder)
@@ -73,8 +73,8 @@ def test_a_waypoint_that_is_not_finite_is_marked_and_passed(tmp_path: Path) -> N
 
 def test_ensembles_against_what_is_computed_by_hand(run: Path) -> None:
     problem = blobs.problem()
-    found = ensemble_along(problem, run, points=3)
-    rows = {row["what"]: row for row in found.rows}
+    ensembles = ensemble_along(problem, run, points=3)
+    rows = {row["what"]: row for row in ensembles.rows}
     states = [*blobs.networks()]
     inputs, targets = blobs.data(90)
     chances = []
@@ -110,9 +110,9 @@ def test_batchnorm_networks_and_networks_that_are_no_classifiers(tmp_path: Path)
     wanted = F.one_hot(targets, 3).float()
     regression = Problem(blobs.module(), F.mse_loss, train=(inputs, wanted), test=(inputs, wanted))
     folder = blobs.write_path(tmp_path / "regression", [*blobs.networks()])
-    found = ensemble_along(regression, folder, points=2).rows
-    assert found[0]["test_accuracy"] is None
-    assert found[3]["test_loss"] < found[2]["test_loss"]
+    ensemble = ensemble_along(regression, folder, points=2).rows
+    assert ensemble[0]["test_accuracy"] is None
+    assert ensemble[3]["test_loss"] < ensemble[2]["test_loss"]
 
 
 def test_bad_input_is_named(run: Path, tmp_path: Path) -> None:
@@ -137,8 +137,8 @@ def test_bad_input_is_named(run: Path, tmp_path: Path) -> None:
 def _llpf(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     capsys.readouterr()
     status = main([str(argument) for argument in arguments])
-    said = capsys.readouterr()
-    return status, said.out, said.err
+    output = capsys.readouterr()
+    return status, output.out, output.err
 
 
 @pytest.fixture(scope="module")
@@ -157,25 +157,25 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "s"
     options = ("--points", 2, "--samples", 50, "--quiet", "--out")
-    status, said, err = _llpf(capsys, "analyze", "sharpness", digits / "run", "--probes", 2, *options, out)
+    status, output, err = _llpf(capsys, "analyze", "sharpness", digits / "run", "--probes", 2, *options, out)
     assert status == 0, err
-    assert "top eigenvalue" in said
+    assert "top eigenvalue" in output
     assert len(json.loads((out / "sharpness.json").read_text())["numbers"]["rows"]) == 2
-    status, said, err = _llpf(capsys, "analyze", "ensemble", digits / "run", *options, out)
+    status, output, err = _llpf(capsys, "analyze", "ensemble", digits / "run", *options, out)
     assert status == 0, err
-    assert "weight average of the endpoints" in said
+    assert "weight average of the endpoints" in output
     models = (digits / "m0.model.pt", digits / "m1.model.pt")
     curves = ("analyze", "curves", *models, "--samples", 50, "--quiet", "--out", tmp_path / "c")
-    status, said, err = _llpf(
+    status, output, err = _llpf(
         capsys, *curves, "--methods", "linear,bezier", "--steps", 3, "--threshold", 9, "--rate", "bezier=0.1"
     )
     assert status == 0, err
-    assert "bezier" in said
+    assert "bezier" in output
     assert json.loads((tmp_path / "c" / "curves.json").read_text())["about"]["equal_budget_steps"] == 3
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("sharpness", "{folder}"), "not the folder of a run"),
         (("sharpness", "{folder}/m0.model.pt"), "is a file"),
@@ -189,10 +189,10 @@ def test_commands(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     ],
 )
 def test_bad_commands_are_one_line(
-    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
     filled = [argument.format(folder=digits) for argument in arguments]
     status, _, err = _llpf(capsys, "analyze", *filled, "--out", tmp_path / "out", "--quiet")
     assert status == 2
-    assert said in err
+    assert message in err
     assert len(err.strip().splitlines()) == 1

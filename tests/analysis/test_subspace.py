@@ -18,13 +18,13 @@ class TestBasis:
 
     @pytest.mark.parametrize("dimension", [1, 31, 32, 45])
     def test_made_anew_is_as_stored(self, dimension):
-        kept = RandomBasis(self.MASK, dimension, seed=2)
+        stored = RandomBasis(self.MASK, dimension, seed=2)
         anew = RandomBasis(self.MASK, dimension, seed=2, memory=0)
-        assert kept.is_stored
+        assert stored.is_stored
         assert not anew.is_stored
         z, g = torch.randn(dimension), torch.randn(64)
-        assert torch.allclose(kept.combine(z), anew.combine(z), atol=1e-6)
-        assert torch.allclose(kept.coordinates(g), anew.coordinates(g), atol=1e-6)
+        assert torch.allclose(stored.combine(z), anew.combine(z), atol=1e-6)
+        assert torch.allclose(stored.coordinates(g), anew.coordinates(g), atol=1e-6)
 
     def test_unit_columns_zero_in_padding_and_adjoint(self):
         basis = RandomBasis(self.MASK, 40, seed=2)
@@ -68,8 +68,8 @@ class TestWedgeLaw:
     @pytest.mark.parametrize("dimension", [2, 7, 9, 14, 16])
     def test_reached_if_and_only_if(self, dimension):
         start = starts_of(dimension + 1)[-1]
-        found = train_in_subspace(wedge_problem(), start, dimension, self.SETTINGS, seed=dimension)
-        distance = float(found["point"][6:].norm())
+        trained = train_in_subspace(wedge_problem(), start, dimension, self.SETTINGS, seed=dimension)
+        distance = float(trained["point"][6:].norm())
         assert (distance < 1e-3 * float(start["point"].norm())) == is_reached(16, 6, dimension)
 
     def test_best_distance(self):
@@ -77,15 +77,15 @@ class TestWedgeLaw:
         problem, squares = wedge_problem(), []
         for seed, start in enumerate(starts_of(25)):
             settings = SubspaceSettings(steps=80, lr=0.2, batch_size=1, optimizer="sgd")
-            found = train_in_subspace(problem, start, 4, settings, seed=seed)
-            squares.append(float(found["point"][6:].square().sum() / start["point"].square().sum()))
+            trained = train_in_subspace(problem, start, 4, settings, seed=seed)
+            squares.append(float(trained["point"][6:].square().sum() / start["point"].square().sum()))
         law = best_distance_law(1.0, 16, 6, 4)
         assert math.sqrt(sum(squares) / len(squares)) == pytest.approx(law, rel=0.1)
 
     def test_intrinsic_dimension_is_the_codimension(self):
-        found = intrinsic_dimension(wedge_problem(), starts_of(2), [4, 8, 14, 16], self.SETTINGS, loss_level=1e-4)
-        assert (found.dimension, found.below) == (14, 8)
-        assert [row["success"] for row in found.summary()] == [0.0, 0.0, 1.0, 1.0]
+        dimension = intrinsic_dimension(wedge_problem(), starts_of(2), [4, 8, 14, 16], self.SETTINGS, loss_level=1e-4)
+        assert (dimension.dimension, dimension.below) == (14, 8)
+        assert [row["success"] for row in dimension.summary()] == [0.0, 0.0, 1.0, 1.0]
 
 
 def classes():
@@ -102,10 +102,12 @@ class TestNetworks:
         problem = classes()
         start = {k: v.clone() for k, v in problem.module.state_dict().items()}
         settings = SubspaceSettings(steps=30, batch_size=20)
-        found = [train_in_subspace(problem, start, d, settings, seed=s) for d, s in ((5, 0), (5, 0), (5, 1), (1, 0))]
+        trained_states = [
+            train_in_subspace(problem, start, d, settings, seed=s) for d, s in ((5, 0), (5, 0), (5, 1), (1, 0))
+        ]
         moved = [
             torch.cat([(f[name] - start[name]).flatten() for name, _ in problem.module.named_parameters()])
-            for f in found
+            for f in trained_states
         ]
         assert torch.equal(moved[0], moved[1])
         assert not torch.allclose(moved[0], moved[2])
@@ -119,9 +121,9 @@ class TestNetworks:
         problem = classes()
         problem.module[0].weight.requires_grad_(False)
         start = problem.module.state_dict()
-        found = train_in_subspace(problem, start, 4, SubspaceSettings(steps=5))
-        assert torch.equal(found["0.weight"], start["0.weight"])
-        assert not torch.equal(found["3.weight"], start["3.weight"])
+        trained = train_in_subspace(problem, start, 4, SubspaceSettings(steps=5))
+        assert torch.equal(trained["0.weight"], start["0.weight"])
+        assert not torch.equal(trained["3.weight"], start["3.weight"])
 
     def test_accuracy_grows_and_the_smallest_is_found(self, tmp_path):
         problem = classes()
@@ -136,27 +138,29 @@ class TestNetworks:
             baseline=1.0,
             progress=lambda *x: told.append(x),
         )
-        found = run()
-        assert found.measure == "test_accuracy"
-        assert [each.dimension for each in found.runs] == [1, 40]
-        assert found.runs[0].test_accuracy < 0.9 <= found.runs[1].test_accuracy
-        assert (found.dimension, found.below) == (40, 1)
+        dimension = run()
+        assert dimension.measure == "test_accuracy"
+        assert [each.dimension for each in dimension.runs] == [1, 40]
+        assert dimension.runs[0].test_accuracy < 0.9 <= dimension.runs[1].test_accuracy
+        assert (dimension.dimension, dimension.below) == (40, 1)
         assert told[-1][:2] == (2, 2)
-        assert run().runs == found.runs
+        assert run().runs == dimension.runs
 
     def test_none_suffices(self):
         problem = classes()
         settings = SubspaceSettings(steps=5)
-        found = intrinsic_dimension(problem, [problem.module.state_dict()], [1, 2], settings, baseline=1.0, share=1.0)
-        assert (found.dimension, found.below) == (None, 2)
+        dimension = intrinsic_dimension(
+            problem, [problem.module.state_dict()], [1, 2], settings, baseline=1.0, share=1.0
+        )
+        assert (dimension.dimension, dimension.below) == (None, 2)
 
     def test_divergence_is_a_gap(self):
         problem = wedge_problem()
         start = {"point": torch.ones(16)}
         settings = SubspaceSettings(steps=400, lr=1e6, optimizer="sgd")
-        found = intrinsic_dimension(problem, [start], [3], settings, loss_level=0.1)
-        assert found.dimension is None
-        assert math.isnan(found.runs[0].loss)
+        dimension = intrinsic_dimension(problem, [start], [3], settings, loss_level=0.1)
+        assert dimension.dimension is None
+        assert math.isnan(dimension.runs[0].loss)
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -42,25 +42,25 @@ def texts(svg):
 
 
 def test_ticks_have_the_layers_names(run, tmp_path):
-    found = read_ticks(run.folder)
-    assert found.layers == [name for name, _ in build_model("mlp").named_parameters()]
-    assert found.taken_back == [False, True, False]
-    picture = draw_ticks(found, tmp_path / "out", title="mine")
+    ticks = read_ticks(run.folder)
+    assert ticks.layers == [name for name, _ in build_model("mlp").named_parameters()]
+    assert ticks.taken_back == [False, True, False]
+    picture = draw_ticks(ticks, tmp_path / "out", title="mine")
     rows = list(csv.DictReader(picture.with_suffix(".csv").open()))
-    assert len(rows) == 3 * len(found.layers)
+    assert len(rows) == 3 * len(ticks.layers)
     assert float(rows[-1]["variance"]) == pytest.approx(0.3)
-    said = texts(picture.with_suffix(".svg"))
-    assert "distance to the destination" in said
-    assert "tick rolled back" in said
+    output = texts(picture.with_suffix(".svg"))
+    assert "distance to the destination" in output
+    assert "tick rolled back" in output
 
 
 def test_ticks_without_a_known_model_have_numbers(tmp_path):
     made = RunDirectory.create(tmp_path / "run", {"settings": {"mode": "m2o"}})
     made.append_metrics(record(1, 30, loss=math.nan))
-    found = read_ticks(made)
-    assert found.layers[3] == "segment 3"
-    said = texts(draw_ticks(found, tmp_path / "out").with_suffix(".svg"))
-    assert "distance to the origin" in said
+    ticks = read_ticks(made)
+    assert ticks.layers[3] == "segment 3"
+    output = texts(draw_ticks(ticks, tmp_path / "out").with_suffix(".svg"))
+    assert "distance to the origin" in output
 
 
 def test_ticks_that_cannot_be_read(tmp_path):
@@ -96,8 +96,8 @@ def test_film_of_a_certified_path(run, tmp_path, kind):
     if kind == "mp4":
         pytest.importorskip("imageio_ffmpeg")
     certified(run)
-    found = principal_components([run], components=2)
-    film = animate_path(found, tmp_path / "out", kind=kind, frames=5, seconds=0.5)
+    components = principal_components([run], components=2)
+    film = animate_path(components, tmp_path / "out", kind=kind, frames=5, seconds=0.5)
     rows = list(csv.DictReader((tmp_path / "out" / "animation.csv").open()))
     assert len(rows) == 5
     assert (float(rows[0]["arc"]), float(rows[-1]["arc"])) == (0, 1)
@@ -114,12 +114,12 @@ def test_film_of_a_certified_path(run, tmp_path, kind):
 
 def test_positions_between_waypoints_are_those_of_the_interpolated_states(run, tmp_path):
     certified(run)
-    found = principal_components([run], components=2)
-    animate_path(found, tmp_path, frames=200, seconds=0.5)
+    components = principal_components([run], components=2)
+    animate_path(components, tmp_path, frames=200, seconds=0.5)
     inside = [row for row in csv.DictReader((tmp_path / "animation.csv").open()) if float(row["fraction"]) == 0.5]
     assert len(inside) >= 3
     row = next(row for row in inside if row["waypoint"] == "1")
-    first, second = found.whole.coordinates[0][1:3]
+    first, second = components.whole.coordinates[0][1:3]
     assert [float(row["pc1"]), float(row["pc2"])] == pytest.approx(list((first + second) / 2))
 
 
@@ -130,8 +130,8 @@ def test_film_without_certificate_shows_waypoints(run, tmp_path):
 
 
 def test_film_refusals(run, tmp_path):
-    found = principal_components([run], components=2)
+    components = principal_components([run], components=2)
     for wrong in ({"kind": "avi"}, {"frames": 1}, {"seconds": 0.0}):
         with pytest.raises(LLPFError, match="animation"):
-            animate_path(found, tmp_path, **wrong)
+            animate_path(components, tmp_path, **wrong)
     assert list(tmp_path.glob("animation*")) == []

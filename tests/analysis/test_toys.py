@@ -42,10 +42,10 @@ class TestHyperbola:
     def test_the_line_by_the_certificate(self, t, s):
         """Barrier and place of the highest point, with the library's own evaluator and certificate."""
         path = [Hyperbola.minimum(t), Hyperbola.minimum(s)]
-        found = certify(path, evaluator(Hyperbola()), threshold=100.0, straight_points=0)
-        assert found.max_loss == pytest.approx(Hyperbola.midpoint_barrier(t, s), rel=1e-12)
-        assert found.max_loss_at.fraction == 0.5
-        for point in found.points:
+        verdict = certify(path, evaluator(Hyperbola()), threshold=100.0, straight_points=0)
+        assert verdict.max_loss == pytest.approx(Hyperbola.midpoint_barrier(t, s), rel=1e-12)
+        assert verdict.max_loss_at.fraction == 0.5
+        for point in verdict.points:
             fraction = point.at.waypoint + point.at.fraction
             assert point.train_loss == pytest.approx(Hyperbola.line_loss(t, s, fraction), rel=1e-10, abs=1e-15)
 
@@ -173,8 +173,8 @@ class TestWedges:
             point = random_basis(size, 1, seed).squeeze(1)
             distance = nearest_in_subspace(point, random_basis(size, subspace, 1000 + seed), basis)[1]
             squares.append((distance / float(point.norm())) ** 2)
-        found = math.sqrt(sum(squares) / len(squares))
-        assert found == pytest.approx(best_distance_law(1.0, size, wedge, subspace), rel=0.05)
+        measured_distance = math.sqrt(sum(squares) / len(squares))
+        assert measured_distance == pytest.approx(best_distance_law(1.0, size, wedge, subspace), rel=0.05)
 
     def test_law_beyond_the_limit_is_zero(self):
         assert best_distance_law(3.0, 10, 4, 6) == 0.0

@@ -80,9 +80,9 @@ def test_a_known_permutation_is_undone_exactly(name: str) -> None:
     module.load_state_dict(other)
     assert torch.allclose(module(example.double()), expected, rtol=1e-10, atol=1e-12)
 
-    found = align(state, other, specification)
-    assert all(torch.equal(found.state[key], state[key]) for key in state)
-    assert found.after == 0.0 < found.before
+    alignment = align(state, other, specification)
+    assert all(torch.equal(alignment.state[key], state[key]) for key in state)
+    assert alignment.after == 0.0 < alignment.before
 
 
 def test_resnet18_is_followed_through_its_sums() -> None:
@@ -103,10 +103,10 @@ def test_alignment_brings_networks_nearer_and_never_further() -> None:
     torch.manual_seed(1)
     first, second = build_model("mlp"), build_model("mlp")
     specification = trace_permutations(first, torch.randn(1, 1, 8, 8))
-    found = align(first.state_dict(), second.state_dict(), specification)
-    assert found.after < found.before
-    again = align(first.state_dict(), found.state, specification)
-    assert again.after <= found.after
+    alignment = align(first.state_dict(), second.state_dict(), specification)
+    assert alignment.after < alignment.before
+    again = align(first.state_dict(), alignment.state, specification)
+    assert again.after <= alignment.after
 
 
 def test_what_cannot_be_traced_is_named() -> None:
