@@ -97,7 +97,7 @@ def test_tf32_belongs_to_gpus() -> None:
         trained(precision="tf32")
 
 
-def test_products_on_a_gpu_are_set_and_put_back() -> None:
+def test_products_on_a_gpu_are_set_and_restored() -> None:
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     before = [switch.fp32_precision for switch in switches]
     for precision, expected in (("float32", "ieee"), ("bfloat16", "ieee"), ("tf32", "tf32")):

@@ -189,15 +189,15 @@ def test_a_stage_moves_its_layers_from_its_tick_on() -> None:
     assert moved == [set(first), set(first), set(both)]
 
 
-def test_idle_layers_are_put_back_only_where_the_rules_say_so() -> None:
+def test_idle_layers_are_rescaled_only_where_the_rules_say_so() -> None:
     (change,) = perturbations(3, 1, START)
     nothing = frozenset({"conv1.weight"})
-    for put_back in (False, True):
-        followed = Walk(LAYERS, START, Rules(stages=((1, nothing),), rescale_idle=put_back), goal=GOAL)
+    for rescales in (False, True):
+        followed = Walk(LAYERS, START, Rules(stages=((1, nothing),), rescale_idle=rescales), goal=GOAL)
         followed.move()
         followed.trained(change)
         left = variance_of(followed.now["conv2.weight"]) / variance_of(START["conv2.weight"]) - 1
-        assert (abs(left) < 1e-12) is put_back
+        assert (abs(left) < 1e-12) is rescales
 
 
 def test_rates_follow_the_variance() -> None:
