@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import reprlib
 from collections.abc import Iterable
 from importlib import import_module
@@ -98,15 +97,3 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     if near:
         return f"unknown {kind} {name!r}; did you mean {' or '.join(map(repr, near))}?"
     return f"unknown {kind} {name!r}; known: {', '.join(known)}"
-
-
-def wrong_type(text: str, prefix: str = "") -> str:
-    """jsonargparse's nested lines about a value of the wrong type as ``key must be float, got abc``."""
-    keys = [key.removeprefix(prefix) for key in re.findall(r'key "([^"]+)"', text)]
-    wanted = re.search(r"Expected an? (.+?)\. Got value: (.*)", text, flags=re.DOTALL)
-    # A key that may be null: null is what it is left at, so only the other type is worth naming.
-    wanted = wanted or re.search(r"Subtypes: \[(.+?), <class 'NoneType'>\].*Given value: (.*)", text, flags=re.DOTALL)
-    if not keys or wanted is None:
-        return one_line(text)
-    kind = re.sub(r"<class '([^']+)'>", r"\1", wanted[1]).replace("typing.", "")
-    return f"{'.'.join(keys)} must be {kind}, got {one_line(wanted[2])}"

@@ -30,10 +30,10 @@ PROGRAM = """
 import sys
 import torch
 
-core = ("numpy", "safetensors", "yaml", "rich", "jsonargparse", "pydantic", "pydantic_core")
+core = ("numpy", "safetensors", "yaml", "rich", "pydantic", "pydantic_core")
 loaded = {name: sys.modules.get(name) for name in core}
 optional = ("torchvision", "PIL", "sklearn", "timm", "vit_pytorch", "matplotlib", "plotly", "jinja2", "scipy",
-            "imageio_ffmpeg", "docstring_parser", "typeshed_client")
+            "imageio_ffmpeg")
 sys.modules |= dict.fromkeys((*core, *optional))
 import llpf_fast.ops
 for name, module in loaded.items():
@@ -47,7 +47,7 @@ from mine import data, net
 
 x, y, *_ = data()
 llpf_fast.find_path(net(), net(), net(), data=(x, y), out="run", threshold=9.0)
-print(">", main(["verify", "run", "--quiet", "--model", "mine.py:net", "--data-module", "mine.py:data"]))
+print(">", main(["verify", "run", "--quiet", "--model", "mine.py:net", "--data", "mine.py:data"]))
 print(">", main(["report", "run", "--quiet"]))
 print(">", main(["analyze", "linear", "a.pt", "b.pt", "--data", "digits", "--out", "."]))
 

@@ -24,9 +24,9 @@ def test_quick_recipe_is_certified(tmp_path: Path) -> None:
         train = ["train", "--model", "lenet5", "--data", "mnist", "--data-dir", str(DATA), "--seed", str(seed)]
         assert main([*train, "--epochs", "5", "--out", str(ends[-1]), "--quiet"]) == 0
     out = tmp_path / "run"
-    find = ["find", "--recipe", "lenet5-mnist-m2m-quick", "--start", str(ends[0]), "--destination", str(ends[1])]
-    assert main([*find, "--data", str(DATA), "--out", str(out), "--quiet"]) == 0
-    assert main(["verify", str(out), "--data", str(DATA), "--quiet"]) == 0
+    find = ["find", str(ends[0]), str(ends[1]), "--recipe", "lenet5-mnist-m2m-quick"]
+    assert main([*find, "--data-dir", str(DATA), "--out", str(out), "--quiet"]) == 0
+    assert main(["verify", str(out), "--data-dir", str(DATA), "--quiet"]) == 0
     certificate = json.loads((out / "certificate.json").read_text())
     assert certificate["connected"] is True
     assert certificate["max_loss"] <= certificate["threshold"] == 0.1

@@ -34,12 +34,14 @@ if [[ $(cat $program/of 2>/dev/null) != "$of" ]]; then
 fi
 cp $program/gpu_test $carry
 
-# The one package that the image lacks and a search, a certificate and training need; pure Python.
-wheel=jsonargparse-$($python -c 'from importlib.metadata import version; print(version("jsonargparse"))')
-[[ -e $(echo build/wheels/"$wheel"-*.whl) ]] ||
-  $python -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
-    -d build/wheels "${wheel/-/==}"
-cp build/wheels/"$wheel"-*.whl $carry/wheels
+# What settings need and the image lacks; pydantic_core is a binary wheel for its CPython 3.12.
+for name in pydantic pydantic_core typing_inspection; do
+  wheel=$name-$($python -c "from importlib.metadata import version; print(version('$name'))")
+  [[ -e $(echo build/wheels/"$wheel"-*.whl) ]] ||
+    $python -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
+      --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d build/wheels "${wheel/-/==}"
+  cp build/wheels/"$wheel"-*.whl $carry/wheels
+done
 
 tar czf $carry/mnist.tar.gz -C "$data" MNIST/raw
 for end in a:1 b:2; do

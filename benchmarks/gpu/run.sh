@@ -32,8 +32,7 @@ if [[ -n ${missing:-} ]]; then
   exit 2
 fi
 
-# Nothing is installed: the carried wheels are unpacked (all are pure Python), and a link puts the Triton kernels where
-# the package has them.
+# Nothing is installed: the carried wheels are unpacked, and a link puts the Triton kernels where the package has them.
 site=$(mktemp -d) link=
 trap 'rm -rf "$site" $link' EXIT
 for wheel in "$carry"/wheels/*.whl; do

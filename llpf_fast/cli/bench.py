@@ -12,7 +12,7 @@ from ..errors import LLPFError
 from .options import add_device, choose_device, user_path
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser, Namespace
 
 #: Files that --out writes.
 _FILES = ("bench.json", "bench.md", "bandwidth.png", "throughput.png")

@@ -15,7 +15,7 @@ from .verify import draw, verdict, verify
 from .written_files import list_written, remove_listed
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser, Namespace
 
 HELP = "train two small networks on the digits, find the path between them, certify and draw it"
 

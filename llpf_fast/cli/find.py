@@ -8,23 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LLPFError
-from .options import add_device, add_loss, add_quiet, add_threads, user_path
+from .options import add_data_dir, add_device, add_loss, add_quiet, add_threads, user_path
 from .output import Progress, duration
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
     from collections.abc import Sequence
-
-    from jsonargparse import ArgumentParser, Namespace
 
     from ..find import FindResult, TickProgress
     from .search import SearchSetup
 
 HELP = "search low-loss paths between trained networks"
 
-#: Options that are a setting, some under another name.
-_SHORTCUTS = {key: key for key in ("mode", "dialect", "schedule", "model", "optimizer", "is_norm")} | {
-    "data_module": "data"
-}
+#: Options that are settings of the same names.
+_SETTINGS = ("mode", "model", "data", "optimizer", "seed")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -38,68 +35,23 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="DESTINATIONS",
         help="the same, where the mode needs a destination",
     )
-    parser.add_argument(
+    search = parser.add_argument_group("search")
+    search.add_argument(
         "--recipe",
         type=user_path,
         required=True,
         metavar="NAME",
         help="a name, a YAML file, or 'list' to see the names",
     )
-    parser.add_argument("--start", type=user_path, metavar="FILE", help="the same as STARTS")
-    parser.add_argument("--destination", type=user_path, metavar="FILE", help="the same as DESTINATIONS")
-    parser.add_argument(
-        "--pairing",
-        type=str,
-        metavar="HOW",
-        help="which models to join: each-to-each, all-to-all, one-to-all, all-to-one; each path into a folder of OUT",
-    )
-    parser.add_argument(
-        "--parallel",
-        type=str,
-        default="auto",
-        metavar="N",
-        help="with folders of models, paths searched at once; auto (the default): as many as is faster, 1 on a CPU for "
-        "networks with convolutions",
-    )
-    parser.add_argument("--data", type=user_path, metavar="DIR", help="folder that holds the data; digits need none")
-    parser.add_argument(
+    search.add_argument(
         "--out",
         type=user_path,
         metavar="RUN",
         help="run directory to create; with folders of models, the folder of the runs",
     )
-    parser.add_argument("--mode", type=str, metavar="MODE", help="m2m, m2o, m2o-o, ...: short for --set mode=MODE")
-    parser.add_argument("--dialect", type=str, metavar="NAME", help="paper or authors: short for --set dialect=NAME")
-    parser.add_argument(
-        "--schedule", type=str, metavar="NAME", help="stages or data-flow: short for --set schedule.kind=NAME"
-    )
-    parser.add_argument(
-        "--model",
-        type=user_path,
-        metavar="CODE",
-        help="a network of your own, FILE.py:FACTORY or PACKAGE.MODULE:FACTORY",
-    )
-    parser.add_argument(
-        "--data-module",
-        type=user_path,
-        metavar="CODE",
-        help="data of your own: FILE.py:FUNCTION that returns train_x, train_y, test_x, test_y",
-    )
-    add_loss(parser)
-    parser.add_argument(
-        "--optimizer",
-        type=user_path,
-        metavar="CODE",
-        help="what trains after a move: FILE.py:FUNCTION that makes a torch optimizer of parameters (default: SGD)",
-    )
-    parser.add_argument(
-        "--is-norm",
-        type=user_path,
-        metavar="CODE",
-        help="normalization layers of your own: FILE.py:CLASS, or FILE.py:FUNCTION that says whether a module is one",
-    )
-    parser.add_argument("--seed", type=int, metavar="N", help="of the batches (default: the recipe's)")
-    parser.add_argument(
+    search.add_argument("--mode", type=str, metavar="MODE", help="m2m, m2o, m2o-o, ... (default: the recipe's)")
+    search.add_argument("--seed", type=int, metavar="N", help="of the batches (default: the recipe's)")
+    search.add_argument(
         "--set",
         type=str,
         action="append",
@@ -107,13 +59,47 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change a setting of the recipe, for example step.relative=0.01; may be repeated",
     )
-    parser.add_argument(
+    search.add_argument(
         "--resume", action="store_true", help="continue what RUN holds, given the same command; complete runs are kept"
     )
-    parser.add_argument("--download", action="store_true", help="let torchvision fetch data that is not there")
-    add_device(parser)
-    add_threads(parser)
-    add_quiet(parser)
+    code = parser.add_argument_group("network, data and loss (default: the recipe's)")
+    code.add_argument(
+        "--model", type=user_path, metavar="NAME", help="lenet5, ..., FILE.py:FACTORY or PACKAGE.MODULE:FACTORY"
+    )
+    code.add_argument(
+        "--data",
+        type=user_path,
+        metavar="NAME",
+        help="mnist, ..., or FILE.py:FUNCTION that returns train_x, train_y, test_x, test_y",
+    )
+    add_data_dir(code)
+    code.add_argument("--download", action="store_true", help="let torchvision fetch data that is not there")
+    add_loss(code)
+    code.add_argument(
+        "--optimizer",
+        type=user_path,
+        metavar="CODE",
+        help="what trains after a move: FILE.py:FUNCTION that makes a torch optimizer of parameters (default: SGD)",
+    )
+    many = parser.add_argument_group("folders of models")
+    many.add_argument(
+        "--pairing",
+        type=str,
+        metavar="HOW",
+        help="which models to join: each-to-each, all-to-all, one-to-all, all-to-one; each path into a folder of OUT",
+    )
+    many.add_argument(
+        "--parallel",
+        type=str,
+        default="auto",
+        metavar="N",
+        help="paths searched at once; auto (the default): as many as is faster, 1 on a CPU for networks with "
+        "convolutions",
+    )
+    machine = parser.add_argument_group("machine")
+    add_device(machine)
+    add_threads(machine)
+    add_quiet(machine)
 
 
 def run(args: Namespace) -> int:
@@ -122,19 +108,18 @@ def run(args: Namespace) -> int:
 
         show()
         return 0
-    starts = _either(args, "starts", "start")
-    destinations = _either(args, "destinations", "destination")
+    starts, destinations = args.starts, args.destinations
     if starts is None or args.out is None:
-        raise LLPFError(f"llpf find needs --{'start' if starts is None else 'out'}; see llpf find --help")
+        raise LLPFError(f"llpf find needs {'STARTS' if starts is None else '--out'}; see llpf find --help")
     # Quoted: a value such as "mine.py:" would be a mapping in YAML.
-    overrides = [f"{key}={json.dumps(args[option])}" for option, key in _SHORTCUTS.items() if args[option] is not None]
-    overrides += [*args.set, *([f"seed={args.seed}"] if args.seed is not None else [])]
+    overrides = [f"{key}={json.dumps(value)}" for key in _SETTINGS if (value := getattr(args, key)) is not None]
+    overrides += args.set
     from .search import SearchSetup
 
     search = SearchSetup(
         args.recipe,
         overrides,
-        data_dir=args.data,
+        data_dir=args.data_dir,
         loss=args.loss,
         device=args.device,
         threads=args.threads,
@@ -153,14 +138,6 @@ def run(args: Namespace) -> int:
         return 1
     print(f"certify it: llpf verify {result.folder}")
     return 0
-
-
-def _either(args: Namespace, position: str, option: str) -> str | None:
-    """The value given by place or by option."""
-    if args[position] is not None and args[option] is not None:
-        raise LLPFError(f"{position.upper()} and --{option} are both given; they are the same, leave one away")
-    value: str | None = args[option] if args[position] is None else args[position]
-    return value
 
 
 def _run_many(search: SearchSetup, args: Namespace, starts: str, destinations: str | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser, Namespace
 
 HELP = "versions, hardware, which kernels are loaded and why the rest is not"
 

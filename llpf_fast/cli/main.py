@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shlex
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
-
-from ..errors import LLPFError, one_line, wrong_type
+from ..errors import LLPFError, one_line
 from . import analyze, bench, demo, find, info, recipes, report, train, verify
 
 _COMMANDS = {
@@ -55,8 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except LLPFError as error:
         return _fail(str(error))
-    except ArgumentError as error:
-        return _fail(_usage_message(str(error), arguments))
     except BrokenPipeError:
         # The reader (head, less) has gone; without this Python complains once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,18 +72,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = before
 
 
-def parser(chosen: str | None = None, analysis: str | None = None) -> ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse with LLPFError in place of usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise LLPFError(f"{_wrong_value(message)}; see {self.prog} --help")
+
+
+def _wrong_value(message: str) -> str:
+    """argparse's message, with the words of the other errors where a value has the wrong type."""
+    message = re.sub(r"^argument (\S+): invalid user_path value: .*", r"\1 is empty; name a file or a folder", message)
+    message = re.sub(r"^argument (\S+): invalid (\w+) value: '(.*)'$", r"\1 must be \2, got \3", message)
+    return message.removeprefix("argument ")
+
+
+def parser(chosen: str | None = None, analysis: str | None = None) -> Parser:
     """The whole command line; with ``chosen``, that command's options only (of the others name and help).
 
     So with ``analysis`` where that is one of analyze's: the options of all take 10 ms more.
     """
-    top = ArgumentParser(prog="llpf", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False)
+    top = Parser(prog="llpf", description=_DESCRIPTION, allow_abbrev=False)
     top.add_argument("--version", action="version", version=_version())
-    commands = top.add_subcommands(dest="command", required=False)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in _COMMANDS.items():
-        sub = ArgumentParser(description=module.HELP, exit_on_error=False, allow_abbrev=False)
-        # In this order: commands inside a command are added to one that has its place already.
-        commands.add_subcommand(name, sub, help=module.HELP)
+        sub = commands.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
         if name == "analyze" and chosen == name:
             analyze.add_arguments(sub, analysis)
         elif chosen in (None, name):
@@ -99,21 +108,22 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         top.print_help()
         return EXIT_ERROR
-    parsed = top.parse_args(arguments)
+    parsed, unknown = top.parse_known_args(arguments)
+    if unknown:
+        command = [parsed.command, *([parsed.analysis] if getattr(parsed, "analysis", None) else [])]
+        raise LLPFError(f"unrecognized arguments: {' '.join(unknown)}; see llpf {' '.join(command)} --help")
     _check_numbers(parsed)
     try:
-        return _COMMANDS[parsed.command].run(parsed[parsed.command])
+        return _COMMANDS[parsed.command].run(parsed)
     except SystemExit as error:
         raise LLPFError(
             f"code of your own ended the program (exit status {error.code}); let it raise an error"
         ) from error
 
 
-def _check_numbers(args: Namespace) -> None:
+def _check_numbers(args: argparse.Namespace) -> None:
     """LLPFError where a whole number fits into no counter of torch."""
     for name, value in vars(args).items():
-        if isinstance(value, Namespace):
-            _check_numbers(value)
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int) and not -(2**63) <= number < 2**63:
                 raise LLPFError(f"{_as_typed(name)} must lie between -2**63 and 2**63, got {number}")
@@ -139,27 +149,6 @@ def _version() -> str:
 def _fail(message: str) -> int:
     print(f"llpf: error: {one_line(message)}", file=sys.stderr)
     return EXIT_ERROR
-
-
-def _usage_message(text: str, arguments: list[str]) -> str:
-    command = _typed_command(arguments)
-    message = wrong_type(text)
-    message = re.sub(r"argument (\S+): invalid user_path value: .*", r"\1 is empty; name a file or a folder", message)
-    if command:
-        message = message.replace('expected "analyze.analysis" to be one of', "name an analysis, one of")
-        message = message.replace(", but it was not provided.", "")
-        # jsonargparse names what is missing after its place in the tree of commands: verify.run, train.data_dir.
-        place = re.escape(".".join(command))
-        message = re.sub(rf"\b{place}\.(\w+)", lambda found: _as_typed(found[1]), message)
-    message = re.sub(r"^(\w+) must be", lambda found: f"{_as_typed(found[1])} must be", message)
-    return f"{message}; see llpf {' '.join([*command, '--help'])}"
-
-
-def _typed_command(arguments: list[str]) -> list[str]:
-    """``["verify"]``, ``["analyze", "linear"]``: the command as far as it is known."""
-    command = [name for name in arguments[:1] if name in _COMMANDS]
-    inside = analyze.names() if command == ["analyze"] else []
-    return command + [name for name in arguments[1:2] if name in inside]
 
 
 def _as_typed(name: str) -> str:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from ..errors import LLPFError
 
 if TYPE_CHECKING:
+    from argparse import _ActionsContainer
+
     import torch
-    from jsonargparse import ArgumentParser
     from torch import nn
 
 #: Up to here one thread is at least as fast as several, and on a busy machine ten times faster (measured, LeNet5).
@@ -19,7 +20,7 @@ _MOST_THREADS = 1024
 
 
 def user_path(text: str) -> str:
-    """A file, a folder or code as typed; ``~`` is the home folder where no shell says so: ``--data=~/mnist``."""
+    """A file, a folder or code as typed; ``~`` is the home folder where no shell says so: ``--data-dir=~/mnist``."""
     if not text or "\0" in text:
         raise ValueError
     path = os.path.expanduser(text)
@@ -27,11 +28,17 @@ def user_path(text: str) -> str:
     return os.path.join(".", path) if path.startswith("~") else path
 
 
-def add_device(parser: ArgumentParser) -> None:
+def add_data_dir(parser: _ActionsContainer) -> None:
+    parser.add_argument(
+        "--data-dir", type=user_path, metavar="DIR", help="folder that holds the data; digits need none"
+    )
+
+
+def add_device(parser: _ActionsContainer) -> None:
     parser.add_argument("--device", type=str, default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N")
 
 
-def add_threads(parser: ArgumentParser) -> None:
+def add_threads(parser: _ActionsContainer) -> None:
     parser.add_argument(
         "--threads",
         type=int,
@@ -40,13 +47,13 @@ def add_threads(parser: ArgumentParser) -> None:
     )
 
 
-def add_loss(parser: ArgumentParser) -> None:
+def add_loss(parser: _ActionsContainer) -> None:
     parser.add_argument(
         "--loss", type=user_path, metavar="NAME", help="mse_loss, ... of torch.nn.functional, or FILE.py:FUNCTION"
     )
 
 
-def add_quiet(parser: ArgumentParser) -> None:
+def add_quiet(parser: _ActionsContainer) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress, only results and errors")
 
 

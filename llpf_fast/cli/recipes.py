@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .options import user_path
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser, Namespace
 
 HELP = "list the recipes, or show one with every setting"
 

@@ -9,7 +9,7 @@ from .options import add_quiet, check_new_file, user_path
 from .output import Progress
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser, Namespace
 
 HELP = "write one self-contained HTML file about runs: verdict, certificate, figures, settings, comparison"
 

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LLPFError
-from .options import add_device, add_loss, add_quiet, add_threads, check_new_file, choose_device, set_threads, user_path
+from .options import (
+    add_data_dir,
+    add_device,
+    add_loss,
+    add_quiet,
+    add_threads,
+    check_new_file,
+    choose_device,
+    set_threads,
+    user_path,
+)
 from .output import Progress, duration
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
     import torch
-    from jsonargparse import ArgumentParser, Namespace
     from torch import Tensor, nn
 
 HELP = "train one network: an endpoint of a path"
@@ -21,12 +32,10 @@ HELP = "train one network: an endpoint of a path"
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", type=user_path, required=True, metavar="NAME", help="lenet5, resnet18, cct7, ...")
     parser.add_argument("--data", type=user_path, required=True, metavar="NAME", help="digits, mnist, cifar10, ...")
-    parser.add_argument(
-        "--data-dir", type=user_path, metavar="DIR", help="folder that holds the data; digits need none"
-    )
+    add_data_dir(parser)
     parser.add_argument(
         "--augmentation",
-        type=Literal["none", "mnist", "cifar"],
+        choices=("none", "mnist", "cifar"),
         default="none",
         help="the papers': mnist turns and shifts, cifar mirrors and shifts",
     )
@@ -42,11 +51,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="N",
         help="also write FILE-epochN after these epochs (0: before the first), to train on from with --init",
     )
-    parser.add_argument("--optimizer", type=Literal["sgd", "adamw"], default="sgd")
+    parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument(
         "--lr-schedule",
-        type=Literal["constant", "cosine", "steps", "one-cycle"],
+        choices=("constant", "cosine", "steps", "one-cycle"),
         default="constant",
         help="cosine ends at 0, steps divides by 10 after each of --lr-epochs, one-cycle peaks at --lr",
     )
@@ -58,7 +67,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
     parser.add_argument(
         "--precision",
-        type=Literal["float32", "tf32", "bfloat16"],
+        choices=("float32", "tf32", "bfloat16"),
         default="float32",
         help="of forward and backward; tf32 is for GPUs, bfloat16 is autocast; weights stay float32",
     )
@@ -75,15 +84,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     for name in ("epochs", "batch_size"):
-        if not 1 <= args[name] < 2**31:
-            raise LLPFError(f"--{name.replace('_', '-')} must be at least 1 and below 2**31, got {args[name]}")
+        if not 1 <= getattr(args, name) < 2**31:
+            raise LLPFError(f"--{name.replace('_', '-')} must be at least 1 and below 2**31, got {getattr(args, name)}")
     for name in ("lr", "momentum", "weight_decay"):
-        if not 0 <= args[name] < float("inf"):
-            raise LLPFError(f"--{name.replace('_', '-')} must be 0 or more, got {args[name]}")
+        if not 0 <= getattr(args, name) < float("inf"):
+            raise LLPFError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(args, name)}")
     if not 0 <= args.label_smoothing < 1:
         raise LLPFError(f"--label-smoothing must be at least 0 and below 1, got {args.label_smoothing}")
     for name, first in (("checkpoint_epochs", 0), ("lr_epochs", 1)):
-        beyond = [epoch for epoch in args[name] if not first <= epoch <= args.epochs]
+        beyond = [epoch for epoch in getattr(args, name) if not first <= epoch <= args.epochs]
         if beyond:
             raise LLPFError(f"--{name.replace('_', '-')} must be {first} to {args.epochs}, got {beyond[0]}")
     out = Path(args.out)

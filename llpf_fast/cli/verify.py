@@ -11,7 +11,7 @@ from .options import add_device, add_quiet, check_threads, choose_device, user_p
 from .output import Progress
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser, Namespace
 
     from ..verify import Certificate
 

@@ -40,8 +40,8 @@ class Ends:
 
     def find(self, run: Path, *more: str) -> list[str]:
         return [
-            *("find", "--recipe", "mlp-digits-m2m-quick", "--start", str(self.start)),
-            *("--destination", str(self.destination), "--out", str(run), *TINY, *more),
+            *("find", "--recipe", "mlp-digits-m2m-quick", str(self.start), str(self.destination)),
+            *("--out", str(run), *TINY, *more),
         ]
 
 

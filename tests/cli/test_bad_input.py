@@ -36,7 +36,7 @@ def refused(llpf, ends, tmp_path):
         target = tmp_path / "run" if out is None else out
         before = listing(target)
         outcome = llpf(
-            *("find", "--recipe", recipe, "--start", start, "--destination", destination),
+            *("find", start, destination, "--recipe", recipe),
             *("--out", target, "--quiet", *more),
         )
         assert outcome.status == 2, outcome
@@ -126,15 +126,15 @@ def test_empty_data(refused, lenets, tmp_path):
     pytest.importorskip("torchvision", reason="MNIST is read by torchvision")
     folder = tmp_path / "data"
     folder.mkdir()
-    refused(f"data folder {folder} holds no MNIST/raw", **lenets, more=("--data", folder))
+    refused(f"data folder {folder} holds no MNIST/raw", **lenets, more=("--data-dir", folder))
     refused("data 'mnist' needs a folder", **lenets)
-    refused(f"data folder {folder}/none does not exist", **lenets, more=("--data", folder / "none"))
+    refused(f"data folder {folder}/none does not exist", **lenets, more=("--data-dir", folder / "none"))
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part in ("train", "t10k"):
         (raw / f"{part}-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3, *[0] * 12]))
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, *[0] * 4]))
-    refused("data 'mnist'", **lenets, more=("--data", folder))
+    refused("data 'mnist'", **lenets, more=("--data-dir", folder))
 
 
 def test_wrong_image_size(refused, lenets):

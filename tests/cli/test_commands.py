@@ -171,7 +171,7 @@ def test_demo_in_a_minute(llpf, tmp_path):
     [
         (["fnd"], "invalid choice: 'fnd'"),
         (["find"], "the following arguments are required: --recipe"),
-        (["find", "--recipe", "mlp-digits-m2m-quick"], "llpf find needs --start"),
+        (["find", "--recipe", "mlp-digits-m2m-quick"], "llpf find needs STARTS"),
         (["find", "--recipe", "x", "--strat", "a"], "unrecognized arguments: --strat"),
         (["verify"], "required: RUN"),
         (["train", "--model", "mlp", "--data", "digits", "--out", "x", "--seed", "y"], "--seed must be int, got y"),
@@ -204,7 +204,7 @@ def test_help_needs_no_torch():
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert "--destination FILE" in done.stdout
+    assert "--data-dir DIR" in done.stdout
     assert done.returncode == 0, "llpf --help imports torch or numpy"
 
 
@@ -219,7 +219,7 @@ def test_layers_of_norm_0_are_named(llpf, ends, tmp_path):
     sets = ["mode=norm-sphere", f"spheres.radii={{{bias}: 1.0}}", "threshold=50", "correction.lr=1e-300", "max_ticks=3"]
     command = ["find", "--recipe", "mlp-digits-m2m-quick", *(word for each in sets for word in ("--set", each))]
     run = tmp_path / "run"
-    found = llpf(*command, "--start", tmp_path / "models" / "start.pt", "--out", run, "--quiet")
+    found = llpf(*command, tmp_path / "models" / "start.pt", "--out", run, "--quiet")
     note = f"not on their spheres, because from norm 0 no direction leads there: {bias}"
     assert f"\n  note: {note}\n" in found.out
     assert f"\n  note: {note}\n" in llpf("verify", run, "--quiet").out

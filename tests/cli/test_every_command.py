@@ -203,11 +203,11 @@ COMMANDS = {
     ),
     "find code": (
         FIND,
-        dict.fromkeys(("--model", "--data-module", "--loss", "--optimizer", "--is-norm"), (*THINGS, *CODE)),
+        dict.fromkeys(("--model", "--data", "--loss", "--optimizer"), (*THINGS, *CODE)),
     ),
     "find words": (
         FIND,
-        dict.fromkeys(("--mode", "--dialect", "--schedule", "--set", "--pairing", "--parallel"), WORDS),
+        dict.fromkeys(("--mode", "--set", "--pairing", "--parallel"), WORDS),
     ),
     "find numbers": (
         FIND,
@@ -231,7 +231,7 @@ COMMANDS = {
             "--device": DEVICES,
             "--threads": NUMBERS,
             "--model": THINGS,
-            "--data-module": THINGS,
+            "--data": THINGS,
             "--loss": THINGS,
         },
     ),

@@ -127,7 +127,6 @@ def test_everything_is_checked_before_the_first_search(llpf, models, tmp_path):
     refused("say which models to join, --pairing each-to-each", starts, models)
     refused("unknown pairing 'some'", starts, models, "--pairing", "some")
     refused("llpf find needs a destination (mode m2m)", starts)
-    refused("STARTS and --start are both given", starts, models, "--start", starts)
     (starts / "3.model.pt").rename(starts / "1.pt")
     refused("would both be called 1--2", starts, models, "--pairing", "all-to-all")
     (starts / "1.pt").unlink()
@@ -161,7 +160,7 @@ def test_one_pair_by_position_is_a_run_itself(llpf, models, tmp_path):
 
 def test_modes_without_a_destination(llpf, models, tmp_path):
     out = tmp_path / "runs"
-    found = llpf(*RECIPE, models, "--mode", "m2o", "--dialect", "authors", "--out", out, *SHORT)
+    found = llpf(*RECIPE, models, "--mode", "m2o", "--set", "dialect=authors", "--out", out, *SHORT)
     assert found.status == 0, found.err
     names = ["1--m2o", "2--m2o", "3--m2o"]
     assert sorted(folder.name for folder in out.iterdir()) == names
@@ -169,12 +168,7 @@ def test_modes_without_a_destination(llpf, models, tmp_path):
     settings = RunDirectory.open(out / "1--m2o").run["settings"]
     assert (settings["mode"], settings["dialect"]) == ("m2o", "authors")
     assert llpf("verify", out / "1--m2o", "--quiet").status == 0
-    # As runs were written before these settings existed.
-    record = RunDirectory.open(out / "2--m2o").run
-    for key in ("optimizer", "is_norm"):
-        del record["settings"][key]
-    (out / "2--m2o" / "run.yaml").write_text(yaml.safe_dump(record))
-    again = llpf(*RECIPE, models, "--mode", "m2o", "--dialect", "authors", "--out", out, *SHORT, "--resume")
+    again = llpf(*RECIPE, models, "--mode", "m2o", "--set", "dialect=authors", "--out", out, *SHORT, "--resume")
     assert again.status == 0
     assert all("complete already" in row(again.out, name) for name in names)
     single = llpf(*RECIPE, models / "1.model.pt", "--mode", "m2o-o", "--out", tmp_path / "run", *SHORT)
@@ -205,8 +199,8 @@ def test_a_model_that_gives_the_spheres(llpf, models, tmp_path):
             "both are given",
         ),
         (["--mode", "m2x"], "mode must be"),
-        (["D", "--dialect", "mine", "--pairing", "each-to-each"], "dialect must be"),
-        (["D", "--schedule", "none", "--pairing", "each-to-each"], "schedule must be"),
+        (["D", "--set", "dialect=mine", "--pairing", "each-to-each"], "dialect must be"),
+        (["D", "--set", "schedule.kind=none", "--pairing", "each-to-each"], "schedule.kind must be"),
     ],
 )
 def test_modes_and_destinations_that_do_not_fit(llpf, models, tmp_path, arguments, message):

@@ -341,10 +341,10 @@ def test_runs(check, world, tmp_path, command, monkeypatch):
     if command not in ("verify", "report"):
         # Drawing takes a second and sees what was read; what is damaged is met before.
         for name in (
-            "draw_pca.draw_components",
-            "draw_ticks.draw_ticks",
-            "draw_linear.draw_linear",
-            "draw_widths.draw_networks",
+            "pca.draw_components",
+            "ticks.draw_ticks",
+            "linear.draw_linear",
+            "widths.draw_networks",
         ):
             drawn = tmp_path / "picture.png"
             monkeypatch.setattr(

@@ -119,7 +119,7 @@ def test_find_and_verify_from_anywhere(llpf, project, tmp_path, monkeypatch):
 def test_options_in_place_of_a_recipe(llpf, project, tmp_path, monkeypatch):
     monkeypatch.chdir(project)
     run = tmp_path / "run"
-    code = ["--model", "mine.py:Net", "--data-module", "mine:data", "--loss", "mine.py:distance"]
+    code = ["--model", "mine.py:Net", "--data", "mine:data", "--loss", "mine.py:distance"]
     found = llpf("find", "1.pt", "2.pt", "--recipe", "bare.yaml", *code, "--out", run, "--quiet")
     assert found.status == 0, found.err
     settings = RunDirectory.open(run).run["settings"]
@@ -141,7 +141,7 @@ def test_an_optimizer_and_normalization_layers_of_ones_own(llpf, project, tmp_pa
     }
     recipe = project / f"{by}.yaml"
     recipe.write_text(yaml.safe_dump(settings if by == "options" else settings | names))
-    options = ["--optimizer", names["optimizer"], "--is-norm", names["is_norm"]] if by == "options" else []
+    options = ["--optimizer", names["optimizer"], "--set", f"is_norm={names['is_norm']}"] if by == "options" else []
     command = ["find", project / "1.pt", "--recipe", recipe, "--loss", "mse_loss", *options]
     monkeypatch.chdir(project if by == "options" else tmp_path)
     run = tmp_path / "run"
@@ -175,8 +175,8 @@ def test_code_that_no_path_could_use_is_refused_before_the_first(llpf, project, 
     for name in ("1.pt", "2.pt"):
         shutil.copy(project / name, models / name)
     command = ["find", models, "--recipe", project / "recipe.yaml", "--mode", "m2o", "--loss", "mse_loss", "--quiet"]
-    for option in ("--optimizer", "--is-norm"):
-        missing = [option, project / "mine.py:nothing", "--parallel", together, "--out", tmp_path / "runs"]
+    for option in (["--optimizer", project / "mine.py:nothing"], ["--set", f"is_norm={project}/mine.py:nothing"]):
+        missing = [*option, "--parallel", together, "--out", tmp_path / "runs"]
         refused = llpf(*command, *missing)
         assert refused.status == 2
         assert "unknown name 'nothing'" in refused.err
@@ -211,7 +211,7 @@ def test_code_of_a_moved_or_changed_run(llpf, project, tmp_path, monkeypatch):
     missing = llpf("verify", run, "--quiet")
     assert missing.status == 2
     assert f"{copy}/mine.py is missing" in missing.err
-    code = ["--model", tmp_path / "moved.py:Net", "--data-module", tmp_path / "moved.py:data"]
+    code = ["--model", tmp_path / "moved.py:Net", "--data", tmp_path / "moved.py:data"]
     assert llpf("verify", run, *code, "--quiet").status == 0
 
 
@@ -242,18 +242,18 @@ def test_a_run_brings_no_program_along(llpf, project, tmp_path):
         ("--model", "mine.py:not_a_module", "gave an int, not a torch.nn.Module"),
         ("--model", "no_such_module_here:Net", "cannot be imported: ModuleNotFoundError"),
         ("--model", "broken.py:Net", "cannot be imported: ZeroDivisionError: division by zero"),
-        ("--data-module", "data.py:three", "gave 3 values; it must return (train_inputs, train_targets, test_"),
-        ("--data-module", "data.py:text", "data.py:text' holds a str; pass tensors or NumPy arrays"),
-        ("--data-module", "data.py:uneven", "has 4 inputs but 3 targets"),
-        ("--data-module", "data.py:empty", "data.py:empty' is empty"),
-        ("--data-module", "data.py:nan", "inputs has values that are NaN or infinite"),
-        ("--data-module", "data.py:fails", "failed: KeyError: 'x'"),
+        ("--data", "data.py:three", "gave 3 values; it must return (train_inputs, train_targets, test_"),
+        ("--data", "data.py:text", "data.py:text' holds a str; pass tensors or NumPy arrays"),
+        ("--data", "data.py:uneven", "has 4 inputs but 3 targets"),
+        ("--data", "data.py:empty", "data.py:empty' is empty"),
+        ("--data", "data.py:nan", "inputs has values that are NaN or infinite"),
+        ("--data", "data.py:fails", "failed: KeyError: 'x'"),
         ("--loss", "mse_los", "unknown loss 'mse_los'; did you mean 'mse_loss'"),
         ("--optimizer", "AdamW", "optimizer 'AdamW': write it as file.py:name"),
         ("--optimizer", "mine.py:not_a_module", "not_a_module' failed: TypeError: "),
         ("--optimizer", "mine.py:is_first", "gave a bool, not a torch.optim.Optimizer"),
-        ("--is-norm", "mine.py:distance", "distance' failed on a "),
-        ("--is-norm", "mine.py:Shape", "gave a Shape, not true or false"),
+        ("--set", "is_norm=mine.py:distance", "distance' failed on a "),
+        ("--set", "is_norm=mine.py:Shape", "gave a Shape, not true or false"),
     ],
 )
 def test_wrong_code_is_one_line(llpf, project, tmp_path, monkeypatch, option, name, message):
@@ -267,7 +267,7 @@ def test_wrong_code_is_one_line(llpf, project, tmp_path, monkeypatch, option, na
         "empty = lambda: (x, x, x[:0], x[:0])\nnan = lambda: (x / 0 * 0, x, x, x)\n"
         "def fails():\n    return {}['x']\n"
     )
-    given = {"--model": "mine.py:Net", "--data-module": "mine.py:data", "--loss": "mse_loss"} | {option: name}
+    given = {"--model": "mine.py:Net", "--data": "mine.py:data", "--loss": "mse_loss"} | {option: name}
     options = [word for pair in given.items() for word in pair]
     outcome = llpf("find", "1.pt", "2.pt", "--recipe", "bare.yaml", *options, "--out", tmp_path / "run", "--quiet")
     assert outcome.status == 2

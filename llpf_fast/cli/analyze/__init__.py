@@ -6,6 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...errors import LLPFError, require
+
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
@@ -30,13 +32,9 @@ _ANALYSES: dict[str, str] = {
 }
 
 
-def names() -> list[str]:
-    return list(_ANALYSES)
-
-
 def add_arguments(parser: ArgumentParser, chosen: str | None = None) -> None:
     """With ``chosen``, the name of an analysis, only the options of that one."""
-    commands = parser.add_subparsers(dest="analysis", required=True, metavar="ANALYSIS")
+    commands = parser.add_subparsers(dest="analysis", metavar="ANALYSIS")
     for name in _ANALYSES:
         module = _module(name)
         sub = commands.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
@@ -45,9 +43,10 @@ def add_arguments(parser: ArgumentParser, chosen: str | None = None) -> None:
 
 
 def run(args: Namespace) -> int:
-    from ...errors import require
     from ..written_files import list_written
 
+    if args.analysis is None:
+        raise LLPFError(f"name an analysis, one of {{{','.join(_ANALYSES)}}}; see llpf analyze --help")
     # Before hours of evaluations.
     for package in ("scipy", "matplotlib"):
         require(package, "llpf analyze")

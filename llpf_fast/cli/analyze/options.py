@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LLPFError
-from ..options import add_device, add_loss, add_quiet, add_threads, choose_device, set_threads, user_path
+from ..options import add_data_dir, add_device, add_loss, add_quiet, add_threads, choose_device, set_threads, user_path
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -40,9 +40,7 @@ def add_problem(parser: ArgumentParser) -> None:
         metavar="NAME",
         help="the data: mnist, ..., FILE.py:FUNCTION (default: that of MODELS)",
     )
-    parser.add_argument(
-        "--data-dir", type=user_path, metavar="DIR", help="folder that holds the data; digits need none"
-    )
+    add_data_dir(parser)
     add_loss(parser)
     parser.add_argument(
         "--samples",
