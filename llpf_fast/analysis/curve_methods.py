@@ -41,7 +41,7 @@ def aligned_line(problem: Problem, a: StateDict, b: StateDict, *, seed: int = 0,
     It ends at another point than ``b``, at a network that computes the same function.
 
     Raises:
-        LLPFError: the network cannot be traced, or has no units that may change places.
+        LLPFError: the network cannot be traced, or has no units that may be permuted.
     """
     # Imported before the time is taken: the import takes seconds, once a process.
     require("scipy.optimize", "weight matching")
@@ -203,7 +203,7 @@ def find_curve(
 ) -> CurveResult:
     """Bezier, polychain or AutoNEB between the networks ``a`` and ``b``, on ``problem``'s batches.
 
-    Training is in train mode, as in the methods' own code. BatchNorm statistics of inner waypoints are
+    Training is in train mode, as in the authors' code. BatchNorm statistics of inner waypoints are
     re-estimated from training data at each; the two endpoints are ``a`` and ``b`` bit for bit. With ``problem.cache`` a
     curve of the same data, endpoints and settings is taken from there, with its cost.
 

@@ -194,17 +194,17 @@ def layer_connectivity(
     )
     expansions: list[Taylor] | None = None
     whole = curvature_along = None
-    restricted = DirectionalLoss(problem, hessian_samples) if predict else None
-    if restricted is not None:
-        expansions = [_expansion(problem, networks, layers, restricted, base, work) for base in (0, 1)]
+    directional = DirectionalLoss(problem, hessian_samples) if predict else None
+    if directional is not None:
+        expansions = [_expansion(problem, networks, layers, directional, base, work) for base in (0, 1)]
         whole = _whole(expansions)
         if integral:
             curvature_along = curvature_integral(
-                restricted,
+                directional,
                 networks,
                 nodes=nodes,
                 progress=lambda *_: work.report("curvature along the line"),
-                cached=lambda key, compute: _cached(problem, networks, restricted, key, compute),
+                cached=lambda key, compute: _cached(problem, networks, directional, key, compute),
             )
     groups: list[GroupBarrier] = []
     endpoint_values: dict[str, dict[str, list[float]]] = {}
@@ -232,7 +232,7 @@ def layer_connectivity(
         whole,
         curvature_along,
         None if expansions is None else [expansion.curvature.tolist() for expansion in expansions],
-        None if restricted is None else restricted.samples,
+        None if directional is None else directional.samples,
     )
 
 
@@ -295,7 +295,7 @@ def _expansion(
     problem: Problem,
     networks: Networks,
     layers: Mapping[str, list[str]],
-    restricted: DirectionalLoss,
+    directional: DirectionalLoss,
     base: int,
     work: _ProgressCounter,
 ) -> Taylor:
@@ -306,11 +306,11 @@ def _expansion(
         directions = [
             {alias: move[alias] for name in names for alias in networks.aliases(name)} for names in layers.values()
         ]
-        expansion = restricted.expand(networks[base], directions)
+        expansion = directional.expand(networks[base], directions)
         return {"loss": expansion.loss, "slopes": expansion.slopes, "curvature": expansion.curvature}
 
     work.report(f"second derivatives at {networks.names[base]}")
-    numbers = _cached(problem, networks, restricted, {"what": "layers", "base": base, "layers": layers}, compute)
+    numbers = _cached(problem, networks, directional, {"what": "layers", "base": base, "layers": layers}, compute)
     slopes, curvature = (torch.as_tensor(numbers[name], dtype=torch.float64) for name in ("slopes", "curvature"))
     return Taylor(numbers["loss"], slopes, curvature)
 
@@ -318,13 +318,13 @@ def _expansion(
 def _cached(
     problem: Problem,
     networks: Networks,
-    restricted: DirectionalLoss,
+    directional: DirectionalLoss,
     key: Mapping[str, Any],
     compute: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
     """``compute()``, or what it gave before for the same networks, data and loss."""
     code = code_digest(DirectionalLoss, Prediction, LayerConnectivity, VectorLoss)
-    key = {**key, "networks": networks.digests(), "on": restricted.settings(), "code": code}
+    key = {**key, "networks": networks.digests(), "on": directional.settings(), "code": code}
     return problem.cached_numbers(key, compute)
 
 

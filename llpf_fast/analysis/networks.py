@@ -56,7 +56,7 @@ class Networks:
         self.states: list[dict[str, Tensor]] = [
             {name: value.detach() for name, value in state.items() if isinstance(value, Tensor)} for state in states
         ]
-        #: The architecture, where it is known; without wrappers.
+        #: The architecture without wrappers, if given.
         self.module = None if module is None else unwrapped(module)
         if self.module is not None:
             compare_architectures(self.module.state_dict(), self.states[0], "the model", self.names[0])
@@ -107,7 +107,7 @@ class Networks:
     def layers(self) -> dict[str, list[str]]:
         """Layer (the module that owns them: ``conv1``, ``layer1.0.bn1``) -> its parameter tensors, in order.
 
-        A parameter of the network itself, owned by no submodule, is a layer of its own name.
+        A parameter of the network itself, in no submodule, is a layer with the parameter's name.
         """
         layers: dict[str, list[str]] = {}
         for name in self.parameter_names:
@@ -258,7 +258,7 @@ def _short(names: list[str]) -> list[str]:
 
 
 def _masks(states: Sequence[StateDict]) -> set[str]:
-    """Floating tensors that hold infinity and are the same in all of several networks: no parameters."""
+    """Floating tensors with infinite values that are the same in all of several networks: no parameters."""
     if len(states) < 2:
         return set()
     first = states[0]

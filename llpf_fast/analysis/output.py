@@ -38,7 +38,7 @@ def write_result(
 
     Raises:
         LLPFError: the folder cannot be made or written.
-        TypeError: a value that JSON cannot hold.
+        TypeError: a value that is not valid in JSON.
     """
     folder = Path(folder)
     with writing(folder):

@@ -86,17 +86,17 @@ def displacement(networks: Networks, first: int = 0, second: int = 1) -> dict[st
     return {name: b[name].double() - a[name].double() for name in sorted(names)}
 
 
-def predict_barrier(restricted: DirectionalLoss, networks: Networks, first: int = 0, second: int = 1) -> Prediction:
+def predict_barrier(directional: DirectionalLoss, networks: Networks, first: int = 0, second: int = 1) -> Prediction:
     """The second-order estimate for the line between two of ``networks``: one Hessian-vector product at each end."""
     move = displacement(networks, first, second)
-    here, there = (restricted.expand(networks[i], [move]) for i in (first, second))
+    here, there = (directional.expand(networks[i], [move]) for i in (first, second))
     return Prediction(
         float(here.slopes[0]), float(there.slopes[0]), float(here.curvature[0, 0]), float(there.curvature[0, 0])
     )
 
 
 def curvature_integral(
-    restricted: DirectionalLoss,
+    directional: DirectionalLoss,
     networks: Networks,
     first: int = 0,
     second: int = 1,
@@ -121,7 +121,7 @@ def curvature_integral(
     fractions = left + [0.5 + t for t in left]
 
     def curvature(t: float) -> dict[str, Any]:
-        return {"curvature": float(restricted.expand(_moved(networks[first], move, t), [move]).curvature[0, 0])}
+        return {"curvature": float(directional.expand(_moved(networks[first], move, t), [move]).curvature[0, 0])}
 
     values = []
     for done, t in enumerate(fractions):
@@ -134,7 +134,7 @@ def curvature_integral(
         float(w) / 4 * min(t, 1 - t) * value
         for w, t, value in zip([*weights, *weights], fractions, values, strict=True)
     )
-    losses = [restricted.loss(_moved(networks[first], move, t)) for t in (0.0, 0.5, 1.0)]
+    losses = [directional.loss(_moved(networks[first], move, t)) for t in (0.0, 0.5, 1.0)]
     return CurvatureIntegral(-total / 2, losses[1] - (losses[0] + losses[2]) / 2, fractions, values)
 
 

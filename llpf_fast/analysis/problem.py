@@ -178,7 +178,7 @@ class Problem:
     def like(self, *, module: nn.Module | None = None, samples: int | None = None) -> Problem:
         """The same with another ``module`` (whose loss is then the one in use here), or measured on other samples.
 
-        ``samples``: as for :class:`Problem`; None leaves what is measured on as it is.
+        ``samples``: as for :class:`Problem`; None for the same samples.
         """
         other = Problem(
             self.module if module is None else module,

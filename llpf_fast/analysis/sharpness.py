@@ -99,7 +99,7 @@ def sharpness_along(
     depend on the scale of the weights (a ReLU network scaled down by c in every layer but the last computes alike and
     is sharper), so both are also given times the squared norm of the parameters.
 
-    Rows hold: waypoint, tick, arc (share of the path's length), norm (L2 of all parameters) and norm_share (of the
+    Columns: waypoint, tick, arc (share of the path's length), norm (L2 of all parameters) and norm_share (of the
     first's), train_loss (on the samples), test_loss and test_accuracy (whole test set, where there is one) with its
     binomial standard error, top_eigenvalue, trace with trace_standard_error, sam_one_step, and the two scaled ones. A
     point whose loss is not finite has NaN.

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..batches.forward import computing_dtype, forward
 from ..batches.loss import LossReduction, batch_loss
@@ -67,11 +66,6 @@ class VectorLoss:
     def size(self) -> int:
         """P."""
         return self._layout.size
-
-    @property
-    def has_batch_statistics(self) -> bool:
-        """Whether eval mode uses running statistics, which belong to one point only."""
-        return any(isinstance(layer, _BatchNorm) and layer.track_running_stats for layer in self._module.modules())
 
     def pack(self, state: Mapping[str, Tensor], name: str = "the state") -> Tensor:
         """The parameters of ``state`` as one vector ``[P]`` of this network's dtype, on its device.

@@ -195,16 +195,16 @@ def test_value_gradient_and_hessian_are_those_of_one_call(name: str, cut: str) -
 def test_the_restricted_loss_is_that_of_one_call(name: str, cut: str) -> None:
     whole = Whole(name, seed=3)
     problem = whole.problem(cut)
-    restricted = DirectionalLoss(problem, batch_size=5)
-    assert restricted.samples == _COUNT
+    directional = DirectionalLoss(problem, batch_size=5)
+    assert directional.samples == _COUNT
     vector = whole.vector()
     moves = torch.randn(2, whole.size, generator=whole.generator, dtype=torch.float64)
     layout = problem.networks([net.state_dict() for net in whole.nets])
     directions = [{key: layout.unflatten(move)[key] for key in whole.names} for move in moves]
-    expansion = restricted.expand(whole.nets[0].state_dict(), directions)
+    expansion = directional.expand(whole.nets[0].state_dict(), directions)
     s = torch.zeros(2, dtype=torch.float64)
     along = lambda s: whole.loss(vector + s @ moves)
-    assert restricted.loss(whole.nets[0].state_dict()) == pytest.approx(float(whole.loss(vector)), rel=1e-9)
+    assert directional.loss(whole.nets[0].state_dict()) == pytest.approx(float(whole.loss(vector)), rel=1e-9)
     assert expansion.loss == pytest.approx(float(whole.loss(vector)), rel=1e-9)
     close = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
     close(expansion.slopes, torch.autograd.functional.jacobian(along, s))

@@ -63,6 +63,6 @@ def run(args: Namespace) -> int:
     }
     file = write_result(folder, "pca", numbers=numbers, about=about)
     share = 100 * float(components.whole.explained[:2].sum())
-    print(f"two components hold {share:.1f} % of the squared deviation of {sum(map(len, paths))} waypoints")
+    print(f"two components have {share:.1f} % of the squared deviation of {sum(map(len, paths))} waypoints")
     print(f"numbers: {file}\npictures: {' '.join(map(str, pictures))}")
     return 0

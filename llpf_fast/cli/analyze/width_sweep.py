@@ -44,7 +44,7 @@ def run(args: Namespace) -> int:
     if not any(len(values) > 1 for values in axes.values()):
         raise LLPFError("nothing varies: give two or more values to --lr, --batch-size, --weight-decay or --width")
     if not args.model or not args.data:
-        raise LLPFError("a sweep trains its own networks: name --model and --data")
+        raise LLPFError("a sweep trains networks: name --model and --data")
     problem = load_problem(args, [])
 
     from ...analysis.output import write_result
