@@ -152,7 +152,7 @@ def test_every_import_is_declared() -> None:
         "yaml": "pyyaml",
         "pydantic_core": "pydantic",
         "typing_extensions": "torch",
-    }  # the last two come with these
+    }  # pydantic and torch install the last two
     names |= {module: package for module, (package, _) in errors._OPTIONAL.items()}
     used = {name for path in (ROOT / "llpf_fast").rglob("*.py") for name in imported(path)}
     assert {names.get(name, name) for name in used} <= core.union(*extras.values())

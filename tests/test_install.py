@@ -1,4 +1,4 @@
-"""Installing: with a compiler and without one, editable and isolated, and what a user is told."""
+"""Installing: with a compiler and without one, editable and isolated, and the messages."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def test_without_a_compiler_the_package_works_and_says_what_is_missing(sources: 
     assert shared_libraries(names) == set()
     assert {"llpf_fast/kernels/tick.py", "llpf_fast/ops/tick.py", "llpf_fast/py.typed"} <= names
     code = (
-        "from llpf_fast import ops; found = ops.info()\n"
-        "import llpf_fast; print(llpf_fast.__file__); print(found['backend']['cpu']); print(found['available']['cpp'])"
+        "from llpf_fast import ops; info = ops.info()\n"
+        "import llpf_fast; print(llpf_fast.__file__); print(info['backend']['cpu']); print(info['available']['cpp'])"
     )
     home, used, reason = run(
         "env", "-C", sources.parent, sys.executable, "-c", code, PYTHONPATH=str(sources / "installed")
@@ -123,11 +123,11 @@ def test_editable_install_builds_again_only_what_changed(sources: Path, tmp_path
     objects = {path: path.stat().st_mtime_ns for path in (sources / "build/native").glob("*.o")}
     assert objects
     code = (
-        "import llpf_fast.kernels.flags as flags; from llpf_fast import _core, ops; found = ops.info()\n"
-        "print(flags.__file__); print(found['available']['cpp']); print(found['core'])"
+        "import llpf_fast.kernels.constants as constants; from llpf_fast import _core, ops; info = ops.info()\n"
+        "print(constants.__file__); print(info['available']['cpp']); print(info['core'])"
     )
     where, available, core = run("env", "-C", tmp_path, python, "-c", code).stdout.splitlines()
-    assert where == str(sources / "kernels/flags.py")
+    assert where == str(sources / "kernels/constants.py")
     assert available == "yes"
     assert core.startswith(str(sources / "llpf_fast/_core."))
 

@@ -1,4 +1,4 @@
-"""docs/your-own-model.md says what is so."""
+"""docs/your-own-model.md agrees with the code."""
 
 from __future__ import annotations
 

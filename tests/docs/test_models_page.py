@@ -1,4 +1,4 @@
-"""The table of docs/models.md is the code's own."""
+"""The table of docs/models.md agrees with the code."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_row(name: str) -> None:
     assert parameters == f"{sum(p.numel() for p in model.parameters()):,}"
     norms = Counter(type(layer).__name__ for layer in model.modules() if isinstance(layer, NORMS))
     assert normalization == (", ".join(f"{count} {kind}" for kind, count in norms.items()) or "none")
-    own = {each.removesuffix(QUICK) for each in recipe_names() if load_recipe(each).model == name}
-    assert set(re.findall("`([^`]+)`", recipes)) == own
-    alone = [each for each in own if each not in recipe_names()]
+    expected = {each.removesuffix(QUICK) for each in recipe_names() if load_recipe(each).model == name}
+    assert set(re.findall("`([^`]+)`", recipes)) == expected
+    alone = [each for each in expected if each not in recipe_names()]
     assert ("(quick only)" in recipes) == bool(alone)

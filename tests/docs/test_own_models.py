@@ -51,9 +51,9 @@ def own_measurement(path: LowLossPath, model: nn.Module, loss_fn, data) -> float
 def test_regression(tmp_path, capsys):
     example = load("own_model_regression")
     certificate = example.main(tmp_path / "run")
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert certificate.connected
-    assert "connected: True at threshold 0.5" in said
+    assert "connected: True at threshold 0.5" in printed
     assert max(point.train_loss for point in certificate.straight_line) > 0.5
     train, _ = example.patients()
     highest = own_measurement(LowLossPath(tmp_path / "run"), example.Regressor(), mse_loss, train)
@@ -69,9 +69,9 @@ def test_regression(tmp_path, capsys):
 def test_language_model(tmp_path, capsys):
     example = load("own_language_model")
     certificate = example.main(tmp_path / "run", steps=160, characters=300)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert certificate.connected
-    assert "connected: True at threshold 0.8" in said
+    assert "connected: True at threshold 0.8" in printed
     assert max(point.train_loss for point in certificate.straight_line) > 2
     text = example.zen()[:300]
     alphabet = "".join(sorted(set(text)))

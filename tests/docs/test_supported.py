@@ -1,4 +1,4 @@
-"""The README's table of what is supported is the code's own."""
+"""The README's table of what is supported agrees with the code."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ SMALL = ("lenet5", "mlp")
 RELATIVE = 0.02
 #: Far above any loss of an untrained network, whose BatchNorm statistics do not fit its data (DLA: 500).
 THRESHOLD = 1e4
-#: torch's own types: found without the package's judgement of what a normalization layer is.
+#: torch's types, independent of what the package takes for a normalization layer.
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
 State = dict[str, Tensor]
@@ -96,7 +96,7 @@ class Watch:
 
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    seen = Watch()
+    watch = Watch()
     tick = Route.tick
 
     def watched(self: Route, p: Tensor, **options: Any) -> None:
@@ -108,7 +108,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
         before, statistics = parameters(), buffers()
         tick(self, p, **options)
-        seen.moves.append(Move(before, parameters(), statistics, buffers()))
+        watch.moves.append(Move(before, parameters(), statistics, buffers()))
 
     monkeypatch.setattr(Route, "tick", watched)
     # Networks that never learned anything are as bad anywhere: the last tick would arrive.
@@ -118,7 +118,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
         yield
 
     monkeypatch.setattr(path_search.PathSearch, "_rest_is_low", never)
-    return seen
+    return watch
 
 
 @pytest.fixture

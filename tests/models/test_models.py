@@ -90,19 +90,19 @@ def test_register_model(monkeypatch):
 
 def test_training_reaches_the_data_and_repeats():
     data = load_dataset("digits")
-    ends = []
+    states = []
     for round_ in range(2):
         torch.manual_seed(3)
         model = build_model("mlp")
         # The order of batches comes from the seed argument alone.
         torch.manual_seed(round_)
-        seen = []
-        model = train_model(model, *data.train, seed=3, epochs=8, lr=0.05, progress=seen.append)
-        ends.append(model.state_dict())
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+        reports = []
+        model = train_model(model, *data.train, seed=3, epochs=8, lr=0.05, progress=reports.append)
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not model.training
-    assert [step.epoch for step in seen] == list(range(1, 9))
-    assert seen[-1].loss < 0.2 < seen[0].loss
+    assert [step.epoch for step in reports] == list(range(1, 9))
+    assert reports[-1].loss < 0.2 < reports[0].loss
     assert accuracy(model, *data.test) > 0.93
 
 

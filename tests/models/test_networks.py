@@ -72,8 +72,8 @@ def test_size_gradients_and_saving(name):
 def test_the_stem_leaves_something_of_32x32(name):
     layer, expected = LEAVES[name]
     model = build_model(name).eval()
-    seen = []
-    model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape[-2:]))
+    sizes = []
+    model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: sizes.append(output.shape[-2:]))
     with torch.no_grad():
         model(torch.randn(1, 3, 32, 32))
-    assert seen == [(expected, expected)]
+    assert sizes == [(expected, expected)]

@@ -1,4 +1,4 @@
-"""Chromium without a window, driven through its debugging pipe: what a page says, asks for and looks like."""
+"""Chromium without a window, driven through its debugging pipe: a page's text, requests and picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 
 
 def find_browser() -> str | None:
-    return next((found for name in _NAMES if (found := shutil.which(name))), None)
+    return next((path for name in _NAMES if (path := shutil.which(name))), None)
 
 
 class Browser:

@@ -244,8 +244,8 @@ def browser(tmp_path_factory):
     executable = find_browser()
     if executable is None:
         pytest.skip("no chromium or chrome on this machine")
-    with Browser(executable, tmp_path_factory.mktemp("profile")) as found:
-        yield found
+    with Browser(executable, tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
 
 
 def test_in_a_browser(browser, tmp_path):

@@ -48,9 +48,9 @@ def test_files_beside_the_run(run):
     assert picture == run / "path.png"
     height, width, _ = images.imread(picture).shape
     assert (height, width) == (900, 1500)
-    said = " ".join(texts(run / "path.svg"))
+    text = " ".join(texts(run / "path.svg"))
     for words in ("lenet5 on mnist: connected", "threshold 0.1", "straight line", "training loss", "test accuracy (%)"):
-        assert words in said
+        assert words in text
 
 
 def test_numbers_are_the_certificates(run, certificate):
@@ -91,10 +91,10 @@ def test_not_finite_and_no_accuracy(certificate, tmp_path):
         if number in (4, 5):
             point["train_loss"] = None
     draw_path(odd, tmp_path / "odd")
-    said = " ".join(texts(tmp_path / "odd.svg"))
-    assert "not connected" in said
-    assert "loss not finite" in said
-    assert "accuracy" not in said
+    text = " ".join(texts(tmp_path / "odd.svg"))
+    assert "not connected" in text
+    assert "loss not finite" in text
+    assert "accuracy" not in text
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_says_what_the_line_leads_through(certificate, tmp_path, reasons, run, w
 
 def test_one_waypoint(tmp_path):
     line = [{"x": torch.zeros(1)}]
-    found = certify(line, lambda state: Evaluation(0.0, None, None, 1, 0), threshold=0.1)
-    assert draw_path(found, tmp_path / "dot.png").exists()
+    certificate = certify(line, lambda state: Evaluation(0.0, None, None, 1, 0), threshold=0.1)
+    assert draw_path(certificate, tmp_path / "dot.png").exists()
 
 
 def test_does_not_touch_matplotlibs_settings(run):
