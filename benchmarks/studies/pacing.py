@@ -171,8 +171,8 @@ def page(source: Path) -> str:
     lines = [
         "# What was tried to need fewer gradient steps",
         "",
-        f"Every line is one change to `{content['recipe']}` (how that works: [algorithm](algorithm.md), *Adaptive steps*), "
-        "the other",
+        f"Every line is one change to `{content['recipe']}` (how that works: [algorithm](algorithm.md), "
+        "*Adaptive steps*), the other",
         f"settings as they are in it. {len(pairs)} pairs of LeNet5 on MNIST, one thread of a CPU; gradient steps count",
         "64 images each, rolled-back ones included. `highest loss` is the worst pair's, on 5,000 training images (the",
         "threshold is 0.1). The settings of the recipe were chosen on five other pairs of the same networks (1-3, 2-4,",
