@@ -1,7 +1,7 @@
 """Two commits timed in one run, call for call in turn: for reviewing a change.
 
-The other commit is checked out in a worktree of its own under a temporary folder and built there. Both packages are
-timed by *this* checkout's cases, each in a process of its own, which the parent asks in the order A B B A.
+The other commit is checked out in a separate worktree under a temporary folder and built there. Both packages are
+timed by *this* checkout's cases, each in its process; the parent alternates between them in the order A B B A.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ def checked_out(commit: str) -> Iterator[Path]:
     Raises:
         LLPFError: there is no such commit, or it does not build.
     """
-    found = _git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
-    if found.returncode != 0:
+    resolved = _git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
+    if resolved.returncode != 0:
         raise LLPFError(f"--compare {commit}: no such commit in {ROOT}")
     with tempfile.TemporaryDirectory(prefix="llpf-bench-") as folder:
         tree = Path(folder) / "tree"
-        added = _git("worktree", "add", "--detach", str(tree), found.stdout.strip())
+        added = _git("worktree", "add", "--detach", str(tree), resolved.stdout.strip())
         if added.returncode != 0:
             raise LLPFError(f"--compare {commit}: git worktree: {added.stderr.strip()}")
         try:
@@ -92,9 +92,9 @@ def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def _build(tree: Path, commit: str) -> None:
     """The CPU library: copied where its sources are this checkout's, else compiled."""
-    own = ROOT / "llpf_fast" / "_C.so"
-    if own.exists() and _git("diff", "--quiet", commit, "--", *_KERNELS).returncode == 0:
-        shutil.copyfile(own, tree / "llpf_fast" / "_C.so")
+    library = ROOT / "llpf_fast" / "_C.so"
+    if library.exists() and _git("diff", "--quiet", commit, "--", *_KERNELS).returncode == 0:
+        shutil.copyfile(library, tree / "llpf_fast" / "_C.so")
         return
     chosen_parts = {"LLPF_CPP": "1", "LLPF_CUDA": "0"}
     built = subprocess.run(
@@ -149,8 +149,8 @@ def _compared(workers: dict[str, Worker], case: Case, threads: int, cache: str, 
     for i in range(pairs):
         for who in ("this", "other") if i % 2 == 0 else ("other", "this"):
             times[who].append(workers[who].ask(sample=True)["seconds"])
-    for who, found in times.items():
-        result[f"{who}_us"] = quartiles([1e6 * seconds for seconds in found])
+    for who, samples in times.items():
+        result[f"{who}_us"] = quartiles([1e6 * seconds for seconds in samples])
     return result | {"ratio": ratio(times["other"], times["this"])}
 
 
@@ -158,13 +158,13 @@ def _said(result: dict[str, Any], commit: str) -> str:
     named = f"{result['case']} {result['cache']}, {result['threads']} thread{'s' if result['threads'] > 1 else ''}"
     if "ratio" not in result:
         return f"{named}: not comparable: {result['other']}"
-    found = result["ratio"]
+    ratio = result["ratio"]
     verdict = "no difference beyond the spread"
-    if found["q1"] > 1:
+    if ratio["q1"] > 1:
         verdict = "faster now"
-    elif found["q3"] < 1:
+    elif ratio["q3"] < 1:
         verdict = "slower now"
     return (
         f"{named}: {result['this_us']['median']:.4g} µs, {commit} {result['other_us']['median']:.4g} µs, ratio "
-        f"{found['median']:.3f} ({found['q1']:.3f}–{found['q3']:.3f}): {verdict}"
+        f"{ratio['median']:.3f} ({ratio['q1']:.3f}–{ratio['q3']:.3f}): {verdict}"
     )

@@ -54,14 +54,14 @@ def run(options: Options, say: Callable[[str], None] = print) -> Result:
         say(f"note: {text}")
 
     if options.device.type == "cpu" and not stream.compiled():
-        note("no C++ compiler: read and triad bandwidth are those of torch's ops alone, so shares may look better")
+        note("no C++ compiler: read and triad bandwidth are those of torch's ops alone, so shares may be too high")
     for row in rows(
         chosen(options.tier, options.only),
         options.device,
         seconds=options.seconds or (QUICK_SECONDS if options.quick else SECONDS),
         threads=(1,) if options.quick else options.threads,
         quick=options.quick,
-        said=note,
+        notify=note,
         wrong=wrong,
     ):
         result["rows"].append(row)

@@ -1,7 +1,7 @@
 """A process of compare.py: the package of one tree, timed by this checkout's cases; it talks in JSON lines.
 
 {"prepare": case, "threads": n, "cache": c}  -> {} or {"error": ...}    makes the tensors, checks the result
-{"sample": true}                             -> {"seconds": ...}        one timed sample of the case's own call
+{"sample": true}                             -> {"seconds": ...}        one timed sample of the case's call
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 def main() -> None:
     sys.path.insert(0, sys.argv[1])
-    import llpf_fast.ops  # first of all, from the tree that was named: the benchmarks' own tree has one too
+    import llpf_fast.ops  # first of all, from the tree that was named: the benchmarks' tree has one too
 
     assert Path(str(llpf_fast.__file__)).is_relative_to(Path(sys.argv[1])), llpf_fast.__file__
     sys.path[0] = str(Path(__file__).parents[1])

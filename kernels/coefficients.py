@@ -129,7 +129,7 @@ def pooled_square(
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Squared L2 norm of each lane's variance group after its projection; each member has its inside FREE flag."""
+    """Squared L2 norm of each lane's variance group after its projection; each member has its FREE flag."""
     squared = tl.zeros([LANES], tl.float64)
     done, most = tl.full([], 0, tl.int64), tl.max(size, 0)
     while done < most:
@@ -311,19 +311,19 @@ def rescale(
     t = tl.load(work + 5 * lane + 3, mask=inside, other=0.0)
     s0, c0 = tl.load(result + 3, mask=inside, other=0.0), tl.load(result + 4, mask=inside, other=0.0)
     if DESTINATION == POINT:
-        keep = s * (1.0 - t)
+        share = s * (1.0 - t)
         b = s * t
-        c = keep * c0 + (1.0 - s) * group_mean
+        c = share * c0 + (1.0 - s) * group_mean
     else:
         alpha, mean_q = tl.load(result + 1, mask=inside, other=0.0), tl.load(result + 2, mask=inside, other=0.0)
-        keep = s * (1.0 - t + t * alpha)
+        share = s * (1.0 - t + t * alpha)
         b = tl.zeros([LANES], tl.float64)
-        c = keep * c0
+        c = share * c0
         if ABOUT_MEAN:
             c += s * t * (1.0 - alpha) * mean_q
         c += (1.0 - s) * group_mean
     tl.debug_barrier()
-    tl.store(result, tl.where(there, keep * s0, 1.0), mask=inside)
+    tl.store(result, tl.where(there, share * s0, 1.0), mask=inside)
     tl.store(result + 1, tl.where(there, b, 0.0), mask=inside)
     tl.store(result + 2, tl.where(there, c, 0.0), mask=inside)
 

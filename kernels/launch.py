@@ -77,7 +77,7 @@ def walk_constants(p: Tensor) -> dict[str, Any]:
     """Compile-time facts of a streaming kernel over ``p``.
 
     ALIGNED depends on the length of a row and not on the number of rows: a reduction in 16-byte loads adds in another
-    order than one in single loads, and a row of ``[K, N]`` must give the bits of its own ``[N]``.
+    order than one in single loads, and a row of ``[K, N]`` must give the bits of the same row as ``[N]``.
 
     VECTOR is 16 bytes of p. A 16-bit d beside a float32 p is read in 8-byte pieces, so that a thread holds the same
     elements of both: in 16-byte pieces the tile would change threads through shared memory.

@@ -180,7 +180,7 @@ def chunk_kernel(
 
 @triton.jit
 def first_chunk(chunks, count, segment, LANES: tl.constexpr):
-    """Number of chunks whose segment is below ``segment``: where its own chunks begin.
+    """Number of chunks whose segment is below ``segment``: where its chunks begin.
 
     A search with LANES probes a step: a million chunks take two dependent loads, not the twenty of a bisection.
     """

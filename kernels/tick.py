@@ -38,8 +38,8 @@ def tick_triton(
 ) -> None:
     """The op :func:`llpf_fast.ops.tick_`, same arguments and errors.
 
-    Two launches where the moments are at hand, four without. Programs may not wait for each other, so what
-    needs a whole segment (combining chunks) and what needs a whole group (coefficients) are launches of their own.
+    Two launches with ``moments_in``, four without. Programs may not wait for each other, so what
+    needs a whole segment (combining chunks) and what needs a whole group (coefficients) are separate launches.
     Combining inside the coefficient kernel would save one launch, 2 us in a CUDA graph, but lets one program combine
     all members of a group one after another: 2 us each, 100 us where a whole network shares one distance.
     """

@@ -21,7 +21,7 @@ def is_whole(start, left, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
     """Whether a tile may be loaded 16 bytes at a time.
 
     Triton vectorises where it can prove 16-byte alignment and where the mask is constant over each vector. A table on
-    the device can prove neither without a host synchronisation, so every program asks its own chunk: full tiles at
+    the device can prove neither without a host synchronisation, so every program checks its chunk: full tiles at
     aligned starts (all but one tile of a tensor) go unmasked, the ragged rest loads single elements.
     """
     return ALIGNED & (start % 16 == 0) & (left >= BLOCK)
@@ -31,7 +31,7 @@ def is_whole(start, left, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
 def tile_at(buffer, at, VECTOR: tl.constexpr):
     """Pointer to a tile; VECTOR is 1 on the ragged way.
 
-    Rounding down to VECTOR changes nothing where ``is_whole`` said yes; it is the proof of alignment.
+    Rounding down to VECTOR changes nothing where ``is_whole`` is true; it is the proof of alignment.
     ``tl.multiple_of`` would mark the sum itself, which the ragged way shares, and gets lost when sums are rearranged.
     """
     if VECTOR > 1:

@@ -1,6 +1,6 @@
 """The tick over a flat buffer of equal segments, ``[S, L]``, for ``torch.compile``: as good as it gets.
 
-Our own algebra (five moments, one affine map a segment), since the paper's chain of steps makes inductor go over the
+Our algebra (five moments, one affine map a segment), since the paper's chain of steps makes inductor go over the
 values five times and was measured to take five times as long. Two functions, the reductions and the write: on both in
 one torch 2.15's inductor fails (KeyError in its outer loop fusion).
 """
@@ -28,8 +28,8 @@ def maps(p: Tensor, d: Tensor, variance: Tensor, step: Tensor) -> tuple[Tensor, 
     distance = torch.sqrt(m2_delta + n * mean_delta * mean_delta)
     t = torch.where(distance > 0, (step[0] + step[1] * distance) / distance, 0.0).clamp(max=1.0)
     s = torch.sqrt(variance * (n - 1) / (s0 * s0 * m2_p + 2 * t * c + t * t * m2_delta))
-    keep = s * (1.0 - t)
-    return keep * s0, s * t, keep * back * mean_p + (1.0 - s) * (mean_p + t * mean_delta)
+    share = s * (1.0 - t)
+    return share * s0, s * t, share * back * mean_p + (1.0 - s) * (mean_p + t * mean_delta)
 
 
 def write_(p: Tensor, d: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:

@@ -9,10 +9,10 @@ StateDict = dict[str, Tensor]
 
 
 def project_(p: Tensor, variance: float) -> None:
-    """Put p on its variance sphere, its mean kept."""
+    """Put p on its variance sphere, with the same mean."""
     if p.numel() > 1:
-        found, mean = torch.var_mean(p)
-        p.sub_(mean).mul_(torch.sqrt(variance / found)).add_(mean)
+        measured, mean = torch.var_mean(p)
+        p.sub_(mean).mul_(torch.sqrt(variance / measured)).add_(mean)
 
 
 @torch.no_grad()

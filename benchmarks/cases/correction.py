@@ -30,7 +30,7 @@ from ..harness.sizes import parameters
 
 IMAGES, BATCH, ROUNDS, LR = 10_000, 64, 20, 1e-3
 PASSES = "forward and backward"
-#: Of everything that is timed here. Torch's own default on a GPU is another one: convolutions in TF32.
+#: Of everything that is timed here. Torch's default on a GPU is another one: convolutions in TF32.
 PRECISION: Precision = "float32"
 #: On a GPU: the device repeats the iteration by itself, instead of replays that the host queues.
 ONE_LAUNCH = "one launch"
@@ -39,12 +39,12 @@ FLOPS_OF_FORWARD = 2 * (150 * 28 * 28 + 2400 * 10 * 10 + 48_000 + 10_080 + 840)
 
 
 @contextmanager
-def arithmetic(seen: set[str]) -> Iterator[None]:
+def record_arithmetic(modes: set[str]) -> Iterator[None]:
     """In which arithmetic the networks run that are called inside; replays of a call show nothing any more."""
 
     def record(*_: Any) -> None:
         conv = getattr(torch.backends.cudnn, "conv").fp32_precision  # noqa: B009  (unknown to its stubs)
-        seen.add(f"convolutions {conv}, products {torch.backends.cuda.matmul.fp32_precision}")
+        modes.add(f"convolutions {conv}, products {torch.backends.cuda.matmul.fp32_precision}")
 
     handle = nn.modules.module.register_module_forward_pre_hook(record)
     try:
@@ -57,7 +57,7 @@ class Way:
     """One way to run iterations, which can say how it did."""
 
     def __init__(self) -> None:
-        self.seen: set[str] = set()
+        self.arithmetic: set[str] = set()
 
     def __call__(self) -> None:
         raise NotImplementedError
@@ -68,11 +68,11 @@ class Way:
 
     def watched(self) -> None:
         """A call, and the arithmetic of it."""
-        with arithmetic(self.seen):
+        with record_arithmetic(self.arithmetic):
             self()
 
     def how(self) -> dict[str, str]:
-        return {"arithmetic": "; ".join(sorted(self.seen)), "runs": "captured" if self.captured() else "called"}
+        return {"arithmetic": "; ".join(sorted(self.arithmetic)), "runs": "captured" if self.captured() else "called"}
 
 
 class Iterations(Way):
@@ -161,7 +161,7 @@ class Passes(Way):
             once = self._replay or self._once
             for _ in range(ROUNDS):
                 once()
-            if self._on_gpu:  # one look, as at the gate
+            if self._on_gpu:  # one wait, as for the gate
                 self._seen.copy_(self._loss, non_blocking=True)
                 torch.cuda.current_stream(self._device).synchronize()
 
@@ -169,13 +169,13 @@ class Passes(Way):
         return self._replay is not None
 
     def error(self) -> float:
-        """There is nothing to get wrong in the passes, which are the model's own, but not to have run."""
+        """There is nothing to get wrong in the passes, which are the model's, but not to have run."""
         self.watched()
-        return 0.0 if bool(self._loss.isfinite()) and self.seen else float("nan")
+        return 0.0 if bool(self._loss.isfinite()) and self.arithmetic else float("nan")
 
 
 def in_float64(model: nn.Module, batches: TensorBatches, rounds: int, lr: float, momentum: float) -> list[Tensor]:
-    """What the first ``rounds`` iterations make of the parameters, by torch's own optimiser."""
+    """What the first ``rounds`` iterations make of the parameters, by torch's optimiser."""
     model = copy.deepcopy(model).double().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
     for round_ in range(rounds):
@@ -198,14 +198,14 @@ def prepare(augment: str, momentum: float, device: torch.device, pool: int) -> P
     model = build_model("lenet5").to(device)
     inputs = torch.randn(IMAGES, 1, 28, 28, device=device)
     targets = torch.randint(10, (IMAGES,), device=device)
-    fresh = copy.deepcopy(model)
+    initial = copy.deepcopy(model)
     run = Iterations(model, inputs, targets, augment, momentum)
     batch = run.batches.batch(0)
 
     def error(run: Iterations) -> float:
-        start = [parameter.detach().double().clone() for parameter in fresh.parameters()]
-        want = in_float64(fresh, run.batches, ROUNDS, LR, momentum)
-        run.flat.data.copy_(run.flat.flatten(fresh.state_dict()))
+        start = [parameter.detach().double().clone() for parameter in initial.parameters()]
+        want = in_float64(initial, run.batches, ROUNDS, LR, momentum)
+        run.flat.data.copy_(run.flat.flatten(initial.state_dict()))
         run.round = 0
         run.watched()
         got = run.flat.state_dict().values()
@@ -213,7 +213,7 @@ def prepare(augment: str, momentum: float, device: torch.device, pool: int) -> P
 
     contenders = {OURS: Contender([run], partial(error, run), 1e-3, run.how)}
     if device.type == "cuda":
-        launch = Iterations(copy.deepcopy(fresh), inputs, targets, augment, momentum, "while")
+        launch = Iterations(copy.deepcopy(initial), inputs, targets, augment, momentum, "while")
         contenders[ONE_LAUNCH] = Contender([launch], partial(error, launch), 1e-3, launch.how)
     passes = Passes(model, batch)
     contenders[PASSES] = Contender([passes], passes.error, 0.0, passes.how)

@@ -1,7 +1,7 @@
 """Correction iterations of K paths as one stack, beside the same corrections one after the other.
 
 One after the other at most ``MOST_IN_TURN`` run, and their time an iteration counts for K: on a GPU each captures a
-graph of its own. Both sides run in float32 and in the same way: captured on a GPU, called on a CPU.
+graph each. Both sides run in float32 and in the same way: captured on a GPU, called on a CPU.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Stacked(Way):
     def __call__(self) -> None:
         for path in self.paths:
             path.begin(self.round)
-        # On a GPU the host looks at the gates now and then only.
+        # On a GPU the host reads the gates now and then only.
         training = set(self.paths)
         while training:
             training -= {path for path, _ in self.stack.iterate()}
@@ -108,7 +108,7 @@ def judged(errors: list[float]) -> float:
     """Of K paths: the worst, but of more than 19 one in twenty may be off by what ``BATCH`` times less allows.
 
     Where two values of a pooling window are equal up to rounding, float32 may take the other one than float64: a part
-    of one image, of 1 / BATCH of the gradient, then goes elsewhere (LeNet5: seen once in 64 paths of four iterations).
+    of one image, of 1 / BATCH of the gradient, then goes elsewhere (LeNet5: once in 64 paths of four iterations).
     """
     errors = sorted(errors)
     return max(errors[-1 - len(errors) // 20], errors[-1] / BATCH)
@@ -116,24 +116,24 @@ def judged(errors: list[float]) -> float:
 
 def prepare(network: Network, paths: int, device: torch.device, pool: int) -> Prepared:
     torch.manual_seed(0)
-    fresh = [build_model(network.model, classes=10).to(device) for _ in range(paths)]
+    initial = [build_model(network.model, classes=10).to(device) for _ in range(paths)]
     inputs = torch.randn(IMAGES, *network.shape, device=device)
     targets = torch.randint(10, (IMAGES,), device=device)
     # As the finder does by itself: single LeNet5 paths are much faster so.
     batches = TensorBatches(inputs, targets, BATCH, seed=1, channels_last=device.type == "cpu")
     ways: dict[str, Stacked | InTurn] = {
-        OURS: Stacked([copy.deepcopy(module) for module in fresh], batches, network.rounds),
-        IN_TURN: InTurn([copy.deepcopy(module) for module in fresh[:MOST_IN_TURN]], batches, network.rounds),
+        OURS: Stacked([copy.deepcopy(module) for module in initial], batches, network.rounds),
+        IN_TURN: InTurn([copy.deepcopy(module) for module in initial[:MOST_IN_TURN]], batches, network.rounds),
     }
 
     def error(way: Stacked | InTurn) -> float:
         way.round = 0
-        held = list(zip(way.flats, fresh, strict=False))
-        for flat, module in held:
+        pairs = list(zip(way.flats, initial, strict=False))
+        for flat, module in pairs:
             flat.load(module.state_dict())
         way.watched()
         errors = []
-        for flat, module in held:
+        for flat, module in pairs:
             start = [parameter.detach().double() for parameter in module.parameters()]
             want = in_float64(module, batches, network.rounds, LR, 0.0)
             errors.append(off_by(list(flat.state_dict().values()), want, start))

@@ -86,7 +86,7 @@ def narrow_against_wide(size: str, device: torch.device, pool: int) -> Contender
 
 
 def baseline(problem: Problem, calls: Sequence[Callable[[], object]], got: Callable[[], list[Tensor]]) -> Contender:
-    """A program of another kind, held against the same reference."""
+    """A program of another kind, compared with the same reference."""
     error = lambda: wanted(problem, calls[0], got, least=SPREAD)
     return Contender(calls, error, ALLOWED_OF_BASELINES[problem.p.dtype])
 
@@ -164,7 +164,7 @@ def prepare(
 ) -> Prepared:
     problem = Problem(size, *storage(dtype), device, pool, masked=variant == "half masked")
     contenders = {}
-    # Baselines on tensors of their own copy them before the first tick changes them.
+    # Baselines on separate tensors copy them before the first tick changes them.
     for name in baselines:
         if name != "float32 storage" and (name != PLAIN or device.type == "cpu"):
             contenders[name] = BASELINES[name](problem, device)
@@ -186,7 +186,7 @@ def cost(size: str, dtype: str, variant: str) -> Cost:
     if variant == "origin":
         narrow = 0
     recorded = parameters(size) * wide if variant == "waypoint" else 0
-    # p read and written, d read; and p and d once more where the moments are not at hand.
+    # p read and written, d read; and p and d once more without `moments_in`.
     moved = n * (2 * wide + narrow) + recorded
     left = variant == "moments_in"
     flops = n * (FLOPS_OF_MAP * (2 if recorded else 1) + (0 if left else FLOPS_OF_MOMENTS))

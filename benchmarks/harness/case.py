@@ -25,7 +25,7 @@ class Cost:
 
     Attributes:
         touched: bytes, each input once and each output once: what a call on cold memory cannot avoid.
-        read, triad: bytes of the floor that the time is held against: those that stream in at the read bandwidth
+        read, triad: bytes of the floor that the time is compared with: those that stream in at the read bandwidth
             (the reduction pass of a tick) and those at the bandwidth of an in-place triad. A model too large for the
             caches is read twice, so read + triad may exceed touched.
         flops: additions and multiplications in the elementwise loops.
@@ -43,10 +43,10 @@ class Contender:
 
     Attributes:
         calls: one call on each member of the pool of inputs; cold times go through them in turn.
-        error: makes one call from fresh values and returns its error, relative to what ``allowed`` is.
+        error: makes one call from new values and returns its error, relative to what ``allowed`` is.
         how: asked after that: in which arithmetic the call ran, and whether captured or call by call. Contenders that
             differ in it are not timed beside each other.
-        units: work units in one call, where not as many as in the case's own.
+        units: work units in one call, where that differs from the case's.
     """
 
     calls: Sequence[Callable[[], object]]
@@ -65,7 +65,7 @@ class Prepared:
     streams: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     #: Work units in one call (iterations of a correction); times are given for one.
     units: int = 1
-    #: The case's own time as a sum over contenders, where it is not simply that of OURS.
+    #: The case's time as a sum over contenders, where it is not that of OURS alone.
     time_of: dict[str, int] = field(default_factory=lambda: {OURS: 1})
 
 
@@ -109,35 +109,35 @@ class Case:
         return " ".join(part for part in (self.op, self.size, self.dtype, self.variant) if part)
 
 
-def check(prepared: Prepared, name: str, said: Callable[[str], None] | None = None) -> dict[str, dict[str, Any]]:
+def check(prepared: Prepared, name: str, notify: Callable[[str], None] | None = None) -> dict[str, dict[str, Any]]:
     """Every contender's error and what is allowed of it; how it ran, where it says so.
 
-    With ``said`` a baseline that cannot run at all (a compiler's bug) is taken out, and said to be.
+    With ``notify``, which is called with the reason, a baseline that cannot run at all (a compiler's bug) is left out.
 
     Raises:
         WrongResultError: one is wrong (or not a number), or ran in another way than the others.
     """
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for who, contender in list(prepared.contenders.items()):
         try:
             error = contender.error()
         except Exception as failure:
-            if said is None or who in prepared.time_of:
+            if notify is None or who in prepared.time_of:
                 raise
             del prepared.contenders[who]
-            said(f"{name}: {who} does not run here: {type(failure).__name__}: {failure}".splitlines()[0])
+            notify(f"{name}: {who} does not run here: {type(failure).__name__}: {failure}".splitlines()[0])
             continue
         if not error <= contender.allowed:
             raise WrongResultError(
                 f"{name}: {who} is wrong: error {error:.3g}, allowed {contender.allowed:.3g}; nothing is timed"
             )
-        found[who] = {"error": error, "allowed": contender.allowed}
+        results[who] = {"error": error, "allowed": contender.allowed}
         if contender.how is not None:
-            found[who]["how"] = contender.how()
-    ways = {who: one["how"] for who, one in found.items() if "how" in one}
+            results[who]["how"] = contender.how()
+    ways = {who: one["how"] for who, one in results.items() if "how" in one}
     if any(way != next(iter(ways.values())) for way in ways.values()):
         raise WrongResultError(f"{name}: contenders differ in more than what is compared: {ways}; nothing is timed")
-    return found
+    return results
 
 
 #: One result: what was timed, how, and every figure; plain values, as they stand in the JSON file.

@@ -16,7 +16,7 @@ import torch
 Calls = Sequence[Callable[[], object]]
 #: Seconds a sample takes at least: a thousand times what reading the clock costs.
 SAMPLE = 5e-4
-#: Seconds of untimed calls before a warm sample. The contenders before it leave the caches full of their own: without
+#: Seconds of untimed calls before a warm sample. The contenders before it leave their data in the caches: without
 #: these a sample of LeNet5's tick, 16 calls of 31 us, came out at 43 us, and with 10 calls still at 37 us.
 SETTLE = 2e-3
 MIN_ROUNDS, MAX_ROUNDS = 5, 40
@@ -70,7 +70,7 @@ def measure(
     """Time every contender in about ``seconds`` altogether (at least five rounds).
 
     Each call takes the next member of the pool, whoever calls: no contender finds what the one before it left behind.
-    ``warm``: every sample follows calls of the same contender, as in a loop of its own.
+    ``warm``: every sample follows calls of the same contender, as in a loop of that contender alone.
     """
     turn = count()
 
@@ -117,7 +117,7 @@ def measure_on_gpu(
 
     clock = Clock(device)
     ways: dict[str, tuple[Callable[[], object], int]] = {}
-    said: dict[str, str] = {}
+    ways: dict[str, str] = {}
     seconds_a_round = 0.0
     for name, calls in contenders.items():
         number = 1 if cold else WARM_CALLS
@@ -127,11 +127,11 @@ def measure_on_gpu(
         except RuntimeError:
             torch.cuda.synchronize()
             alone, ways[name] = True, (calls[0], 1)
-        said[name] = "call by call" if alone else f"graph of {number}"
+        ways[name] = "call by call" if alone else f"graph of {number}"
         seconds_a_round += 1e-6 * clock.events(ways[name][0], flush=cold, repeats=2)[-1]
     rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / seconds_a_round)))
     return {
-        name: Times([1e-6 * t / number for t in clock.events(way, flush=cold, repeats=rounds)], way=said[name])
+        name: Times([1e-6 * t / number for t in clock.events(way, flush=cold, repeats=rounds)], way=ways[name])
         for name, (way, number) in ways.items()
     }
 

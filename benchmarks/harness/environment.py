@@ -32,7 +32,7 @@ def pool_members(member_bytes: int) -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that can be had: of a GPU its own, of the machine without swapping."""
+    """Available memory: of the GPU, or of the machine without swapping."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -48,9 +48,9 @@ def load() -> float:
 
 def record(device: torch.device) -> dict[str, Any]:
     """As plain values; ``load`` is the one-minute average before the first time is taken."""
-    found = gpu.record(device.type) | describe(device)
-    del found["threads"], found["device"]
-    return found | {
+    record = gpu.record(device.type) | describe(device)
+    del record["threads"], record["device"]
+    return record | {
         "processors": os.cpu_count(),
         "last_level_cache": cache_bytes(),
         "memory_available": available_bytes(device),

@@ -42,7 +42,7 @@ class Problem:
     Args:
         size: name of a table in ``TABLES``.
         p, d: storage.
-        pool: members, each with values of its own.
+        pool: members, each with different values.
         masked: every second segment is MASKED.
     """
 

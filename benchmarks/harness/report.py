@@ -35,7 +35,7 @@ def _head(result: Result) -> list[str]:
         f"{where['load_after']} (the suite itself is 1 or 2 of it).",
         "",
         "Times are medians with quartiles over rounds in which everything named in a row takes its turn; ratios and "
-        "shares are medians of the rounds' own. Every result was compared with float64 arithmetic first. "
+        "shares are medians of each round's share. Every result was compared with float64 arithmetic first. "
         "docs/benchmarks.md explains the columns.",
     ]
     return [*lines, *(f"- {note}" for note in result["notes"])]
@@ -80,7 +80,7 @@ def _line(row: Row) -> str:
     if "share_of_floor" in row:
         share = _spread(row["share_of_floor"])
         bandwidths = ", ".join(f"{row[f'{kind}_gb_per_s']:.1f}" for kind in ("read", "triad", "copy"))
-    slower = "; ".join(f"{name} {_spread(found)}" for name, found in row["slower"].items())
+    slower = "; ".join(f"{name} {_spread(quartiles)}" for name, quartiles in row["slower"].items())
     cells = [
         row["size"] + "!" * _disturbed(row),
         row["dtype"],
@@ -93,8 +93,8 @@ def _line(row: Row) -> str:
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
-def _spread(found: dict[str, float]) -> str:
-    return f"{found['median']:.4g} ({found['q1']:.3g}–{found['q3']:.3g})"
+def _spread(quartiles: dict[str, float]) -> str:
+    return f"{quartiles['median']:.4g} ({quartiles['q1']:.3g}–{quartiles['q3']:.3g})"
 
 
 def line(row: Row) -> str:
@@ -106,7 +106,7 @@ def line(row: Row) -> str:
         text += f", {row['share_of_floor']['median']:.2f} of the floor"
     if _disturbed(row):
         text += " (disturbed)"
-    return text + "".join(f", {name} {found['median']:.3g}x" for name, found in row["slower"].items())
+    return text + "".join(f", {name} {quartiles['median']:.3g}x" for name, quartiles in row["slower"].items())
 
 
 def write(result: Result, out: Path) -> list[Path]:
@@ -140,7 +140,7 @@ def _large(result: Result, file: Path) -> list[Row]:
 
 
 def plot(result: Result, to: Path) -> bool:
-    """Bytes of the floor a second against parameters, with the floor's own speed and the baselines; False: too few."""
+    """Bytes of the floor a second against parameters, with the speed of the floor and the baselines; False: too few."""
     rows = [
         row
         for row in result["rows"]
@@ -167,10 +167,10 @@ def plot(result: Result, to: Path) -> bool:
         axes.fill_between(sizes, low, high, alpha=0.2, color=drawn.get_color(), linewidth=0)
     axes.plot(sizes, [row["copy_gb_per_s"] for row in rows], ":", color="grey", label="copy, same run")
     for name in ("per-layer eager", "torch._foreach", "torch.compile, flat", "authors-like"):
-        found = [row for row in rows if name in row["slower"]]
-        speed = [row["floor_bytes"] / row["times_us"][name]["median"] / 1e3 for row in found]
-        if found:
-            axes.plot([row["parameters"] for row in found], speed, "s", markersize=5, label=name)
+        compared = [row for row in rows if name in row["slower"]]
+        speed = [row["floor_bytes"] / row["times_us"][name]["median"] / 1e3 for row in compared]
+        if compared:
+            axes.plot([row["parameters"] for row in compared], speed, "s", markersize=5, label=name)
     axes.set(xscale="log", xlabel="parameters", ylabel="GB/s (5 words a parameter)", ylim=(0, None))
     where = result["environment"]
     axes.set_title(f"One tick on cold memory, float32, one thread\n{where['machine']}", fontsize=10)

@@ -31,15 +31,15 @@ def rows(
     seconds: float,
     threads: Sequence[int],
     quick: bool,
-    said: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
     wrong: list[WrongResultError] | None = None,
 ) -> Iterator[Row]:
     """Time the cases; each row is complete when it comes.
 
     Args:
         seconds: about how long one row's times are taken.
-        threads: numbers of CPU threads wanted; a case has those of its own that are among them.
-        said: told what is skipped, and why.
+        threads: numbers of CPU threads to time; a case is timed with those of them that it lists.
+        notify: called with what is skipped, and why.
         wrong: receives the error of a case with a wrong result, and the other cases are timed; ``None`` raises it.
 
     Raises:
@@ -51,7 +51,7 @@ def rows(
             if device.type not in case.devices:
                 continue
             if case.memory > available_bytes(device):
-                said(f"{case.name}: skipped, needs {case.memory / 1e9:.0f} GB of memory")
+                notify(f"{case.name}: skipped, needs {case.memory / 1e9:.0f} GB of memory")
                 continue
             for number in [n for n in case.threads if n in threads] if device.type == "cpu" else [1]:
                 torch.set_num_threads(number)
@@ -60,14 +60,14 @@ def rows(
                         for cache in case.caches:
                             pool = pool_members(case.member_bytes) if cache == "cold" and device.type == "cpu" else 1
                             try:
-                                found = row(case, device, cache == "cold", pool, seconds, quick, said)
+                                timed = row(case, device, cache == "cold", pool, seconds, quick, notify)
                             except WrongResultError as error:
                                 if wrong is None:
                                     raise
                                 wrong.append(error)
-                                said(str(error))
+                                notify(str(error))
                                 continue
-                            yield found | {"backend": backend, "cache": cache, "threads": number}
+                            yield timed | {"backend": backend, "cache": cache, "threads": number}
     finally:
         torch.set_num_threads(before)
 
@@ -79,7 +79,7 @@ def row(
     pool: int,
     seconds: float,
     quick: bool,
-    said: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> Row:
     """One case gated and timed with the backend in use.
 
@@ -89,7 +89,7 @@ def row(
     prepared = case.prepare(device, pool)
     if quick:
         prepared.contenders = {name: it for name, it in prepared.contenders.items() if name not in SLOW}
-    checked = check(prepared, case.name, said)
+    checked = check(prepared, case.name, notify)
     gc.collect()
     copied = case.cost.read + case.cost.triad if device.type == "cuda" else None
     times = _times(prepared, device, cold, seconds, copied)
@@ -117,7 +117,7 @@ def _times(
     }
     if prepared.streams:
         of_members = [stream.streams(p, d) for p, d in prepared.streams]
-        calls |= {name: [found[name] for found in of_members] for name in of_members[0]}
+        calls |= {name: [member[name] for member in of_members] for name in of_members[0]}
         calls["copy"] = [stream.copies(p, copied) for p, _ in prepared.streams]
     if device.type == "cuda":
         return measure_on_gpu(calls, device, seconds, cold=cold)
@@ -129,36 +129,36 @@ def figures(case: Case, prepared: Prepared, times: dict[str, Times], copied: int
 
     ``copied``: bytes that the copy read and wrote, where not as many as p holds.
     """
-    own = [
+    ours = [
         sum(sign * times[name].samples[i] for name, sign in prepared.time_of.items()) / prepared.units
         for i in range(len(times[OURS].samples))
     ]
-    processor = [share for found in times.values() for share in found.processor]
+    processor = [share for contender in times.values() for share in contender.processor]
     units = {name: contender.units or prepared.units for name, contender in prepared.contenders.items()}
     row: Row = {
-        "time_us": quartiles([1e6 * t for t in own]),
+        "time_us": quartiles([1e6 * t for t in ours]),
         # Of one processor: below the number of threads where others had a part of the machine.
         "processors_had": round(sum(processor) / len(processor), 2) if processor else None,
-        "rounds": len(own),
-        "times_us": {name: found.spread(1e6 / units.get(name, prepared.units)) for name, found in times.items()},
+        "rounds": len(ours),
+        "times_us": {name: measured.spread(1e6 / units.get(name, prepared.units)) for name, measured in times.items()},
         "slower": {
-            name: ratio([t / units[name] for t in times[name].samples], own)
+            name: ratio([t / units[name] for t in times[name].samples], ours)
             for name in prepared.contenders
             if name not in prepared.time_of
         },
     }
     if times[OURS].way:
-        row["timed_as"] = {name: found.way for name, found in times.items()}
+        row["timed_as"] = {name: measured.way for name, measured in times.items()}
     if len(set(units.values())) > 1:
         row["units"] = units
     if case.cost.touched:
         row["gb_per_s"] = float(f"{case.cost.touched / row['time_us']['median'] / 1e3:.4g}")
     if prepared.streams:
-        row |= _bandwidths(case, prepared, times, own, copied)
+        row |= _bandwidths(case, prepared, times, ours, copied)
     return row
 
 
-def _bandwidths(case: Case, prepared: Prepared, times: dict[str, Times], own: list[float], copied: int | None) -> Row:
+def _bandwidths(case: Case, prepared: Prepared, times: dict[str, Times], ours: list[float], copied: int | None) -> Row:
     words = prepared.streams[0][0].numel()
     copied = copied or 4 * words
     best = {
@@ -177,6 +177,6 @@ def _bandwidths(case: Case, prepared: Prepared, times: dict[str, Times], own: li
         "measured_by": best,
         "floor_bytes": case.cost.read + case.cost.triad,
         "floor_us": quartiles([1e6 * t for t in floor]),
-        "share_of_floor": ratio(floor, own),
-        "share_of_copy": ratio([(case.cost.read + case.cost.triad) / copied * t for t in times["copy"].samples], own),
+        "share_of_floor": ratio(floor, ours),
+        "share_of_copy": ratio([(case.cost.read + case.cost.triad) / copied * t for t in times["copy"].samples], ours),
     }

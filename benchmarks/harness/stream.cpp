@@ -1,5 +1,5 @@
-// The bandwidths that times are held against: two streams read, and an in-place triad, as plain loops for the compiler.
-// Built by stream.py with OpenMP: loaded after torch it uses torch's own threads, so the number of threads is the same.
+// The bandwidths that times are compared with: two streams read, and an in-place triad, as plain loops for the compiler.
+// Built by stream.py with OpenMP: loaded after torch it uses torch's threads, so the number of threads is the same.
 #include <cstdint>
 
 extern "C" float stream_read(const float* p, const float* d, int64_t n) {

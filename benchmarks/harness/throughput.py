@@ -23,9 +23,9 @@ def paths_of(variant: str) -> int:
 
 def _rows(rows: list[Row]) -> list[tuple[str, list[Row]]]:
     """Those of the case, by network, in the order of their paths."""
-    found = [row for row in rows if row["op"] == "many_paths"]
-    found.sort(key=lambda row: (row["size"], paths_of(row["variant"])))
-    return [(size, list(of_size)) for size, of_size in groupby(found, key=lambda row: row["size"])]
+    selected = [row for row in rows if row["op"] == "many_paths"]
+    selected.sort(key=lambda row: (row["size"], paths_of(row["variant"])))
+    return [(size, list(of_size)) for size, of_size in groupby(selected, key=lambda row: row["size"])]
 
 
 def _per_second(row: Row, name: str | None = None) -> float:

@@ -9,7 +9,7 @@ struct CUstream_st;  // what a cudaStream_t points to; the headers of the ops ne
 //
 // Every op has a struct of arguments in its own header. `Arguments::of(arrays...)` checks shapes, dtypes, devices, layout
 // and overlaps, and takes the pointers. `cpu::op(arguments, threads)` checks the values too and runs; `cuda::op(arguments,
-// stream)` queues kernels on a stream of the current device. It does not look at values, which lie on the device, and
+// stream)` queues kernels on a stream of the current device. It does not check values, which lie on the device, and
 // neither synchronises nor allocates, so that it may be captured into a CUDA graph.
 namespace llpf {
 

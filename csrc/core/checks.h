@@ -42,7 +42,7 @@ template <class... Parts>
   throw std::invalid_argument(out.str());
 }
 
-/// Refuses the call unless the condition holds; the message is only put together when it is needed.
+/// Refuses the call unless the condition holds; the message is built only then.
 #define LLPF_CHECK(condition, ...)        \
   do {                                    \
     if (!(condition)) [[unlikely]]        \
@@ -124,8 +124,8 @@ void destination(const char* op, const A& p, const std::optional<A>& d) {
   const bool shared = d->dim() == 1 && d->size(0) == row_numel(p);
   LLPF_CHECK(shared || same(d->sizes(), p.sizes()), op, ": d must be ", text(p.sizes()), " or [", row_numel(p),
              "], got ", text(d->sizes()));
-  const Element own = element_of(p), other = element_of(*d);
-  LLPF_CHECK(other == own || (own == Element::kFloat32 && is_narrow(other)), op, ": d must be ", dtype_name(p),
+  const Element of_p = element_of(p), of_d = element_of(*d);
+  LLPF_CHECK(of_d == of_p || (of_p == Element::kFloat32 && is_narrow(of_d)), op, ": d must be ", dtype_name(p),
              " (or 16-bit beside a float32 p), got ", dtype_name(*d));
   same_device(op, p, "d", *d);
   contiguous(op, "d", *d);
@@ -160,9 +160,9 @@ void float64(const char* op, const A& like, const char* name, const A& value,
   bool matches = false;
   for (const auto& shape : shapes) matches = matches || same(value.sizes(), shape);
   if (!matches || element_of(value) != Element::kFloat64) {
-    std::string wanted;
-    for (const auto& shape : shapes) wanted += (wanted.empty() ? "" : " or ") + text(shape);
-    LLPF_CHECK(false, op, ": ", name, " must be float64 of shape ", wanted, ", got ", describe(value));
+    std::string expected;
+    for (const auto& shape : shapes) expected += (expected.empty() ? "" : " or ") + text(shape);
+    LLPF_CHECK(false, op, ": ", name, " must be float64 of shape ", expected, ", got ", describe(value));
   }
   contiguous(op, name, value);
   same_device(op, like, name, value);
@@ -240,17 +240,17 @@ class Memory {
   Memory& add(const char* name, const A& array, bool written, const char* alias) {
     const auto* begin = static_cast<const char*>(array.data_ptr());
     const Element element = element_of(array);
-    const Span fresh{name, alias, begin, begin + array.numel() * bytes_of(element), element, written};
-    if (fresh.begin == fresh.end) return *this;
+    const Span span{name, alias, begin, begin + array.numel() * bytes_of(element), element, written};
+    if (span.begin == span.end) return *this;
     for (int i = 0; i < count_; ++i) {
       const Span& other = spans_[i];
-      if (!(written || other.written) || other.end <= fresh.begin || fresh.end <= other.begin) continue;
+      if (!(written || other.written) || other.end <= span.begin || span.end <= other.begin) continue;
       const bool may_be = alias != nullptr && std::string_view(alias) == other.name;
-      LLPF_CHECK(may_be && other.begin == fresh.begin && other.end == fresh.end && other.element == element, op_, ": ",
+      LLPF_CHECK(may_be && other.begin == span.begin && other.end == span.end && other.element == element, op_, ": ",
                  other.name, " and ", name, may_be ? " overlap in memory without being the same tensor; clone one"
                                                    : " overlap in memory; clone one");
     }
-    spans_[count_++] = fresh;
+    spans_[count_++] = span;
     return *this;
   }
 

@@ -11,7 +11,7 @@
 //
 // Four stages, each a loop over the segments of one path, with a barrier between stages. A stage first summarises a
 // group, then treats a member: a GPU thread takes one segment and summarises its group itself, O(group) work; the CPU
-// summarises each group once. Between stages a segment's five results hold, so that no other memory is needed:
+// summarises each group once. Between stages a segment's five results are its state, so that no other memory is needed:
 //
 //   after     [0]               [1]              [2]       [3]   [4]
 //   project   its distance^2    -                alpha     a0    c0
@@ -23,7 +23,7 @@
 // mean of the variance group or 0: alpha, t and beta of the specification in one number.
 namespace llpf {
 
-/// Columns of float64 `coefficients[S, 5]`: a, b, c and the projection's own map a0, c0.
+/// Columns of float64 `coefficients[S, 5]`: a, b, c and the projection's map a0, c0.
 constexpr int kCoefficientColumns = 5;
 
 /// A variance below this share of the terms it was summed from is rounding, not signal.
@@ -163,7 +163,7 @@ class Coefficients {
     const double scale = scale_to_target(s, summary.m.n, summary.m.m2, summary.reference);
     const double toward_mean = rule_.to_point() || !rule_.about_mean() ? 0.0 : -scale * row[1] * summary.mean_q;
     row[0] = scale;
-    row[2] = kept(row, scale) * row[4] + toward_mean + (1.0 - scale) * summary.m.mean;
+    row[2] = share_of_p(row, scale) * row[4] + toward_mean + (1.0 - scale) * summary.m.mean;
   }
 
   // ---- stage 4: the map itself
@@ -176,7 +176,7 @@ class Coefficients {
       return;
     }
     const double scale = row[0];
-    row[0] = kept(row, scale) * row[3];
+    row[0] = share_of_p(row, scale) * row[3];
     row[1] = rule_.to_point() ? scale * row[1] : 0.0;
   }
 
@@ -298,7 +298,7 @@ class Coefficients {
   }
 
   /// Share of P in the result: s (1 - t), or s (1 + k).
-  LLPF_HD double kept(const double* row, double scale) const {
+  LLPF_HD double share_of_p(const double* row, double scale) const {
     return scale * (rule_.to_point() ? 1.0 - row[1] : 1.0 + row[1]);
   }
 

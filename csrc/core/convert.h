@@ -58,8 +58,8 @@ LLPF_HD float widen(Float16 value) {
 #else
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = value.bits & 0x7fffu;
-  // A subnormal is a whole number of 2^-24. (Moving its bits in place and multiplying by 2^112 would do for all values, but
-  // goes through a subnormal float, which a processor told to flush those makes 0.)
+  // A subnormal is a multiple of 2^-24. (Shifting its bits and multiplying by 2^112 would serve all values, but goes
+  // through a subnormal float, which a processor that flushes those makes 0.)
   const float small = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f;
   const uint32_t normal = (magnitude << 13) + 0x38000000u;
   const uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;

@@ -6,7 +6,7 @@
 // have the same bits on every instruction set and on the GPU.
 //
 // On the host every such function is inlined by force. The chunk kernels are compiled once per instruction set, and an
-// out-of-line copy made with AVX-512 flags could otherwise be the one that the linker keeps for everybody.
+// out-of-line copy made with AVX-512 flags could otherwise be the one that the linker uses everywhere.
 #if defined(__CUDACC__)
 #define LLPF_HD __host__ __device__ __forceinline__
 #else

@@ -7,7 +7,7 @@
 // `sgd_`: the update of torch.optim.SGD (its documentation).
 namespace llpf {
 
-/// The update of one element. T is the type of the arithmetic; the arguments hold an SgdRule<double>.
+/// The update of one element. T is the type of the arithmetic; the arguments have an SgdRule<double>.
 template <class T>
 struct SgdRule {
   T momentum = 0, weight_decay = 0;

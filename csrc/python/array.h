@@ -143,8 +143,8 @@ class Array {
   /// Of a letter of the struct module, after nothing or after the mark of this machine's byte order: ctypes writes "<f", JAX
   /// "=f". The other order is no element that an op takes.
   static check::Element from_format(const std::string& format, int64_t bytes) {
-    constexpr char own = std::endian::native == std::endian::little ? '<' : '>';
-    const bool marked = format.size() == 2 && (format[0] == '@' || format[0] == '=' || format[0] == own);
+    constexpr char native = std::endian::native == std::endian::little ? '<' : '>';
+    const bool marked = format.size() == 2 && (format[0] == '@' || format[0] == '=' || format[0] == native);
     if (format.size() != 1 && !marked) return check::Element::kOther;
     const char letter = format.back();
     if (bytes == 4 && letter == 'f') return check::Element::kFloat32;

@@ -79,7 +79,7 @@ def _switch(device: str, name: str) -> None:
         previous._destroy()
     compiled = ORDER[device][0]
     if name != compiled:
-        # Eager needs no registration of its own where nothing compiled is in its way.
+        # Eager is registered already and needs an override only where a compiled library takes precedence.
         kernels = EAGER if _failed[compiled] is None else {}
         if name == "triton":
             from llpf_fast.kernels import KERNELS
@@ -117,13 +117,13 @@ def _apply(name: str) -> None:
 class use_backend:  # noqa: N801  (called like a function)
     """Choose the implementation of the ops: ``use_backend("triton")``, or ``with use_backend("triton"):``.
 
-    A plain call lasts until the next one; a ``with`` block ends with the choice that was in force before the call.
+    A call without ``with`` lasts until the next one; a ``with`` block restores the choice before it.
     The choice is the process's, not the thread's, and holds for graphs that ``torch.compile`` has already made.
 
     Args:
         name: "auto" (CUDA tensors: CUDA C++, Triton, eager; CPU tensors: C++, eager), "eager" (the readable
             specification), "cpp" (CPU tensors), "cuda" or "triton" (CUDA tensors; Triton also takes CPU tensors when
-            TRITON_INTERPRET=1 is set). Device types that the choice has no kernels for keep their best.
+            TRITON_INTERPRET=1 is set). Device types without kernels of that name use their best backend.
             The environment variable LLPF_BACKEND sets the first choice of a process.
 
     Raises:

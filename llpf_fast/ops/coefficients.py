@@ -286,17 +286,17 @@ def coefficients_eager(
     # What the group's variance was summed from: the deviations of P and those of the move, within each segment and
     # between them, and the means that the latter were taken from.
     off = mean_p - group_mean_q
-    gone = mean_m - group_mean_m - off
-    between = n * (off * off + gone * gone + OF_MEAN * (mean_p * mean_p + mean_m * mean_m))
+    deviation_gap = mean_m - group_mean_m - off
+    between = n * (off * off + deviation_gap * deviation_gap + OF_MEAN * (mean_p * mean_p + mean_m * mean_m))
     s = scale_to_target(group_m2_m, _group_sum(sphere, m2_p + t * t * m2_delta + between))
 
     point = destination == Destination.POINT
-    keep = s * (1.0 - t) if point else s * (1.0 - t + t * alpha)
+    share_of_p = s * (1.0 - t) if point else s * (1.0 - t + t * alpha)
     out = torch.stack(
         [
-            keep * s0,
+            share_of_p * s0,
             s * t if point else zero,
-            keep * back * group_mean_q + s * t * beta * group_mean_q + (1.0 - s) * group_mean_m,
+            share_of_p * back * group_mean_q + s * t * beta * group_mean_q + (1.0 - s) * group_mean_m,
             s0,
             back * group_mean_q,
         ],

@@ -82,7 +82,7 @@ def check_rule_contents(
     radius: Tensor | None,
     destination: int,
 ) -> None:
-    """What an active path reads of a tick's rule must be numbers of at least 0; what nobody reads may be anything."""
+    """What an active path reads of a tick's rule must be numbers of at least 0; other values may be anything."""
     if segments.device.type != "cpu":
         return
     table = segments.tolist()

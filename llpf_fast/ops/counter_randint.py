@@ -45,7 +45,7 @@ def counter_randint_(
 
 
 def hash32(value: Tensor) -> Tensor:
-    """A bijective scrambling of 32-bit integers held in int64 (C. Wellons' "lowbias32" constants).
+    """A bijective scrambling of 32-bit integers stored as int64 (C. Wellons' "lowbias32" constants).
 
     Plain tensor arithmetic, so the same bits come out on every device, inside a CUDA graph too.
     """

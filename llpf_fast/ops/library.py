@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import LLPFError
 
 #: Owner of the schemas. The readable eager implementation of each op is registered for every device
-#: (CompositeExplicitAutograd); a compiled backend registers for its own device and so takes precedence.
+#: (CompositeExplicitAutograd); a compiled backend registers for its device's key, which takes precedence.
 LIBRARY = torch.library.Library("llpf_fast", "DEF")
 
 SEGMENT_COLUMNS = 5

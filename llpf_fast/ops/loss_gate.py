@@ -108,8 +108,8 @@ def loss_gate_eager(state: Tensor, loss: Tensor, *, threshold: float, window: in
         total = total + losses[:, i]
     mean = total / steps.clamp(max=window)
     final = (steps >= window) & (mean <= threshold) | (steps >= max_steps)
-    fresh = torch.cat([torch.stack([steps, mean], 1), losses], 1)
-    rows[:, STEPS:] = torch.where(active[:, None], fresh, rows[:, STEPS:])
+    updated = torch.cat([torch.stack([steps, mean], 1), losses], 1)
+    rows[:, STEPS:] = torch.where(active[:, None], updated, rows[:, STEPS:])
     rows[:, MEAN] = torch.where(damaged, torch.nan, rows[:, MEAN])
     rows[:, FINAL] = (active & final).double()
     rows[:, ACTIVE] = active.double()

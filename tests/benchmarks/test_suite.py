@@ -230,7 +230,7 @@ def test_cases_too_large_for_the_memory_are_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(runner, "available_bytes", lambda _: 1 << 20)
     said: list[str] = []
     large = [case for case in registry() if case.size == "1B"]
-    assert list(runner.rows(large, CPU, seconds=0.1, threads=(1,), quick=True, said=said.append)) == []
+    assert list(runner.rows(large, CPU, seconds=0.1, threads=(1,), quick=True, notify=said.append)) == []
     assert "skipped, needs" in said[0]
 
 

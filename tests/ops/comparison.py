@@ -1,4 +1,4 @@
-"""Bit patterns, units in the last place, and the error bound that every implementation is held to."""
+"""Bit patterns, units in the last place, and the error bound of every implementation."""
 
 from __future__ import annotations
 

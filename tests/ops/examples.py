@@ -1,4 +1,4 @@
-"""Valid arguments of each op: ``examples()`` of the op's own test file, which the tests of all ops go through."""
+"""Valid arguments of each op: ``examples()`` of the op's test file, which the tests of all ops use."""
 
 from __future__ import annotations
 

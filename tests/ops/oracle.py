@@ -118,35 +118,35 @@ def project(
     """W' = mean(W) + sqrt((v + epsilon) / (Var(W) + epsilon)) (W - mean(W)) over each variance group.
 
     After a move, ``before`` holds the values it started from and ``left`` what training had left before those. With g
-    the mean of what training left, each value of the group lies off its mean by (P - g) and by the move's own
-    deviation; a group whose variance is no more than 2^-40 of these two, or 2^-96 of the squared means, is kept.
+    the mean of what training left, each value of the group lies off its mean by (P - g) and by the move's
+    deviation; a group whose variance is no more than 2^-40 of these two, or 2^-96 of the squared means, is not scaled.
     Returns the values, the scale of each layer, the shares of variance left, and the worst condition of a scale.
     """
     out, scale, share, condition = dict(parts), dict.fromkeys(parts, Real(1)), [], 1.0
     for members in groups(layers, lambda layer: layer.variance_group):
-        together = np.concatenate([parts[i] for i in members])
-        square = centred_square(together)
+        joined = np.concatenate([parts[i] for i in members])
+        square = centred_square(joined)
         reference = Real(0)
         if before and left:
             g = mean(np.concatenate([left[i] for i in members]))
             for i in members:
-                own = ((before[i] - g) ** 2).sum()
-                moved = ((parts[i] - before[i] - (mean(together) - g)) ** 2).sum()
+                inside = ((before[i] - g) ** 2).sum()
+                moved = ((parts[i] - before[i] - (mean(joined) - g)) ** 2).sum()
                 means = len(parts[i]) * (mean(before[i]) ** 2 + mean(parts[i]) ** 2)
-                reference = reference + own + moved + OF_MEAN * means
-        if len(together) < 2:
+                reference = reference + inside + moved + OF_MEAN * means
+        if len(joined) < 2:
             continue
         if reference > 0:
             share.append(float(square / reference))
         if square <= DEGENERATE * reference or square <= SMALLEST_SQUARE:
             continue
-        variance = square / (len(together) - 1)
-        size = sum((((before or parts)[i] ** 2).sum() for i in members), (together**2).sum())
+        variance = square / (len(joined) - 1)
+        size = sum((((before or parts)[i] ** 2).sum() for i in members), (joined**2).sum())
         condition = max(condition, float(reference / square), float(np.sqrt(size / square)))
         for i in members:
             if not layers[i].has(FREE):
                 scale[i] = np.sqrt((target[i] + Real(epsilon)) / (variance + Real(epsilon)))
-                out[i] = mean(together) + scale[i] * (parts[i] - mean(together))
+                out[i] = mean(joined) + scale[i] * (parts[i] - mean(joined))
     return out, scale, share, condition
 
 
@@ -156,9 +156,9 @@ def goal(
     """The destination of each layer, and the factor of p in it where it is a formula of p."""
     out, factor = {}, {}
     for members in groups(layers, lambda layer: layer.variance_group):
-        together = np.concatenate([parts[i] for i in members])
-        square, norm_square = centred_square(together), (together**2).sum()
-        variance, norm = square / max(len(together) - 1, 1), np.sqrt(norm_square)
+        joined = np.concatenate([parts[i] for i in members])
+        square, norm_square = centred_square(joined), (joined**2).sum()
+        variance, norm = square / max(len(joined) - 1, 1), np.sqrt(norm_square)
         for i in members:
             here, factor[i] = parts[i], Real(0)
             if kind == POINT:
@@ -169,11 +169,11 @@ def goal(
             elif kind == INFINITY:
                 out[i], factor[i] = 2 * here, Real(2)
             elif kind == MEAN:
-                out[i] = 0 * here + mean(together)
+                out[i] = 0 * here + mean(joined)
             elif kind == VARIANCE_SPHERE:
                 assert radius is not None
                 factor[i] = np.sqrt(radius[i] / variance) if square > SMALLEST_SQUARE else Real(1)
-                out[i] = mean(together) + factor[i] * (here - mean(together))
+                out[i] = mean(joined) + factor[i] * (here - mean(joined))
             else:
                 assert radius is not None
                 factor[i] = radius[i] / norm if norm_square > SMALLEST_SQUARE else Real(1)
@@ -252,7 +252,7 @@ def sgd(
     p: Array, g: Array, buffer: Array | None, rate: Array, layers: list[Layer], momentum: float, weight_decay: float,
     nesterov: bool,
 ) -> tuple[Array, Array | None]:  # fmt: skip
-    """One update of torch.optim.SGD's documentation, with the buffer starting at zero; FROZEN layers are kept."""
+    """One update of torch.optim.SGD's documentation, with the buffer starting at zero; FROZEN layers are unchanged."""
     p, buffer = p.copy(), None if buffer is None else buffer.copy()
     for i, layer in enumerate(layers):
         if layer.has(FROZEN):

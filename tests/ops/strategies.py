@@ -196,10 +196,10 @@ def group_variances(table: SegmentTable, p: Tensor) -> Tensor:
     out = torch.ones(*p.shape[:-1], len(layers), dtype=torch.float64)
     for k, row in enumerate(exact(p).reshape(-1, p.shape[-1])):
         for members in oracle.groups(layers, lambda layer: layer.variance_group):
-            together = np.concatenate([layers[i].of(row) for i in members])
-            square = oracle.centred_square(together)
-            if len(together) > 1 and square > 0:
-                out.reshape(-1, len(layers))[k, members] = float(square / (len(together) - 1))
+            joined = np.concatenate([layers[i].of(row) for i in members])
+            square = oracle.centred_square(joined)
+            if len(joined) > 1 and square > 0:
+                out.reshape(-1, len(layers))[k, members] = float(square / (len(joined) - 1))
     return out
 
 

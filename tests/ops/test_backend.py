@@ -24,7 +24,7 @@ from .comparison import same_bits
 needs_cpp = pytest.mark.skipif(backend.why_not("cpp", "cpu") is not None, reason="_C is not built")
 
 TABLE = SegmentTable.from_lengths([5000, 7, 300], distance_groups=[0, 0, 1])
-#: Made here, not in the function that is traced: dynamo cannot look into the suite's poisoned torch.empty.
+#: Made here, not in the function that is traced: dynamo cannot trace the suite's poisoned torch.empty.
 SCRATCH = TABLE.scratch()
 
 
@@ -55,7 +55,7 @@ def calls_of_eager(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def python(code: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh process, since the first choice and the instruction set are made once."""
+    """A new process, since the first choice and the instruction set are made once."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     root = Path(__file__).parents[2]
     return subprocess.run(
@@ -164,17 +164,17 @@ def test_opcheck_passes_behind_an_override() -> None:
 
 
 def test_info_is_text_about_everything() -> None:
-    found = ops.info()
-    assert found["backend"]["chosen"] == backend.chosen()
-    assert set(found["available"]) == {"eager", "cpp", "cuda", "triton"}
-    assert found["threads"] == torch.get_num_threads()
+    info = ops.info()
+    assert info["backend"]["chosen"] == backend.chosen()
+    assert set(info["available"]) == {"eager", "cpp", "cuda", "triton"}
+    assert info["threads"] == torch.get_num_threads()
     for name in ("cpp", "cuda"):
         reason = backend.load_failure(name)
         if reason is None:
-            assert found[name]["built with"].startswith("torch ")
-            assert found[name]["running on"] == f"torch {torch.__version__}"
+            assert info[name]["built with"].startswith("torch ")
+            assert info[name]["running on"] == f"torch {torch.__version__}"
         else:
-            assert found[name] == {"loaded": f"no: {reason}"}
+            assert info[name] == {"loaded": f"no: {reason}"}
 
 
 # ---- what the compiled CPU kernels promise beyond the specification
@@ -192,12 +192,12 @@ shown = []
 def show(kind, *tensors):
     # NaN is NaN, whatever its sign.
     shown.extend((kind, torch.where(x.isnan(), torch.nan, x.double()).flatten()) for x in tensors)
-for own, other in ((torch.float32,) * 2, (f8,) * 2, (torch.bfloat16,) * 2, (torch.float16,) * 2,
+for dtype, other in ((torch.float32,) * 2, (f8,) * 2, (torch.bfloat16,) * 2, (torch.float16,) * 2,
                    (torch.float32, torch.bfloat16), (torch.float32, torch.float16)):
     for mean in (0.0, 30.0):
         torch.manual_seed(0)
         p, d, g = (torch.randn(t.numel, dtype=f8) for _ in range(3))
-        p, d, g = (p + mean).to(own), d.to(other), g.to(own)
+        p, d, g = (p + mean).to(dtype), d.to(other), g.to(dtype)
         scratch, lr, target = t.scratch(), torch.tensor(.1, dtype=f8), torch.full((5,), .7, dtype=f8)
         step = torch.tensor([.01, .1], dtype=f8)
         m = ops.moments(p, d, *where, scratch)
@@ -240,12 +240,12 @@ def test_instruction_sets_agree(tmp_path: Path) -> None:
     """Of all that this processor has: elementwise ops bit for bit. Sums, and what comes of them, bit for bit among
     those that fuse multiply and add, and close to the plain loops, which do not.
     """
-    found = dict(results(isa, tmp_path / isa) for isa in backend.INSTRUCTION_SETS)
-    assert "plain" in found
-    assert ops.kernels_in_use("cpu").removeprefix("cpp ") in found
-    plain = found.pop("plain")
+    by_set = dict(results(isa, tmp_path / isa) for isa in backend.INSTRUCTION_SETS)
+    assert "plain" in by_set
+    assert ops.kernels_in_use("cpu").removeprefix("cpp ") in by_set
+    plain = by_set.pop("plain")
     assert {kind for kind, _ in plain} == {"values", "moments", "sums"}
-    fused = list(found.values())
+    fused = list(by_set.values())
     for wide in fused:
         for (kind, ours), (_, theirs), (_, same) in zip(wide, plain, fused[0], strict=True):
             assert same_bits(ours, same)

@@ -32,14 +32,14 @@ def blocked(p: Tensor, d: Tensor | None, table: SegmentTable) -> Tensor:
     return torch.ops.llpf_fast._moments_device_blocking(p, d, table.segments, table.chunks, scratch)
 
 
-@pytest.mark.parametrize(("own", "other"), PAIRS, ids=str)
+@pytest.mark.parametrize(("dtype", "other"), PAIRS, ids=str)
 @pytest.mark.parametrize("paths", [None, 2])
-def test_agrees_with_the_specification(own: torch.dtype, other: torch.dtype, paths: int | None) -> None:
+def test_agrees_with_the_specification(dtype: torch.dtype, other: torch.dtype, paths: int | None) -> None:
     lengths = [1, 2, 3, 15, 16, 17, 1023, 1024, 1025, 4095, 4096, 4097, 3 * 4096 + 5, 50]
     flags = [SegmentFlag.NONE] * 13 + [SegmentFlag.MASKED]
     table = SegmentTable.from_lengths(lengths, flags=flags, alignment=1)
     shape = (table.numel,) if paths is None else (paths, table.numel)
-    p = (torch.randn(shape, dtype=torch.float64) + 3).to(own)
+    p = (torch.randn(shape, dtype=torch.float64) + 3).to(dtype)
     d = torch.randn(shape, dtype=torch.float64).to(other)
     for destination in (d, d.reshape(-1)[: table.numel], None):
         with ops.use_backend("eager"):

@@ -46,10 +46,10 @@ def test_each_op_in_one_graph(op: str) -> None:
     rest = {name: value for name, value in arguments.items() if name not in names}
 
     def work(values: list[Tensor]) -> list[Tensor]:
-        held = dict(zip(names, values, strict=True))
-        before = [held[name] * 2 for name in floats]
-        result = getattr(torch.ops.llpf_fast, op)(**held, **rest)
-        after = [held[name] + 1 for name in floats]
+        tensors = dict(zip(names, values, strict=True))
+        before = [tensors[name] * 2 for name in floats]
+        result = getattr(torch.ops.llpf_fast, op)(**tensors, **rest)
+        after = [tensors[name] + 1 for name in floats]
         return [*before, *after] if result is None else [*before, *after, result]
 
     start = [arguments[name] for name in names]

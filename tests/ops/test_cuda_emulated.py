@@ -1,4 +1,4 @@
-"""The CUDA kernels' own code, run on a CPU: csrc/test/host_test.cpp, and csrc/test/gpu_test.cpp on the emulator."""
+"""The CUDA kernels' code, run on a CPU: csrc/test/host_test.cpp, and csrc/test/gpu_test.cpp on the emulator."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def run(command: Sequence[str | Path], **environment: str) -> str:
 
 def build(program: Path, sources: Sequence[Path], *flags: str | Path) -> Path:
     if not program.exists():
-        fresh = program.with_suffix(f".{os.getpid()}")
-        run([CXX, *FLAGS, *flags, *sources, "-o", fresh])
-        fresh.replace(program)
+        built = program.with_suffix(f".{os.getpid()}")
+        run([CXX, *FLAGS, *flags, *sources, "-o", built])
+        built.replace(program)
     return program
 
 

@@ -81,11 +81,11 @@ def test_a_path_of_many_is_a_path_alone(losses: list[float], window: int) -> Non
 def test_the_batch_that_meets_the_threshold_still_trains() -> None:
     rule = {"threshold": 0.5, "window": 2, "max_steps": 100}
     state = ops.gate_state(2)
-    seen = []
+    states = []
     for loss in (0.9, 0.25, 0.75, 0.1, 9.0):
         feed(state, loss, **rule)
-        seen.append(state[:3].tolist())
-    assert seen == [[1, 0, 1], [1, 0, 2], [1, 1, 3], [0, 0, 3], [0, 0, 3]]
+        states.append(state[:3].tolist())
+    assert states == [[1, 0, 1], [1, 0, 2], [1, 1, 3], [0, 0, 3], [0, 0, 3]]
     assert state[3].item() == 0.5
 
 

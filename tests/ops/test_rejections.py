@@ -303,7 +303,7 @@ def test_arguments_may_be_neighbours(op: str) -> None:
     ],
 )
 def test_a_wrong_table(op: str, name: str, row: int, column: int, value: int, says: str) -> None:
-    """Every implementation looks where looking waits for nobody: at tables of CPU tensors."""
+    """Every implementation checks tables of CPU tensors, where reading them waits for no device."""
     arguments = example(op)
     arguments[name][row, column] = value
     with pytest.raises(LLPFError, match=rf"^{op}: (segments|chunks): .*buffer of {N} elements") as caught:

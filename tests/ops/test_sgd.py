@@ -79,21 +79,21 @@ def test_equals_the_formula(case: Case, rule: dict[str, Any], kind: int, backend
     rates = exact(rate.reshape(-1, rate.shape[-1] if rate.dim() else 1).expand(case.paths, len(case.table)))
     flat = lambda value: None if value is None else value.reshape(shape)
     for k in range(case.paths):
-        before, held = case.p.reshape(shape)[k], None if buffer is None else flat(buffer)[k]
+        before, momentum = case.p.reshape(shape)[k], None if buffer is None else flat(buffer)[k]
         now, left = p.reshape(shape)[k], None if new_buffer is None else flat(new_buffer)[k]
         if not case.is_open(k):
             assert same_bits(now, before)
-            assert left is None or same_bits(left, held)
+            assert left is None or same_bits(left, momentum)
             continue
         assert same_bits(now[outside], before[outside])
-        assert left is None or same_bits(left[outside], held[outside])
-        x, gradient, old = exact(before), exact(g.reshape(shape)[k]), None if held is None else exact(held)
+        assert left is None or same_bits(left[outside], momentum[outside])
+        x, gradient, old = exact(before), exact(g.reshape(shape)[k]), None if momentum is None else exact(momentum)
         want, want_buffer = oracle.sgd(x, gradient, old, rates[k], case.layers, **rule)
         for i, layer in enumerate(case.layers):
             part = slice(layer.offset, layer.offset + layer.length)
             if layer.has(oracle.FROZEN):
                 assert same_bits(now[part], before[part])
-                assert left is None or same_bits(left[part], held[part])
+                assert left is None or same_bits(left[part], momentum[part])
                 continue
             moved = None if old is None else old[part]
             size, buffer_size = step_size(x[part], gradient[part], moved, rates[k, i], rule)
@@ -108,7 +108,7 @@ def test_equals_the_formula(case: Case, rule: dict[str, Any], kind: int, backend
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.usefixtures("backend")
 def test_twenty_steps_of_torch(rule: dict[str, Any], dtype: torch.dtype) -> None:
-    """Against torch.optim.SGD in float64, error at most twice that of torch's own SGD at the storage type."""
+    """Against torch.optim.SGD in float64, error at most twice that of torch's SGD at the storage type."""
     lengths, rates = [300, 1, 17, 4099], [0.1, 0.05, 0.2, 0.01]
     table = SegmentTable.from_lengths(lengths)
     torch.manual_seed(0)
@@ -159,11 +159,11 @@ def test_repeats_bitwise_and_row_by_row(case: Case, rule: dict[str, Any], kind: 
         return
     for k in range(case.paths):
         alone = case.row(k)
-        own, own_buffer = alone.p, None if start is None else start[k].clone()
-        own_rate = rate[k].clone() if rate.dim() == 2 else rate
-        ops.sgd_(own, g[k].clone(), own_buffer, own_rate, *table, alone.active, **rule)
-        assert same_bits(own, p[k])
-        assert own_buffer is None or same_bits(own_buffer, buffer[k])
+        values, buffer_alone = alone.p, None if start is None else start[k].clone()
+        rate_alone = rate[k].clone() if rate.dim() == 2 else rate
+        ops.sgd_(values, g[k].clone(), buffer_alone, rate_alone, *table, alone.active, **rule)
+        assert same_bits(values, p[k])
+        assert buffer_alone is None or same_bits(buffer_alone, buffer[k])
 
 
 @pytest.mark.parametrize("n", SIZES)

@@ -51,9 +51,9 @@ def test_a_tick_is_one_op(known: bool) -> None:
     flat = FlatParameters(network())
     route, p = Route(flat, Rule(), torch.ones_like(flat.data), fixed=0.0, relative=0.1), flat.data
     moments, waypoint = route.moments(p) if known else None, torch.zeros_like(p)
-    with Dispatched() as seen:
+    with Dispatched() as dispatched:
         route.tick(p, project_first=True, waypoint=waypoint, moments=moments)
-    assert seen.names == ["masked_fill", "tick_"][not known :]
+    assert dispatched.names == ["masked_fill", "tick_"][not known :]
 
 
 def network() -> nn.Module:
@@ -74,15 +74,15 @@ ENGINE = {"fill_": 1, "counter_randint_": 1, "index_select": 2, "loss_gate_": 1,
 
 
 def test_an_iteration_dispatches_the_engines_six_ops_and_the_passes() -> None:
-    """zero_ is one for all parameters; the passes' own ops are counted from the same module alone."""
+    """zero_ is one for all parameters; the passes' ops are counted from the same module alone."""
     ours = correction(momentum=0.9)
     ours.run(0)
-    with Dispatched() as seen:
+    with Dispatched() as dispatched:
         ours.run(4)
     inputs, targets = ours._batches.batch(0)
     with Dispatched() as passes:
         nn.functional.cross_entropy(ours.module(inputs), targets).backward()
-    surplus = {name: seen.names.count(name) - 4 * passes.names.count(name) for name in set(seen.names)}
+    surplus = {name: dispatched.names.count(name) - 4 * passes.names.count(name) for name in set(dispatched.names)}
     # Once a correction: the momentum and the active begin anew.
     once = {"zero_": 1 + 4, "copy_": 1}
     assert {name: count for name, count in surplus.items() if count} == {k: 4 * v for k, v in ENGINE.items()} | once
@@ -95,13 +95,13 @@ def test_a_replayed_iteration_adds_only_what_keeps_buffers() -> None:
     inputs, targets = ours._batches.batch(0)
     with Dispatched() as passes:
         nn.functional.cross_entropy(ours.module(inputs), targets).backward()
-    with Dispatched() as seen:
+    with Dispatched() as dispatched:
         ours._step()
-    surplus = {name: seen.names.count(name) - passes.names.count(name) for name in set(seen.names)}
-    # Two dtypes of buffers: each kept by a copy and put back by a where.
-    kept = {"copy_": 2, "ne": 1, "where": 2, "zero_": 1}
+    surplus = {name: dispatched.names.count(name) - passes.names.count(name) for name in set(dispatched.names)}
+    # Two dtypes of buffers: each saved by a copy and restored by a where.
+    restored = {"copy_": 2, "ne": 1, "where": 2, "zero_": 1}
     engine = {name: count for name, count in ENGINE.items() if name != "fill_"}
-    assert {name: count for name, count in surplus.items() if count} == engine | kept
+    assert {name: count for name, count in surplus.items() if count} == engine | restored
 
 
 def test_iterations_hold_no_more_than_one_of_them() -> None:

@@ -212,7 +212,7 @@ def test_all_masked(backend: str) -> None:
 
 
 def test_masked_segments_are_not_read(backend: str) -> None:
-    """NaN in a masked segment, in p or d, reaches nothing, not even its own groups."""
+    """NaN in a masked segment, in p or d, reaches nothing, not even its groups."""
     flags = [SegmentFlag.NONE, SegmentFlag.MASKED, SegmentFlag.NONE]
     case = simple([40, 30, 20], flags=flags, distance_groups=[0, 0, 0], variance_groups=[0, 0, 0])
     alone = simple([40, 30, 20], flags=flags, distance_groups=[0, 0, 0], variance_groups=[0, 0, 0])
@@ -247,11 +247,11 @@ def test_closed_paths_are_not_read(backend: str) -> None:
     many = replace(case, p=p, target=case.target.expand(3, -1).clone(), active=active)
     waypoint = poisoned_like(p)
     x = many.run(ops.tick_, waypoint)
-    own = poisoned_like(case.p)
-    alone = case.run(ops.tick_, own)
+    record = poisoned_like(case.p)
+    alone = case.run(ops.tick_, record)
     for k in (0, 2):
         assert same_bits(x[k], alone)
-        assert same_bits(waypoint[k], own)
+        assert same_bits(waypoint[k], record)
     assert same_bits(x[1], p[1])
     assert same_bits(waypoint[1], poisoned_like(p[1]))
 
@@ -322,10 +322,10 @@ def test_groups_larger_than_the_cache(backend: str) -> None:
     measured = group_variances(case.table, case.p)
     assert_tick(replace(case, target=0.9 * measured), backend)
     many = replace(case, p=torch.stack([case.p, 2 * case.p]))
-    x, waypoint = case.run(ops.tick_, own := poisoned_like(case.p)), poisoned_like(many.p)
+    x, waypoint = case.run(ops.tick_, record := poisoned_like(case.p)), poisoned_like(many.p)
     torch.set_num_threads(2)
     assert same_bits(many.run(ops.tick_, waypoint)[0], x)
-    assert same_bits(waypoint[0], own)
+    assert same_bits(waypoint[0], record)
     table = (case.table.segments, case.table.chunks)
     measured = ops.moments(case.p, case.d, *table, case.scratch())
     maps = ops.coefficients(measured, table[0], case.target, case.step, **case.options)
@@ -367,7 +367,7 @@ def test_eleven_million(backend: str) -> None:
             assert bool(((got.double() - want).abs() <= 5 * 2.0**-24 * (scale + 1e-3)).all())
 
 
-# ---- groups of small segments, and values at the ends of their type
+# ---- groups of small segments, and values at the limits of their type
 
 
 def group_of(values: list[float], dtype: torch.dtype, **flags: object) -> Case:
@@ -386,7 +386,7 @@ def scattered(count: int, seed: int, centre: float = 0.0) -> list[float]:
 
 @pytest.mark.parametrize("count", [2, 3, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["mean", "a sphere of no variance", "a point", "a held one", "a compensating one"])
+@pytest.mark.parametrize("kind", ["mean", "a sphere of no variance", "a point", "a HOLD one", "a compensating one"])
 def test_scalars_of_one_group_that_meet(kind: str, dtype: torch.dtype, count: int, backend: str) -> None:
     """What is left of their variance is the rounding of their means: it is not scaled up to the target."""
     for seed in range(40):
@@ -401,7 +401,7 @@ def test_scalars_of_one_group_that_meet(kind: str, dtype: torch.dtype, count: in
             case = replace(
                 case, rule=replace(case.rule, destination=Destination.POINT), d=torch.full_like(case.p, want)
             )
-        elif kind == "a held one":
+        elif kind == "a HOLD one":
             # The first stays; the others go where it is.
             want = float(start[0])
             far = torch.full_like(case.p, 9.0)
@@ -437,7 +437,7 @@ def test_scalars_far_from_zero_that_meet(backend: str) -> None:
 
 @pytest.mark.parametrize("destination", list(Destination))
 def test_the_variance_between_segments_counts(destination: Destination, backend: str) -> None:
-    """Segments without a variance of their own, part of the way: the group's is what the oracle says."""
+    """Segments that have no variance, part of the way: the group's is what the oracle says."""
     sphere = destination in (Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE)
     radius = torch.full((6,), 0.7, dtype=torch.float64) if sphere else None
     for seed, step in enumerate(([0.0, 0.3], [0.0, 1.0 - 2.0**-12], [1e-3, 0.9])):
@@ -474,9 +474,9 @@ def test_subnormal_values(destination: Destination, dtype: torch.dtype, paths: i
         waypoint = poisoned_like(case.p)
         x = case.run(ops.tick_, waypoint)
         for k in range(paths):
-            own = poisoned_like(p)
-            assert same_bits(case.row(k).run(ops.tick_, own), x[k])
-            assert same_bits(own, waypoint[k])
+            record = poisoned_like(p)
+            assert same_bits(case.row(k).run(ops.tick_, record), x[k])
+            assert same_bits(record, waypoint[k])
         assert same_bits(case.run(ops.tick_), x)
         return
     assert_tick(case, backend)

@@ -1,8 +1,8 @@
 """Every Triton kernel compiled for sm_90 without a GPU, and what the compiler made of it.
 
-Checked on the PTX and on the resources that ``cuobjdump`` (from triton's own wheel) reads from the cubin: no spills, no
+Checked on the PTX and on the resources that ``cuobjdump`` (from triton's wheel) reads from the cubin: no spills, no
 local memory, few enough registers, 16-byte loads and stores, no float64 where float32 is promised, no approximations.
-Interpreted kernels cannot be compiled, so under ``TRITON_INTERPRET=1`` the tests run in a process of their own.
+Interpreted kernels cannot be compiled, so under ``TRITON_INTERPRET=1`` the tests run in a separate process.
 """
 
 from __future__ import annotations
@@ -182,14 +182,14 @@ else:
         file = folder / "kernel.cubin"
         file.write_bytes(cubin)
         text = subprocess.run([CUOBJDUMP, "-res-usage", file], capture_output=True, text=True, check=True).stdout
-        found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", text)}
-        assert found.keys() == {"REG", "STACK", "LOCAL", "SHARED"}, text
-        return found
+        resources = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", text)}
+        assert resources.keys() == {"REG", "STACK", "LOCAL", "SHARED"}, text
+        return resources
 
     def wide_accesses(ptx: str, kind: str) -> int:
         """Loads (``ld``) or stores (``st``) of 16 bytes in global memory."""
-        found = re.findall(rf"\b{kind}\.global(?:\.\w+(?:::\w+)?)*?\.v(\d)\.[bfsu](\d+)", ptx)
-        return sum(int(count) * int(width) == 128 for count, width in found)
+        widths = re.findall(rf"\b{kind}\.global(?:\.\w+(?:::\w+)?)*?\.v(\d)\.[bfsu](\d+)", ptx)
+        return sum(int(count) * int(width) == 128 for count, width in widths)
 
     @pytest.mark.parametrize("variant", variants(), ids=lambda variant: variant.name)
     def test_compiles_for_hopper(variant: Variant, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ else:
             assert "convert_layout" not in kernel.asm["ttgir"]
         if variant.float32_only:
             # Coefficients are compared with the identity and converted in float64. Nothing is computed in it but maps
-            # that float32 cannot hold, by a loop of their own: three products an element of its narrow tile, no more.
+            # that float32 cannot hold, in a separate loop: three products an element of its narrow tile, no more.
             computed = {name for name in re.findall(r"\b[a-z]+(?:\.\w+)*\.f64\b", ptx) if not name.startswith("setp.")}
             assert computed <= {"cvt.rn.f32.f64", "abs.f64", "cvt.f64", "fma.rn.f64"}
             narrow = max(1, variant.constants["RAGGED"] // (32 * variant.warps))

@@ -1,6 +1,6 @@
 """The Triton kernels against their eager specification, on CPU tensors in Triton's interpreter.
 
-The interpreter must be chosen before triton is imported, so the tests run in a process of their own: collected without
+The interpreter must be chosen before triton is imported, so the tests run in a separate process: collected without
 ``TRITON_INTERPRET=1`` this file holds one test that starts it.
 """
 
@@ -183,8 +183,8 @@ else:
         p, d = buffer(table, torch.float32, 2, 3), buffer(table, torch.float32, 2, 4)
         got = KERNELS["moments"](p, d, table.segments, table.chunks, poisoned(table, 2))
         assert_moments(got, moments_eager(p, d, table.segments, table.chunks, poisoned(table, 2)), table)
-        own = KERNELS["moments"](p[1].clone(), d[1].clone(), table.segments, table.chunks, poisoned(table, None))
-        assert torch.equal(own, got[1])
+        alone = KERNELS["moments"](p[1].clone(), d[1].clone(), table.segments, table.chunks, poisoned(table, None))
+        assert torch.equal(alone, got[1])
 
     def test_combining_many_chunks() -> None:
         # 1,200 chunks: more than a step of the combining program and of its search, which here narrows to three chunks.
@@ -200,7 +200,7 @@ else:
     def test_moments_do_not_cancel(dtype: torch.dtype) -> None:
         table = SegmentTable.from_lengths([6000, 300, 5000])
         p = buffer(table, dtype, None, 7)
-        p[6000:6300] = 0.1  # constant: no rounding may look like variance
+        p[6000:6300] = 0.1  # constant: no rounding may become variance
         p[6304:] = p[6304:] * 1e-6 + 1.0
         d = p + 1e-6 * buffer(table, dtype, None, 8)
         d[:6000] = p[:6000]
@@ -402,9 +402,9 @@ else:
             assert torch.equal(bits(got[1]), bits(p[1]))
             assert recorded[1].isnan().all()
             row = p[2].clone()
-            own = (table.segments, table.chunks, target[2].clone(), length[2].clone(), None, radius)
+            rest = (table.segments, table.chunks, target[2].clone(), length[2].clone(), None, radius)
             known = moments[2].clone() if with_moments else None
-            KERNELS["tick_"](row, d, *own, known, None, poisoned(table, None), **options)
+            KERNELS["tick_"](row, d, *rest, known, None, poisoned(table, None), **options)
             assert torch.equal(bits(row), bits(got[2]))
 
     def test_tick_with_segments_of_no_elements() -> None:
@@ -448,9 +448,9 @@ else:
 
         def run(sgd, kind: torch.dtype) -> tuple[Tensor, Tensor | None]:  # type: ignore[no-untyped-def]
             values, gradient = p.to(kind, copy=True), g.to(kind)
-            own = None if memory is None else memory.to(kind, copy=True)
-            sgd(values, gradient, own, lr, table.segments, table.chunks, active, **options)
-            return values, own
+            moving = None if memory is None else memory.to(kind, copy=True)
+            sgd(values, gradient, moving, lr, table.segments, table.chunks, active, **options)
+            return values, moving
 
         got, got_memory = run(KERNELS["sgd_"], dtype)
         eager, eager_memory = run(sgd_eager, dtype)
@@ -502,7 +502,7 @@ else:
 
     @pytest.mark.parametrize("steps", [NAN, -1.0, 0.5, 1e300, float("inf")])
     def test_a_damaged_gate_writes_nothing_beside_its_state(steps: float, monkeypatch: pytest.MonkeyPatch) -> None:
-        """On a GPU nobody looks before: the kernel itself must not follow such a number."""
+        """On a GPU the state is not checked before: the kernel itself must not use such a number as an index."""
         monkeypatch.setattr("llpf_fast.kernels.loss_gate.inspect_loss_gate", lambda *_: None)
         monkeypatch.setattr("llpf_fast.kernels.counter_randint.inspect_counter_randint", lambda *_: None)
         memory = torch.full((64,), 7.0, dtype=torch.float64)

@@ -11,8 +11,7 @@ namespace llpf::LLPF_ISA {
 
 /// Lanes of the reduction, the same for all instruction sets: element i belongs to lane i mod 8.
 constexpr int kReductionLanes = 8;
-/// Registers that hold one sum of all lanes. Two times five accumulators is what AVX2's sixteen registers have room
-/// for.
+/// Registers that hold one sum of all lanes. Two times five accumulators is what fits in AVX2's sixteen registers.
 constexpr int kParts = kReductionLanes / kLanes<double>;
 
 /// Sums over the lanes in the order of the tree; the parts of one sum, first lanes first.
@@ -29,7 +28,7 @@ LLPF_HD double total(Doubles a, Doubles b, Doubles c, Doubles d) {
 /// Those bits come on top of what chains of 512 additions round. Against exact fractions, 4,096 normal values a chunk, a
 /// second moment was wrong by 8 float64 units in the last place at mean zero, by 360 where the mean is just short of four
 /// deviations, and by 740 about a first element far from the mean: 1e-13 of it at worst, for float32 storage as for float64.
-/// tests/ops/test_moments.py holds it to 1,024 units. (A second pass about the mean would take 1 to 8, and as long again.)
+/// tests/ops/test_moments.py allows 1,024 units. (A second pass about the mean would take 1 to 8, and as long again.)
 enum class Centre { kZero, kFirst };
 
 /// Whether a second moment summed about zero has lost more than four of its bits to the mean; also when it is NaN.

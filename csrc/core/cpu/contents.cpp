@@ -26,7 +26,7 @@ int64_t overlapping(const Table& table) {
   return -1;
 }
 
-/// The row at which a group begins a second time, or -1. Labels rise in most tables, and then nothing can come back.
+/// The row at which a group begins a second time, or -1. Labels rise in most tables, and then no group is split.
 int64_t split(const Table& table, int64_t Segment::* label) {
   int64_t rising = 1;
   while (rising < table.segment_count && table.segments[rising - 1].*label <= table.segments[rising].*label) ++rising;

@@ -12,7 +12,7 @@ void check_table(const char* op, const Table& table, int64_t numel);
 /// The same of the segments alone, in a buffer of any size.
 void check_segments(const char* op, const Table& table);
 
-/// What an active path reads of a tick's rule must be a number of at least 0; what nobody reads may be anything.
+/// What an active path reads of a tick's rule must be a number of at least 0; values that are not read may be anything.
 void check_rule(const char* op, const Table& table, const RuleArguments& rule, int64_t paths);
 
 /// Whether a path is active; what `active` has for it must be a number.

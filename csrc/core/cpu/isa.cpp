@@ -15,13 +15,13 @@ extern const ChunkKernels k_avx2, k_avx512;
 namespace {
 
 const ChunkKernels& choose() {
-  const char* most = std::getenv("LLPF_ISA");
-  if (most != nullptr && *most == '\0') most = nullptr;
-  bool known = most == nullptr;
-  for (const char* name : {"plain", "avx2", "avx512"}) known = known || std::strcmp(most, name) == 0;
-  if (!known) throw std::invalid_argument(std::string("LLPF_ISA must be plain, avx2 or avx512, got '") + most + '\'');
-  const auto allowed = [most](const char* lower, const char* lowest) {
-    return most == nullptr || (std::strcmp(most, lower) != 0 && std::strcmp(most, lowest) != 0);
+  const char* widest = std::getenv("LLPF_ISA");
+  if (widest != nullptr && *widest == '\0') widest = nullptr;
+  bool known = widest == nullptr;
+  for (const char* name : {"plain", "avx2", "avx512"}) known = known || std::strcmp(widest, name) == 0;
+  if (!known) throw std::invalid_argument(std::string("LLPF_ISA must be plain, avx2 or avx512, got '") + widest + '\'');
+  const auto allowed = [widest](const char* lower, const char* lowest) {
+    return widest == nullptr || (std::strcmp(widest, lower) != 0 && std::strcmp(widest, lowest) != 0);
   };
 #if defined(LLPF_X86)
   __builtin_cpu_init();

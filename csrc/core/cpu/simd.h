@@ -127,7 +127,7 @@ LLPF_HD Doubles multiply_add(Doubles a, Doubles b, Doubles c) {
 /// a - b by way of the multipliers, a * 1 - b: the reduction's additions and conversions would otherwise queue for Zen's
 /// two adders while its two multipliers idle (measured: 13.2 instead of 17.0 µs for 61,440 pairs). On Intel they are one
 /// unit. In assembly because a compiler sees through the product, or keeps the 1 in a register that ten sums need: the
-/// sum that has to go through memory instead holds up all others (0.35 instead of 0.17 ns an element).
+/// sum that has to go through memory instead delays all others (0.35 instead of 0.17 ns an element).
 LLPF_HD Doubles minus(Doubles a, Doubles b) {
 #if defined(__FMA__)
   static const Doubles ones = Doubles{} + 1.0;

@@ -3,8 +3,7 @@
 namespace llpf::cuda {
 namespace {
 
-// The last chunks come first: after a reduction pass over more than the level-2 cache holds, it is the last ones that are
-// still in it.
+// In descending order: after a reduction pass over more than fits in the level-2 cache, the last chunks are still in it.
 template <class P, class D>
 __global__ void __launch_bounds__(kThreads) write_chunks(const Streams<P, D> streams, const Table table,
                                                          const Active active, const double* coefficients, P* waypoint) {

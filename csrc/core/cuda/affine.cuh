@@ -46,22 +46,22 @@ __device__ __forceinline__ void write_chunk(const Reader& read, const ChunkMaps<
   if (maps.tick.identity && waypoint == nullptr) return;
   if (maps.tick.wide || maps.projection.wide) return write_widely(maps, row, read.d, length, p, waypoint);
   using R = Run<P, kVector<P>>;
-  const auto write = [&](const Pair<P, D>& held, int64_t at, auto count) {
-    R out = held.p;
+  const auto write = [&](const Pair<P, D>& runs, int64_t at, auto count) {
+    R out = runs.p;
     if (waypoint != nullptr) {
       if (!maps.projection.identity) {
 #pragma unroll
-        for (int i = 0; i < kVector<P>; ++i) out.at[i] = narrow<P>(maps.projection(widen(held.p.at[i])));
+        for (int i = 0; i < kVector<P>; ++i) out.at[i] = narrow<P>(maps.projection(widen(runs.p.at[i])));
       }
       store(out, waypoint + at, count);
     }
     if (maps.tick.identity) return;
     if (read.d != nullptr) {
 #pragma unroll
-      for (int i = 0; i < kVector<P>; ++i) out.at[i] = narrow<P>(maps.tick(widen(held.p.at[i]), widen(held.d.at[i])));
+      for (int i = 0; i < kVector<P>; ++i) out.at[i] = narrow<P>(maps.tick(widen(runs.p.at[i]), widen(runs.d.at[i])));
     } else {
 #pragma unroll
-      for (int i = 0; i < kVector<P>; ++i) out.at[i] = narrow<P>(maps.tick(widen(held.p.at[i])));
+      for (int i = 0; i < kVector<P>; ++i) out.at[i] = narrow<P>(maps.tick(widen(runs.p.at[i])));
     }
     store(out, p + at, count);
   };

@@ -27,7 +27,7 @@ constexpr int kBatch = sizeof(P) == 2 ? 2 : 4;
 #define LLPF_GRID_Y 65535
 #endif
 
-/// `first` blocks along the first axis, which takes two thousand million, and at most LLPF_GRID_Y along the second, over
+/// `first` blocks along the first axis, which takes 2^31 - 1, and at most LLPF_GRID_Y along the second, over
 /// which a kernel strides: paths, or pieces of a long row.
 inline dim3 grid(int64_t first, int64_t second) {
   return dim3(static_cast<unsigned>(first), static_cast<unsigned>(second < LLPF_GRID_Y ? second : LLPF_GRID_Y));
@@ -125,34 +125,34 @@ __device__ __forceinline__ void store(const Run<T, VEC>& run, T* to, int count) 
     if (i < count) to[i] = run.at[i];
 }
 
-/// This thread's runs of a chunk in the order of `for_each_run`, BATCH at a time: first `load(held, at, count)` for all of
-/// them, then `loaded()`, then `use(held, at, count)`. `words` says that every stream is aligned; only the last, shorter run then moves
-/// element by element, and every run otherwise. The order of the sums is the same, so a row of [K, N] that starts
-/// unaligned has the bits of its own [N].
-template <int VEC, int BATCH, class Held, class Load, class Loaded, class Use>
+/// This thread's runs of a chunk in the order of `for_each_run`, BATCH at a time: first `load(runs, at, count)` for all of
+/// them, then `loaded()`, then `use(runs, at, count)`. With `words`, every stream is aligned, and only the last, shorter run
+/// moves element by element; without, all runs do. The order of the sums is the same, so a row of [K, N] that starts
+/// unaligned has the bits of the same row as [N].
+template <int VEC, int BATCH, class Runs, class Load, class Loaded, class Use>
 __device__ __forceinline__ void for_each_batch(int64_t length, bool words, Load&& load, Loaded&& loaded, Use&& use) {
   constexpr int kStride = kThreads * VEC;
   for (int64_t first = static_cast<int64_t>(threadIdx.x) * VEC; first < length; first += BATCH * kStride) {
     const int64_t left = length - first;
     if (words) {
-      Held held[BATCH];
+      Runs runs[BATCH];
 #pragma unroll
       for (int j = 0; j < BATCH; ++j)
-        if (j * kStride + VEC <= left) load(held[j], first + j * kStride, Whole<VEC>{});
+        if (j * kStride + VEC <= left) load(runs[j], first + j * kStride, Whole<VEC>{});
       loaded();
 #pragma unroll
       for (int j = 0; j < BATCH; ++j)
-        if (j * kStride + VEC <= left) use(held[j], first + j * kStride, Whole<VEC>{});
+        if (j * kStride + VEC <= left) use(runs[j], first + j * kStride, Whole<VEC>{});
     }
     const int64_t whole_runs = left < VEC ? 0 : (left - VEC) / kStride + 1;
 #pragma unroll 1
     for (int64_t j = words ? whole_runs : 0; j < BATCH && j * kStride < left; ++j) {
       const int64_t rest = left - j * kStride;
       const int count = rest < VEC ? static_cast<int>(rest) : VEC;
-      Held held;
-      load(held, first + j * kStride, count);
+      Runs runs;
+      load(runs, first + j * kStride, count);
       loaded();
-      use(held, first + j * kStride, count);
+      use(runs, first + j * kStride, count);
     }
   }
 }
@@ -173,9 +173,9 @@ struct PairReader {
   __device__ bool words() const { return aligned<Run<P, kVector<P>>>(p) && aligned<Run<D, kVector<P>>>(d); }
 
   template <class Count>
-  __device__ void operator()(Pair<P, D>& held, int64_t at, Count count) const {
-    load(held.p, p + at, count);
-    if (d != nullptr) load(held.d, d + at, count);
+  __device__ void operator()(Pair<P, D>& runs, int64_t at, Count count) const {
+    load(runs.p, p + at, count);
+    if (d != nullptr) load(runs.d, d + at, count);
   }
 };
 

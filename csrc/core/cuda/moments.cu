@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kThreads)
     ShiftedSums sums;
     for_each_batch<kVector<P>, kBatch<P>, Pair<P, D>>(
         chunk.length, read.words(), read, [&] { shift.resolve(); },
-        [&](const Pair<P, D>& held, int64_t, auto count) { add(sums, *shift, held, count, read.d != nullptr); });
+        [&](const Pair<P, D>& runs, int64_t, auto count) { add(sums, *shift, runs, count, read.d != nullptr); });
     store_chunk(sums, *shift, chunk.length, shared.get(), partials + (k * table.chunk_count + c) * kMomentColumns);
     __syncthreads();
   }

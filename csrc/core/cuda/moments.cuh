@@ -18,17 +18,17 @@ struct Scratch {
 
 /// Adds the `count` elements of a run, in order.
 template <class P, class D>
-__device__ __forceinline__ void add(ShiftedSums& sums, const Shift& shift, const Pair<P, D>& held, int count,
+__device__ __forceinline__ void add(ShiftedSums& sums, const Shift& shift, const Pair<P, D>& runs, int count,
                                     bool with_d) {
 #pragma unroll
   for (int i = 0; i < kVector<P>; ++i)
     if (i < count) {
-      if (with_d) sums.add(shift, widen(held.p.at[i]), widen(held.d.at[i]));
-      else sums.add(shift, widen(held.p.at[i]));
+      if (with_d) sums.add(shift, widen(runs.p.at[i]), widen(runs.d.at[i]));
+      else sums.add(shift, widen(runs.p.at[i]));
     }
 }
 
-/// The shift of a chunk, requested before the chunk's own loads and computed after them. Computed first it would make
+/// The shift of a chunk, requested before the chunk's loads and computed after them. Computed first it would make
 /// every thread wait for memory twice.
 template <class P, class D>
 class LateShift {
@@ -81,7 +81,7 @@ struct JoinStorage {
 };
 
 /// The moments of each segment in `rows` from its chunks' `partials` (both of one path). A MASKED segment joins nothing:
-/// its row is zero, whatever scratch holds.
+/// its row is zero, whatever scratch contains.
 ///
 /// Seven rows at a time: a warp each looks up where the row's chunks begin, one more where those of the last end. Then a
 /// warp joins the chunks of its row if it has a lane for each, and the block those of the longer rows, in turn. AHEAD as in

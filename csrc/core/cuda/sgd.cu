@@ -10,12 +10,13 @@ template <class P>
 constexpr int kSgdBatch = kBatch<P> / 2;
 
 template <class P>
-struct Held {
+struct SgdRuns {
   Run<P, kVector<P>> p, g, buffer;
 };
 
+// Four blocks a multiprocessor: without the 4, ptxas takes 65 registers for double, one too many for that.
 template <class P>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     update_chunks(P* values, const SgdArguments a) {
   using T = Compute<P>;
   using R = Run<P, kVector<P>>;
@@ -29,28 +30,28 @@ __global__ void __launch_bounds__(kThreads)
     const P* const g = static_cast<const P*>(a.g) + begin;
     P* const buffer = a.momentum_buffer == nullptr ? nullptr : static_cast<P*>(a.momentum_buffer) + begin;
     const T rate = static_cast<T>(a.rates[k][chunk.segment * a.rate_stride]);
-    const auto read = [&](Held<P>& held, int64_t at, auto count) {
-      load(held.p, p + at, count);
-      load(held.g, g + at, count);
-      if (buffer != nullptr) load(held.buffer, buffer + at, count);
+    const auto read = [&](SgdRuns<P>& runs, int64_t at, auto count) {
+      load(runs.p, p + at, count);
+      load(runs.g, g + at, count);
+      if (buffer != nullptr) load(runs.buffer, buffer + at, count);
     };
-    const auto update = [&](Held<P>& held, int64_t at, auto count) {
+    const auto update = [&](SgdRuns<P>& runs, int64_t at, auto count) {
 #pragma unroll
       for (int i = 0; i < kVector<P>; ++i) {
-        P& value = held.p.at[i];
+        P& value = runs.p.at[i];
         if (buffer == nullptr) {
-          value = narrow<P>(rule(widen(value), widen(held.g.at[i]), rate));
+          value = narrow<P>(rule(widen(value), widen(runs.g.at[i]), rate));
         } else {
-          T moving = widen(held.buffer.at[i]);
-          value = narrow<P>(rule(widen(value), widen(held.g.at[i]), rate, moving));
-          held.buffer.at[i] = narrow<P>(moving);
+          T moving = widen(runs.buffer.at[i]);
+          value = narrow<P>(rule(widen(value), widen(runs.g.at[i]), rate, moving));
+          runs.buffer.at[i] = narrow<P>(moving);
         }
       }
-      store(held.p, p + at, count);
-      if (buffer != nullptr) store(held.buffer, buffer + at, count);
+      store(runs.p, p + at, count);
+      if (buffer != nullptr) store(runs.buffer, buffer + at, count);
     };
     const bool words = aligned<R>(p) && aligned<R>(g) && aligned<R>(buffer);
-    for_each_batch<kVector<P>, kSgdBatch<P>, Held<P>>(chunk.length, words, read, [] {}, update);
+    for_each_batch<kVector<P>, kSgdBatch<P>, SgdRuns<P>>(chunk.length, words, read, [] {}, update);
   }
 }
 

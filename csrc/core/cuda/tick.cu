@@ -70,10 +70,10 @@ struct SlotReader {
   __device__ bool words() const { return memory.words(); }
 
   template <class Count>
-  __device__ void operator()(Pair<P, D>& held, int64_t at, Count count) const {
-    if (!slot.given()) return memory(held, at, count);
-    held.p = slot.p_at(at);
-    if (d != nullptr) held.d = slot.d_at(at);
+  __device__ void operator()(Pair<P, D>& runs, int64_t at, Count count) const {
+    if (!slot.given()) return memory(runs, at, count);
+    runs.p = slot.p_at(at);
+    if (d != nullptr) runs.d = slot.d_at(at);
   }
 };
 
@@ -122,12 +122,12 @@ __global__ void __launch_bounds__(kThreads)
     const SharedSlot<P, D> slot = filled.take(chunk.length, with_d);
     LateShift<P, D> shift(read);
     ShiftedSums sums;
-    const auto store_and_add = [&](const Pair<P, D>& held, int64_t at, auto count) {
+    const auto store_and_add = [&](const Pair<P, D>& runs, int64_t at, auto count) {
       if (slot.given()) {
-        slot.p_at(at) = held.p;
-        if (with_d) slot.d_at(at) = held.d;
+        slot.p_at(at) = runs.p;
+        if (with_d) slot.d_at(at) = runs.d;
       }
-      add(sums, *shift, held, count, with_d);
+      add(sums, *shift, runs, count, with_d);
     };
     for_each_batch<kVector<P>, kBatch<P>, Pair<P, D>>(
         chunk.length, read.words(), read, [&] { shift.resolve(); }, store_and_add);
@@ -163,7 +163,7 @@ constexpr int kMostBlocks = 6;
 /// ticked as correctly; some of its chunks are then read twice.
 constexpr int64_t kChunk = 4096;
 
-/// What one device can hold for one kernel: bytes of tile a block at 1, 2, ... resident blocks a multiprocessor.
+/// Shared memory of one device for one kernel: bytes of tile a block at 1, 2, ... resident blocks a multiprocessor.
 struct DeviceLimits {
   int64_t multiprocessors = 0;
   std::array<int64_t, kMostBlocks + 1> tile{};
@@ -185,12 +185,12 @@ cudaError_t measure(Kernel* kernel, int device, DeviceLimits& limits) {
   cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
   if (error != cudaSuccess) return error;
   const int64_t fixed = static_cast<int64_t>(attributes.sharedSizeBytes);
-  const int64_t most = per_block - fixed;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
+  const int64_t available = per_block - fixed;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(available));
   if (error != cudaSuccess) return error;
   for (int blocks = 1; blocks <= kMostBlocks; ++blocks) {
     const int64_t share = per_multiprocessor / blocks - reserved - fixed;
-    const int64_t tile = (share < most ? share : most) / 1024 * 1024;
+    const int64_t tile = (share < available ? share : available) / 1024 * 1024;
     int resident = 0;
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, static_cast<size_t>(tile));
     if (error != cudaSuccess) return error;
@@ -223,8 +223,8 @@ struct Launch {
   int64_t blocks = 0, tile = 0;
 };
 
-/// The launch that holds the whole call on the chip with most blocks a multiprocessor, which hide each other's waits. Where
-/// the call is too large: none, or, if `anyway`, one that holds a part.
+/// The launch with most blocks a multiprocessor, which hide each other's waits, whose shared memory is enough for the whole
+/// call. Where there is none: no blocks, or, if `anyway`, a launch that stores a part.
 template <class P, class D>
 Launch fit(const DeviceLimits& limits, const Streams<P, D>& streams, const Table& table, bool anyway) {
   const int64_t items = table.chunk_count * streams.paths;

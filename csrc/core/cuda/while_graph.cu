@@ -8,8 +8,8 @@
 namespace llpf::cuda {
 namespace {
 
-/// One warp. Before the loop the iterations allowed are written down, after each of them they are counted down: a body that
-/// never moves the gate cannot keep the device for ever.
+/// One warp. `left` is set to the iterations allowed before the loop and decremented after each, so that a body that never
+/// changes the gate does not run for ever.
 __global__ void set_condition(cudaGraphConditionalHandle handle, WhileRule rule, bool before) {
   bool goes_on = false;
   LLPF_ROLLED
@@ -17,7 +17,7 @@ __global__ void set_condition(cudaGraphConditionalHandle handle, WhileRule rule,
     goes_on = goes_on || LossGate::goes_on(rule.state + k * (LossGate::kWindow + rule.window), rule.window);
   const bool any = __ballot_sync(0xffffffffu, goes_on) != 0;
   if (threadIdx.x != 0) return;
-  const int64_t left = before ? rule.most : *rule.left - 1;
+  const int64_t left = before ? rule.max_iterations : *rule.left - 1;
   *rule.left = left;
   cudaGraphSetConditional(handle, any && left > 0 ? 1 : 0);
 }

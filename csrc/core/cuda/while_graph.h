@@ -13,10 +13,10 @@ struct WhileGraph {
 };
 
 /// When the repetition ends: once `LossGate::goes_on` holds for none of the paths of `state [paths, 4 + window]`, or
-/// after `most` iterations, which are counted in `*left`. Both lie on the device and outlive the graph.
+/// after `max_iterations`, which are counted in `*left`. Both lie on the device and outlive the graph.
 struct WhileRule {
   const double* state;
-  int64_t paths, window, most;
+  int64_t paths, window, max_iterations;
   int64_t* left;
 };
 
