@@ -1,50 +1,21 @@
 """Everything that decides a path, as typed dataclasses: recipes (YAML), the command line and Python callers set it.
 
-A value is checked where it is set: pydantic holds types and bounds, and what is wrong is one line that names the key.
+A value is checked where it is set: types and bounds stand beside the fields, and what is wrong is one line that names
+the key.
 """
 
 from __future__ import annotations
 
-import difflib
-import functools
-import numbers
-import re
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, field, is_dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import BeforeValidator, model_validator
 from pydantic_core import PydanticCustomError
-from typing_extensions import dataclass_transform
 
-from .errors import LLPFError, shown
+from .errors import LLPFError
 from .modes import MODES, Destination, NormName
-
-Group = TypeVar("Group")
-
-
-def _whole(value: Any) -> int:
-    """NumPy's whole numbers as Python's: run.yaml knows plain values only, and they are compared on a resume."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise PydanticCustomError("whole", "must be a whole number")
-    return int(value)
-
-
-def _number(value: Any) -> float:
-    if not isinstance(value, bool) and isinstance(value, numbers.Real):
-        try:
-            return float(value)
-        except OverflowError:
-            pass
-    raise PydanticCustomError("number", "must be a number")
-
-
-def _flag(value: Any) -> bool:
-    if type(value).__name__ not in ("bool", "bool_"):
-        raise PydanticCustomError("flag", "must be true or false")
-    return bool(value)
+from .setting_types import Bound, Count, CountOrZero, Flag, NotNegative, Positive, Share, Text, Whole, settings_group
 
 
 def _mode(value: Any) -> str:
@@ -53,43 +24,7 @@ def _mode(value: Any) -> str:
     return value
 
 
-def _not_zero(value: float) -> float:
-    """Losses may be negative, and so may what bounds them."""
-    if not value:
-        raise PydanticCustomError("zero", "must be a finite number other than 0 (below 0 for losses that are)")
-    return value
-
-
-#: Whole numbers beyond 64 bits fit no counter of torch.
-Whole = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_whole)]
-Count = Annotated[int, Field(gt=0, lt=2**63), BeforeValidator(_whole)]
-CountOrZero = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_whole)]
-Bound = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_not_zero), BeforeValidator(_number)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
-Share = Annotated[float, Field(gt=0, lt=1), BeforeValidator(_number)]
-Flag = Annotated[bool, BeforeValidator(_flag)]
-Text = Annotated[str, Field(strict=True)]
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def _group(cls: type[Group]) -> type[Group]:
-    """A frozen dataclass that pydantic checks, with LLPFError in place of its many lines."""
-    checked: Any = checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
-    validate = checked.__init__
-
-    @functools.wraps(validate)
-    def __init__(self: Any, *args: Any, **values: Any) -> None:  # noqa: N807
-        try:
-            validate(self, *args, **values)
-        except ValidationError as error:
-            raise LLPFError(first_problem(error, checked)[1]) from None
-
-    checked.__init__ = __init__
-    return typing.cast("type[Group]", checked)
-
-
-@_group
+@settings_group("step")
 class StepSettings:
     """Length of one move of a layer that is ``distance`` away from the destination (LLPF; units of the parameters).
 
@@ -114,7 +49,7 @@ class StepSettings:
         return self
 
 
-@_group
+@settings_group("layers")
 class LayerSettings:
     """Which layers a tick treats apart. Patterns are shell globs, or regular expressions after ``re:``."""
 
@@ -138,7 +73,7 @@ class LayerSettings:
     move_frozen: Flag = False
 
 
-@_group
+@settings_group("correction")
 class CorrectionSettings:
     """Training after each move, until the mean of the last ``window`` batch losses is at most ``threshold``."""
 
@@ -181,7 +116,7 @@ class CorrectionSettings:
         return self
 
 
-@_group
+@settings_group("spheres")
 class SphereSettings:
     """The spheres that layers stay on, or go to."""
 
@@ -194,7 +129,7 @@ class SphereSettings:
     radii: dict[Text, Positive] = field(default_factory=dict)
 
 
-@_group
+@settings_group("schedule.stages[...]")
 class StageSettings:
     """Layers whose names match one of ``layers`` move from the stage's beginning to the next one's.
 
@@ -207,7 +142,7 @@ class StageSettings:
     distance: Share | None = None
 
 
-@_group
+@settings_group("schedule")
 class ScheduleSettings:
     """Which layers move when.
 
@@ -247,7 +182,7 @@ class ScheduleSettings:
         return self
 
 
-@_group
+@settings_group("pacing")
 class PacingSettings:
     """The step's length. ``adaptive`` (ours): it follows from how long the corrections take; failures are undone."""
 
@@ -278,7 +213,7 @@ class PacingSettings:
         return self
 
 
-@_group
+@settings_group("screening")
 class ScreeningSettings:
     """The fixed training images on which the search itself evaluates points (arrival, midpoints)."""
 
@@ -286,7 +221,7 @@ class ScreeningSettings:
     samples: CountOrZero = 2000
 
 
-@_group
+@settings_group("arrival")
 class ArrivalSettings:
     """When a search has arrived: the straight rest of the way has low loss on the screening set."""
 
@@ -298,7 +233,7 @@ class ArrivalSettings:
     margin: Positive = 0.6
 
 
-@_group
+@settings_group("record")
 class RecordSettings:
     """What is written during a search."""
 
@@ -309,7 +244,7 @@ class RecordSettings:
     checkpoint_every: Count = 50
 
 
-@_group
+@settings_group()
 class Settings:
     """Settings of one path search."""
 
@@ -402,96 +337,3 @@ def as_settings(value: Any) -> Settings:
     if isinstance(value, Mapping):
         return Settings(**{str(key): item for key, item in value.items()})
     raise LLPFError(f"settings must be a Settings or a mapping of its fields, got {type(value).__name__}")
-
-
-_WORDS = {
-    "string_type": "text",
-    "list_type": "a list",
-    "dict_type": "names with values",
-    "finite_number": "a finite number",
-}
-
-
-def first_problem(error: ValidationError, kind: type[Any] = Settings) -> tuple[str, str]:
-    """The key that is wrong, and one line about it.
-
-    Args:
-        kind: the group of settings that was checked.
-    """
-    first = error.errors()[0]
-    # A group that is made by itself: its keys are said with its name in Settings.
-    group = [name for name, hint in typing.get_type_hints(Settings).items() if hint is kind]
-    path = (*group, *first["loc"])
-    kind = Settings if group else kind
-    key, value, about = _key(path, kind), first["input"], first.get("ctx", {})
-    name = first["type"]
-    if name == "value_error":
-        return key, str(about["error"])
-    if name == "unexpected_keyword_argument":
-        return key, _unknown_key(path, kind)
-    if name in ("dataclass_type", "dataclass_exact_type"):
-        keys = typing.get_type_hints(_kind_at(path, kind))
-        return key, f"{key} is a group of keys ({', '.join(keys)}), got {shown(value)}"
-    if name == "literal_error":
-        choices = ", ".join(re.findall("'([^']*)'", about["expected"]))
-        return key, f"{key} must be one of {choices}; got {shown(value)}"
-    if name == "invalid_key":
-        return key, _unknown_key((*path[:-1], shown(value)), kind)
-    if name in _WORDS:
-        wanted = f"be {_WORDS[name]}"
-    elif name == "greater_than" and "lt" not in about:
-        wanted = "be positive"
-    elif name == "greater_than_equal" and about["ge"] == 0:
-        wanted = "not be negative"
-    elif about.get("ge", about.get("lt")) in (-(2**63), 2**63):
-        wanted = "lie between -2**63 and 2**63"
-    elif name == "less_than":
-        wanted = f"lie between 0 and {about['lt']:g}"
-    else:
-        got = " got" if first["msg"].endswith(";") else ", got"
-        return key, f"{key} {first['msg']}{got} {shown(value)}"
-    return key, f"{key} must {wanted}, got {shown(value)}"
-
-
-def _kind_at(path: Sequence[int | str], kind: Any) -> Any:
-    """The type of the setting at ``path`` below ``kind``."""
-    for part in path:
-        if is_dataclass(kind):
-            kind = typing.get_type_hints(typing.cast("type[Any]", kind))[str(part)]
-        else:
-            kind = typing.get_args(kind)[-1]
-    return kind
-
-
-def _key(path: Sequence[int | str], kind: Any) -> str:
-    """``schedule.stages[0].start``, ``spheres.radii['*']``."""
-    text = ""
-    for depth, part in enumerate(path):
-        if part == "[key]":
-            return f"a name in {_key(path[: depth - 1], kind)}"
-        if is_dataclass(_kind_at(path[:depth], kind)):
-            text += f".{part}" if text else str(part)
-        else:
-            text += f"[{part!r}]"
-    return text
-
-
-def _unknown_key(path: Sequence[int | str], kind: type[Any]) -> str:
-    """The nearest keys: first within the group, then anywhere."""
-    name, above = str(path[-1]), _key(path[:-1], kind)
-    siblings = typing.get_type_hints(_kind_at(path[:-1], kind))
-    prefix = f"{above}." if above else ""
-    near = [prefix + sibling for sibling in difflib.get_close_matches(name, siblings, cutoff=0.7)]
-    if not near:
-        leaves = {full.rpartition(".")[2]: full for full in reversed(list(setting_keys()))}
-        near = [leaves[leaf] for leaf in difflib.get_close_matches(name, leaves, cutoff=0.6)]
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known here: {', '.join(siblings)}"
-    return f"unknown key {prefix + name!r}; {hint}"
-
-
-def setting_keys(kind: type[Any] = Settings, prefix: str = "") -> Iterator[str]:
-    """Every key, groups before what is in them: ``step``, ``step.fixed``."""
-    for name, hint in typing.get_type_hints(kind).items():
-        yield prefix + name
-        if is_dataclass(hint):
-            yield from setting_keys(typing.cast("type[Any]", hint), f"{prefix}{name}.")

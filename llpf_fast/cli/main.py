@@ -1,4 +1,4 @@
-"""``llpf``: parse, dispatch, and turn every error a user can cause into one line and an exit status."""
+"""``llpf``: parse the command line, run a command, turn errors into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _POSITIONAL = ("run", "name", "starts", "destinations", "models", "analysis", "r
 _DESCRIPTION = "Find, certify and draw low-loss paths between neural networks."
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
-#: Set to 1, an error that nobody foresaw keeps its traceback.
+#: Set to 1, an unexpected exception is raised with its traceback.
 _TRACEBACK = "LLPF_TRACEBACK"
-#: Variables that choose among a few words, and the words. Empty is as good as not set.
+#: Environment variables and their values. An empty variable counts as not set.
 _VARIABLES = {
     "LLPF_BACKEND": ("auto", "eager", "cpp", "cuda", "triton"),
     "LLPF_ISA": ("plain", "avx2", "avx512"),
@@ -41,11 +41,11 @@ _VARIABLES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command; returns the exit status.
 
-    Returns the exit status: 0 for success, 1 where a path is not connected or did not arrive, 2 for an error (said in
-    one line on stderr), 130 after Ctrl-C. An exception that nobody foresaw is such a line too, unless the environment
-    variable LLPF_TRACEBACK is 1: then it is raised.
+    It is 0 for success, 1 where a path is not connected or did not arrive, 2 for an error (one line on stderr), 130
+    after Ctrl-C. An unexpected exception is an error too, unless the environment variable LLPF_TRACEBACK is 1: then it
+    is raised.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     before, warnings.showwarning = warnings.showwarning, _show_warning
@@ -55,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LLPFError as error:
         return _fail(str(error))
     except BrokenPipeError:
-        # The reader (head, less) has gone; without this Python complains once more at exit.
+        # The reader (head, less) has ended. Without this Python prints another error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}")
+        file = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{file}{error.strerror or error}")
     except KeyboardInterrupt:
         print(f"llpf: interrupted{_how_to_resume(arguments)}", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -87,9 +87,9 @@ def _wrong_value(message: str) -> str:
 
 
 def parser(chosen: str | None = None, analysis: str | None = None) -> Parser:
-    """The whole command line; with ``chosen``, that command's options only (of the others name and help).
+    """The parser; with ``chosen``, only that command has its options, the others their name and help.
 
-    So with ``analysis`` where that is one of analyze's: the options of all take 10 ms more.
+    ``analysis`` chooses one of llpf analyze in the same way. The options of all analyses take 10 ms.
     """
     top = Parser(prog="llpf", description=_DESCRIPTION, allow_abbrev=False)
     top.add_argument("--version", action="version", version=_version())
@@ -108,6 +108,10 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         top.print_help()
         return EXIT_ERROR
+    for argument in arguments:
+        # argparse drops this value: the option would have none.
+        if argument.startswith("--") and argument.endswith("=--"):
+            raise LLPFError(f"{argument[:-3]} must not be '--'")
     parsed, unknown = top.parse_known_args(arguments)
     if unknown:
         command = [parsed.command, *([parsed.analysis] if getattr(parsed, "analysis", None) else [])]
@@ -117,12 +121,12 @@ def _run(arguments: list[str]) -> int:
         return _COMMANDS[parsed.command].run(parsed)
     except SystemExit as error:
         raise LLPFError(
-            f"code of your own ended the program (exit status {error.code}); let it raise an error"
+            f"the user's code ended the program (exit status {error.code}); let it raise an error"
         ) from error
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    """LLPFError where a whole number fits into no counter of torch."""
+    """Raise LLPFError where a whole number does not fit into 64 bits."""
     for name, value in vars(args).items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int) and not -(2**63) <= number < 2**63:

@@ -14,7 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..errors import LLPFError, one_line, unknown_name
 from ..path.plain_values import read_yaml
-from ..settings import Settings, first_problem
+from ..setting_types import first_problem
+from ..settings import Settings
 
 _FOLDER = Path(__file__).parent
 _SUFFIXES = (".yaml", ".yml")
@@ -49,7 +50,7 @@ def load_recipe(name_or_path: str | os.PathLike[str], overrides: Sequence[str] =
     try:
         return _SETTINGS.validate_python(_in_words(values, Settings))
     except ValidationError as error:
-        key, problem = first_problem(error)
+        key, problem = first_problem(error, Settings)
         raise LLPFError(f"{_source(key, f'recipe {os.fspath(name_or_path)!r}', overrides)}: {problem}") from None
 
 

@@ -273,10 +273,11 @@ def test_recipes(check, world, tmp_path, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_settings(check, world, tmp_path, seed):
-    from llpf_fast.settings import setting_keys
+    from llpf_fast.setting_types import setting_keys
+    from llpf_fast.settings import Settings
 
     rng = random.Random(f"{SEED}settings {seed}")
-    keys = [*setting_keys(), "schedule.stages[0].start", "step.x", "", "correction..lr", "threshold.x"]
+    keys = [*setting_keys(Settings), "schedule.stages[0].start", "step.x", "", "correction..lr", "threshold.x"]
     for number in range(40):
         key, value = rng.choice(keys), rng.choice(VALUES)
         more = ["--set", "max_ticks=2", "--set", f"{key}={value}"]
