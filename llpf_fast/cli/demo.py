@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LLPFError
-from .find import find_between, summary
+from .find import find_between
 from .options import add_quiet, user_path
 from .output import duration
+from .search import describe_result
 from .train import train_endpoint
 from .verify import draw, verdict, verify
 from .written_files import list_written, remove_listed
@@ -47,7 +48,7 @@ def _demonstrate(folder: Path, *, quiet: bool) -> int:
     for seed, file in ((1, start), (2, destination)):
         train_endpoint("mlp", "digits", file, seed=seed, epochs=30, lr=0.05, quiet=quiet)
     result = find_between(_RECIPE, start, destination, path, quiet=quiet)
-    print(summary(result))
+    print(describe_result(result))
     certificate = verify(path, quiet=quiet)
     print(verdict(path, certificate))
     print(f"picture: {draw(path)}")

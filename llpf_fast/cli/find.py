@@ -1,4 +1,4 @@
-"""``llpf find``: search a path between two checkpoints into a run directory, or many paths between folders of them."""
+"""``llpf find``: search a path between two checkpoints, or many paths between folders of checkpoints."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from ..errors import LLPFError
 from .options import add_data_dir, add_device, add_loss, add_quiet, add_threads, user_path
-from .output import Progress, duration
+from .output import Progress
+from .search import SearchSetup, describe_end, describe_result, describe_tick
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Sequence
 
     from ..find import FindResult, TickProgress
-    from .search import SearchSetup
 
 HELP = "search low-loss paths between trained networks"
 
-#: Options that are settings of the same names.
+#: Options that set the setting of the same name.
 _SETTINGS = ("mode", "model", "data", "optimizer", "seed")
 
 
@@ -60,7 +60,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="change a setting of the recipe, for example step.relative=0.01; may be repeated",
     )
     search.add_argument(
-        "--resume", action="store_true", help="continue what RUN holds, given the same command; complete runs are kept"
+        "--resume",
+        action="store_true",
+        help="continue an interrupted run of the same command; complete runs stay as they are",
     )
     code = parser.add_argument_group("network, data and loss (default: the recipe's)")
     code.add_argument(
@@ -73,28 +75,28 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="mnist, ..., or FILE.py:FUNCTION that returns train_x, train_y, test_x, test_y",
     )
     add_data_dir(code)
-    code.add_argument("--download", action="store_true", help="let torchvision fetch data that is not there")
+    code.add_argument("--download", action="store_true", help="let torchvision download data that are missing")
     add_loss(code)
     code.add_argument(
         "--optimizer",
         type=user_path,
         metavar="CODE",
-        help="what trains after a move: FILE.py:FUNCTION that makes a torch optimizer of parameters (default: SGD)",
+        help="of the corrections: FILE.py:FUNCTION that makes a torch optimizer of parameters (default: SGD)",
     )
     many = parser.add_argument_group("folders of models")
     many.add_argument(
         "--pairing",
         type=str,
         metavar="HOW",
-        help="which models to join: each-to-each, all-to-all, one-to-all, all-to-one; each path into a folder of OUT",
+        help="which models to join: each-to-each, all-to-all, one-to-all, all-to-one; each path has a folder in RUN",
     )
     many.add_argument(
         "--parallel",
         type=str,
         default="auto",
         metavar="N",
-        help="paths searched at once; auto (the default): as many as is faster, 1 on a CPU for networks with "
-        "convolutions",
+        help="paths searched in parallel; auto (the default): the number that is fastest, which is 1 on a CPU for "
+        "networks with convolutions",
     )
     machine = parser.add_argument_group("machine")
     add_device(machine)
@@ -111,11 +113,9 @@ def run(args: Namespace) -> int:
     starts, destinations = args.starts, args.destinations
     if starts is None or args.out is None:
         raise LLPFError(f"llpf find needs {'STARTS' if starts is None else '--out'}; see llpf find --help")
-    # Quoted: a value such as "mine.py:" would be a mapping in YAML.
+    # As JSON, because YAML reads a value such as "mine.py:" as a mapping.
     overrides = [f"{key}={json.dumps(value)}" for key in _SETTINGS if (value := getattr(args, key)) is not None]
     overrides += args.set
-    from .search import SearchSetup
-
     search = SearchSetup(
         args.recipe,
         overrides,
@@ -126,13 +126,15 @@ def run(args: Namespace) -> int:
         download=args.download,
     )
     search.check_destination(destinations is not None)
-    if args.pairing is not None or any(end is not None and os.path.isdir(end) for end in (starts, destinations)):
+    if args.pairing is not None or any(
+        models is not None and os.path.isdir(models) for models in (starts, destinations)
+    ):
         return _run_many(search, args, starts, destinations)
     if args.parallel != "auto":
-        raise LLPFError("--parallel is for folders of models; there is one path to find here")
+        raise LLPFError("--parallel is for folders of models; here is only one path")
     result = _find_one(search, starts, destinations, args.out, resume=args.resume, quiet=args.quiet)
-    print(summary(result, search.endless))
-    if not ending(result, search.endless)[1]:
+    print(describe_result(result, search.endless))
+    if not describe_end(result, search.endless)[1]:
         stuck = "raise threshold or correction.max_steps: --set correction.max_steps=..."
         print(stuck if result.ended == "stuck" else "raise max_ticks or step.relative: --set max_ticks=...")
         return 1
@@ -155,13 +157,13 @@ def _run_many(search: SearchSetup, args: Namespace, starts: str, destinations: s
         quiet=args.quiet,
     )
     show_table(rows)
-    good = sum(row.succeeded for row in rows)
-    print(f"{good:,} of {len(rows):,} paths found in {out}; certify each: llpf verify {out}/NAME")
-    return 0 if good == len(rows) else 1
+    succeeded = sum(row.succeeded for row in rows)
+    print(f"{succeeded:,} of {len(rows):,} paths found in {out}; certify each: llpf verify {out}/NAME")
+    return 0 if succeeded == len(rows) else 1
 
 
 def _parallel_paths(given: str) -> int | None:
-    """None for auto."""
+    """The value of --parallel; None for auto."""
     if given == "auto":
         return None
     if not given.isdecimal() or int(given) < 1:
@@ -184,9 +186,7 @@ def find_between(
     download: bool = False,
     quiet: bool = False,
 ) -> FindResult:
-    """Load everything, refuse what cannot work before the run directory is touched, and search."""
-    from .search import SearchSetup
-
+    """Search one path; wrong input raises LLPFError before anything is written."""
     search = SearchSetup(
         recipe, overrides, data_dir=data_dir, loss=loss, device=device, threads=threads, download=download
     )
@@ -208,30 +208,7 @@ def _find_one(
     with Progress("tick", quiet=quiet, upper_bound=True) as progress:
 
         def show(at: TickProgress) -> None:
-            progress.update(at.tick, at.max_ticks, tick_text(at))
+            progress.update(at.tick, at.max_ticks, describe_tick(at))
 
         pair = Pair(Path(start), None if destination is None else Path(destination))
         return search.run(pair, out, resume=resume, progress=show)
-
-
-def tick_text(at: TickProgress) -> str:
-    """Loss, share of the way that is left, SGD steps so far."""
-    return f"loss {at.loss:.4f}  distance left {at.distance:.1%}  {at.steps:,} SGD steps"
-
-
-def ending(result: FindResult, endless: bool) -> tuple[str, bool]:
-    """How a search ended, in words, and whether as was asked for; ``endless``: there is no place to arrive at."""
-    if result.arrived:
-        return "arrived", True
-    if result.ended == "stuck":
-        return ("went as far as the smallest step could", True) if endless else ("got stuck", False)
-    return ("did all its ticks", True) if endless else ("did not arrive", False)
-
-
-def summary(result: FindResult, endless: bool = False) -> str:
-    """One line: how the search ended; then one a note."""
-    first = (
-        f"{result.folder}: {ending(result, endless)[0]} after {result.ticks:,} ticks, {result.sgd_steps:,} SGD steps, "
-        f"{duration(result.seconds)}; {result.waypoints:,} waypoints"
-    )
-    return "\n".join([first, *(f"  note: {note}" for note in result.notes)])

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LLPFError, one_line
-from .find import ending, tick_text
 from .output import Progress, duration
+from .search import describe_end, describe_tick
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -98,7 +98,7 @@ def _search_one_by_one(
     with Progress("tick", quiet=quiet, upper_bound=True) as progress:
 
         def show(at: TickProgress) -> None:
-            progress.update(at.tick, at.max_ticks, tick_text(at))
+            progress.update(at.tick, at.max_ticks, describe_tick(at))
 
         for path in pending:
             progress.begin(f"path {path.number}/{total} {path.name}")
@@ -208,7 +208,7 @@ def _complete_row(search: SearchSetup, folder: Path, pair: Pair, digests: dict[P
 
 
 def _row(name: str, result: FindResult, search: SearchSetup) -> Row:
-    outcome, succeeded = ending(result, search.endless)
+    outcome, succeeded = describe_end(result, search.endless)
     return Row(name, outcome, succeeded, result.ticks, result.sgd_steps, result.seconds, result.waypoints, result.notes)
 
 

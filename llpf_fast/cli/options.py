@@ -1,4 +1,4 @@
-"""What several commands share: options, the device, the number of threads."""
+"""Options that several commands have, and checks of their values."""
 
 from __future__ import annotations
 
@@ -14,24 +14,22 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-#: Up to here one thread is at least as fast as several, and on a busy machine ten times faster (measured, LeNet5).
+#: Parameters below which one thread is at least as fast as several, and ten times faster on a busy machine (LeNet5).
 _SMALL_MODEL = 1_000_000
 _MOST_THREADS = 1024
 
 
 def user_path(text: str) -> str:
-    """A file, a folder or code as typed; ``~`` is the home folder where no shell says so: ``--data-dir=~/mnist``."""
+    """A file, folder or code as typed, with ``~`` expanded, which a shell does not do in ``--data-dir=~/mnist``."""
     if not text or "\0" in text:
         raise ValueError
     path = os.path.expanduser(text)
-    # Another "~" is a name: nothing later may take it for somebody's home folder.
+    # The "~" of an unknown user is a name, which nothing later may expand.
     return os.path.join(".", path) if path.startswith("~") else path
 
 
 def add_data_dir(parser: _ActionsContainer) -> None:
-    parser.add_argument(
-        "--data-dir", type=user_path, metavar="DIR", help="folder that holds the data; digits need none"
-    )
+    parser.add_argument("--data-dir", type=user_path, metavar="DIR", help="folder of the data; digits need none")
 
 
 def add_device(parser: _ActionsContainer) -> None:
@@ -43,7 +41,7 @@ def add_threads(parser: _ActionsContainer) -> None:
         "--threads",
         type=int,
         metavar="N",
-        help="CPU threads (default: 1 for networks below a million parameters, otherwise torch's own choice)",
+        help="CPU threads (default: 1 for networks below a million parameters, otherwise torch's choice)",
     )
 
 
@@ -68,7 +66,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def set_threads(threads: int | None, model: nn.Module) -> None:
-    """Torch's thread count: ``threads``, or a choice that depends on the model and the machine, never on a clock."""
+    """Set torch's thread count: ``threads``, or 1 for small models; not measured, so that runs can be repeated."""
     import torch
 
     if threads is not None:
@@ -84,7 +82,7 @@ def check_threads(threads: int) -> None:
 
 
 def check_new_file(path: Path, *, overwrite: bool) -> None:
-    """Refuse, before any work, a file that exists or that could not be written."""
+    """Raise LLPFError where the file exists or cannot be written."""
     if path.is_dir():
         raise LLPFError(f"{path} is a folder; name a file")
     if (path.exists() or path.is_symlink()) and not overwrite:

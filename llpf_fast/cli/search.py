@@ -1,4 +1,4 @@
-"""``SearchSetup``: settings, network and data of ``llpf find``, used for each of its paths."""
+"""``SearchSetup``: settings, network and data of ``llpf find``, used for each of its paths; results in words."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import LLPFError
 from .options import choose_device, set_threads
+from .output import duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -202,3 +203,26 @@ class SearchSetup:
             **({} if self._loss is None else {"loss": self._loss}),
             **({"code_sha256": digests} if digests else {}),
         }
+
+
+def describe_tick(at: TickProgress) -> str:
+    """Loss, share of the distance that is left, SGD steps so far."""
+    return f"loss {at.loss:.4f}  distance left {at.distance:.1%}  {at.steps:,} SGD steps"
+
+
+def describe_end(result: FindResult, endless: bool) -> tuple[str, bool]:
+    """How a search ended, and whether that is success; ``endless`` as :attr:`SearchSetup.endless`."""
+    if result.arrived:
+        return "arrived", True
+    if result.ended == "stuck":
+        return ("went as far as the smallest step could", True) if endless else ("got stuck", False)
+    return ("did all its ticks", True) if endless else ("did not arrive", False)
+
+
+def describe_result(result: FindResult, endless: bool = False) -> str:
+    """How a search ended, with its numbers, in a line; then a line for each note."""
+    first = (
+        f"{result.folder}: {describe_end(result, endless)[0]} after {result.ticks:,} ticks, {result.sgd_steps:,} SGD "
+        f"steps, {duration(result.seconds)}; {result.waypoints:,} waypoints"
+    )
+    return "\n".join([first, *(f"  note: {note}" for note in result.notes)])

@@ -86,7 +86,7 @@ def test_resume_of_a_finished_run_changes_nothing(llpf, ends, finished, tmp_path
 
 def test_interrupt_says_how_to_resume_and_the_resumed_path_is_the_same(llpf, ends, finished, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    text = find_command.tick_text
+    text = find_command.describe_tick
 
     def interrupt(at):
         if at.tick == 7:
@@ -96,7 +96,7 @@ def test_interrupt_says_how_to_resume_and_the_resumed_path_is_the_same(llpf, end
     settings = ["--set", "record.checkpoint_every=5"]
     whole = tmp_path / "whole"
     assert llpf(*ends.find(whole, *settings)).status == 0
-    monkeypatch.setattr(find_command, "tick_text", interrupt)
+    monkeypatch.setattr(find_command, "describe_tick", interrupt)
     stopped = llpf(*ends.find(run, *settings))
     assert stopped.status == 130
     assert stopped.err.count("\n") == 1

@@ -80,7 +80,7 @@ def test_resume_continues_what_is_unfinished_and_keeps_the_rest(llpf, models, tm
     out = tmp_path / "runs"
     command = [*RECIPE, models / "1.model.pt", models, "--pairing", "one-to-all", "--out", out, *SHORT]
     command = [word for word in command if word != "--quiet"]
-    text, seen = many.tick_text, []
+    text, seen = many.describe_tick, []
 
     def interrupt(at):
         seen.append(at.tick)
@@ -88,7 +88,7 @@ def test_resume_continues_what_is_unfinished_and_keeps_the_rest(llpf, models, tm
             raise KeyboardInterrupt
         return text(at)
 
-    monkeypatch.setattr(many, "tick_text", interrupt)
+    monkeypatch.setattr(many, "describe_tick", interrupt)
     stopped = llpf(*command, "--set", "record.checkpoint_every=3")
     assert stopped.status == 130
     assert "--resume" in stopped.err
