@@ -3,8 +3,9 @@
 python docs/gallery.py          # prints the page
 python docs/gallery.py --write  # writes it
 
-The first section shows the certified paths of benchmarks/results/paths, each further one NAME.{png,json} of
-benchmarks/results/gallery, which `python -m benchmarks.studies.gallery` takes from the studies' results.
+The first section shows the certified paths of benchmarks/results/paths, each further one NAME.png and its entry in
+numbers.json of benchmarks/results/gallery, which `python -m benchmarks.studies.gallery` takes from the results of the
+studies.
 """
 
 from __future__ import annotations
@@ -70,15 +71,17 @@ def page() -> str:
         "",
         *_paths(),
     ]
-    names = sorted(file.stem for file in (RESULTS / "gallery").glob("*.png"))
+    folder = RESULTS / "gallery"
+    names = sorted(file.stem for file in folder.glob("*.png"))
     for name in names:
         if name not in TOPICS:
             raise SystemExit(
                 f"docs/gallery.py does not describe benchmarks/results/gallery/{name}.png: add it to TOPICS"
             )
+    content = _read(folder / "numbers.json") if names else {}
     for name, (heading, text) in TOPICS.items():
         if name in names:
-            lines += [f"## {heading}", "", text, "", *_result(RESULTS / "gallery" / f"{name}.png", heading)]
+            lines += [f"## {heading}", "", text, "", *_result(folder / f"{name}.png", heading, content[name])]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -115,8 +118,7 @@ def _paths() -> list[str]:
     return lines
 
 
-def _result(picture: Path, heading: str) -> list[str]:
-    content = _read(picture.with_suffix(".json"))
+def _result(picture: Path, heading: str, content: dict[str, Any]) -> list[str]:
     lines = [_picture(picture, heading), "", f"Made by `{content['command']}` {_source(content)}.", ""]
     if content["numbers"]:
         lines += _table(["number", "value"], [[label, value] for label, value in content["numbers"].items()])

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from llpf_fast import ops
 
-from ..baselines import optim
 from ..harness.case import OURS, Case, Contender, Cost, Prepared
 from ..harness.problem import ALLOWED, Problem, Values
 from ..harness.sizes import parameters
@@ -73,10 +72,15 @@ def prepare(
 
 
 def _optimizer(update: Update, how: str, allowed: float) -> Contender:
+    """``torch.optim.SGD`` over separate tensors, "fused" or "foreach", as a training loop calls it."""
     problem, states = update.problem, []
     for values, g in zip(problem.pool, update.g, strict=True):
         p = problem.tensors(values.p)
-        states.append((p, optim.sgd(p, problem.tensors(g), how=how, lr=LR, momentum=update.momentum)))
+        for value, gradient in zip(p, problem.tensors(g), strict=True):
+            value.requires_grad_(True)
+            value.grad = gradient
+        sgd = torch.optim.SGD(p, lr=LR, momentum=update.momentum, fused=how == "fused", foreach=how == "foreach")
+        states.append((p, sgd))
     got = lambda: [value.detach() for value in states[0][0]]
     calls = [optimizer.step for _, optimizer in states]
     return Contender(calls, lambda: update.error(calls[0], got), allowed)

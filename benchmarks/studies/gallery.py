@@ -3,8 +3,9 @@
     python -m benchmarks.studies.gallery [FOLDER]
     python docs/gallery.py --write
 
-reads FOLDER/TOPIC/STEM.{png,json}, which the studies wrote (runs/studies), and writes NAME.{png,json} to
-benchmarks/results/gallery. What FOLDER lacks stays as it was. Everything else that a study writes stays out of git.
+reads FOLDER/TOPIC/STEM.{png,json}, which the studies wrote (runs/studies), and writes NAME.png and the entry NAME of
+numbers.json to benchmarks/results/gallery. What FOLDER lacks stays as it was. Everything else that a study writes stays
+out of git.
 """
 
 from __future__ import annotations
@@ -143,12 +144,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=WORK)
     parser.add_argument("--out", type=Path, default=GALLERY)
     args = parser.parse_args()
+    file = args.out / "numbers.json"
+    content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for name, shown in SHOWN.items():
         picture, result = args.folder / f"{shown.picture}.png", args.folder / f"{shown.result}.json"
         if picture.exists() and result.exists():
             small_picture(picture, args.out / f"{name}.png")
-            save_json(args.out / f"{name}.json", excerpt(shown, json.loads(result.read_text(encoding="utf-8"))))
-            print(args.out / f"{name}.json")
+            content[name] = excerpt(shown, json.loads(result.read_text(encoding="utf-8")))
+            save_json(file, content)
+            print(args.out / f"{name}.png")
 
 
 if __name__ == "__main__":

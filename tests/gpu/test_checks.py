@@ -20,10 +20,23 @@ from torch import Tensor
 from benchmarks.gpu import checks, rows
 from llpf_fast import ops
 from llpf_fast.batches.precision import float32_products
-from llpf_fast.ops.backend import use_backend
+from llpf_fast.ops.backend import use_backend, why_not
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
+
+# ---- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.parametrize("name", gpu_checks.UNITS)
+def test_backend(name: str, backend: str) -> None:
+    reason = why_not(backend, "cuda")
+    if reason is not None:
+        pytest.skip(f"{backend}: {reason}")
+    gpu_checks.run_unit(name, backend, "cuda")
+
 
 # ---- processes
 
@@ -275,10 +288,10 @@ def test_both_counts_of_nodes_are_of_one_precision(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(captured_checks, "float32_products", as_on_a_gpu)
 
     def nodes(call: Callable[[], object]) -> int:
-        from benchmarks.cases.correction import arithmetic
+        from benchmarks.cases.correction import record_arithmetic
 
         seen.append(set())
-        with arithmetic(seen[-1]):
+        with record_arithmetic(seen[-1]):
             call()
         return 1
 
