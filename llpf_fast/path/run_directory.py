@@ -151,12 +151,12 @@ class RunDirectory:
             raise LLPFError(f"{path} is damaged: not YAML ({error})") from error
         if not isinstance(run, dict):
             raise LLPFError(f"{path} is damaged: settings by name were expected")
-        check_kinds(run, _RUN_KINDS, str(path))
         if run.get("llpf_fast", FORMAT) != FORMAT:
             raise LLPFError(
                 f"{folder} was written by another version of llpf_fast, whose settings have other names (format "
-                f"{run['llpf_fast']}, this one reads {FORMAT}): search the path again"
+                f"{shown(run['llpf_fast'])}, this one reads {FORMAT}): search the path again"
             )
+        check_kinds(run, _RUN_KINDS, str(path))
         return cls(folder, run)
 
     def foreign_files(self) -> list[Path]:

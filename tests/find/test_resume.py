@@ -295,6 +295,6 @@ def test_a_run_whose_settings_have_the_old_names_is_refused(finder, tmp_path) ->
     gc.collect()
     record = tmp_path / "run" / "run.yaml"
     old = yaml.safe_load(record.read_text())
-    record.write_text(yaml.safe_dump({**old, "llpf_fast": 1}))
+    record.write_text(yaml.safe_dump({**old, "llpf_fast": 1, "settings": {"pacing": "none", "pace": {"rounds": 20}}}))
     with pytest.raises(LLPFError, match=r"written by another version of llpf_fast, whose settings have other names"):
         finder(tmp_path / "run", settings=settings, resume=True)
