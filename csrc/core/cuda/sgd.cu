@@ -9,23 +9,33 @@ namespace {
 template <class P>
 constexpr int kSgdBatch = kBatch<P> / 2;
 
+// What the kernel takes beside values and table. Of the whole SgdArguments nvcc makes one loop for both updates, with and
+// without momentum, and 65 registers for double; four blocks a multiprocessor have 64.
+struct Update {
+  const void* g;
+  void* momentum_buffer;
+  Rows rates;
+  int64_t rate_stride;
+  SgdRule<double> rule;
+  Active active;
+};
+
 template <class P>
 struct SgdRuns {
   Run<P, kVector<P>> p, g, buffer;
 };
 
-// Four blocks a multiprocessor: without the 4, ptxas takes 65 registers for double, one too many for that.
 template <class P>
-__global__ void __launch_bounds__(kThreads, 4)
-    update_chunks(P* values, const SgdArguments a) {
+__global__ void __launch_bounds__(kThreads)
+    update_chunks(P* values, int64_t paths, int64_t numel, const Table table, const Update a) {
   using T = Compute<P>;
   using R = Run<P, kVector<P>>;
-  const Chunk chunk = a.table.chunks[blockIdx.x];
-  if (a.table.segments[chunk.segment].has(kFrozen)) return;
+  const Chunk chunk = table.chunks[blockIdx.x];
+  if (table.segments[chunk.segment].has(kFrozen)) return;
   const auto rule = SgdRule<T>::of(a.rule);
-  for (int64_t k = blockIdx.y; k < a.values.paths; k += gridDim.y) {
+  for (int64_t k = blockIdx.y; k < paths; k += gridDim.y) {
     if (!a.active(k)) continue;
-    const int64_t begin = k * a.values.numel + chunk.start;
+    const int64_t begin = k * numel + chunk.start;
     P* const p = values + begin;
     const P* const g = static_cast<const P*>(a.g) + begin;
     P* const buffer = a.momentum_buffer == nullptr ? nullptr : static_cast<P*>(a.momentum_buffer) + begin;
@@ -59,8 +69,10 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 Error sgd(const SgdArguments& a, Stream stream) {
   if (a.values.paths == 0 || a.table.chunk_count == 0) return cudaSuccess;
+  const Update update{a.g, a.momentum_buffer, a.rates, a.rate_stride, a.rule, a.active};
   return with_dtype(a.values.p_dtype, [&]<class P>() {
-    update_chunks<<<grid(a.table.chunk_count, a.values.paths), kThreads, 0, stream>>>(static_cast<P*>(a.values.p), a);
+    update_chunks<<<grid(a.table.chunk_count, a.values.paths), kThreads, 0, stream>>>(
+        static_cast<P*>(a.values.p), a.values.paths, a.values.numel, a.table, update);
     return cudaGetLastError();
   });
 }
