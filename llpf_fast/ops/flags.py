@@ -1,6 +1,6 @@
-"""Bit flags of a segment and the kinds of destination: the integers that Python, C++, CUDA and Triton share.
+"""Bit flags of a segment: the integers that Python, C++, CUDA and Triton share.
 
-``csrc/core/flags.h`` and ``kernels/flags.py`` repeat these values; ``tests/ops/test_flags.py`` compares them.
+``csrc/core/table.h`` repeats them (``tests/ops/test_flags.py`` compares), ``kernels/constants.py`` is computed from them.
 """
 
 from __future__ import annotations
