@@ -1,6 +1,7 @@
 """Bit flags of a segment: the integers that Python, C++, CUDA and Triton share.
 
-``csrc/core/table.h`` repeats them (``tests/ops/test_flags.py`` compares), ``kernels/constants.py`` is computed from them.
+``csrc/core/table.h`` repeats them, which ``tests/ops/test_flags.py`` checks; ``kernels/constants.py`` is computed from
+them.
 """
 
 from __future__ import annotations
