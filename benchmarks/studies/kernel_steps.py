@@ -1,4 +1,4 @@
-"""Time the steps of the AVX2 kernels alone, in the cache and from memory: builds steps.cpp and runs it.
+"""Time the steps of the AVX2 kernels alone, in the cache and from memory: builds kernel_steps.cpp and runs it.
 
 python -m benchmarks.studies.kernel_steps [--out benchmarks/results/cpu/kernel-steps.json]
 """
@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from ...harness.environment import load, record
-from ..study import CPU, option_parser, save_json
+from ..harness.environment import load, record
+from .study import CPU, option_parser, save_json
 
-SOURCE = Path(__file__).with_name("steps.cpp")
+SOURCE = Path(__file__).with_name("kernel_steps.cpp")
 FLAGS = ("-std=c++20", "-O3", "-ffp-contract=off", "-mavx2", "-mfma", "-mf16c")
 #: Where the four buffers are: elements, rounds, calls a round. 16 Ki are 256 KiB, half a Zen 3 core's second-level
 #: cache.
