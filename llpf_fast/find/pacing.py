@@ -88,13 +88,17 @@ class IterateAverage:
 
 
 class AcceptedPoint:
-    """A copy of the module's buffers and the optimiser's state at the last accepted point; its values are the caller's.
+    """A copy of the last accepted point: values, the module's buffers, and what outlives a correction.
 
-    Momentum or optimiser state are copied only where they outlive a correction.
+    That is the momentum where it is kept from one correction to the next, and the state of a torch optimiser.
+
+    Attributes:
+        values: ``[N]``, projected.
     """
 
     def __init__(self, flat: FlatParameters, trainer: Trainer, optimizer: torch.optim.Optimizer | None) -> None:
         self._flat, self._trainer, self._optimizer = flat, trainer, optimizer
+        self.values = torch.zeros_like(flat.data)
         #: All buffers by name; None where one is registered but not made yet.
         self._buffers: dict[str, Tensor | None] = {}
         self._momentum: Tensor | None = None
@@ -105,8 +109,10 @@ class AcceptedPoint:
         """The saved buffers by name."""
         return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
 
+    @torch.no_grad()
     def save(self) -> None:
-        """Copy everything but the values."""
+        """Copy the present point."""
+        self.values.copy_(self._flat.data)
         self._buffers = all_buffers(self._flat.module)
         if self._trainer.keeps_momentum:
             assert self._trainer.momentum_buffer is not None
@@ -115,10 +121,10 @@ class AcceptedPoint:
             self._optimizer_state = copy.deepcopy(self._optimizer.state_dict())
 
     @torch.no_grad()
-    def restore(self, values: Tensor) -> None:
-        """Go back to ``values [N]`` and to what was saved."""
+    def restore(self) -> None:
+        """Go back to what was saved."""
         self._flat.ensure()
-        self._flat.data.copy_(values)
+        self._flat.data.copy_(self.values)
         set_buffers(self._flat.module, self._buffers)
         if self._momentum is not None:
             assert self._trainer.momentum_buffer is not None

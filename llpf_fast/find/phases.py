@@ -221,21 +221,20 @@ class RoutePhases:
         at_zero = self._counted & (route.statistics.norm(route.moments(p)) == 0)
         return [name for name, stays in zip(route.table.names, at_zero.tolist(), strict=True) if stays]
 
-    def enter(self, state: SearchState, schedule: Schedule, unprojected: Tensor | None = None) -> bool:
-        """Set the flags for the present phase and stage; ``unprojected`` and the result as of :meth:`Route.enter`."""
+    def enter(self, state: SearchState, schedule: Schedule) -> None:
+        """Set the flags for the present phase and stage."""
         if state.phase == "shrink" and self._shrink is not None:
-            return self._shrink.enter(self._too_wide(state), unprojected)
-        return self.main.enter(schedule.active, unprojected)
+            self._shrink.enter(self._too_wide(state))
+        else:
+            self.main.enter(schedule.active)
 
-    def advance(self, state: SearchState, schedule: Schedule, unprojected: Tensor | None = None) -> bool:
-        """Begin what begins with the tick ``state.tick``: another phase, another stage.
-
-        ``unprojected`` and the result as of :meth:`Route.enter`.
-        """
+    def advance(self, state: SearchState, schedule: Schedule) -> None:
+        """Begin what begins with the tick ``state.tick``: another phase, another stage."""
         done = state.tick - 1
         if state.phase == "shrink":
             if any(self._too_wide(state)) and done < self._settings.spheres.shrink_ticks:
-                return self.enter(state, schedule, unprojected)
+                self.enter(state, schedule)
+                return
             state.phase, state.phase_began = "main", done
             self.main.set_spheres(torch.tensor(state.variances, dtype=torch.float64))
             self.main.scale_step(state.step_scale)
@@ -244,8 +243,7 @@ class RoutePhases:
         # A layer that compensates moves away: a stage that waited for it would never end.
         moving = [m and nearer for m, nearer in zip(self.main.moving(), self._comes_nearer, strict=True)]
         if schedule.advance(done - state.phase_began, state.shares, moving):
-            return self.enter(state, schedule, unprojected)
-        return False
+            self.enter(state, schedule)
 
     def _too_wide(self, state: SearchState) -> list[bool]:
         """Which segments still have to shrink."""
@@ -269,10 +267,10 @@ class RoutePhases:
         blended = torch.maximum(self._blended, (1.0 - shares).clamp(0.0, 1.0))
         return blended, torch.lerp(self.main.start_variance, self._end_variance, blended)
 
-    def project_as_accepted(self, state: SearchState, p: Tensor, shares: Tensor) -> None:
-        """Put p ``[N]`` on the spheres that :meth:`blend_spheres` would set for it; nothing else changes."""
+    def project_as_accepted(self, state: SearchState, p: Tensor, shares: Tensor, moments: Tensor) -> None:
+        """Put p ``[N]``, of these ``moments [S, 5]``, on the spheres that :meth:`blend_spheres` would set for it."""
         blends = self._settings.spheres.variance == "blend"
-        self.current(state).project(p, self._blended_spheres(shares)[1] if blends else None)
+        self.current(state).project(p, moments, self._blended_spheres(shares)[1] if blends else None)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold."""

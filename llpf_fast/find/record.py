@@ -148,9 +148,9 @@ class Record:
         """Time spent in the whole search."""
         return state.seconds + time.monotonic() - self._began
 
-    def add_waypoint(self, state: SearchState, flat: FlatParameters, values: Tensor) -> None:
-        """Record ``values [N]`` and the present buffers as the waypoint of the last accepted tick."""
-        self.run.add_waypoint(state.accepted_tick, flat.state_dict(values, copied=False))
+    def add_waypoint(self, state: SearchState, flat: FlatParameters) -> None:
+        """Record the present values and buffers as the waypoint of the last accepted tick."""
+        self.run.add_waypoint(state.accepted_tick, flat.state_dict(copied=False))
         state.recorded_tick = state.accepted_tick
 
     def add_tick(

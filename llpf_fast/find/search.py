@@ -80,17 +80,14 @@ class PathSearch:
         self._endpoints, self._phases, self._schedule, self._record = endpoints, phases, schedule, record
         self._trainer, self._optimizer, self._rates = trainer, optimizer, rates
         self._adaptive = settings.pacing.kind == "adaptive"
-        #: ``[N]``: the last accepted point, projected, where a search may go back to it.
-        self._accepted_values = torch.zeros_like(flat.data) if self._adaptive else None
-        self._accepted = AcceptedPoint(flat, trainer, optimizer)
+        #: What a failed tick goes back to.
+        self._accepted = AcceptedPoint(flat, trainer, optimizer) if self._adaptive else None
         self._average = IterateAverage(flat.data, settings.pacing.iterate_average if self._adaptive else None)
         self._controller = StepController(settings.pacing, settings.correction.window)
-        #: Of the point that the buffer holds, toward the destination of the main route; None: not measured.
-        self._moments: Tensor | None = None
         self._buffer_shapes = {name: list(buffer.shape) for name, buffer in flat.persistent_buffers().items()}
         self._destination_buffers: dict[str, Tensor] | None = None
         self._state = SearchState(phase=phases.first_phase)
-        self._measure()
+        self._measure(phases.main.moments(flat.data))
         if record.resumed and not record.complete:
             self._resume()
         if not record.complete:
@@ -101,7 +98,7 @@ class PathSearch:
         if state is None:
             self._record.restart()
             return
-        self._state, self._moments = state, None
+        self._state = state
         self._schedule.stage, self._schedule.stage_began = state.stage, state.stage_began
         self._controller.scale = state.step_scale
         self._phases.current(state).scale_step(state.step_scale)
@@ -115,6 +112,8 @@ class PathSearch:
         if self._record.complete:
             return self._record.result()
         self._record.start_clock()
+        if self._accepted is not None:
+            self._accepted.save()
         ended = "max_ticks"
         while state.tick < settings.max_ticks:
             state.tick += 1
@@ -132,53 +131,46 @@ class PathSearch:
         return self._record.result()
 
     def _one_tick(self) -> Generator[TrainRequest | EvalRequest, Any, bool]:
-        """Move, correct, evaluate; False where the smallest step has failed."""
-        state = self._state
+        """Move, train, project, evaluate, record; False where the smallest step has failed."""
         self._move()
-        if self._adaptive:
-            corrected, passed = yield from self._correct_until_low()
-        else:
-            corrected, passed = (yield from self._correct()), True
-        if passed:
-            state.accepted_tick, state.loss = state.tick, corrected.loss
-            self._measure()
-            self._record_tick(corrected)
-            if self._adaptive:
-                self._controller.succeeded(corrected.steps)
-            self._scale_step()
+        if self._accepted is None:
+            corrected = yield from self._correct()
+            self.flat.ensure()
+            self._accept(corrected, self._phases.main.moments(self.flat.data))
             return True
-        assert self._accepted_values is not None
-        self._accepted.restore(self._accepted_values)
-        self._record_tick(corrected, rolled_back=True)
-        if not self._controller.failed():
-            return False
+        corrected, moments = yield from self._correct_until_low()
+        if moments is not None:
+            self._accept(corrected, moments)
+            self._accepted.save()
+            self._controller.succeeded(corrected.steps)
+        else:
+            self._accepted.restore()
+            self._record_tick(corrected, rolled_back=True)
+            if not self._controller.failed():
+                return False
         self._scale_step()
         return True
 
     def _move(self) -> None:
-        """Begin the stage that is due, record the last point where it is due, move, set the learning rates."""
+        """Begin the stage that is due, move, set the learning rates."""
         state = self._state
-        due = state.accepted_tick - state.recorded_tick >= self.settings.record.every
-        # After a rollback the buffer holds a point that was projected before, and its bits must not change.
-        unprojected = 0 < state.accepted_tick == state.tick - 1
         self.flat.ensure()
-        if self._phases.advance(state, self._schedule, self.flat.data if unprojected else None):
-            unprojected, self._moments = False, None
+        self._phases.advance(state, self._schedule)
         route = self._phases.current(state)
-        if self._adaptive:
-            self._accepted.save()
-        moments = self._moments if route is self._phases.main else None
-        waypoint = self._accepted_values
-        if waypoint is None and due:
-            waypoint = self.flat.borrow_gradient_memory()
-        route.tick(self.flat.data, project_first=unprojected, waypoint=waypoint, moments=moments)
-        self._moments = None
-        if due:
-            assert waypoint is not None
-            self._record.add_waypoint(state, self.flat, waypoint)
+        route.tick(self.flat.data)
         scale = route.lr_scale(self.flat.data)
         if self._phases.scales_lr:
             self._trainer.scale_lr(scale) if self._rates is None else self._rates.set(scale)
+
+    def _accept(self, corrected: CorrectionResult, moments: Tensor) -> None:
+        """Measure the trained point, whose ``moments [S, 5]`` these are, project it, record it where that is due."""
+        state = self._state
+        state.accepted_tick, state.loss = state.tick, corrected.loss
+        self._measure(moments)
+        self._phases.current(state).project(self.flat.data, moments)
+        if state.tick - state.recorded_tick >= self.settings.record.every:
+            self._record.add_waypoint(state, self.flat)
+        self._record_tick(corrected)
 
     def _scale_step(self) -> None:
         state = self._state
@@ -186,8 +178,10 @@ class PathSearch:
             state.step_scale = self._controller.scale
             self._phases.current(state).scale_step(state.step_scale)
 
-    def _correct_until_low(self) -> Generator[TrainRequest | EvalRequest, Any, tuple[CorrectionResult, bool]]:
+    def _correct_until_low(self) -> Generator[TrainRequest | EvalRequest, Any, tuple[CorrectionResult, Tensor | None]]:
         """Correct, and again while the point is too high on the screening set and steps are left.
+
+        Returns the point's moments beside the correction; None where it is too high in the end.
 
         A window of few batches may meet the threshold by chance; training on costs less than going back.
         """
@@ -198,17 +192,18 @@ class PathSearch:
             steps += corrected.steps
             corrected, point = replace(corrected, steps=steps), self.flat.data
             if not corrected.finite:
-                return corrected, False
+                return corrected, None
             if average.values is not None:
                 corrected, point = average.add(point, corrected, self.settings.correction_threshold), average.values
                 if not corrected.met and steps < most:
                     continue
-            projected = self._projected_copy(point)
-            passed = yield from self._is_low(projected)
-            if passed or steps >= most:
-                if passed and average.values is not None:
+            projected, moments = self._projected_copy(point)
+            if (yield from self._is_low(projected)):
+                if average.values is not None:
                     self.flat.data.copy_(point)
-                return corrected, passed and (yield from self._midpoint_is_low(projected))
+                return corrected, moments if (yield from self._midpoint_is_low(projected)) else None
+            if steps >= most:
+                return corrected, None
 
     def _correct(self, continued: bool = False) -> Generator[TrainRequest | EvalRequest, Any, CorrectionResult]:
         state = self._state
@@ -260,27 +255,28 @@ class PathSearch:
         """
         if not self.settings.pacing.midpoint:
             return True
-        assert self._accepted_values is not None
+        assert self._accepted is not None
         # The certificate interpolates buffers too.
         now = self.flat.persistent_buffers()
         buffers = interpolate({name: self._accepted.buffers[name] for name in now}, now, 0.5)
-        middle = torch.lerp(self._accepted_values, projected, 0.5, out=projected)
+        middle = torch.lerp(self._accepted.values, projected, 0.5, out=projected)
         loss: float = yield EvalRequest(middle, buffers=buffers)
         return loss <= self.settings.threshold * (1 + self.settings.pacing.margin) / 2
 
-    def _projected_copy(self, point: Tensor) -> Tensor:
-        """``point [N]`` as the next tick would record it, in the gradients' memory."""
+    def _projected_copy(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        """``point [N]`` as it would be accepted, in the gradients' memory; and the moments of ``point``."""
         copy = self.flat.borrow_gradient_memory().copy_(point)
-        self._phases.project_as_accepted(self._state, copy, self._shares(self._phases.distances(copy)))
-        return copy
+        moments = self._phases.main.moments(copy)
+        shares = self._shares(self._phases.distances(copy, moments))
+        self._phases.project_as_accepted(self._state, copy, shares, moments)
+        return copy, moments
 
     def _rest_is_low(self) -> Generator[TrainRequest | EvalRequest, Any, bool]:
-        """Whether the straight way from the projected current point to its end stays below the threshold."""
+        """Whether the straight way from the current point to its end stays below the threshold."""
         if self.settings.goal == "none" or self._state.phase != "main":
             return False
-        point = self.flat.borrow_gradient_memory().copy_(self.flat.data)
-        if self._state.accepted_tick == self._state.tick:
-            self._phases.main.project(point)
+        self.flat.ensure()
+        point = self.flat.data
         # Counted from the destination's loss up, so that a destination just below the threshold can be arrived at.
         lowest = self._endpoints.destination_loss
         limit = lowest + (self.settings.threshold - lowest) * self.settings.arrival.margin
@@ -290,7 +286,7 @@ class PathSearch:
         end = self._phases.main.rest(point)
         if self._endpoints.destination is None and (yield EvalRequest(end, stop)) > limit:
             return False
-        between, buffers = torch.empty_like(point), self.flat.persistent_buffers()
+        between, buffers = self.flat.borrow_gradient_memory(), self.flat.persistent_buffers()
         last = self._last_buffers(buffers)
         for fraction in _REST_FRACTIONS:
             torch.lerp(point, end, fraction, out=between)
@@ -315,9 +311,7 @@ class PathSearch:
         state = self._state
         self.flat.ensure()
         if state.accepted_tick > state.recorded_tick:
-            if state.accepted_tick == state.tick:
-                self._phases.current(state).project(self.flat.data)
-            self._record.add_waypoint(state, self.flat, self.flat.data)
+            self._record.add_waypoint(state, self.flat)
         end = None
         if ended == "arrived":
             end = self._endpoints.destination if self.settings.goal == "model" else None
@@ -329,11 +323,9 @@ class PathSearch:
         stay = ", ".join(self._phases.without_direction(self.flat.data))
         return [f"not on their spheres, because from norm 0 no direction leads there: {stay}"] if stay else []
 
-    def _measure(self) -> None:
-        """Distances and variances of the point that the buffer holds; blending spheres follow it."""
+    def _measure(self, moments: Tensor) -> None:
+        """Distances and variances of the present point from its ``moments [S, 5]``; blending spheres follow it."""
         state, route = self._state, self._phases.main
-        # The next tick begins at this point, so it needs no reduction pass of its own.
-        self._moments = moments = route.moments(self.flat.data)
         distances, variances = self._phases.distances(self.flat.data, moments), route.statistics.variance(moments)
         shares = self._shares(distances)
         self._phases.blend_spheres(state, shares)

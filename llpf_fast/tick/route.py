@@ -130,25 +130,11 @@ class Route:
         ]
         return torch.tensor(fixed, device=self.flat.data.device)
 
-    def enter(self, active: Sequence[bool], unprojected: Tensor | None = None) -> bool:
-        """Begin a stage: ``active`` says which segments move from now on.
-
-        Args:
-            unprojected: a trained point ``[N]`` that no tick has projected yet. It belongs to the stage that ends, so
-                where flags change it is projected first, with the old ones. With the new ones, layers that join would
-                be rescaled, and recorded so, without training after it; layers that leave would stay off their sphere.
-                One more pass, at the beginning of a stage only.
-
-        Returns:
-            Whether ``unprojected`` was projected.
-        """
+    def enter(self, active: Sequence[bool]) -> None:
+        """Begin a stage: ``active`` says which segments move from now on."""
         new = self._flags(active)
-        if new == [row.flags for row in self.table.rows]:
-            return False
-        if unprojected is not None:
-            self.project(unprojected)
-        self._set_flags(new)
-        return unprojected is not None
+        if new != [row.flags for row in self.table.rows]:
+            self._set_flags(new)
 
     def _flags(self, active: Sequence[bool]) -> list[SegmentFlag]:
         moving = [a and not stays for a, stays in zip(active, self._without_radius, strict=True)]
@@ -180,24 +166,22 @@ class Route:
         for element, length in zip(self._step, self.step_lengths, strict=True):
             element.fill_(length)  # a copy from the host's memory would wait for a GPU
 
-    def tick(
-        self, p: Tensor, *, project_first: bool, waypoint: Tensor | None = None, moments: Tensor | None = None
-    ) -> None:
-        """Project (where ``project_first``), move, project: p ``[N]`` in place.
+    def tick(self, p: Tensor) -> None:
+        """Move and project p ``[N]`` in place."""
+        self._tick(p, self._step)
+
+    def project(self, p: Tensor, moments: Tensor | None = None, spheres: Tensor | None = None) -> None:
+        """Put p ``[N]`` back on its spheres, in place: a tick of length zero.
 
         Args:
-            waypoint: ``[N]``, receives p after the first projection; without ``project_first`` p as given.
-            moments: :meth:`moments` of p as given, where the caller has them: p and the destination are then read once
-                instead of twice.
+            moments: :meth:`moments` of p, where the caller has them: p is then read once instead of twice, and the
+                destination not at all.
+            spheres: float64 ``[S]``: other target variances.
         """
         if moments is not None:
             # Groups are summed over all of their members, so what is masked must not count.
             moments = moments.masked_fill(self._masked, 0.0)
-        self._tick(p, self._step, project_first=project_first, waypoint=waypoint, moments=moments)
-
-    def project(self, p: Tensor, spheres: Tensor | None = None) -> None:
-        """Put p ``[N]`` back on its spheres, in place; on those of variance ``spheres``, float64 ``[S]``, if given."""
-        self._tick(p, self._no_step, spheres=spheres)
+        self._tick(p, self._no_step, spheres=spheres, moments=moments)
 
     def rest(self, p: Tensor) -> Tensor:
         """``[N]``: where the straight rest of the way from p leads (the destination itself for POINT).
@@ -217,8 +201,6 @@ class Route:
         *,
         table: SegmentTable | None = None,
         spheres: Tensor | None = None,
-        project_first: bool = False,
-        waypoint: Tensor | None = None,
         moments: Tensor | None = None,
     ) -> None:
         table = self.table if table is None else table
@@ -232,13 +214,13 @@ class Route:
             None,
             self._radius,
             moments,
-            waypoint,
+            None,
             self._scratch,
             destination=int(self.rule.destination),
             epsilon=self.rule.epsilon,
             combine_sum=self.rule.combine_sum,
             clamp=self.rule.clamp,
-            project_first=project_first,
+            project_first=False,
         )
 
     def moments(self, p: Tensor) -> Tensor:

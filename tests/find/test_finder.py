@@ -46,6 +46,25 @@ def test_waypoints_lie_on_the_starts_variance_spheres(finder, endpoints, tmp_pat
     assert not torch.allclose(path[6]["1.weight"].var(), endpoints[0]["1.weight"].var(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("pacing", ["fixed", "adaptive"])
+@pytest.mark.parametrize(("every", "recorded"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4])])
+def test_a_waypoint_is_recorded_in_its_tick_and_moved_on_from(finder, tmp_path, pacing, every, recorded) -> None:
+    last, ticks = [0], []
+
+    def progress(_) -> None:
+        run = searching._search._record.run
+        last.append(run.waypoints()[-1].tick)
+        if last[-1] > last[-2]:
+            ticks.append(last[-1])
+            on_disk, now = run.waypoints()[-1].load(), searching.flat.state_dict()
+            assert all(torch.equal(on_disk[name], now[name]) for name in now)
+
+    settings = quick(max_ticks=4, pacing={"kind": pacing}, record={"every": every}, arrival={"every": 100})
+    searching = finder(tmp_path / "run", settings=settings, progress=progress)
+    searching.run()
+    assert [0, *ticks] == recorded
+
+
 def test_metrics_say_what_happened(finder, tmp_path) -> None:
     result = finder(tmp_path / "run", settings=quick(max_ticks=3)).run()
     records = LowLossPath(result.folder).metrics()

@@ -46,14 +46,15 @@ def test_the_check_sees_what_an_op_allocates() -> None:
     assert allocations(lambda: P.clone()).peak == P.numel() * 4
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["measuring", "moments-known"])
-def test_a_tick_is_one_op(known: bool) -> None:
+def test_a_tick_is_one_op_and_so_is_a_projection() -> None:
     flat = FlatParameters(network())
     route, p = Route(flat, Rule(), torch.ones_like(flat.data), fixed=0.0, relative=0.1), flat.data
-    moments, waypoint = route.moments(p) if known else None, torch.zeros_like(p)
+    moments = route.moments(p)
     with Dispatched() as dispatched:
-        route.tick(p, project_first=True, waypoint=waypoint, moments=moments)
-    assert dispatched.names == ["masked_fill", "tick_"][not known :]
+        route.tick(p)
+        route.project(p)
+        route.project(p, moments)
+    assert dispatched.names == ["tick_", "tick_", "masked_fill", "tick_"]
 
 
 def network() -> nn.Module:

@@ -51,7 +51,7 @@ def settings_of(case: Case, sphere: Mapping[str, float], ticks: int) -> Settings
 
 
 class Engine:
-    """Ticks as :class:`~llpf_fast.find.PathFinder` does: the waypoint of a tick is written by the next one."""
+    """Ticks as :class:`~llpf_fast.find.PathFinder` does: what training leaves is projected at once."""
 
     def __init__(
         self,
@@ -72,9 +72,8 @@ class Engine:
         self.phases = RoutePhases(settings, rule, self.flat, target)
         self.schedule = make_schedule(settings, self.flat, self.phases.main.may_move(), lambda: None)
         self.at = SearchState(phase=self.phases.first_phase)
-        self._measure()
+        self._measure(self.phases.main.moments(self.flat.data))
         self.phases.enter(self.at, self.schedule)
-        self.waypoint = torch.zeros_like(self.flat.data)
         #: Where in the buffer each element lies, tensors one after another in the order of ``start``.
         position = self.flat.views(torch.arange(self.flat.table.numel))
         self._index = torch.cat([position[name].reshape(-1) for name in start])
@@ -82,31 +81,29 @@ class Engine:
     def move(self) -> None:
         self.at.tick += 1
         self.flat.ensure()
-        trained = self.flat.data if self.at.accepted_tick > 0 else None
-        unprojected = not self.phases.advance(self.at, self.schedule, trained) and trained is not None
-        self.phases.current(self.at).tick(self.flat.data, project_first=unprojected, waypoint=self.waypoint)
+        self.phases.advance(self.at, self.schedule)
+        self.phases.current(self.at).tick(self.flat.data)
 
     def trained(self, change: Array) -> None:
         """What training would have done, tensors one after another."""
         self.flat.data[self._index] += torch.from_numpy(change).to(self.flat.data.dtype)
         self.at.accepted_tick = self.at.tick
-        self._measure()
+        self._measure(self.phases.main.moments(self.flat.data))
 
-    def _measure(self) -> None:
+    def project(self) -> None:
+        """Make the waypoint of what training left."""
+        self.phases.current(self.at).project(self.flat.data, self.phases.main.moments(self.flat.data))
+
+    def _measure(self, moments: Tensor) -> None:
         route = self.phases.main
-        moments = route.moments(self.flat.data)
         initial = route.initial_distance
         shares = torch.where(initial > 0, route.distances(self.flat.data, moments) / initial, 0.0)
         self.phases.blend_spheres(self.at, shares)
         self.at.shares, self.at.variances = shares.tolist(), route.statistics.variance(moments).tolist()
 
-    def end(self) -> None:
-        """Project what training left: the last waypoint."""
-        self.phases.current(self.at).project(self.flat.data)
-
-    def values(self, of: Tensor | None = None) -> Array:
+    def values(self) -> Array:
         """float64, tensors one after another in the order of ``start``."""
-        return (self.flat.data if of is None else of)[self._index].double().numpy()
+        return self.flat.data[self._index].double().numpy()
 
     def rates(self) -> dict[str, float] | None:
         """Factors of the learning rates now; a tensor cut in pieces has the same in each."""

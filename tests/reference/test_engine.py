@@ -127,21 +127,16 @@ def follow(case: Case, dtype: torch.dtype, moments: list[Moment]) -> None:
     for tick, moment in enumerate(moments, 1):
         before = engine.values()
         engine.move()
-        if tick > 1:
-            last = moments[tick - 2]
-            written = engine.values(engine.waypoint)
-            comparison.values("waypoint", tick - 1, written, last.waypoint, last.growth[1], roundings=_ROUNDINGS)
-            comparison.bits(tick - 1, before, written, last.untouched)
-        after = engine.values()
-        comparison.values("move", tick, after, moment.moved, moment.growth[0])
-        # What the last stage still put back at its end has changed for that reason.
-        both_stay = moment.untouched if tick == 1 else moment.untouched & moments[tick - 2].untouched
-        comparison.bits(tick, before, after, both_stay)
+        moved = engine.values()
+        comparison.values("move", tick, moved, moment.moved, moment.growth[0])
+        comparison.bits(tick, before, moved, moment.untouched)
         comparison.rates(tick, engine.rates(), moment.rates)
         engine.trained(FLAT_CHANGES[tick - 1])
-    engine.end()
-    last = moments[-1]
-    comparison.values("waypoint", TICKS, engine.values(), last.waypoint, last.growth[1], roundings=_ROUNDINGS)
+        trained = engine.values()
+        engine.project()
+        waypoint = engine.values()
+        comparison.values("waypoint", tick, waypoint, moment.waypoint, moment.growth[1], roundings=_ROUNDINGS)
+        comparison.bits(tick, trained, waypoint, moment.untouched)
     comparison.check()
     assert engine.untouched(), "a running statistic changed"
 

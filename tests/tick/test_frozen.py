@@ -62,11 +62,12 @@ def test_a_tick_leaves_them_bit_for_bit(destination: Destination, dialect: Rule,
     rule = replace(dialect, destination=destination, project=destination is Destination.POINT)
     route = route_of(rule, flat, torch.randn_like(flat.data))
     before = parts(flat, flat.data)
-    waypoint = torch.zeros_like(flat.data)
-    route.tick(flat.data, project_first=False)
+    route.tick(flat.data)
     trained = flat.data * 1.5
-    there = trained.clone()
-    route.tick(there, project_first=True, waypoint=waypoint)
+    waypoint = trained.clone()
+    route.project(waypoint, route.moments(trained))
+    there = waypoint.clone()
+    route.tick(there)
     for name in FROZEN:
         assert torch.equal(parts(flat, flat.data)[name], before[name])
         assert torch.equal(parts(flat, waypoint)[name], 1.5 * before[name])
@@ -99,7 +100,7 @@ def test_the_others_move_as_they_would_without_them() -> None:
     goal = torch.randn_like(flat.data)
     before, there = parts(flat, flat.data), parts(flat, goal)
     route = route_of(Rule(project=False), flat, goal)
-    route.tick(flat.data, project_first=False)
+    route.tick(flat.data)
     way = there["b.weight"] - before["b.weight"]
     expected = before["b.weight"] + way * (0.01 + 0.1 * float(way.norm())) / float(way.norm())
     torch.testing.assert_close(parts(flat, flat.data)["b.weight"], expected, rtol=1e-12, atol=1e-12)
@@ -121,7 +122,7 @@ def test_rows_of_a_frozen_stack_stay() -> None:
     before = parts(flat, flat.data)
     rule = replace(AUTHORS, values_only=True)
     route = Route(flat, rule, torch.randn_like(flat.data), fixed=0.0, relative=0.1)
-    route.tick(flat.data, project_first=False)
+    route.tick(flat.data)
     route.project(flat.data)
     assert torch.equal(parts(flat, flat.data)["in_proj_weight"], before["in_proj_weight"])
     assert not torch.equal(parts(flat, flat.data)["out_proj.weight"], before["out_proj.weight"])
@@ -134,7 +135,7 @@ def test_they_move_where_that_is_asked_for() -> None:
     route = route_of(Rule(project=False, move_frozen=True), flat, goal)
     assert route.may_move() == [True] * len(flat.table)
     assert all(float(distance) > 0 for distance in route.initial_distance)
-    route.tick(flat.data, project_first=False)
+    route.tick(flat.data)
     assert not any(torch.equal(after, before[name]) for name, after in parts(flat, flat.data).items())
     assert route.table.rows[0].flags & SegmentFlag.FROZEN
 

@@ -33,7 +33,7 @@ def parts(table, x):
 def test_tick_moves_and_projects_every_layer() -> None:
     table, p, d, route = setting()
     before = parts(table, p.clone())
-    route.tick(p, project_first=False)
+    route.tick(p)
     for old, new, goal in zip(before, parts(table, p), parts(table, d), strict=True):
         distance = (goal - old).norm()
         moved = old + (0.01 + 0.1 * distance) * (goal - old) / distance
@@ -52,20 +52,21 @@ def test_project_only_restores_the_variance() -> None:
         torch.testing.assert_close(x.mean(), m, rtol=1e-4, atol=1e-6)
 
 
-def test_waypoint_is_the_projected_point_before_the_move() -> None:
+def test_known_moments_change_no_bit_of_a_projection() -> None:
     table, p, _, route = setting()
     p.mul_(1.3)
-    projected = p.clone()
-    route.project(projected)
-    waypoint = torch.zeros_like(p)
-    route.tick(p, project_first=True, waypoint=waypoint)
-    for got, want in zip(parts(table, waypoint), parts(table, projected), strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    route.enter([True, False, True])
+    measured, known = p.clone(), p.clone()
+    route.project(measured)
+    route.project(known, route.moments(p))
+    assert torch.equal(known, measured)
+    changed = [not torch.equal(a, b) for a, b in zip(parts(table, p), parts(table, known), strict=True)]
+    assert changed == [True, False, True]
 
 
 def test_ticks_approach_and_never_overshoot() -> None:
     table, p, d, route = setting(relative=2.0)
-    route.tick(p, project_first=False)
+    route.tick(p)
     on_sphere = d.clone()
     route.project(on_sphere)
     for got, want in zip(parts(table, p), parts(table, on_sphere), strict=True):
