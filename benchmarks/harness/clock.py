@@ -116,23 +116,23 @@ def measure_on_gpu(
     from ..gpu.clock import WARM_CALLS, Clock
 
     clock = Clock(device)
-    ways: dict[str, tuple[Callable[[], object], int]] = {}
+    timed: dict[str, tuple[Callable[[], object], int]] = {}
     ways: dict[str, str] = {}
     seconds_a_round = 0.0
     for name, calls in contenders.items():
         number = 1 if cold else WARM_CALLS
         try:
             alone = waits(calls[0])
-            ways[name] = (calls[0], 1) if alone else (clock.replay(calls[0], number), number)
+            timed[name] = (calls[0], 1) if alone else (clock.replay(calls[0], number), number)
         except RuntimeError:
             torch.cuda.synchronize()
-            alone, ways[name] = True, (calls[0], 1)
+            alone, timed[name] = True, (calls[0], 1)
         ways[name] = "call by call" if alone else f"graph of {number}"
-        seconds_a_round += 1e-6 * clock.events(ways[name][0], flush=cold, repeats=2)[-1]
+        seconds_a_round += 1e-6 * clock.events(timed[name][0], flush=cold, repeats=2)[-1]
     rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / seconds_a_round)))
     return {
-        name: Times([1e-6 * t / number for t in clock.events(way, flush=cold, repeats=rounds)], way=ways[name])
-        for name, (way, number) in ways.items()
+        name: Times([1e-6 * t / number for t in clock.events(call, flush=cold, repeats=rounds)], way=ways[name])
+        for name, (call, number) in timed.items()
     }
 
 
