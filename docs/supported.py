@@ -10,6 +10,8 @@ import sys
 import typing
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's package, whichever is installed
+
 from llpf_fast.batches.augment import augmentation
 from llpf_fast.data import dataset_names
 from llpf_fast.find import (

@@ -1,4 +1,4 @@
-"""The modes of a search, one row each: where it goes, what it needs, what it is called. It imports nothing."""
+"""The modes of a search, one row each: where it goes, what it needs, its texts. It imports nothing of the package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Literal
 class Destination(IntEnum):
     """Where a tick moves to. Every kind but POINT is a formula of the current values and needs no tensor ``d``.
 
-    ``csrc/core/coefficients.h`` and ``kernels/constants.py`` have the same values, held together by a test.
+    ``csrc/core/coefficients.h`` has the same values, held by ``tests/ops/test_flags.py``;
+    ``kernels/constants.py`` takes them from here.
     """
 
     POINT = 0

@@ -33,7 +33,7 @@ constexpr double kOfMean = 0x1p-56;
 /// A sum of squares up to this has lost digits to float64's smallest numbers and counts as 0.
 constexpr double kSmallestSquare = 0x1p-960;
 
-/// Where a tick moves to: Destination of llpf_fast/ops/flags.py; tests/ops/test_flags.py compares.
+/// Where a tick moves to: Destination of llpf_fast/modes.py; tests/ops/test_flags.py compares.
 enum class Destination : int64_t {
   kPoint = 0,
   kOrigin = 1,

@@ -70,6 +70,7 @@ class GroupStatistics:
             assert radius is not None
             squared = (self.norm(moments) - radius) ** 2 * self._share()
         else:
+            assert kind in (Destination.ORIGIN, Destination.INFINITY), kind
             squared = moments[:, 2] + self.count * moments[:, 0] ** 2
         return self._distance_groups.sum(squared).sqrt()
 

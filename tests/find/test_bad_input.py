@@ -9,11 +9,10 @@ from torch import Tensor, nn
 import llpf_fast
 from llpf_fast import LLPFError
 from llpf_fast.find import CorrectionSettings, LayerSettings, Settings
+from llpf_fast.modes import MODES
 from llpf_fast.path import LowLossPath
 
 from .conftest import changed, network, parameters_of, quick
-
-MODES = ("m2m", "m2o", "m2o-o", "infinity", "mean", "variance-sphere", "norm-sphere")
 
 
 def refused(make, folder, message, **options) -> None:
@@ -189,7 +188,7 @@ def test_normalizations_tied_and_frozen_parameters(finder, standstill, every_end
     path = every(finder, every_ends, tmp_path / "moved", mode, layers=LayerSettings(move_frozen=True))
     names = set(parameters_of(path[0], Every()))
     assert "b.weight" not in names
-    assert changed(path[0], path[3]) & names == (names - NORMS if mode in ("m2o-o", "infinity", "mean") else names)
+    assert changed(path[0], path[3]) & names == (names - NORMS if MODES[mode].paper == "keep" else names)
 
 
 @pytest.mark.usefixtures("never_arrives")

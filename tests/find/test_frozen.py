@@ -15,9 +15,8 @@ from torch import Tensor, nn
 import llpf_fast
 from llpf_fast import LLPFError
 from llpf_fast.find import CorrectionSettings, LayerSettings, Settings, StepSettings
+from llpf_fast.modes import MODES
 from llpf_fast.path import LowLossPath
-
-MODES = ["m2m", "m2o", "m2o-o", "infinity", "mean", "variance-sphere", "norm-sphere"]
 
 
 class Frozen(nn.Module):

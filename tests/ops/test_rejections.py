@@ -11,6 +11,7 @@ import torch
 from llpf_fast import ops
 from llpf_fast.errors import LLPFError
 from llpf_fast.flat.table import SegmentTable
+from llpf_fast.modes import Destination
 from llpf_fast.ops import scratch_numel
 
 from .comparison import same_bits
@@ -102,7 +103,13 @@ def bad() -> list[Bad]:
             add(op, f"{name} with strides", change(name, strided), name, "contiguous", "[2]")
             add(op, f"{name} elsewhere", change(name, lambda v: v.to("meta")), name, "device", "meta")
             add(op, f"{name} of two paths", change(name, lambda v: torch.stack([v, v])), name, "[2, 2]")
-        add(op, "unknown destination", change("destination", lambda _: 6), "destination", "6", "5")
+        add(
+            op,
+            "unknown destination",
+            change("destination", lambda _: len(Destination)),
+            "destination",
+            str(len(Destination)),
+        )
         add(op, "radius for a point", change("radius", lambda _: torch.ones(S, dtype=F64)), "radius", "0")
         add(op, "no radius for a sphere", to_sphere(None), "radius", "4")
         add(op, "radius too long", to_sphere(torch.ones(S + 1, dtype=F64)), "radius", "[2]", "[3]")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from llpf_fast import LLPFError, Settings
+from llpf_fast.modes import MODES
 from llpf_fast.path.plain_values import check_kinds, read_yaml
 from llpf_fast.recipes import load_recipe
 from llpf_fast.settings import CorrectionSettings, LayerSettings, StageSettings, StepSettings
@@ -74,7 +75,7 @@ def test_dicts_tuples_and_numpys_numbers_become_what_a_recipe_gives():
         ({"threshold": torch.tensor(0.1)}, "threshold must be a number, got tensor(0.1000)"),
         ({"threshold": np.array([0.1, 0.2])}, "threshold must be a number, got array([0.1, 0.2])"),
         ({"mode": np.array(["m2m", "m2o"])}, "mode must be one of m2m, m2o"),
-        ({"mode": None}, "mode must be one of m2m, m2o, m2o-o, infinity, mean, variance-sphere, norm-sphere; got None"),
+        ({"mode": None}, f"mode must be one of {', '.join(MODES)}; got None"),
         ({"model": None}, "model must be text, got None"),
         ({"model": SimpleNamespace()}, "model must be text, got namespace()"),
         ({"correction": {"compile": 1}}, "correction.compile must be true or false, got 1"),

@@ -1,4 +1,4 @@
-"""The brief's table of settings (issue 3), read once for the oracle: what each dialect and mode means."""
+"""What each mode and dialect means, restated from the paper and the authors' programs."""
 
 from __future__ import annotations
 

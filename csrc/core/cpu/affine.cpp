@@ -1,3 +1,4 @@
+// affine_ on a CPU: chunks over threads, one loop of the instruction set at hand.
 #include "../affine.h"
 
 #include "../coefficients.h"

@@ -1,3 +1,4 @@
+// coefficients on a CPU: one pass over the groups of each path.
 #include "../coefficients.h"
 
 #include "contents.h"

@@ -1,3 +1,4 @@
+// counter_randint_ on a CPU. The numbers are a function of key, step, row and column: there is no state to advance.
 #include "../counter_randint.h"
 
 namespace llpf::cpu {

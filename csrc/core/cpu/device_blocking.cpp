@@ -1,3 +1,4 @@
+// The moments as the CUDA kernels block them, on a CPU: tests hold both to the same bits.
 #include "../reduction.h"
 #include "contents.h"
 #include "walk.h"

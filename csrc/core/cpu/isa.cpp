@@ -1,3 +1,4 @@
+// Which instruction set the kernels use: the best that the processor has, or the one that LLPF_ISA names.
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>

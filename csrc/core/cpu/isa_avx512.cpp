@@ -1,3 +1,4 @@
+// chunk_kernels.h compiled for AVX-512 (setup.py gives this file its flags).
 #define LLPF_ISA avx512
 #include "chunk_kernels.h"
 

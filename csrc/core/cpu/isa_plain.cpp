@@ -1,3 +1,4 @@
+// chunk_kernels.h compiled for any processor.
 #define LLPF_ISA plain
 #include "chunk_kernels.h"
 

@@ -1,3 +1,4 @@
+// loss_gate_ on a CPU: counts a step, keeps the last losses, closes the gate when their mean is low enough.
 #include "../loss_gate.h"
 
 namespace llpf::cpu {

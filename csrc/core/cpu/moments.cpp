@@ -1,3 +1,4 @@
+// moments on a CPU: sums of chunks over threads, then joined by the fixed tree of reduction.h.
 #include "../moments.h"
 
 #include "contents.h"

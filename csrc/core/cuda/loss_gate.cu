@@ -1,3 +1,4 @@
+// loss_gate_ on a GPU: one thread a path.
 #include "../loss_gate.h"
 
 #include "common.cuh"

@@ -1,3 +1,4 @@
+// moments on a GPU: a block a chunk, then a block a segment that joins its chunks.
 #include "moments.cuh"
 
 namespace llpf::cuda {
