@@ -16,7 +16,7 @@ from ..errors import LLPFError, one_line
 from ..flat import FlatParameters
 from ..settings import Settings
 from ..tick.rule import Rule
-from ..types import IsNorm, OptimizerFactory
+from ..types import IsNorm, OptimizerFactory, StateDict
 from ..user_code import checked_norm_rule, checked_optimizer, norm_rule, optimizer_factory
 from .endpoints import Endpoints
 from .phases import RoutePhases, make_schedule
@@ -75,6 +75,12 @@ class Common:
         """Options of :class:`FlatParameters` that decide its segments."""
         return {"join_bias": self.settings.step.join_bias, "cut_attention": self.rule.values_only}
 
+    def endpoints(self, start: StateDict, destination: StateDict | None) -> Endpoints:
+        """LLPFError: see :class:`Endpoints`."""
+        s = self.settings
+        radii, move_frozen = bool(s.spheres.radii), s.layers.move_frozen
+        return Endpoints(s.mode, start, destination, radii=radii, move_frozen=move_frozen)
+
     def flat(self, module: nn.Module) -> FlatParameters:
         """The flat buffer of ``module``, which is moved to the device."""
         return FlatParameters(module.to(self.device), is_norm=self.is_norm, **self.layout)
@@ -105,10 +111,11 @@ def make_search(
         LLPFError: settings, endpoints or a run directory that cannot work.
     """
     settings = common.settings
-    phases = RoutePhases(settings, common.rule, flat, target)
+    shrink_lr_rule = settings.correction.lr_rule or "var"
+    phases = RoutePhases(settings.step, settings.spheres, common.rule, flat, target, shrink_lr_rule=shrink_lr_rule)
     trainer, optimizer, rates = make_trainer(phases)
-    endpoints.check_losses(screening.loss, flat.data, target)
-    schedule = make_schedule(settings, flat, phases.main.may_move(), lambda: task.run_once(flat.module))
+    endpoints.check_losses(screening.loss, flat.data, target, settings.threshold)
+    schedule = make_schedule(settings.schedule, flat, phases.main.may_move(), lambda: task.run_once(flat.module))
     run = Record(settings, endpoints, common.device, task=task.summary, **record)
     return PathSearch(settings, flat, endpoints, phases, schedule, trainer, run, optimizer, rates)
 

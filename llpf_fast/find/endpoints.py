@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..errors import LLPFError
 from ..flat import FlatParameters, check_buffers
 from ..flat.tensors import same_bits
+from ..modes import MODES
 from ..path.endpoint import load_endpoint
-from ..settings import Settings
 from ..types import StateDict
 
 _NAMED = 4
@@ -20,6 +20,11 @@ _NAMED = 4
 
 class Endpoints:
     """The state dicts that a search goes between; :meth:`load` fits them to the module and checks them.
+
+    Args:
+        mode: a key of ``MODES``.
+        radii: whether the settings give the spheres' radii, so that no model is to give them.
+        move_frozen: parameters that do not train may differ, because they are moved.
 
     Attributes:
         start: complete state dict.
@@ -31,25 +36,23 @@ class Endpoints:
         LLPFError: a destination that is missing, or given where the mode takes none.
     """
 
-    def __init__(self, settings: Settings, start: StateDict, destination: StateDict | None) -> None:
-        self._settings = settings
+    def __init__(
+        self, mode: str, start: StateDict, destination: StateDict | None, *, radii: bool, move_frozen: bool
+    ) -> None:
+        self._to_model, self._move_frozen = MODES[mode].goal == "model", move_frozen
         self.start = dict(start)
         self.destination_loss = 0.0
-        self.destination = self._checked(destination)
-
-    def _checked(self, destination: StateDict | None) -> dict[str, Tensor] | None:
-        settings = self._settings
+        goal = MODES[mode].goal
         if destination is None:
-            if settings.goal == "model":
-                raise LLPFError("mode m2m needs a destination model")
-            if settings.goal == "sphere" and not settings.spheres.radii:
-                raise LLPFError(f"mode {settings.mode} needs spheres: numbers in the settings, or a model on them")
-            return None
-        if settings.goal != "model" and settings.goal != "sphere":
-            raise LLPFError(f"mode {settings.mode} takes no destination model")
-        if settings.spheres.radii:
+            if goal == "model":
+                raise LLPFError(f"mode {mode} needs a destination model")
+            if goal == "sphere" and not radii:
+                raise LLPFError(f"mode {mode} needs spheres: numbers in the settings, or a model on them")
+        elif goal == "none":
+            raise LLPFError(f"mode {mode} takes no destination model")
+        elif radii:
             raise LLPFError("spheres are given twice, by numbers and by a model; leave one out")
-        return dict(destination)
+        self.destination = None if destination is None else dict(destination)
 
     def load(self, flat: FlatParameters) -> Tensor | None:
         """Put the start's values into ``flat``; returns the destination's ``[N]``, where there is one.
@@ -69,9 +72,10 @@ class Endpoints:
                 "every parameter of the model is frozen (requires_grad=False), so nothing can be trained: call "
                 "requires_grad_(True) on what the path may change"
             )
-        if self._settings.goal == "model" and self.destination is not None:
+        if self._to_model and self.destination is not None:
             check_buffers(self.start, self.destination, module)
-            self._check_frozen(module, self.destination)
+            if not self._move_frozen:
+                self._check_frozen(module, self.destination)
         extra = [name for name, value in module.state_dict(keep_vars=True).items() if not isinstance(value, Tensor)]
         if extra:
             warnings.warn(
@@ -81,13 +85,11 @@ class Endpoints:
             )
         target = None if self.destination is None else flat.flatten(self.destination)
         flat.load(self.start)
-        if self._settings.goal == "model" and target is not None and torch.equal(target, flat.data):
+        if self._to_model and target is not None and torch.equal(target, flat.data):
             raise LLPFError("start and destination have equal parameters: there is no path to find")
         return target
 
     def _check_frozen(self, module: nn.Module, destination: StateDict) -> None:
-        if self._settings.layers.move_frozen:
-            return
         frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
         different = [name for name in frozen if not same_bits(self.start[name], destination[name])]
         if different:
@@ -97,17 +99,19 @@ class Endpoints:
                 f"{', '.join(different[:_NAMED])}{more}; give both the same, or set layers.move_frozen: true"
             )
 
-    def check_losses(self, loss: Callable[[Tensor, StateDict], float], start: Tensor, target: Tensor | None) -> None:
+    def check_losses(
+        self, loss: Callable[[Tensor, StateDict], float], start: Tensor, target: Tensor | None, threshold: float
+    ) -> None:
         """LLPFError where an endpoint is above the threshold: ``loss(values [N], buffers)`` on the screening set."""
         points = [("start", start, self.start)]
-        if self._settings.goal == "model" and target is not None and self.destination is not None:
+        if self._to_model and target is not None and self.destination is not None:
             points.append(("destination", target, self.destination))
         for name, values, state in points:
             value = loss(values, state)
             if name == "destination":
                 self.destination_loss = value
-            if value > self._settings.threshold:
+            if value > threshold:
                 raise LLPFError(
                     f"the {name} itself has training loss {value:.4g} on the screening set, above the threshold "
-                    f"{self._settings.threshold:g}: train it further or raise the threshold"
+                    f"{threshold:g}: train it further or raise the threshold"
                 )

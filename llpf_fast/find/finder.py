@@ -22,7 +22,6 @@ from ..path.endpoint import Source, load_endpoint
 from ..settings import Settings, as_settings
 from ..types import LossFunction, OptimizerFactory
 from .build import Common, PathTrainer, make_correction, make_optimizer, make_search, user_optimizer
-from .endpoints import Endpoints
 from .phases import RoutePhases
 from .record import FindResult, TickProgress
 from .screening import ScreeningEvaluator
@@ -85,11 +84,11 @@ class PathFinder:
         if progress is not None and not callable(progress):
             raise LLPFError(f"progress must be a function of a TickProgress, got {shown(progress)}")
         self._progress = progress
-        endpoints = Endpoints(settings, start, destination)
+        common = Common.of(settings, self._device, is_norm)
+        endpoints = common.endpoints(start, destination)
         module = unwrapped(module)
         check_usable(module)
         materialize_expanded_buffers(module)
-        common = Common.of(settings, self._device, is_norm)
         self.flat = common.flat(module)
         target = endpoints.load(self.flat)
         task = make_task(settings, module, train, loss_fn, self._device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..flat.forward_order import data_flow_order
 from ..ops import Destination
-from ..settings import Settings
+from ..settings import ScheduleSettings, SphereSettings, StepSettings
 from ..tick import LayerTreatment, Route, Rule, match_layers, radius_like, sphere_table
 from ..tick.segment_flags import treatments
 from .search_state import SearchState
@@ -84,7 +85,7 @@ class Schedule:
 
 
 def make_schedule(
-    settings: Settings, flat: FlatParameters, may_move: Sequence[bool], forward: Callable[[], object]
+    settings: ScheduleSettings, flat: FlatParameters, may_move: Sequence[bool], forward: Callable[[], object]
 ) -> Schedule:
     """The schedule that ``settings`` ask for.
 
@@ -95,11 +96,11 @@ def make_schedule(
     Raises:
         LLPFError: a pattern that matches no layer; a stage in which nothing would move.
     """
-    if settings.schedule.kind == "data-flow":
+    if settings.kind == "data-flow":
         return Schedule(_data_flow(settings, flat, may_move, forward))
     names = flat.table.names
     stages = []
-    for i, stage in enumerate(settings.schedule.stages):
+    for i, stage in enumerate(settings.stages):
         active = match_layers(names, stage.layers, f"schedule.stages[{i}].layers pattern")
         if not any(a and m for a, m in zip(active, may_move, strict=True)):
             patterns = ", ".join(stage.layers)
@@ -109,7 +110,7 @@ def make_schedule(
 
 
 def _data_flow(
-    settings: Settings, flat: FlatParameters, may_move: Sequence[bool], forward: Callable[[], object]
+    settings: ScheduleSettings, flat: FlatParameters, may_move: Sequence[bool], forward: Callable[[], object]
 ) -> list[Stage]:
     stages: list[Stage] = []
     reached: set[str] = set()
@@ -119,7 +120,7 @@ def _data_flow(
         pairs = zip(flat.table.names, may_move, strict=True)
         active = tuple(name.partition("[")[0] in reached and may for name, may in pairs)
         if active != (stages[-1].active if stages else (False,) * len(active)):
-            stages.append(Stage(active, None, settings.schedule.ticks, settings.schedule.distance))
+            stages.append(Stage(active, None, settings.ticks, settings.distance))
     if not stages:
         raise LLPFError("schedule data-flow moves nothing: the rule keeps every layer")
     return stages
@@ -140,6 +141,7 @@ class RoutePhases:
     Args:
         flat: holds the start's values.
         target: ``[N]``: the destination (m2m), a point on the spheres to go to, or ``None``.
+        shrink_lr_rule: the learning-rate rule of the phase "shrink".
 
     Attributes:
         main: the route of the phase "main".
@@ -152,32 +154,41 @@ class RoutePhases:
             destination.
     """
 
-    def __init__(self, settings: Settings, rule: Rule, flat: FlatParameters, target: Tensor | None) -> None:
-        self._settings = settings
-        fixed, relative = settings.step.fixed, settings.step.relative
+    def __init__(
+        self,
+        step: StepSettings,
+        spheres: SphereSettings,
+        rule: Rule,
+        flat: FlatParameters,
+        target: Tensor | None,
+        *,
+        shrink_lr_rule: Literal["none", "std", "var"] = "var",
+    ) -> None:
+        self._spheres = spheres
+        fixed, relative = step.fixed, step.relative
         destination = target if rule.destination is Destination.POINT else None
-        radius = _radius(settings, rule, flat, target)
+        radius = _radius(spheres, rule, flat, target)
         self.main = Route(flat, rule, destination, radius, fixed=fixed, relative=relative)
         self._shrink: Route | None = None
         #: float64 ``[S]``: the variances to go to, and the share of the way there, where variances change.
         self._end_variance: Tensor | None = None
         self._blended = torch.zeros_like(self.main.start_variance)
-        if settings.spheres.variance != "start":
+        if spheres.variance != "start":
             assert target is not None
             end = radius_like(sphere_table(rule, flat), Destination.VARIANCE_SPHERE, target)
             start = self.main.start_variance
             # A layer without a sphere never gets one while blending: its flags would depend on when a stage began.
-            no_sphere = (start == 0) & (settings.spheres.variance == "blend") & (rule.epsilon == 0)
+            no_sphere = (start == 0) & (spheres.variance == "blend") & (rule.epsilon == 0)
             self._end_variance = torch.where(end.isnan() | no_sphere, start, end)
             self._check_end_variance(flat)
-        if settings.spheres.variance == "shrink-first":
+        if spheres.variance == "shrink-first":
             toward_origin = replace(
                 rule,
                 destination=Destination.ORIGIN,
                 project=False,
                 normalization=LayerTreatment.KEEP,
                 layer_norm=LayerTreatment.KEEP,
-                lr_rule=settings.correction.lr_rule or "var",
+                lr_rule=shrink_lr_rule,
             )
             self._shrink = Route(flat, toward_origin, None, fixed=fixed, relative=relative)
         self.first_phase = "main" if self._shrink is None else "shrink"
@@ -188,7 +199,7 @@ class RoutePhases:
         self.initial_distance = self.distances(flat.data)
         self.initial_total = float(self.main.total(self.initial_distance))
         if not self.initial_total > 0:
-            raise LLPFError(f"the start lies at the destination of mode {settings.mode} already: nothing would move")
+            raise LLPFError("the start lies at the destination already: nothing would move")
 
     def _check_end_variance(self, flat: FlatParameters) -> None:
         assert self._end_variance is not None
@@ -197,7 +208,7 @@ class RoutePhases:
             if start > 0 and end == 0:
                 raise LLPFError(
                     f"layer {name} of the destination has variance 0: spheres.variance: "
-                    f"{self._settings.spheres.variance} would squeeze it into a point; leave it out with layers.keep"
+                    f"{self._spheres.variance} would squeeze it into a point; leave it out with layers.keep"
                 )
 
     def current(self, state: SearchState) -> Route:
@@ -232,7 +243,7 @@ class RoutePhases:
         """Begin what begins with the tick ``state.tick``: another phase, another stage."""
         done = state.tick - 1
         if state.phase == "shrink":
-            if any(self._too_wide(state)) and done < self._settings.spheres.shrink_ticks:
+            if any(self._too_wide(state)) and done < self._spheres.shrink_ticks:
                 self.enter(state, schedule)
                 return
             state.phase, state.phase_began = "main", done
@@ -257,7 +268,7 @@ class RoutePhases:
 
         A sphere never goes back.
         """
-        if self._settings.spheres.variance != "blend" or state.accepted_tick == 0:
+        if self._spheres.variance != "blend" or state.accepted_tick == 0:
             return
         self._blended, spheres = self._blended_spheres(shares)
         self.main.set_spheres(spheres)
@@ -269,12 +280,12 @@ class RoutePhases:
 
     def project_as_accepted(self, state: SearchState, p: Tensor, shares: Tensor, moments: Tensor) -> None:
         """Put p ``[N]``, of these ``moments [S, 5]``, on the spheres that :meth:`blend_spheres` would set for it."""
-        blends = self._settings.spheres.variance == "blend"
+        blends = self._spheres.variance == "blend"
         self.current(state).project(p, moments, self._blended_spheres(shares)[1] if blends else None)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold."""
-        if self._settings.spheres.variance == "start":
+        if self._spheres.variance == "start":
             return {}
         return {"spheres": self.main.target_variance, "blended": self._blended}
 
@@ -285,12 +296,12 @@ class RoutePhases:
             self._blended = tensors["blended"].to(self._blended.device)
 
 
-def _radius(settings: Settings, rule: Rule, flat: FlatParameters, target: Tensor | None) -> Tensor | None:
+def _radius(spheres: SphereSettings, rule: Rule, flat: FlatParameters, target: Tensor | None) -> Tensor | None:
     if rule.destination not in (Destination.VARIANCE_SPHERE, Destination.NORM_SPHERE):
         return None
     if target is not None:
         return radius_like(sphere_table(rule, flat), rule.destination, target)
     radius = torch.full((len(flat.table),), torch.nan, dtype=torch.float64)
-    for pattern, value in settings.spheres.radii.items():
+    for pattern, value in spheres.radii.items():
         radius[torch.tensor(match_layers(flat.table.names, [pattern], "spheres.radii pattern"))] = value
     return radius.to(flat.data.device)

@@ -22,7 +22,6 @@ from ..flat.wrappers import unwrapped
 from ..settings import Settings, as_settings
 from ..types import LossFunction, OptimizerFactory
 from .build import Common, PathTrainer, correction_arguments, make_search
-from .endpoints import Endpoints
 from .phases import RoutePhases
 from .record import FindResult, TickProgress
 from .screening import BatchedScreening, ScreeningEvaluator
@@ -182,7 +181,7 @@ class StackedFinder:
             answers = [(search, corrected[search.row]) for search in active if search.row in corrected]
 
     def _begin(self, job: SearchJob) -> _ActiveSearch:
-        endpoints = Endpoints(self.settings, *job.endpoints())
+        endpoints = self._common.endpoints(*job.endpoints())
         flat = self._common.flat(copied(self._module))
         target = endpoints.load(flat)
         rows: list[StackRow] = []

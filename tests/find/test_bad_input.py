@@ -57,7 +57,7 @@ def test_destinations(finder, endpoints, rescaled, digits, tmp_path) -> None:
     with pytest.raises(LLPFError, match="mode m2m needs a destination"):
         llpf_fast.find_path(network(), endpoints[0], data=digits, settings=quick(), out=out)
     for mode in ("variance-sphere", "norm-sphere"):
-        message = "start lies at the destination of mode .*-sphere already"
+        message = "start lies at the destination already"
         refused(finder, out, message, destination=endpoints[0], settings=quick(mode=mode))
     zero = {**rescaled, "3.bias": torch.zeros(32)}
     for mode, what in (("variance-sphere", "variance"), ("norm-sphere", "norm")):

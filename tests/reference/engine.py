@@ -69,8 +69,8 @@ class Engine:
         self.flat.load(as_state(start, self.module))
         self.buffers = {name: buffer.clone() for name, buffer in self.flat.buffers().items()}
         target = self.flat.flatten(as_state(goal, self.module)) if case.mode == "m2m" else None
-        self.phases = RoutePhases(settings, rule, self.flat, target)
-        self.schedule = make_schedule(settings, self.flat, self.phases.main.may_move(), lambda: None)
+        self.phases = RoutePhases(settings.step, settings.spheres, rule, self.flat, target)
+        self.schedule = make_schedule(settings.schedule, self.flat, self.phases.main.may_move(), lambda: None)
         self.at = SearchState(phase=self.phases.first_phase)
         self._measure(self.phases.main.moments(self.flat.data))
         self.phases.enter(self.at, self.schedule)
