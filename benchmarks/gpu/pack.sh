@@ -34,8 +34,9 @@ if [[ $(cat $program/of 2>/dev/null) != "$of" ]]; then
 fi
 cp $program/gpu_test $carry
 
-# What settings need and the image lacks; pydantic_core is a binary wheel for its CPython 3.12.
-for name in pydantic pydantic_core typing_inspection; do
+# pydantic, which checks settings, and all that it needs: the image has typing_extensions alone, of an unknown version.
+# pydantic_core is a binary wheel for the image's CPython 3.12.
+for name in pydantic pydantic_core annotated_types typing_extensions typing_inspection; do
   wheel=$name-$($python -c "from importlib.metadata import version; print(version('$name'))")
   [[ -e $(echo build/wheels/"$wheel"-*.whl) ]] ||
     $python -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \

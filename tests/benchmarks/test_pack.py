@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
+from importlib.metadata import requires
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +103,16 @@ def test_what_travels_is_counted_and_too_much_refused(
         shown = capsys.readouterr()
         assert shown.out.endswith("0.00 MiB  in all\n")
         assert shown.err.startswith("pack.sh: 0.00 MiB would travel") == bool(status)
+
+
+def test_pydantic_travels_with_all_that_it_needs() -> None:
+    """The image of a lent machine has none of it for certain."""
+    listed = re.search(r"for name in (pydantic .*); do", Path(pack.__file__).with_suffix(".sh").read_text())
+    assert listed is not None
+    found, needed = set[str](), {"pydantic"}
+    while needed - found:
+        name = (needed - found).pop()
+        found.add(name)
+        plain = [one for one in requires(name) or [] if "extra ==" not in one]
+        needed |= {re.split(r"[^\w-]", one)[0].replace("-", "_") for one in plain}
+    assert set(listed[1].split()) == found
