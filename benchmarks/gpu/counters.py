@@ -75,6 +75,7 @@ def table(text: str) -> list[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--calls", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cuda", choices=("cuda",))
     parser.add_argument("--to", type=Path, help="file that rows are appended to")
     given = parser.parse_args()
     if given.calls:

@@ -82,7 +82,10 @@ def test_counters_are_one_row_a_kernel_and_a_refusal_is_a_row(tmp_path: Path, mo
     ]
     ncu = script(tmp_path / "ncu", "echo '==ERROR== Failed to initialize the profiler: LibraryNotLoaded'; exit 1")
     monkeypatch.setattr(counters, "cuda_tool", lambda name: str(ncu))
-    (row,) = counters.profiled()
+    to = tmp_path / "counters.jsonl"
+    monkeypatch.setattr("sys.argv", ["counters", "--device", "cuda", "--to", str(to)])  # as run.sh calls every stage
+    assert counters.main() == 0
+    (row,) = rows.read(to)
     assert row["result"] == "skipped"
     assert "LibraryNotLoaded" in row["why"]
 
