@@ -61,7 +61,7 @@ int main(int, char** arguments) {
   const int rounds = std::atoi(arguments[2]), calls = std::atoi(arguments[3]);
   std::mt19937 random(0);
   float *p = buffer(n, random), *d = buffer(n, random), *g = buffer(n, random), *moving = buffer(n, random);
-  const cpu::SgdSettings momentum{0.9, 0.0, false};
+  const SgdRule<double> momentum{0.9, 0.0, false};
   const double map[3] = {0.999, 0.001, 0.0}, rate = 1e-9;
   double row[kMomentColumns];
 

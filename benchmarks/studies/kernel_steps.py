@@ -46,8 +46,8 @@ def measure() -> dict[str, Any]:
     if compiler is None:
         sys.exit("kernel_steps: no C++ compiler found; install one or name it in CXX")
     environment = record(torch.device("cpu"))
-    if "avx2" not in environment.get("kernels", "avx2"):
-        sys.exit("kernel_steps: this processor has no AVX2; the steps are those of the AVX2 kernels")
+    if environment["kernels"] not in ("cpp avx2", "cpp avx512"):
+        sys.exit(f"kernel_steps: the steps are those of the AVX2 kernels; in use here: {environment['kernels']}")
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "steps"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+import subprocess
 import time
 from dataclasses import replace
 from functools import partial
@@ -21,6 +23,7 @@ from benchmarks.harness import clock, environment, report, stream
 from benchmarks.harness.case import OURS, Case, Contender, Cost, Prepared, WrongResultError
 from benchmarks.harness.clock import Times, measure, quartiles, ratio
 from benchmarks.harness.run import figures
+from benchmarks.studies import kernel_steps
 from llpf_fast.cli import bench
 from llpf_fast.cli.main import main
 
@@ -232,6 +235,14 @@ def test_cases_too_large_for_the_memory_are_named(monkeypatch: pytest.MonkeyPatc
     large = [case for case in registry() if case.size == "1B"]
     assert list(runner.rows(large, CPU, seconds=0.1, threads=(1,), quick=True, notify=said.append)) == []
     assert "skipped, needs" in said[0]
+
+
+@pytest.mark.skipif(not stream.compiled(), reason="no C++ compiler")
+def test_the_steps_of_the_kernels_compile_with_them() -> None:
+    compiler = os.environ.get("CXX", "c++")
+    command = [compiler, "-std=c++20", "-mavx2", "-mfma", "-mf16c", "-fsyntax-only", str(kernel_steps.SOURCE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
