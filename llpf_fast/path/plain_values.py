@@ -78,6 +78,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "text": lambda item: isinstance(item, str),
     "number": _is_number,
     "whole number": lambda item: isinstance(item, int) and not isinstance(item, bool) and abs(item) < 2**63,
+    "positive whole number": lambda item: isinstance(item, int) and not isinstance(item, bool) and 0 < item < 2**63,
     "true or false": lambda item: isinstance(item, bool),
     "list": lambda item: isinstance(item, list),
     "list of numbers": lambda item: isinstance(item, list) and all(map(_is_number, item)),

@@ -27,6 +27,7 @@ _RUN_KINDS = {
     "settings": {
         **dict.fromkeys(("model", "data", "optimizer", "is_norm", "mode", "dialect", "method"), "text"),
         "threshold": "number",
+        "seed": "whole number",
         **{key: {} for key in ("spheres", "pacing", "screening", "arrival", "record")},
         "schedule": {"stages": "list"},
         "step": {"join_bias": "true or false"},
@@ -37,7 +38,7 @@ _RUN_KINDS = {
     "environment": {"threads": "whole number"},
     "task": {
         "loss": {"name": "text"},
-        "data": {"form": "text", "samples": "whole number", "digest_of": "whole number", "sha256": "text"},
+        "data": {"form": "text", "samples": "whole number", "digest_of": "positive whole number", "sha256": "text"},
         "evaluation_batch_size": "whole number",
         "settings_sha256": "text",
     },

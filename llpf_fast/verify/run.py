@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,10 @@ from ..batches.loss import TORCH_LOSSES
 from ..batches.precision import checked_device
 from ..batches.statistics import STATISTICS_SIZE
 from ..data import dataset_classes, dataset_names, load_dataset
-from ..errors import LLPFError
+from ..errors import LLPFError, unknown_name
 from ..flat.wrappers import unwrapped
 from ..models import build_model, check_images
+from ..modes import MODES
 from ..path import RunDirectory, compare_architectures
 from ..path.fingerprint import digest, loss_identity
 from ..types import LossFunction, ProgressCallback
@@ -192,6 +193,8 @@ def verify_run(
         check_images(settings["model"], samples.inputs)
     if statistics is None:
         statistics = "reestimated" if settings.get("statistics") == "reestimated" else "stored"
+    elif statistics not in get_args(Statistics):
+        raise LLPFError(unknown_name("statistics", str(statistics), get_args(Statistics)))
     if batch_size is None and isinstance(task.get("evaluation_batch_size"), int):
         batch_size = task["evaluation_batch_size"]
     estimation = fixed_subset(samples, STATISTICS_SIZE) if statistics == "reestimated" else None
@@ -358,10 +361,13 @@ def _order_note(evaluator: Evaluator, state: Any) -> Iterator[str]:
 def _unreached(run: RunDirectory) -> list[str]:
     """Why the polyline does not lead from the run's start to its destination (``check`` compared what is recorded).
 
-    Where the search had no goal, the path is complete where it ended.
+    Where the search had no goal, the path is complete where it ended. The mode says so too: ``goal`` is not among the
+    settings, whose digest shows an edit.
     """
-    goal = run.run.get("goal", "model")
-    endpoints = ("start", "destination") if goal == "model" else ("start",)
+    goals = {run.run.get("goal") or "model"}
+    if (mode := MODES.get((run.run.get("settings") or {}).get("mode", ""))) is not None:
+        goals.add(mode.goal)
+    endpoints = ("start", "destination") if "model" in goals else ("start",)
     reasons = [
         f"run.yaml records no {endpoint}_sha256: the {endpoint} cannot be checked"
         for endpoint in endpoints
@@ -369,6 +375,6 @@ def _unreached(run: RunDirectory) -> list[str]:
     ]
     if not run.complete:
         reasons.append("the destination is not reached: the run is not finished; continue it with llpf find --resume")
-    elif not run.arrived and goal != "none":
+    elif not run.arrived and goals != {"none"}:
         reasons.append("the destination is not reached: the search stopped before it arrived")
     return reasons

@@ -90,6 +90,18 @@ def test_open_refuses_what_is_no_run(tmp_path):
         RunDirectory.open(path)
 
 
+def test_open_refuses_numbers_that_no_search_records(tmp_path):
+    """They would be errors of torch's in the middle of a certificate."""
+    for content, key in (
+        (f"settings: {{seed: {10**30}}}", "settings.seed must be whole number"),
+        ("task: {data: {digest_of: -5}}", "task.data.digest_of must be positive whole number"),
+        ("task: {data: {digest_of: 0}}", "task.data.digest_of must be positive whole number"),
+    ):
+        (tmp_path / "run.yaml").write_text(content)
+        with pytest.raises(LLPFError, match=key):
+            RunDirectory.open(tmp_path)
+
+
 def test_reading_changes_nothing_on_disk(finished):
     with open(finished / "metrics.jsonl", "ab") as file:
         file.write(b'{"torn')

@@ -177,6 +177,21 @@ class TestUnreached:
         assert (certificate.connected, len(certificate.reasons)) == (False, 1)
         assert "not reached" in certificate.reasons[0]
 
+    @pytest.mark.parametrize("goal", ["none", "sphere", "other"])
+    def test_another_goal_than_the_modes(self, verify, waypoints, tmp_path, goal):
+        """The digest of the settings does not cover the goal."""
+        settings = {"model": "", "data": "digits", "threshold": 0.15, "mode": "m2m"}
+        about = {"settings": settings, "goal": goal}
+        half = write_run(tmp_path / "half", waypoints[:-1], arrived=False, destination=waypoints[-1], **about)
+        assert "not reached" in verify(half).reasons[0]
+        unknown = verify(write_run(tmp_path / "unknown", waypoints, destination_sha256=None, **about))
+        assert "destination" in unknown.reasons[0]
+
+    def test_without_a_goal_a_run_is_complete_where_it_ended(self, verify, waypoints, tmp_path):
+        settings = {"model": "", "data": "digits", "threshold": 0.15, "mode": "m2o"}
+        about = {"settings": settings, "goal": "none", "destination_sha256": None}
+        assert verify(write_run(tmp_path / "run", waypoints, arrived=False, **about)).connected
+
     def test_unknown_destination(self, verify, waypoints, tmp_path):
         certificate = verify(write_run(tmp_path / "run", waypoints, destination_sha256=None))
         assert not certificate.connected
@@ -231,4 +246,7 @@ def test_refusals(waypoints, tmp_path):
         verify_run(folder, model=build_model("mlp", hidden=16))
     with pytest.raises(LLPFError, match="not the folder of a run"):
         verify_run(tmp_path)
+    with pytest.raises(LLPFError, match="unknown statistics 'estimated'"):
+        data = torch.zeros(4, 64), torch.zeros(4)
+        verify_run(folder, model=build_model("mlp", hidden=32), loss_fn=cross_entropy, train=data, statistics="estimated")
     assert not (folder / "certificate.json").exists()
