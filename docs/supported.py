@@ -32,7 +32,15 @@ README = Path(__file__).parents[1] / "README.md"
 BEGIN = "<!-- supported:begin: written by docs/supported.py, held against the code by a test -->"
 END = "<!-- supported:end -->"
 
-_SWITCHES = ("combine_sum", "clamp", "epsilon", "rescale_normalization", "rescale_skipped", "lr_weights_only")
+#: The setting that each switch of a rule comes from, and its value under a rule.
+_SWITCHES = {
+    "step.combine": lambda rule: "sum" if rule.combine_sum else "max",
+    "step.clamp": lambda rule: _yaml(rule.clamp),
+    "step.epsilon": lambda rule: f"{rule.epsilon:g}",
+    "layers.rescale_normalization": lambda rule: _yaml(rule.rescale_normalization),
+    "layers.rescale_skipped": lambda rule: _yaml(rule.rescale_skipped),
+    "correction.lr_rule_layers": lambda rule: "weights" if rule.lr_weights_only else "all",
+}
 
 
 def choices(kind: type, name: str) -> list[str]:
@@ -57,7 +65,7 @@ def block() -> str:
         lr = {"none": "constant", "var": "times the variance ratio", "std": "times its root"}[rules[0].lr_rule]
         lines.append(f"| `{mode}` | {row.text} | {end} | {norms} | {lr} |")
     paper, authors = (Rule.from_settings(Settings(dialect=d)) for d in ("paper", "authors"))
-    differ = ", ".join(f"`{s}` {getattr(paper, s)} / {getattr(authors, s)}" for s in _SWITCHES)
+    differ = ", ".join(f"`{key}` {value(paper)} / {value(authors)}" for key, value in _SWITCHES.items())
     lines += [
         "",
         "| setting | choices |",
@@ -90,6 +98,10 @@ def _with_twins() -> list[str]:
     if alone:
         raise SystemExit(f"recipes without a quick twin: {', '.join(alone)}")
     return long
+
+
+def _yaml(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def _norms(rule: Rule) -> str:

@@ -121,7 +121,8 @@ def _search_in_parallel(
             def show(at: TickProgress) -> None:
                 steps[name] = at.steps
                 running = len(steps.keys() - rows.keys())
-                progress.update(len(rows), len(pending), f"{running} in parallel  {sum(steps.values()):,} SGD steps")
+                taken = sum(steps.values())
+                progress.update(len(rows), len(pending), f"{running} in parallel  {taken:,} gradient steps")
 
             return show
 
@@ -135,7 +136,7 @@ def _search_in_parallel(
                 rows[name] = _failed(name, result, progress)
             else:
                 rows[name] = _row(name, result, search)
-            progress.update(len(rows), len(pending), f"{sum(steps.values()):,} SGD steps")
+            progress.update(len(rows), len(pending), f"{sum(steps.values()):,} gradient steps")
     return rows
 
 
@@ -216,7 +217,7 @@ def show_table(rows: Sequence[Row]) -> None:
     """Print a table with a row for each path, and their notes below it."""
     from .output import print_table
 
-    columns = {"path": False, "result": False, "ticks": True, "SGD steps": True, "waypoints": True, "time": True}
+    columns = {"path": False, "result": False, "ticks": True, "gradient steps": True, "waypoints": True, "time": True}
     cells = []
     for row in rows:
         numbers = ["" if n is None else f"{n:,}" for n in (row.ticks, row.sgd_steps, row.waypoints)]

@@ -48,7 +48,7 @@ class SearchSetup:
         settings = load_recipe(recipe, overrides)
         for key in ("model", "data"):
             if not getattr(settings, key):
-                raise LLPFError(f"recipe {recipe!r} names no {key}; add it to the file or pass --set {key}=NAME")
+                raise LLPFError(f"recipe {recipe!r} names no {key}; add it to the file or pass --{key} NAME")
         # Absolute paths, because a run is verified from any folder.
         recipe_folder = Path(os.path.expanduser(recipe)).parent
         absolute_names: dict[str, Any] = {key: absolute(getattr(settings, key), recipe_folder) for key in _CODE}
@@ -206,8 +206,8 @@ class SearchSetup:
 
 
 def describe_tick(at: TickProgress) -> str:
-    """Loss, share of the distance that is left, SGD steps so far."""
-    return f"loss {at.loss:.4f}  distance left {at.distance:.1%}  {at.steps:,} SGD steps"
+    """Loss, share of the distance that is left, gradient steps so far."""
+    return f"loss {at.loss:.4f}  distance left {at.distance:.1%}  {at.steps:,} gradient steps"
 
 
 def describe_end(result: FindResult, endless: bool) -> tuple[str, bool]:
@@ -222,7 +222,7 @@ def describe_end(result: FindResult, endless: bool) -> tuple[str, bool]:
 def describe_result(result: FindResult, endless: bool = False) -> str:
     """How a search ended, with its numbers, in a line; then a line for each note."""
     first = (
-        f"{result.folder}: {describe_end(result, endless)[0]} after {result.ticks:,} ticks, {result.sgd_steps:,} SGD "
-        f"steps, {duration(result.seconds)}; {result.waypoints:,} waypoints"
+        f"{result.folder}: {describe_end(result, endless)[0]} after {result.ticks:,} ticks, {result.sgd_steps:,} "
+        f"gradient steps, {duration(result.seconds)}; {result.waypoints:,} waypoints"
     )
     return "\n".join([first, *(f"  note: {note}" for note in result.notes)])

@@ -227,7 +227,7 @@ def test_several_at_once_have_the_same_table_and_files(llpf, models, tmp_path):
         assert runs[0].status["index_sha256"] == runs[1].status["index_sha256"]
     assert "0 of 3 paths found" in found.out
     assert "path 3/3" in found.err
-    assert "SGD steps" in found.err
+    assert "gradient steps" in found.err
 
 
 def test_together_that_cannot_be(llpf, models, tmp_path):

@@ -246,7 +246,7 @@ def test_refusals(waypoints, tmp_path):
         verify_run(folder, model=build_model("mlp", hidden=16))
     with pytest.raises(LLPFError, match="not the folder of a run"):
         verify_run(tmp_path)
+    given = {"model": build_model("mlp", hidden=32), "train": (torch.zeros(4, 64), torch.zeros(4, dtype=torch.long))}
     with pytest.raises(LLPFError, match="unknown statistics 'estimated'"):
-        data = torch.zeros(4, 64), torch.zeros(4)
-        verify_run(folder, model=build_model("mlp", hidden=32), loss_fn=cross_entropy, train=data, statistics="estimated")
+        verify_run(folder, **given, loss_fn=nn.functional.cross_entropy, statistics="estimated")
     assert not (folder / "certificate.json").exists()
