@@ -97,6 +97,10 @@ def finite_or_none(value: Any) -> Any:
     return value
 
 
+class _Dumper(yaml.SafeDumper):
+    """Text that :class:`_Loader` would read as something else is quoted too, such as ``1e-3``."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's scalars: ``off``, ``no`` and ``2001-01-01`` are text, ``1e-3`` is a number, ``010`` is ten.
 
@@ -124,7 +128,8 @@ for _tag, _pattern, _first in (
         "-+.0123456789",
     ),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
 def _whole(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -163,3 +168,8 @@ def read_yaml(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, KeyError) as error:
         raise ValueError(one_line(error)) from None
+
+
+def write_yaml(value: Any) -> str:
+    """Plain ``value`` as YAML that :func:`read_yaml` reads back equal."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from ..errors import LLPFError, shown
 from .checkpoint import Checkpoint, Cursor
 from .durable import JsonLines, lock, read_bytes, read_json, reading, unlock, write_bytes, write_json, writing
-from .plain_values import check_kinds, finite_or_none, read_yaml, to_plain
+from .plain_values import check_kinds, finite_or_none, read_yaml, to_plain, write_yaml
 from .state import state_digest
 from .waypoints import RetiredWaypoints, Waypoint, WaypointStore, is_waypoint_file
 
@@ -113,7 +112,7 @@ class RunDirectory:
         """
         folder = _as_folder(folder)
         content = to_plain(run)
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        text = write_yaml(content)
         with reading(folder):
             exists = folder.exists()
         if exists and not folder.is_dir():

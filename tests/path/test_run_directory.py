@@ -90,6 +90,12 @@ def test_open_refuses_what_is_no_run(tmp_path):
         RunDirectory.open(path)
 
 
+def test_text_that_looks_like_a_number_stays_text(tmp_path):
+    run = {"layers": ["1e3", "1e-3", "-1E5", "010", "on", "~", "", "2001-01-01"], "numbers": [1e22, 5e-324, 10]}
+    RunDirectory.create(tmp_path / "run", run)
+    assert RunDirectory.open(tmp_path / "run").run == run
+
+
 def test_open_refuses_numbers_that_no_search_records(tmp_path):
     """They would be errors of torch's in the middle of a certificate."""
     for content, key in (
