@@ -58,6 +58,7 @@ Bound = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_not_zero), 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
 Share = Annotated[float, Field(gt=0, lt=1), BeforeValidator(_number)]
+ShareOrAll = Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Text = Annotated[str, Field(strict=True)]
 
@@ -126,6 +127,8 @@ def first_problem(error: ValidationError, kind: type[Any], above: str = "") -> t
         wanted = "not be negative"
     elif about.get("ge", about.get("lt")) in (-(2**63), 2**63):
         wanted = "lie between -2**63 and 2**63"
+    elif name == "less_than_equal":
+        wanted = f"be at most {about['le']:g}"
     elif name == "less_than":
         wanted = f"lie between 0 and {about['lt']:g}"
     else:

@@ -15,7 +15,19 @@ from pydantic_core import PydanticCustomError
 
 from .errors import LLPFError
 from .modes import MODES, Destination, NormName
-from .setting_types import Bound, Count, CountOrZero, Flag, NotNegative, Positive, Share, Text, Whole, settings_group
+from .setting_types import (
+    Bound,
+    Count,
+    CountOrZero,
+    Flag,
+    NotNegative,
+    Positive,
+    Share,
+    ShareOrAll,
+    Text,
+    Whole,
+    settings_group,
+)
 
 
 def _mode(value: Any) -> str:
@@ -193,7 +205,7 @@ class PacingSettings:
     max_scale: Positive = 8.0
     min_scale: Positive = 0.01
     #: Share of the threshold that a new waypoint may reach on the screening set.
-    margin: Positive = 0.8
+    margin: ShareOrAll = 0.8
     #: Evaluate the middle of the segment to it too, half the margin wider: one more evaluation a tick, for long steps.
     midpoint: Flag = False
     #: What a correction leaves is the mean of its points after every ``correction.window`` gradient steps, the share of
@@ -230,7 +242,7 @@ class ArrivalSettings:
     #: Share of the difference between the destination's own loss and the threshold that the rest of the way may use.
     #: The certificate evaluates more images and more points: with 1.0 a LeNet5 run arrived on 2,000 images and measured
     #: 0.105 on all, above 0.1.
-    margin: Positive = 0.6
+    margin: ShareOrAll = 0.6
 
 
 @settings_group("record")

@@ -70,6 +70,9 @@ def test_dicts_tuples_and_numpys_numbers_become_what_a_recipe_gives():
         ({"max_ticks": "10"}, "max_ticks must be a whole number, got '10'"),
         ({"max_ticks": None}, "max_ticks must be a whole number, got None"),
         ({"seed": 2**63}, "seed must lie between -2**63 and 2**63"),
+        # Above 1 a search would arrive on a way above the threshold.
+        ({"arrival": {"margin": 1.01}}, "arrival.margin must be at most 1, got 1.01"),
+        ({"pacing": {"margin": 2}}, "pacing.margin must be at most 1, got 2"),
         ({"threshold": False}, "threshold must be a number, got False"),
         ({"threshold": 10**400}, "threshold must be a number, got 1000"),
         ({"threshold": torch.tensor(0.1)}, "threshold must be a number, got tensor(0.1000)"),
