@@ -28,7 +28,7 @@ FLOORS: dict[str, set[str]] = {
     "correct": {"batches", "flat", "ops"},
     "data": {"batches", "user_code"},
     "models": {"batches", "user_code"},
-    "verify": {"batches", "data", "flat", "models", "path", "user_code"},
+    "verify": {"batches", "data", "flat", "models", "modes", "path", "user_code"},
     "find": {"batches", "correct", "flat", "modes", "ops", "path", "settings", "tick", "user_code"},
     "analysis": {"batches", "correct", "data", "find", "flat", "models", "ops", "path", "user_code", "verify"},
     "report": {"analysis", "modes", "path", "verify"},
