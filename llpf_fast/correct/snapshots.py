@@ -78,29 +78,36 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
     return a0 < b1 and b0 < a1
 
 
+def random_states(device: torch.device) -> list[Tensor]:
+    """The states of torch's generators: of the CPU and, where ``device`` is a GPU, of that."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def set_random_states(device: torch.device, states: list[Tensor]) -> None:
+    """Go back to what :func:`random_states` gave."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
 class RngSnapshot:
     """The present states of torch's generators (of the CPU and of ``device``), NumPy's and Python's."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._torch, self._numpy, self._python = self._tensors(), numpy.random.get_state(), random.getstate()
-
-    def _tensors(self) -> list[Tensor]:
-        states = [torch.get_rng_state()]
-        if self._device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self._device))
-        return states
+        self._torch, self._numpy, self._python = random_states(device), numpy.random.get_state(), random.getstate()
 
     def consumed(self) -> bool:
         """Whether a number has been drawn since."""
-        same = all(map(torch.equal, self._torch, self._tensors())) and random.getstate() == self._python
+        same = all(map(torch.equal, self._torch, random_states(self._device))) and random.getstate() == self._python
         pairs = zip(self._numpy, numpy.random.get_state(), strict=True)
         return not (same and all(numpy.array_equal(a, b) for a, b in pairs))
 
     def restore(self) -> None:
         """Go back to the saved states."""
-        torch.set_rng_state(self._torch[0])
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(self._torch[1], self._device)
+        set_random_states(self._device, self._torch)
         numpy.random.set_state(self._numpy)
         random.setstate(self._python)

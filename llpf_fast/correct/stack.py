@@ -12,12 +12,14 @@ from torch.utils import _pytree as pytree
 
 from .. import ops
 from ..batches.batch import first_tensor
+from ..batches.forward import fixed_random_numbers
 from ..batches.loss import NO_GRADIENT, compute_loss
 from ..batches.sampling import IndexedBatches
 from ..errors import LLPFError
 from ..flat import FlatParameters, copied
 from ..ops.loss_gate import ACTIVE
 from ..types import LossFunction
+from .snapshots import random_states, set_random_states
 
 
 class ParameterStack:
@@ -47,6 +49,8 @@ class ParameterStack:
             name: buffer.new_zeros(capacity, *buffer.shape) for name, buffer in flat.module.named_buffers()
         }
         self._rows: dict[int, tuple[dict[str, Tensor], list[Tensor], list[Tensor]]] = {}
+        #: Of each row that was seeded: the state of torch's generators in which its next passes begin.
+        self._random: list[list[Tensor] | None] = []
         self.flats: list[FlatParameters] = []
 
     def take(self, flat: FlatParameters) -> int:
@@ -55,16 +59,22 @@ class ParameterStack:
         flat.module.train()
         self._move(flat, row)
         self.flats.append(flat)
+        self._random.append(None)
         return row
 
     def drop(self, row: int) -> int:
         """Remove the path of ``row``; returns the row whose path was moved there (itself where it was the last)."""
         last = len(self.flats) - 1
-        flat = self.flats.pop()
+        flat, random = self.flats.pop(), self._random.pop()
         if row != last:
             self._move(flat, row)
-            self.flats[row] = flat
+            self.flats[row], self._random[row] = flat, random
         return last
+
+    def seed(self, row: int, seed: int) -> None:
+        """Let sequential passes of ``row`` draw the random numbers (dropout) that a path alone draws after ``seed``."""
+        with fixed_random_numbers(self.data.device, seed):
+            self._random[row] = random_states(self.data.device)
 
     @torch.no_grad()
     def _move(self, flat: FlatParameters, row: int) -> None:
@@ -90,16 +100,23 @@ class ParameterStack:
 
     def sequential_passes(self, inputs: Any, targets: Any) -> Tensor:
         """Losses ``[k]`` after forward and backward of one row after the other, with the bits of a path alone."""
-        losses = []
+        losses, device = [], self.data.device
+        before = random_states(device)
         for row, flat in enumerate(self.flats):
             flat.zero_grad()
             x, y = pytree.tree_map(lambda leaf, k=row: leaf[k], (inputs, targets))
+            states = self._random[row]
+            if states is not None:
+                set_random_states(device, states)
             loss = compute_loss(flat.module, self._loss_fn, x, y)
             if not loss.requires_grad:
                 raise LLPFError(NO_GRADIENT)
             loss.backward()
+            if states is not None:
+                self._random[row] = random_states(device)
             flat.ensure_gradients()
             losses.append(loss.detach().reshape(()))
+        set_random_states(device, before)
         return torch.stack(losses)
 
     def batched_passes(self, inputs: Any, targets: Any) -> Tensor:

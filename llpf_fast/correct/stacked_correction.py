@@ -207,8 +207,15 @@ class StackRow:
         base = self._stacked.base_lr
         self._stacked.step.lr[self.row] = base if scale is None else base * scale
 
-    def begin(self, first_round: int, *, continued: bool = False, stop_at_nan: bool = False) -> None:
-        """Train from batch ``first_round`` on; see :meth:`Correction.run <llpf_fast.correct.Correction.run>`."""
+    def begin(
+        self, first_round: int, *, continued: bool = False, stop_at_nan: bool = False, seed: int | None = None
+    ) -> None:
+        """Train from batch ``first_round`` on; see :meth:`Correction.run <llpf_fast.correct.Correction.run>`.
+
+        ``seed`` is that of the random numbers that the module draws itself, where the passes are sequential.
+        """
+        if seed is not None:
+            self._stacked.step.stack.seed(self.row, seed)
         self._stop_at_nan = stop_at_nan
         self._stacked.step.state[self.row].copy_(self._stacked.open_gate)
         self._stacked.step.first[self.row].fill_(first_round)

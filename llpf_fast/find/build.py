@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..batches.sampling import round_key
 from ..correct import Correction
 from ..correct.correction import Trainer
 from ..correct.optimizer_step import LayerRates, one_group_each
@@ -84,6 +85,14 @@ class Common:
     def flat(self, module: nn.Module) -> FlatParameters:
         """The flat buffer of ``module``, which is moved to the device."""
         return FlatParameters(module.to(self.device), is_norm=self.is_norm, **self.layout)
+
+
+_STREAM_MODULE_RANDOMNESS = 2
+
+
+def module_seed(seed: int, first_step: int) -> int:
+    """The seed of what a module draws itself (dropout) in the training that begins with step ``first_step``."""
+    return round_key(seed, 0, first_step, _STREAM_MODULE_RANDOMNESS)
 
 
 #: What trains a path: its trainer and, where a torch optimiser is used, that and its rates per layer.

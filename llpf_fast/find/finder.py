@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..batches.forward import fixed_random_numbers
 from ..batches.precision import checked_device
-from ..batches.sampling import round_key
 from ..correct import CorrectionResult
 from ..errors import LLPFError, shown
 from ..flat import copied
@@ -21,14 +20,12 @@ from ..path import LowLossPath
 from ..path.endpoint import Source, load_endpoint
 from ..settings import Settings, as_settings
 from ..types import LossFunction, OptimizerFactory
-from .build import Common, PathTrainer, make_correction, make_optimizer, make_search, user_optimizer
+from .build import Common, PathTrainer, make_correction, make_optimizer, make_search, module_seed, user_optimizer
 from .phases import RoutePhases
 from .record import FindResult, TickProgress
 from .screening import ScreeningEvaluator
 from .search import EvalRequest, TrainRequest
 from .task import TrainingData, make_task
-
-_STREAM_MODULE_RANDOMNESS = 2
 
 
 class PathFinder:
@@ -138,8 +135,7 @@ class PathFinder:
             return result
 
     def _correct(self, request: TrainRequest) -> CorrectionResult:
-        key = round_key(self.settings.seed, 0, request.first_round, _STREAM_MODULE_RANDOMNESS)
-        with fixed_random_numbers(self._device, key):
+        with fixed_random_numbers(self._device, module_seed(self.settings.seed, request.first_round)):
             return self._correction.run(
                 request.first_round, continued=request.continued, stop_at_nan=request.stop_at_nan
             )

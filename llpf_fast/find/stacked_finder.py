@@ -21,7 +21,7 @@ from ..flat.copying import copied
 from ..flat.wrappers import unwrapped
 from ..settings import Settings, as_settings
 from ..types import LossFunction, OptimizerFactory
-from .build import Common, PathTrainer, correction_arguments, make_search
+from .build import Common, PathTrainer, correction_arguments, make_search, module_seed
 from .phases import RoutePhases
 from .record import FindResult, TickProgress
 from .screening import BatchedScreening, ScreeningEvaluator
@@ -227,7 +227,12 @@ class StackedFinder:
                 if isinstance(request, EvalRequest):
                     requests.append((search, request))
                 else:
-                    search.row.begin(request.first_round, continued=request.continued, stop_at_nan=request.stop_at_nan)
+                    search.row.begin(
+                        request.first_round,
+                        continued=request.continued,
+                        stop_at_nan=request.stop_at_nan,
+                        seed=module_seed(self.settings.seed, request.first_round),
+                    )
             answers = list(zip([search for search, _ in requests], self._evaluate(requests), strict=True))
 
     def _evaluate(self, requests: list[tuple[_ActiveSearch, EvalRequest]]) -> list[float | LLPFError]:

@@ -399,8 +399,16 @@ def test_a_table_made_at_the_first_forward_may_be_shared(search, tmp_path) -> No
 
 @pytest.mark.usefixtures("sequential")
 def test_sequential_paths_may_draw_random_numbers(search, digits, five, tmp_path) -> None:
-    """Fewer than pay as a stack: nothing is refused then."""
-    search(tmp_path, [], quick(), 2, module=nn.Sequential(*network(), nn.Dropout(0.1)))
+    """Each path draws those that it draws alone, whatever torch's global seed, which stays as it was."""
+    make = lambda: nn.Sequential(nn.Dropout(0.1), *network())
+    renamed = [{f"{int(k[0]) + 1}{k[1:]}": v for k, v in state.items()} for state in five]
+    settings, endpoint_pairs, module = quick(**HASTY), pairs(renamed), make()
+    before = torch.get_rng_state()
+    search(tmp_path / "stack", endpoint_pairs, settings, 3, module=module)
+    assert torch.equal(torch.get_rng_state(), before)
+    alone(tmp_path / "alone", endpoint_pairs, settings, digits, make)
+    for i in range(len(endpoint_pairs)):
+        assert written(tmp_path / "stack" / str(i)) == written(tmp_path / "alone" / str(i))
 
 
 def test_what_a_stack_does_not_take(search, digits, tmp_path) -> None:
