@@ -32,12 +32,15 @@ if [[ -n ${missing:-} ]]; then
   exit 2
 fi
 
-# Nothing is installed: the carried wheels are unpacked, and a link puts the Triton kernels where the package has them.
+# Nothing is installed. The carried wheels are unpacked where this python3 lacks pydantic (they are of the lent machine's
+# version of Python, and would hide a package that works), and a link puts the Triton kernels where the package has them.
 site=$(mktemp -d) link=
 trap 'rm -rf "$site" $link' EXIT
-for wheel in "$carry"/wheels/*.whl; do
-  [[ -e $wheel ]] && python3 -m zipfile -e "$wheel" "$site"
-done
+if ! python3 -c 'import pydantic' 2>/dev/null; then
+  for wheel in "$carry"/wheels/*.whl; do
+    [[ -e $wheel ]] && python3 -m zipfile -e "$wheel" "$site"
+  done
+fi
 [[ -e llpf_fast/kernels ]] || { link=llpf_fast/kernels && ln -s ../kernels $link; }
 export PYTHONUNBUFFERED=1 PYTHONPATH=$site:$PWD
 mkdir -p "$out"
