@@ -100,24 +100,28 @@ class ParameterStack:
 
     def sequential_passes(self, inputs: Any, targets: Any) -> Tensor:
         """Losses ``[k]`` after forward and backward of one row after the other, with the bits of a path alone."""
-        losses, device = [], self.data.device
+        device = self.data.device
         before = random_states(device)
-        for row, flat in enumerate(self.flats):
-            flat.zero_grad()
-            x, y = pytree.tree_map(lambda leaf, k=row: leaf[k], (inputs, targets))
-            states = self._random[row]
-            if states is not None:
-                set_random_states(device, states)
-            loss = compute_loss(flat.module, self._loss_fn, x, y)
-            if not loss.requires_grad:
-                raise LLPFError(NO_GRADIENT)
-            loss.backward()
-            if states is not None:
-                self._random[row] = random_states(device)
-            flat.ensure_gradients()
-            losses.append(loss.detach().reshape(()))
-        set_random_states(device, before)
-        return torch.stack(losses)
+        try:
+            return torch.stack([self._pass(row, inputs, targets) for row in range(len(self.flats))])
+        finally:
+            set_random_states(device, before)
+
+    def _pass(self, row: int, inputs: Any, targets: Any) -> Tensor:
+        """Forward and backward of one row on its batch; returns the loss."""
+        flat, states, device = self.flats[row], self._random[row], self.data.device
+        flat.zero_grad()
+        x, y = pytree.tree_map(lambda leaf: leaf[row], (inputs, targets))
+        if states is not None:
+            set_random_states(device, states)
+        loss = compute_loss(flat.module, self._loss_fn, x, y)
+        if not loss.requires_grad:
+            raise LLPFError(NO_GRADIENT)
+        loss.backward()
+        if states is not None:
+            self._random[row] = random_states(device)
+        flat.ensure_gradients()
+        return loss.detach().reshape(())
 
     def batched_passes(self, inputs: Any, targets: Any) -> Tensor:
         """Losses ``[k]`` after one forward and backward of the first k rows, on batches ``[k, B, ...]``."""

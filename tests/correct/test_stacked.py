@@ -217,3 +217,18 @@ def test_corrected_is_what_the_window_says(data) -> None:
     for how in to_the_end(stacked, paths).values():
         assert isinstance(how, CorrectionResult)
         assert (how.steps, how.met, how.finite) == (6, False, True)
+
+
+def test_a_pass_that_fails_leaves_torchs_random_state_alone(data) -> None:
+    def fails(output: Tensor, targets: Tensor) -> Tensor:
+        torch.rand(3)
+        raise LLPFError("no loss")
+
+    flats = [FlatParameters(module) for module in modules(2)]
+    stacked = StackedCorrection(flats[0], fails, TensorBatches(*data, 32, seed=3), paths=2, least=4, **RULE)
+    for path in [stacked.take(flat) for flat in flats]:
+        path.begin(0, seed=5)
+    before = torch.get_rng_state()
+    with pytest.raises(LLPFError, match="no loss"):
+        stacked.iterate()
+    assert torch.equal(torch.get_rng_state(), before)
