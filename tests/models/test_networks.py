@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.fx import symbolic_trace
 from torch.nn import functional as F
 
 from llpf_fast.models import build_model, check_images, model_names
@@ -11,6 +14,7 @@ from llpf_fast.models import build_model, check_images, model_names
 #: Parameters for 10 and for 100 classes, and where the number is from. "Authors" is the network of the same name in the
 #: LLPF authors' programs (DFL_torch 9ded1ad, LLR2 4b2db32), counted by hand from its layers.
 SIZES = {
+    "resnet20": (269_722, 275_572),  # "0.27M" in arXiv 1512.03385, table 6; 64 x 90 + 90 more for 100 classes
     "resnet18": (11_173_962, 11_220_132),  # the authors' (torchvision's 11,181,642 less 7,680 of the 7x7 stem)
     "cct7": (3_760_139, 3_783_269),  # the authors' cct_7_3x1_32; "3.76M" in arXiv 2104.05704
     "vgg11-bn": (9_231_114, 9_277_284),  # the authors' VGG('VGG11')
@@ -26,6 +30,7 @@ SIZES = {
 }
 #: Height and width that the last convolution leaves of 32x32: what the stems were adapted for.
 LEAVES = {
+    "resnet20": ("layer3", 8),
     "resnet18": ("layer4", 4),
     "mobilenet-v2": ("features", 8),
     "shufflenet-v2": ("conv5", 4),
@@ -38,6 +43,51 @@ LEAVES = {
 
 def size(model):
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_resnet20_computes_what_its_paper_says():
+    """He et al., arXiv 1512.03385, section 4.2, written out: shortcuts of option A, without a parameter."""
+    torch.manual_seed(0)
+    model = build_model("resnet20").eval()
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.add_(torch.rand_like(buffer))
+
+    def normed(x, norm):
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+
+    images = torch.randn(2, 3, 32, 32)
+    x = normed(F.conv2d(images, model.conv1.weight, padding=1), model.bn1).relu()
+    for stage, blocks in enumerate((model.layer1, model.layer2, model.layer3)):
+        for at, block in enumerate(blocks):
+            stride = 2 if stage and not at else 1
+            y = normed(F.conv2d(x, block.conv1.weight, stride=stride, padding=1), block.bn1).relu()
+            y = normed(F.conv2d(y, block.conv2.weight, padding=1), block.bn2)
+            if stride == 2:
+                none = torch.zeros(2, x.shape[1] // 2, *y.shape[2:])
+                x = torch.cat([none, x[:, :, ::2, ::2], none], 1)
+            x = (x + y).relu()
+    expected = F.linear(F.adaptive_avg_pool2d(x, 1).flatten(1), model.linear.weight, model.linear.bias)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), expected.detach())
+    assert {type(layer) for layer in model.modules() if list(layer.parameters(recurse=False))} == {
+        nn.Conv2d,
+        nn.BatchNorm2d,
+        nn.Linear,
+    }
+
+
+def test_resnet20_can_be_traced_and_stacked():
+    """The certificate's enclosures read its graph; several paths at once stack its parameters."""
+    torch.manual_seed(0)
+    models = [build_model("resnet20").eval() for _ in range(2)]
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = torch.stack([model(images) for model in models])
+        assert torch.equal(symbolic_trace(models[0])(images), expected[0])
+        parameters, buffers = stack_module_state(models)
+        stacked = vmap(lambda p, b: functional_call(models[0], (p, b), images))(parameters, buffers)
+    torch.testing.assert_close(stacked, expected)
 
 
 def test_every_network_for_32x32_is_here():
