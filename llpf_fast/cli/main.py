@@ -162,7 +162,7 @@ def _as_typed(name: str) -> str:
 def _how_to_resume(arguments: list[str]) -> str:
     if arguments[:1] == ["analyze"]:
         return "; the same command goes on from what was measured"
-    if arguments[:1] != ["find"]:
+    if arguments[:1] not in (["find"], ["train"]):
         return ""
     again = [*arguments, *(() if "--resume" in arguments else ("--resume",))]
     return f"; continue with: llpf {shlex.join(again)}"

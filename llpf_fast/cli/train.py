@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LLPFError
+from ..errors import LLPFError, first_line
 from .options import (
     add_data_dir,
     add_device,
@@ -38,6 +38,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         choices=("none", "mnist", "cifar"),
         default="none",
         help="the papers': mnist turns and shifts, cifar mirrors and shifts",
+    )
+    parser.add_argument(
+        "--augmentation-epochs", type=int, metavar="N", help="augment in the first N epochs only (default: in all)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of initial weights and batch order")
     parser.add_argument("--init", type=user_path, metavar="FILE", help="start from this checkpoint's weights instead")
@@ -76,6 +79,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--download", action="store_true", help="let torchvision fetch data that is not there")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on after the last whole epoch of an interrupted training (FILE.resume), with the same options",
+    )
     add_loss(parser)
     add_device(parser)
     add_threads(parser)
@@ -91,13 +99,21 @@ def run(args: Namespace) -> int:
             raise LLPFError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(args, name)}")
     if not 0 <= args.label_smoothing < 1:
         raise LLPFError(f"--label-smoothing must be at least 0 and below 1, got {args.label_smoothing}")
-    for name, first in (("checkpoint_epochs", 0), ("lr_epochs", 1)):
-        beyond = [epoch for epoch in getattr(args, name) if not first <= epoch <= args.epochs]
+    several = {name: getattr(args, name) for name in ("checkpoint_epochs", "lr_epochs")}
+    several["augmentation_epochs"] = [] if args.augmentation_epochs is None else [args.augmentation_epochs]
+    for name, values in several.items():
+        first = 1 if name == "lr_epochs" else 0
+        beyond = [epoch for epoch in values if not first <= epoch <= args.epochs]
         if beyond:
             raise LLPFError(f"--{name.replace('_', '-')} must be {first} to {args.epochs}, got {beyond[0]}")
-    out = Path(args.out)
-    for file in (out, *(checkpoint_file(out, epoch) for epoch in args.checkpoint_epochs)):
-        check_new_file(file, overwrite=args.overwrite)
+    out, state_file = Path(args.out), resume_file(Path(args.out))
+    resume = args.resume and state_file.exists()
+    check_new_file(out, overwrite=args.overwrite)
+    if state_file.exists() and not (resume or args.overwrite):
+        raise LLPFError(f"{state_file} is an interrupted training: go on with --resume, or begin anew with --overwrite")
+    for file in (checkpoint_file(out, epoch) for epoch in args.checkpoint_epochs):
+        # Those of the epochs before the interruption are there.
+        check_new_file(file, overwrite=args.overwrite or resume)
     train_endpoint(
         args.model,
         args.data,
@@ -105,6 +121,7 @@ def run(args: Namespace) -> int:
         seed=args.seed,
         data_dir=args.data_dir,
         augmentation=args.augmentation,
+        augment_epochs=args.augmentation_epochs,
         init=args.init,
         loss=args.loss,
         checkpoint_epochs=args.checkpoint_epochs,
@@ -112,6 +129,7 @@ def run(args: Namespace) -> int:
         threads=args.threads,
         download=args.download,
         quiet=args.quiet,
+        resume=resume,
         epochs=args.epochs,
         optimizer=args.optimizer,
         lr=args.lr,
@@ -134,6 +152,11 @@ def checkpoint_file(out: Path, epoch: int) -> Path:
     return out.with_name(f"{out.name.removesuffix(suffix)}-epoch{epoch}{suffix}")
 
 
+def resume_file(out: Path) -> Path:
+    """The file beside ``out`` that holds the state after the last whole epoch until ``out`` is written."""
+    return out.with_name(f"{out.name}.resume")
+
+
 def train_endpoint(
     model_name: str,
     data_name: str,
@@ -150,18 +173,22 @@ def train_endpoint(
     threads: int | None = None,
     download: bool = False,
     quiet: bool = False,
+    resume: bool = False,
     **training: Any,
 ) -> None:
-    """Train with the options of :func:`llpf_fast.models.train_model`, write ``out``, print the test accuracy.
+    """Train with the options of :func:`llpf_fast.models.train_model`, write ``out``, print how good the network is.
 
-    The checkpoint's entry ``training`` says how it was trained. Where the targets are no classes, the test loss is
-    printed instead.
+    That is the training loss in eval mode on the images as they are, and the test accuracy; where the targets are no
+    classes, the test loss. The checkpoint's entry ``training`` says how it was trained. After each epoch
+    ``resume_file(out)`` is replaced, with the optimizer's state; it is removed when ``out`` is written.
 
     Args:
         init: checkpoint whose weights replace the initial ones; the optimizer begins anew.
         loss: a name that ``user_code.loss_function`` takes; None for cross-entropy.
         checkpoint_epochs: epochs after which the model is written to ``checkpoint_file(out, epoch)`` too.
+        resume: go on from ``resume_file(out)``. LLPFError where that was trained with other options or data.
     """
+    import io
     import time
 
     import torch
@@ -171,6 +198,7 @@ def train_endpoint(
     from ..data import dataset_classes, load_dataset
     from ..models import TrainingProgress, build_model, check_images, train_model
     from ..path import save_model_file
+    from ..path.durable import write_bytes
     from ..path.endpoint import load_endpoint
     from ..user_code import loss_function
 
@@ -192,6 +220,11 @@ def train_endpoint(
     def save(file: Path) -> None:
         save_model_file(file, model.state_dict(), model_name=model_name, dataset_name=data_name, training=description)
 
+    digest = train.sha256 if isinstance(train, TensorData) else None
+    identity = {"model": model_name, "data": data_name, "sha256": digest, **description}
+    state_file, state = resume_file(out), None
+    if resume:
+        state = _read_state(state_file, identity)
     began = time.monotonic()
     if 0 in checkpoint_epochs:
         save(checkpoint_file(out, 0))
@@ -201,8 +234,11 @@ def train_endpoint(
             progress.update(at.epoch, at.epochs, f"loss {at.loss:.4f}")
             if at.epoch in checkpoint_epochs:
                 save(checkpoint_file(out, at.epoch))
+            content = io.BytesIO()
+            torch.save({"identity": identity, "state": at.state()}, content)
+            write_bytes(state_file, content.getvalue())
 
-        progress.update(0, epochs)
+        progress.update(0 if state is None else state["epoch"], epochs)
         try:
             train_model(
                 model.to(torch_device),
@@ -212,6 +248,7 @@ def train_endpoint(
                 epochs=epochs,
                 augment=augmentation_of(augmentation),
                 progress=after_epoch,
+                resume=state,
                 **training,
             )
         except LLPFError as error:
@@ -219,19 +256,43 @@ def train_endpoint(
     seconds = time.monotonic() - began
     # Saved before testing: the training is not lost where the test data are wrong.
     save(out)
+    state_file.unlink(missing_ok=True)
+    results = []
+    for name, samples in (("training", data.train), ("test", data.test)):
+        try:
+            results += [] if samples is None else [_result(name, model, samples, loss_fn, torch_device)]
+        except LLPFError as error:
+            raise LLPFError(f"{out} is written, but on the {name} data {error}") from error
+    print(f"{out}: {model_name} on {data.label}, seed {seed}: {', '.join(results)}, {duration(seconds)}")
+
+
+def _read_state(file: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """The training state in ``file``; LLPFError where it is damaged or ``identity`` is another training's."""
+    import pickle
+
+    import torch
+
     try:
-        test_result = "no test data" if data.test is None else _test_result(model, data.test, loss_fn, torch_device)
-    except LLPFError as error:
-        raise LLPFError(f"{out} is written, but on the test data {error}") from error
-    print(f"{out}: {model_name} on {data.label}, seed {seed}: {test_result}, {duration(seconds)}")
+        saved = torch.load(file, weights_only=True)
+        was, state = saved["identity"], saved["state"]
+    except (OSError, EOFError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        raise LLPFError(f"{file} is no state of a training: {first_line(error)}") from error
+    different = [
+        "the training data differ" if key == "sha256" else f"{key} was {was.get(key)!r}, is {identity.get(key)!r}"
+        for key in {**was, **identity}
+        if was.get(key) != identity.get(key)
+    ]
+    if different:
+        raise LLPFError(f"cannot resume {file}: {', '.join(different)}; or begin anew with --overwrite")
+    return state
 
 
-def _test_result(
-    model: nn.Module, data: Any, loss_fn: Callable[[Any, Any], Tensor] | None, device: torch.device
+def _result(
+    name: str, model: nn.Module, data: Any, loss_fn: Callable[[Any, Any], Tensor] | None, device: torch.device
 ) -> str:
     from ..verify import Evaluator
 
     evaluation = Evaluator(model, loss_fn, data, device=device)(model.state_dict())
-    if evaluation.accuracy is None:
-        return f"test loss {evaluation.loss:.4f}"
-    return f"test accuracy {evaluation.accuracy:.4f}"
+    if name == "training" or evaluation.accuracy is None:
+        return f"{name} loss {evaluation.loss:.4f}"
+    return f"{name} accuracy {evaluation.accuracy:.4f}"

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import numbers
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -21,7 +21,7 @@ from ..batches.forward import forward
 from ..batches.loss import NO_GRADIENT, LossReduction, batch_loss, chosen_loss
 from ..batches.precision import Precision, check_precision, float32_products
 from ..batches.sampling import round_key
-from ..errors import LLPFError, first_line
+from ..errors import LLPFError, describe_error, first_line
 from ..types import LossFunction
 
 OptimizerName = Literal["sgd", "adamw"]
@@ -30,11 +30,16 @@ ScheduleName = Literal["constant", "cosine", "steps", "one-cycle"]
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """What ``train_model`` reports after each epoch; ``loss`` is the mean over the epoch's batches."""
+    """What ``train_model`` reports after each epoch; ``loss`` is the mean over the epoch's batches.
+
+    ``state()`` is what ``train_model(..., resume=...)`` takes to go on after that epoch: tensors, numbers and texts in
+    dictionaries and lists, for ``torch.save``. The tensors are those that train: save or copy them inside the callback.
+    """
 
     epoch: int
     epochs: int
     loss: float
+    state: Callable[[], dict[str, Any]]
 
 
 def train_model(
@@ -55,9 +60,11 @@ def train_model(
     warmup_epochs: int = 0,
     label_smoothing: float = 0.0,
     augment: Callable[[Tensor, int], Tensor] | None = None,
+    augment_epochs: int | None = None,
     precision: Precision = "float32",
     channels_last: bool = False,
     progress: Callable[[TrainingProgress], None] | None = None,
+    resume: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Train ``model`` in place; returns it in eval mode.
 
@@ -79,15 +86,21 @@ def train_model(
             has its own rise.
         label_smoothing: of cross-entropy.
         augment: (images of a batch, 32-bit key) -> images, as :func:`llpf_fast.batches.augment.augmentation` gives it.
+        augment_epochs: the images are augmented in this many epochs and not in those after; None for all. Without
+            augmentation at the end, the training loss becomes lower.
         precision: of forward and backward passes, as ``correction.precision``: "bfloat16" is autocast, "tf32" is for
             GPUs. Parameters, gradients and updates have the parameters' dtype.
         channels_last: while the network trains, convolutions have their channels last in memory, which is faster on
             tensor cores.
         progress: called after each epoch. The model is in train mode then and may be saved.
+        resume: what ``TrainingProgress.state()`` gave in a training with the same arguments. The weights are taken from
+            it, and on a CPU the rest has the bits of a training that was not interrupted, where a loader draws from
+            torch's global generator only.
 
     Raises:
         LLPFError: before the first step, options that contradict each other, and a network or a loss that fails on a
-            batch or on the smaller last one of an epoch (BatchNorm takes no batch of one sample); later, a loss that
+            batch or on the smaller last one of an epoch (BatchNorm takes no batch of one sample); a state of another
+            training to resume; later, a loss that
             is not finite, and an epoch without a batch to train on. Batches without a label that counts are skipped.
     """
     if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
@@ -105,12 +118,14 @@ def train_model(
     if precision == "bfloat16":
         # A cache of converted weights saves nothing: a pass uses each weight once.
         autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, cache_enabled=False)
-    step, reduction, may_lack_labels = 0, None, False
+    state = _TrainingState(model, updates, rates, epoch_batches)
+    reduction, may_lack_labels = None, False
     with _memory_order(model, channels_last), float32_products(precision, device):
-        for epoch in range(1, epochs + 1):
+        done, step = (0, 0) if resume is None else state.restore(resume)
+        for epoch in range(done + 1, epochs + 1):
             total, steps, batches = torch.zeros((), device=device), 0, 0
             for batches, (batch, batch_targets) in enumerate(epoch_batches(), 1):  # noqa: B007
-                if augment is not None:
+                if augment is not None and (augment_epochs is None or epoch <= augment_epochs):
                     batch = augment(batch, round_key(seed, 0, step, 1))
                 updates.zero_grad(set_to_none=True)
                 with autocast():
@@ -137,8 +152,50 @@ def train_model(
             if not math.isfinite(mean):
                 raise LLPFError(_diverged(epoch, mean, lr))
             if progress is not None:
-                progress(TrainingProgress(epoch, epochs, mean))
+                progress(TrainingProgress(epoch, epochs, mean, functools.partial(state.save, epoch, step)))
     return model.eval()
+
+
+@dataclass(frozen=True)
+class _TrainingState:
+    """Everything that changes while a network trains."""
+
+    model: nn.Module
+    updates: torch.optim.Optimizer
+    rates: lr_scheduler.LRScheduler
+    batches: _Epochs
+
+    def save(self, epoch: int, step: int) -> dict[str, Any]:
+        cuda = self.batches.device.type == "cuda"
+        return {
+            "epoch": epoch,
+            "step": step,
+            "model": self.model.state_dict(),
+            # Those that are not persistent are in no state dict.
+            "buffers": dict(self.model.named_buffers()),
+            "optimizer": self.updates.state_dict(),
+            "schedule": self.rates.state_dict(),
+            "order": self.batches.generator_state(),
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state(self.batches.device) if cuda else None,
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> tuple[int, int]:
+        """Restore everything; returns the epochs and the steps that are done."""
+        try:
+            self.model.load_state_dict(saved["model"])
+            with torch.no_grad():
+                for name, buffer in self.model.named_buffers():
+                    buffer.copy_(saved["buffers"][name])
+            self.updates.load_state_dict(saved["optimizer"])
+            self.rates.load_state_dict(saved["schedule"])
+            self.batches.set_generator_state(saved["order"])
+            torch.set_rng_state(saved["random"])
+            if saved["cuda_random"] is not None and self.batches.device.type == "cuda":
+                torch.cuda.set_rng_state(saved["cuda_random"], self.batches.device)
+            return saved["epoch"], saved["step"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise LLPFError(f"the state to resume is of another training: {describe_error(error)}") from error
 
 
 class _Epochs:
@@ -155,6 +212,12 @@ class _Epochs:
 
     def __call__(self) -> Iterator[tuple[Any, Any]]:
         raise NotImplementedError
+
+    def generator_state(self) -> Tensor | None:
+        """The state of the generator of the order; None where that is torch's global one."""
+
+    def set_generator_state(self, state: Tensor | None) -> None:
+        """Restore what ``generator_state`` returned."""
 
     def check_last_batch(self, model: nn.Module, loss_fn: LossFunction | None) -> None:
         """Raise LLPFError where ``model`` takes whole batches, but not the smaller last one of an epoch."""
@@ -181,6 +244,13 @@ class _SampleEpochs(_Epochs):
         if isinstance(self._data, TensorData):
             order = order.to(self.device)
         yield from map(self._take, order.split(self._batch_size))
+
+    def generator_state(self) -> Tensor:
+        return self._generator.get_state()
+
+    def set_generator_state(self, state: Tensor | None) -> None:
+        assert state is not None
+        self._generator.set_state(state)
 
     def check_last_batch(self, model: nn.Module, loss_fn: LossFunction | None) -> None:
         count, size = self._data.count, self._batch_size

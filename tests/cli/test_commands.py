@@ -38,7 +38,8 @@ def test_train_repeats_bit_for_bit_and_says_what_it_got(llpf, tmp_path):
     assert (first.status, second.status) == (0, 0)
     assert "epoch 2/2" in first.err
     assert second.err == ""
-    assert "mlp on digits (scikit-learn), seed 5: test accuracy 0." in second.out
+    assert "mlp on digits (scikit-learn), seed 5: training loss 1." in second.out
+    assert ", test accuracy 0." in second.out
     one, two = (load_model_file(tmp_path / name).state for name in ("1.pt", "2.pt"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 

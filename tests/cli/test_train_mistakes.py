@@ -120,10 +120,10 @@ def test_regression_says_its_test_loss(train, tmp_path):
     assert f"test loss {2 * expected:.4f}" in doubled.out
 
 
-def test_what_was_trained_is_kept_where_the_test_fails(train, tmp_path):
+def test_what_was_trained_is_kept_where_it_cannot_be_evaluated(train, tmp_path):
     done = train("fussy", "classes")
     assert done.status == 2
-    assert "x.pt is written, but on the test data the model's forward fails" in done.err
+    assert "x.pt is written, but on the training data the model's forward fails" in done.err
     assert "only in training" in done.err
     assert load_model_file(tmp_path / "x.pt").state["weight"].shape == (3, 8)
 

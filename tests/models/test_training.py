@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from llpf_fast.batches.augment import augmentation
+from llpf_fast.cli import train as train_command
 from llpf_fast.cli.main import main
+from llpf_fast.data import load_dataset
 from llpf_fast.errors import LLPFError
-from llpf_fast.models import train_model
+from llpf_fast.models import build_model, train_model
 from llpf_fast.path import load_model_file
 from tests.host_waits import host_waits
 
@@ -158,6 +166,7 @@ def test_checkpoints_after_epochs_and_training_on_from_them(tmp_path):
     [
         (("--checkpoint-epochs", 3), "--checkpoint-epochs must be 0 to 2, got 3"),
         (("--lr-schedule", "steps", "--lr-epochs", 0), "--lr-epochs must be 1 to 2, got 0"),
+        (("--augmentation-epochs", 3), "--augmentation-epochs must be 0 to 2, got 3"),
         (("--label-smoothing", 1), "--label-smoothing must be at least 0 and below 1, got 1.0"),
         (("--augmentation", "imagenet"), "--augmentation: invalid choice: 'imagenet'"),
         (("--init", "no.pt"), "no.pt"),
@@ -171,10 +180,168 @@ def test_bad_options_of_the_command(options, message, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+DROPPING = """
+import torch
+from torch import nn
+
+def net():
+    hidden = [nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.3)]
+    return nn.Sequential(*hidden, nn.Linear(32, 10))
+"""
+
+
+def test_a_training_killed_several_times_ends_with_the_same_bits(tmp_path):
+    """kill -9 at moments that nothing synchronizes: between epochs, within one, while a file is written."""
+    (tmp_path / "mine.py").write_text(DROPPING)
+    command = ["train", "--model", "mine.py:net", "--data", "digits", "--threads", "1", "--quiet", "--epochs", "24"]
+    command += ["--lr", "0.2", "--lr-schedule", "one-cycle", "--batch-size", "8", "--checkpoint-epochs", "0", "3", "24"]
+
+    def start(*more):
+        run = [sys.executable, "-m", "llpf_fast.cli.main", *command, *more]
+        return subprocess.Popen(run, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def epochs_done():
+        try:
+            return torch.load(tmp_path / "end.pt.resume", weights_only=True)["state"]["epoch"]
+        except FileNotFoundError:
+            return 0
+
+    whole = start("--out", "whole.pt")
+    printed, errors = whole.communicate()
+    assert whole.returncode == 0, errors
+    for kill_after in (2, 9, 17):
+        process = start("--out", "end.pt", "--resume")
+        while process.poll() is None and epochs_done() < kill_after:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+        assert not (tmp_path / "end.pt").exists()
+        assert kill_after <= epochs_done() < 24
+    again = start("--out", "end.pt")
+    assert "end.pt.resume is an interrupted training: go on with --resume" in again.communicate()[1]
+    third = (tmp_path / "end-epoch3.pt").stat().st_mtime_ns
+    last = start("--out", "end.pt", "--resume")
+    resumed, errors = last.communicate()
+    assert last.returncode == 0, errors
+    assert (tmp_path / "end-epoch3.pt").stat().st_mtime_ns == third, "the first epochs were trained again"
+    assert resumed.split(", ")[1:-1] == printed.split(", ")[1:-1], "losses and accuracies printed"
+    for name in ("{}.pt", "{}-epoch0.pt", "{}-epoch3.pt", "{}-epoch24.pt"):
+        states = [load_model_file(tmp_path / name.format(which)).state for which in ("whole", "end")]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0]), name
+    assert not list(tmp_path.glob("*.resume"))
+
+
+def test_resume_of_another_training_is_refused(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "end.pt"
+    monkeypatch.setattr(train_command, "_read_state", lambda file, identity: written.update(identity) or stop())
+    written = {}
+
+    def stop():
+        raise LLPFError("read")
+
+    (tmp_path / "end.pt.resume").write_text("no state")
+    assert llpf_train("--out", out, "--epochs", 2, "--resume") == 2
+    monkeypatch.undo()
+    assert llpf_train("--out", out, "--epochs", 2, "--resume") == 2
+    assert "end.pt.resume is no state of a training" in capsys.readouterr().err
+    for changed, message in (
+        ({"lr": 0.5}, "end.pt.resume: lr was 0.5, is 0.01; or begin anew with --overwrite"),
+        ({"sha256": "another"}, "end.pt.resume: the training data differ; or begin"),
+    ):
+        torch.save({"identity": written | changed, "state": {}}, tmp_path / "end.pt.resume")
+        assert llpf_train("--out", out, "--epochs", 2, "--resume") == 2
+        assert message in capsys.readouterr().err
+    assert llpf_train("--out", out, "--epochs", 2, "--overwrite") == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["end.pt"]
+
+
+def test_the_training_loss_printed_is_that_of_eval_mode_on_all_images(tmp_path, capsys):
+    out = tmp_path / "end.pt"
+    assert llpf_train("--out", out, "--epochs", 2) == 0
+    model = build_model("mlp")
+    model.load_state_dict(load_model_file(out).state)
+    inputs, targets = load_dataset("digits").train
+    with torch.no_grad():
+        loss = float(F.cross_entropy(model.eval()(inputs), targets))
+    assert f": training loss {loss:.4f}, test accuracy 0." in capsys.readouterr().out
+
+
 def test_a_checkpoint_that_exists_is_not_replaced(tmp_path, capsys):
     (tmp_path / "end-epoch1.pt").write_text("mine")
     assert llpf_train("--out", tmp_path / "end.pt", "--epochs", 1, "--checkpoint-epochs", 1) == 2
     assert "end-epoch1.pt exists already" in capsys.readouterr().err
+
+
+class Restless(nn.Module):
+    """All that changes while a network trains: weights, statistics, dropout's draws, a buffer that no file holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(4, 2)
+        self.register_buffer("passes", torch.zeros(()), persistent=False)
+
+    def forward(self, images):
+        if self.training:
+            self.passes += 1
+        hidden = F.dropout(self.norm(self.conv(images)).relu(), 0.5, self.training).mean((2, 3))
+        return self.linear(hidden) * (1 + 0.1 * self.passes)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"schedule": "one-cycle", "channels_last": True},
+        {"schedule": "steps", "lr_epochs": [2, 4], "warmup_epochs": 1, "momentum": 0.0},
+        {"schedule": "cosine", "warmup_epochs": 2, "optimizer": "adamw", "precision": "bfloat16"},
+        {"augment": augmentation("cifar"), "augment_epochs": 3, "label_smoothing": 0.1, "weight_decay": 0.01},
+        {"loader": True},
+    ],
+)
+@pytest.mark.parametrize("after", [1, 3, 5])
+def test_a_training_resumed_after_an_epoch_has_the_bits_of_one_that_was_not_interrupted(options, after):
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(18, 1, 8, 8), torch.randint(0, 2, (18,))
+    options, states = dict(options), {}
+    data = (inputs, targets)
+    if options.pop("loader", False):
+        data = (DataLoader(TensorDataset(*data), batch_size=4, shuffle=True), None)
+
+    def keep(at):
+        content = io.BytesIO()
+        torch.save(at.state(), content)
+        states[at.epoch] = content.getvalue()
+
+    def trained(resume=None):
+        torch.manual_seed(1 if resume is None else 2)
+        return train_model(
+            Restless(), *data, seed=1, epochs=5, batch_size=4, lr=0.1, progress=keep, resume=resume, **options
+        )
+
+    whole = trained()
+    last = states.pop(5)
+    saved = torch.load(io.BytesIO(states[after] if after < 5 else last), weights_only=True)
+    states.clear()
+    resumed = trained(saved)
+    assert list(states) == list(range(after + 1, 6))
+    assert not resumed.training
+    for name, value in (whole.state_dict() | {"passes": whole.passes}).items():
+        assert torch.equal((resumed.state_dict() | {"passes": resumed.passes})[name], value), name
+
+
+def test_a_state_of_another_training_is_refused():
+    states = []
+    train(epochs=1, progress=lambda at: states.append(at.state()))
+    with pytest.raises(LLPFError, match=r"^the state to resume is of another training: RuntimeError: .*weight"):
+        train_model(nn.Linear(2, 2), torch.ones(4, 2), torch.zeros(4).long(), seed=0, resume=states[0])
+    with pytest.raises(LLPFError, match="another training: KeyError: 'optimizer'"):
+        train(resume={"model": states[0]["model"], "buffers": {}})
+
+
+def test_images_are_augmented_in_the_first_epochs_only():
+    images = []
+    train(images, epochs=3, augment=lambda batch, key: batch * 0, augment_epochs=2)
+    assert [bool(batch.any()) for batch in images] == [False] * 2 * STEPS + [True] * STEPS
 
 
 class Recorder(nn.Module):
