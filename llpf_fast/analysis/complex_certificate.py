@@ -12,7 +12,7 @@ import torch
 from ..errors import LLPFError
 from ..types import ProgressCallback
 from ..verify import Evaluation
-from ..verify.evaluator import WorkerPool
+from ..verify.worker_pool import WorkerPool
 from .cache import Evaluate
 from .networks import Networks
 from .simplices import Cell, Subdivision, Weights

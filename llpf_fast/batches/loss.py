@@ -189,6 +189,11 @@ class LossReduction:
         """Whether the loss smooths labels, so that every class contributes to every sample's loss."""
         return bool(self._options.get("label_smoothing"))
 
+    @property
+    def is_softmax_cross_entropy(self) -> bool:
+        """Whether it is cross-entropy of logits without label smoothing."""
+        return self.exact and self._function == "cross_entropy" and not self.smooths
+
     def total(self, weights: Sequence[float]) -> float:
         """Denominator of the set's loss, from the :meth:`weight` of each batch."""
         return 1.0 if self.kind == "sum" else sum(weights)

@@ -18,9 +18,9 @@ from ..errors import LLPFError, shown
 from ..path.polyline import Polyline, Position
 from ..types import ProgressCallback
 from .arc_length import ArcLength, PathLocation
-from .evaluator import WorkerPool
 from .path_sampler import Evaluate, LinePoint, PathPoint, PathSampler
 from .refinement import Refinement, nan_as_inf
+from .worker_pool import WorkerPool
 
 Verdict = Literal["connected", "not connected", "undecided"]
 

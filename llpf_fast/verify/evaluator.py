@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,13 @@ from ..batches.fixed_samples import FixedSamples, MaterializedData, materialize,
 from ..batches.forward import computing_dtype, default_batch_size, fixed_random_numbers, forward
 from ..batches.loss import LossReduction, batch_loss, chosen_loss, is_classification
 from ..batches.precision import checked_device, float32_products, loss_in, module_in
-from ..batches.statistics import reestimate
+from ..batches.statistics import normalization_layers, reestimate
 from ..errors import LLPFError
 from ..flat.copying import copied
 from ..flat.wrappers import unwrapped
 from ..path.state import compare_architectures
 from ..types import LossFunction
+from .counters import counters, forbid_reading
 
 Statistics = Literal["stored", "reestimated"]
 
@@ -55,6 +56,23 @@ class Evaluation:
     reduction: Literal["exact", "batch means"] = "exact"
 
 
+@dataclass(frozen=True)
+class UnitLosses:
+    """The losses of one point, in the parts that its evaluation computed; on the evaluator's device.
+
+    Attributes:
+        numerators: float64, one tensor a batch: ``[b]`` of its samples, or ``[1]`` where the loss has no values of
+            single samples.
+        denominators: likewise. The loss of the set is the sum of the numerators over that of the denominators; where
+            it is a sum over samples, the denominators add up to 1.
+        logits: of the same batches, ``[b, C]``, where the loss is cross-entropy of whole-number labels; else None.
+    """
+
+    numerators: list[Tensor]
+    denominators: list[Tensor]
+    logits: list[Tensor | None]
+
+
 class Evaluator:
     """Evaluates state dicts of one architecture on one fixed set: eval mode, no autograd.
 
@@ -80,6 +98,9 @@ class Evaluator:
     Attributes:
         loss_fn: the loss in use.
         mode: how the network is run.
+        counters: names of the state's counts of batches, on which no loss depends.
+        by_sample: whether the units of the loss are samples. Otherwise they are batches: those of a loader, or of
+            ``batch_size`` samples where the loss has no values of single samples.
 
     Raises:
         LLPFError: empty data; ``statistics_inputs`` missing; a module that cannot be copied; a forward that fails on
@@ -123,11 +144,14 @@ class Evaluator:
             self._reduction = LossReduction(self.loss_fn)
             self._samples = self._cut(self._data)
             self._weights = self._samples.weights(self._reduction)
+            self._has_sample_losses = self._reduction.values(output, some) is not None
+            self.by_sample = isinstance(self._data, TensorData) and self._has_sample_losses
             self._estimation: FixedSamples | None = None
             if statistics == "reestimated":
                 if statistics_inputs is None:
                     raise LLPFError("statistics='reestimated' needs statistics_inputs: a part of the training data")
                 self._estimation = self._cut(_inputs_in_memory(statistics_inputs))
+            self.counters = self._unread_counters()
 
     @property
     def samples(self) -> int:
@@ -150,7 +174,32 @@ class Evaluator:
         Raises:
             LLPFError: the state is of another architecture; the model or the loss fails on the data.
         """
+        return self._evaluate(state, self._samples, self._weights)[0]
+
+    def with_losses(self, state: Mapping[str, Tensor]) -> tuple[Evaluation, UnitLosses]:
+        """The evaluation of ``state``, and the losses that make it up; errors as of a call."""
         return self._evaluate(state, self._samples, self._weights)
+
+    @property
+    def units(self) -> int:
+        """Number of units of the loss: samples or batches (``by_sample``)."""
+        return self._samples.count if self.by_sample else len(self._samples)
+
+    def by_unit(self, parts: list[Tensor]) -> Tensor:
+        """Numerators or denominators of :class:`UnitLosses` as one number a unit, float64 ``[units]``, on the CPU."""
+        return (torch.cat(parts) if self.by_sample else torch.stack([part.sum() for part in parts])).cpu()
+
+    def on_units(self, index: Tensor) -> Evaluator:
+        """The evaluator of the units ``index`` (int64 ``[n]``) alone, in that order; it shares the copies of the module."""
+        part = copy.copy(self)
+        if self.by_sample:
+            assert isinstance(self._data, TensorData)
+            part._data = self._data.subset(index)
+        else:
+            part._data = [self._samples.batches[i][:2] for i in index.tolist()]
+        part._samples = self._cut(part._data)
+        part._weights = part._samples.weights(self._reduction)
+        return part
 
     def in_another_order(self, state: Mapping[str, Tensor]) -> float | None:
         """The loss of ``state`` with the samples in another order, and so in other batches.
@@ -166,11 +215,13 @@ class Evaluator:
         order = torch.randperm(self._data.count, generator=torch.Generator().manual_seed(_ORDER_SEED))
         samples = self._cut(self._data.subset(order))
         try:
-            return self._evaluate(state, samples, samples.weights(self._reduction)).loss
+            return self._evaluate(state, samples, samples.weights(self._reduction))[0].loss
         except LLPFError:
             return None
 
-    def _evaluate(self, state: Mapping[str, Tensor], samples: FixedSamples, weights: list[float]) -> Evaluation:
+    def _evaluate(
+        self, state: Mapping[str, Tensor], samples: FixedSamples, weights: list[float]
+    ) -> tuple[Evaluation, UnitLosses]:
         module = self._thread_module()
         self._load(state)
         with (
@@ -182,43 +233,47 @@ class Evaluator:
                 reestimate(module, self._estimation)
             return self._measure(module, samples, weights)
 
-    def _measure(self, module: nn.Module, samples: FixedSamples, weights: list[float]) -> Evaluation:
-        values: list[Tensor] = []
-        numerators: list[Tensor] = []
-        denominators: list[Tensor] = []
+    def _measure(self, module: nn.Module, samples: FixedSamples, weights: list[float]) -> tuple[Evaluation, UnitLosses]:
+        parts: list[tuple[Tensor, Tensor]] = []
+        logits: list[Tensor | None] = []
         correct: list[Tensor] = []
         labels: list[Tensor] = []
-        for inputs, targets, _ in samples:
+        exact = True
+        for (inputs, targets, _), weight in zip(samples, weights, strict=True):
             output = forward(module, inputs)
             pair = self._reduction.values(output, targets)
             if pair is None:
-                values.append(batch_loss(self.loss_fn, output, targets).detach().double().reshape(()))
-            else:
-                numerators.append(pair[0].detach())
-                denominators.append(pair[1])
-                values.append(numerators[-1].sum() / pair[1].sum())
+                exact = False
+                value = batch_loss(self.loss_fn, output, targets).detach().double().reshape(1)
+                # A batch without a label counts nothing, whatever its loss.
+                pair = value * weight if weight else torch.zeros_like(value), torch.full_like(value, weight)
+            parts.append((pair[0].detach(), pair[1]))
+            softmax = self._reduction.is_softmax_cross_entropy and output.dim() == 2 and targets.dim() == 1
+            logits.append(output.detach() if softmax else None)
             if self._is_classification(output, targets):
                 labelled = self._reduction.labelled(targets)
                 correct.append(((output.argmax(1) == targets) & labelled).sum())
                 labels.append(labelled.sum())
         # Transfers at the end only: .item() inside the loop would stop a GPU at every batch.
-        exact = len(numerators) == len(values)
         if exact:
-            above, below = torch.cat(numerators).cpu(), torch.cat(denominators).cpu()
+            above, below = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
             adds_up = self.adds_up
             loss = float(above.sum() if adds_up else above.sum() / below.sum())
             error = _standard_error(above, below, loss, total=adds_up)
-            bad = int((~above.isfinite()).sum())
         else:
-            each, sizes = torch.stack(values).cpu(), torch.tensor(weights, dtype=torch.float64)
-            each, sizes = each[sizes > 0], sizes[sizes > 0]
-            loss = float((each * sizes).sum() / sizes.sum())
-            error = _batch_standard_error(each, sizes)
-            bad = int((~each.isfinite()).sum())
+            sums = [(above.sum(), below.sum()) for above, below in parts]
+            above, below = (torch.stack(each).cpu() for each in zip(*sums, strict=True))
+            loss = float(above.sum() / below.sum())
+            error = _batch_standard_error(above[below > 0] / below[below > 0], below[below > 0])
+        bad = int((~above.isfinite()).sum())
         counted = int(torch.stack(labels).sum()) if len(labels) == len(samples) else 0
         accuracy = float(torch.stack(correct).sum()) / counted if counted else None
         reduction: Literal["exact", "batch means"] = "exact" if exact else "batch means"
-        return Evaluation(loss, error, accuracy, samples.count, bad, self.statistics, reduction)
+        evaluation = Evaluation(loss, error, accuracy, samples.count, bad, self.statistics, reduction)
+        numerators, denominators = (list(each) for each in zip(*parts, strict=True))
+        if self.adds_up:
+            denominators = [torch.full_like(each, 1 / samples.count) for each in denominators]
+        return evaluation, UnitLosses(numerators, denominators, logits)
 
     def _is_classification(self, output: Any, targets: Any) -> bool:
         if self._classification is not None:
@@ -245,9 +300,28 @@ class Evaluator:
                 module.to(memory_format=torch.channels_last)
             self._local.module = module
             self._local.values = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
+            self._forbid_reading(module, self.counters)
         module = self._local.module
         assert isinstance(module, nn.Module)
         return module
+
+    def _unread_counters(self) -> frozenset[str]:
+        """The counts of batches that the network does not read, tried on the first batch; none where it reads one."""
+        names = frozenset(name for name, _ in counters(self._module))
+        if names:
+            module = self._copy()
+            self._forbid_reading(module, names)
+            try:
+                with torch.set_grad_enabled(self.mode.gradients):
+                    forward(module, self._samples.batches[0][0])
+            except LLPFError:
+                return frozenset()
+        return names
+
+    def _forbid_reading(self, module: nn.Module, names: frozenset[str]) -> None:
+        # Re-estimation sets those of the layers that it estimates anew, so that no loss depends on them.
+        estimated = set(normalization_layers(module)) if self._estimation is not None else set()
+        forbid_reading(module, names - {name for name, layer in counters(module) if layer in estimated})
 
     @torch.no_grad()
     def _load(self, state: Mapping[str, Tensor]) -> None:
@@ -309,39 +383,3 @@ def _batch_standard_error(means: Tensor, sizes: Tensor) -> float | None:
     centre = (means * sizes).sum() / sizes.sum()
     squared = (sizes * (means - centre)).square().sum() * batches / (batches - 1)
     return float(squared.sqrt() / sizes.sum())
-
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-class WorkerPool:
-    """Applies a function to many items, in order, with ``workers`` Python threads of one CPU thread each.
-
-    Points are independent, so they run in parallel without synchronizing inside an operation (on busy cores two threads
-    inside operations were ten times slower than one, LeNet5). torch releases the GIL in its operations. Threads, unlike
-    processes, share the data set (MNIST: 188 MB) and need no pickling and no guard in the caller's script. With one
-    worker everything runs in the calling thread, with its number of CPU threads.
-    """
-
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._pool: ThreadPoolExecutor | None = None
-
-    def __enter__(self) -> WorkerPool:
-        if self._workers > 1:
-            self._threads = torch.get_num_threads()
-            # Called in a new thread, set_num_threads does not change the caller's OpenMP pool, only what threads
-            # started later inherit.
-            self._pool = ThreadPoolExecutor(self._workers, initializer=torch.set_num_threads, initargs=(1,))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(self._threads)
-
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        """The results in the order of ``items``, as they become available."""
-        results: Iterable[Result] = map(function, items) if self._pool is None else self._pool.map(function, items)
-        yield from results

@@ -13,8 +13,9 @@ from torch import Tensor
 from ..path.polyline import Polyline, Position
 from ..types import ProgressCallback
 from .arc_length import SPACING, ArcLength, PathLocation
-from .evaluator import Evaluation, WorkerPool
+from .evaluator import Evaluation
 from .refinement import Gap, Refinement, find_gaps, nan_as_inf
+from .worker_pool import WorkerPool
 
 #: state dict -> its evaluation on one set; an :class:`~llpf_fast.verify.evaluator.Evaluator` or any function.
 Evaluate = Callable[[Mapping[str, Tensor]], Evaluation]
