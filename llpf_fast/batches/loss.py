@@ -157,6 +157,7 @@ class LossReduction:
     Attributes:
         kind: "mean" or "sum" (torch's ``reduction``), or "batch means".
         name: of the loss in results and run.yaml, with every option that differs from torch's default.
+        function, options: the name of torch's function and its options; empty for any other callable.
     """
 
     kind: Literal["mean", "sum", "batch means"]
@@ -164,15 +165,15 @@ class LossReduction:
     def __init__(self, loss_fn: LossFunction) -> None:
         self._loss_fn = loss_fn
         known = _torch_loss(loss_fn)
-        self._function, self._options = known if known is not None else ("", {})
-        reduction = self._options.get("reduction", "mean")
+        self.function, self.options = known if known is not None else ("", {})
+        reduction = self.options.get("reduction", "mean")
         # Element weights of regressions fit one batch only, and torch divides by their sum.
-        weighted = self._function in _REGRESSIONS and self._options.get("weight") is not None
+        weighted = self.function in _REGRESSIONS and self.options.get("weight") is not None
         if known is None or reduction not in ("mean", "sum", "batchmean") or weighted:
             self.kind = "batch means"
         else:
             self.kind = "sum" if reduction == "sum" else "mean"
-        self.name = _name(loss_fn) if known is None else _torch_name(self._function, self._options)
+        self.name = _name(loss_fn) if known is None else _torch_name(self.function, self.options)
 
     @property
     def exact(self) -> bool:
@@ -182,17 +183,17 @@ class LossReduction:
     @property
     def ignore_index(self) -> int | None:
         """The target that counts as no label; None where the loss has none."""
-        return self._options.get("ignore_index", -100) if self._function in _BY_CLASS else None
+        return self.options.get("ignore_index", -100) if self.function in _BY_CLASS else None
 
     @property
     def smooths(self) -> bool:
         """Whether the loss smooths labels, so that every class contributes to every sample's loss."""
-        return bool(self._options.get("label_smoothing"))
+        return bool(self.options.get("label_smoothing"))
 
     @property
     def is_softmax_cross_entropy(self) -> bool:
         """Whether it is cross-entropy of logits without label smoothing."""
-        return self.exact and self._function == "cross_entropy" and not self.smooths
+        return self.exact and self.function == "cross_entropy" and not self.smooths
 
     def total(self, weights: Sequence[float]) -> float:
         """Denominator of the set's loss, from the :meth:`weight` of each batch."""
@@ -212,14 +213,14 @@ class LossReduction:
             return 1.0
         if self.kind == "batch means" or not isinstance(targets, Tensor):
             return float(samples)
-        return float(self._denominators(targets).sum())
+        return float(self.denominators(targets).sum())
 
     def may_lack_labels(self, targets: Any) -> bool:
         """Whether a batch of samples with these ``targets`` could have no label that counts.
 
         True for unknown targets (None) where the loss has labels that do not count.
         """
-        if self._function not in _BY_CLASS or self.kind != "mean":
+        if self.function not in _BY_CLASS or self.kind != "mean":
             return False
         if not isinstance(targets, Tensor):
             return targets is None
@@ -227,7 +228,7 @@ class LossReduction:
             return False
         # In parts: a float64 per pixel of a whole set of labelled images would not fit into memory.
         parts = targets.split(max(1, _LABELS_AT_ONCE * len(targets) // targets.numel())) if targets.dim() else [targets]
-        return any(bool((self._denominators(part) == 0).any()) for part in parts)
+        return any(bool((self.denominators(part) == 0).any()) for part in parts)
 
     def values(self, output: Any, targets: Any) -> tuple[Tensor, Tensor] | None:
         """Numerator and denominator of each sample's loss, float64 ``[B]``; None where the loss has none per sample.
@@ -241,11 +242,11 @@ class LossReduction:
             return None
         if not self._fits(output, targets):
             return None
-        each: Tensor = _call_loss(self._unreduced, output, targets)
+        each: Tensor = _call_loss(self.unreduced, output, targets)
         if not each.dim() or len(each) != len(targets):
             return None
         numerators = each.double().flatten(1).sum(1) if each.dim() > 1 else each.double()
-        return numerators, self._denominators(targets)
+        return numerators, self.denominators(targets)
 
     def part(self, output: Any, targets: Any, weight: float, total: float) -> Tensor:
         """The contribution of a batch of ``weight`` to the loss of a set of weight ``total``, float64 ``[]``.
@@ -260,11 +261,11 @@ class LossReduction:
 
     def _fits(self, output: Tensor, targets: Tensor) -> bool:
         """False where torch would broadcast targets to the output, which couples the samples of a batch."""
-        return self._function not in _BY_ELEMENT or output.shape == targets.shape
+        return self.function not in _BY_ELEMENT or output.shape == targets.shape
 
     @functools.cached_property
-    def _unreduced(self) -> LossFunction:
-        """The loss function with reduction "none"."""
+    def unreduced(self) -> LossFunction:
+        """The loss function with reduction "none", for a loss that is exact."""
         if isinstance(self._loss_fn, nn.Module):
             module: Any = copy.copy(self._loss_fn)
             module.reduction = "none"
@@ -275,25 +276,25 @@ class LossReduction:
         deprecated = [word for word in _DEPRECATED_REDUCTIONS if word in getattr(function, "keywords", {})]
         return functools.partial(function, reduction="none", **dict.fromkeys(deprecated))
 
-    def _denominators(self, targets: Tensor) -> Tensor:
+    def denominators(self, targets: Tensor) -> Tensor:
         """Denominator of each sample's loss, float64 ``[B]``; ``[1]`` for one sample without a batch dimension."""
         if not targets.dim():
             targets = targets[None]
         count = len(targets)
-        if self._function in _BY_CLASS and not targets.is_floating_point():
+        if self.function in _BY_CLASS and not targets.is_floating_point():
             labelled = self.labelled(targets)
-            weight = self._options.get("weight")
+            weight = self.options.get("weight")
             if weight is None:
                 shares = labelled.double()
             else:
                 classes = targets.long().clamp(0, len(weight) - 1)
                 shares = torch.where(labelled, weight.to(targets.device).double()[classes], 0.0)
             return shares.flatten(1).sum(1) if shares.dim() > 1 else shares
-        if self._function in _BY_SAMPLE or self._options.get("reduction") == "batchmean":
+        if self.function in _BY_SAMPLE or self.options.get("reduction") == "batchmean":
             each = 1
-        elif self._function in _BY_CLASS and targets.dim() == 1:  # probabilities [C] of one sample
+        elif self.function in _BY_CLASS and targets.dim() == 1:  # probabilities [C] of one sample
             return torch.ones(1, dtype=torch.float64, device=targets.device)
-        elif self._function in _BY_CLASS:  # probabilities [B, C, ...]
+        elif self.function in _BY_CLASS:  # probabilities [B, C, ...]
             each = targets[0].numel() // targets.shape[1] if count else 0
         else:
             each = targets[0].numel() if count else 0

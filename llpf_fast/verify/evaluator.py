@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,13 +63,12 @@ class UnitLosses:
     Attributes:
         numerators: float64, one tensor a batch: ``[b]`` of its samples, or ``[1]`` where the loss has no values of
             single samples.
-        denominators: likewise. The loss of the set is the sum of the numerators over that of the denominators; where
-            it is a sum over samples, the denominators add up to 1.
+        weights: likewise, what each counts in a mean (labels by class weight, elements, samples).
         logits: of the same batches, ``[b, C]``, where the loss is cross-entropy of whole-number labels; else None.
     """
 
     numerators: list[Tensor]
-    denominators: list[Tensor]
+    weights: list[Tensor]
     logits: list[Tensor | None]
 
 
@@ -185,12 +184,34 @@ class Evaluator:
         """Number of units of the loss: samples or batches (``by_sample``)."""
         return self._samples.count if self.by_sample else len(self._samples)
 
+    def unit_denominators(self) -> Tensor:
+        """Denominators of all units, float64 ``[units]``, on the CPU."""
+        if self.adds_up:
+            return torch.full((self.units,), 1 / self.units, dtype=torch.float64)
+        if not self.by_sample:
+            return torch.tensor(self._weights, dtype=torch.float64)
+        return torch.cat([self._reduction.denominators(targets) for _, targets, _ in self._samples]).cpu()
+
+    @property
+    def data(self) -> MaterializedData:
+        """The samples, or the batches of a loader, as they were given."""
+        return self._data
+
+    @property
+    def batches(self) -> Sequence[tuple[Any, Any, int]]:
+        """(inputs, targets, number of samples) of each batch on the device."""
+        return self._samples.batches
+
+    def module_copy(self) -> nn.Module:
+        """A new copy of the module on the device, in eval mode, in the usual order of memory."""
+        return self._copy()
+
     def by_unit(self, parts: list[Tensor]) -> Tensor:
-        """Numerators or denominators of :class:`UnitLosses` as one number a unit, float64 ``[units]``, on the CPU."""
+        """Numerators or weights of :class:`UnitLosses` as one number a unit, float64 ``[units]``, on the CPU."""
         return (torch.cat(parts) if self.by_sample else torch.stack([part.sum() for part in parts])).cpu()
 
     def on_units(self, index: Tensor) -> Evaluator:
-        """The evaluator of the units ``index`` (int64 ``[n]``) alone, in that order; it shares the copies of the module."""
+        """The evaluator of the units ``index`` (int64 ``[n]``) alone, in that order; it shares the module's copies."""
         part = copy.copy(self)
         if self.by_sample:
             assert isinstance(self._data, TensorData)
@@ -200,6 +221,12 @@ class Evaluator:
         part._samples = self._cut(part._data)
         part._weights = part._samples.weights(self._reduction)
         return part
+
+    def with_new_copies(self) -> Evaluator:
+        """The same evaluator, which copies the module anew."""
+        other = copy.copy(self)
+        other._local = threading.local()
+        return other
 
     def in_another_order(self, state: Mapping[str, Tensor]) -> float | None:
         """The loss of ``state`` with the samples in another order, and so in other batches.
@@ -270,10 +297,7 @@ class Evaluator:
         accuracy = float(torch.stack(correct).sum()) / counted if counted else None
         reduction: Literal["exact", "batch means"] = "exact" if exact else "batch means"
         evaluation = Evaluation(loss, error, accuracy, samples.count, bad, self.statistics, reduction)
-        numerators, denominators = (list(each) for each in zip(*parts, strict=True))
-        if self.adds_up:
-            denominators = [torch.full_like(each, 1 / samples.count) for each in denominators]
-        return evaluation, UnitLosses(numerators, denominators, logits)
+        return evaluation, UnitLosses([pair[0] for pair in parts], [pair[1] for pair in parts], logits)
 
     def _is_classification(self, output: Any, targets: Any) -> bool:
         if self._classification is not None:

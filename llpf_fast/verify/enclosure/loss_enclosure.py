@@ -1,0 +1,289 @@
+"""``LossEnclosure``: upper bounds of each sample's loss on pieces of a path."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from ...batches.batch import move_batch
+from ...batches.data import TensorData
+from ...batches.forward import forward
+from ...batches.loss import LossReduction
+from ...batches.precision import float32_products, loss_in
+from ...path.polyline import Polyline, Position
+from ..evaluator import Evaluator
+from . import moving_rules, rules  # noqa: F401  (they register themselves)
+from .form import AffineForm, NotEnclosedError, overflow_check
+from .losses import LossBound
+from .tensor import EnclosedTensor, batch_of
+
+#: Samples enclosed at a time, on a CPU and on a GPU. LeNet5 on one core: 47 us an image in batches of 125, 49 of 64, 51
+#: of 250 (the three tensors of an activation leave the second-level cache).
+_BATCH_CPU, _BATCH_GPU = 125, 2000
+#: Pieces whose parameters stay in memory.
+_CACHED_PIECES = 8
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds of the numerators of units on one piece, float64 ``[n]`` on the CPU.
+
+    Attributes:
+        start, end: at every point of the piece a numerator is at most the chord between these. Infinite where nothing
+            is known.
+        start_estimate, end_estimate: the same without radii: about the numerators at both ends. What refining can gain
+            is the difference.
+    """
+
+    start: Tensor
+    end: Tensor
+    start_estimate: Tensor
+    end_estimate: Tensor
+
+
+class LossEnclosure:
+    """Bounds of the losses of a path's samples, in exact arithmetic, at all points of pieces of its segments.
+
+    The bounded function is that of the network and loss in real arithmetic, with parameters and buffers on the straight
+    segments between the waypoints, and inputs as the network gets them. Rounding in the computation of the bounds is
+    part of them.
+
+    Args:
+        line: the path.
+        evaluator: of the network, the loss and the samples; statistics "stored".
+
+    Attributes:
+        units: number of samples; of batches, where the data are batches.
+        denominators: float64 ``[units]``: the loss of a set is sum(numerators) / sum(denominators).
+
+    Raises:
+        NotEnclosedError: an operation of the network or the loss has no rule; it is named.
+    """
+
+    def __init__(self, line: Polyline, evaluator: Evaluator) -> None:
+        if evaluator.statistics != "stored":
+            raise NotEnclosedError("BatchNorm statistics that are re-estimated at each point have no rule of enclosure")
+        self._line, self._evaluator, self.device = line, evaluator, evaluator.device
+        self._reduction = LossReduction(loss_in(evaluator.loss_fn, self.device, torch.float64))
+        self._bound = LossBound(self._reduction)
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._pieces: OrderedDict[tuple[int, float, float, torch.dtype], dict[str, Tensor]] = OrderedDict()
+        self.units, self.denominators = evaluator.units, evaluator.unit_denominators()
+        self._names = self._named(evaluator.module_copy())
+        self._try()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the bounds that are not ``precise``."""
+        return self._evaluator.dtype
+
+    def bounds(self, waypoint: int, start: float, end: float, units: Tensor, *, precise: bool = False) -> Bounds:
+        """Bounds on the piece [start, end] of the segment ``waypoint`` -> ``waypoint + 1``.
+
+        Args:
+            start, end: fractions of the segment, 0 <= start < end <= 1.
+            units: int64 ``[n]``.
+            precise: compute in float64, at about 2.5 times the cost.
+
+        Raises:
+            NotEnclosedError: as the constructor.
+        """
+        dtype = torch.float64 if precise else self.dtype
+        parameters = self._parameters(waypoint, start, end, dtype)
+        parts: list[list[Tensor]] = [[], [], [], []]
+        with torch.no_grad(), float32_products("float32", self.device), direct_sums():
+            for inputs, targets, whole in self._batches(units, dtype):
+                for part, value in zip(parts, self._bound_batch(parameters, inputs, targets), strict=True):
+                    part.append(value.sum(0, keepdim=True) if whole else value)
+        return Bounds(*(torch.cat(part).cpu() if part else torch.empty(0, dtype=torch.float64) for part in parts))
+
+    def losses(self, position: Position, units: Tensor) -> Tensor:
+        """The numerators at one point in ordinary evaluation, float64 ``[n]`` on the CPU; infinite where NaN."""
+        evaluator = self._evaluator.on_units(units)
+        numerators = evaluator.by_unit(evaluator.with_losses(self._line.state(position))[1].numerators)
+        return torch.nan_to_num(numerators, nan=torch.inf, posinf=torch.inf)
+
+    def _bound_batch(self, parameters: dict[str, Tensor], inputs: Any, targets: Any) -> list[Tensor]:
+        form = self._output(parameters, inputs, targets)
+        if not isinstance(targets, Tensor):
+            raise NotEnclosedError("targets that are not one tensor have no rule of enclosure")
+        targets = targets.double() if targets.is_floating_point() else targets
+        left, right = form.left.double(), form.right.double()
+        radius = form.radius
+        if radius is None or form.rounding:
+            radius = form.full_radius()
+        radius = radius.double().expand(left.shape)
+        none = torch.zeros_like(radius)
+        return [
+            self._bound.upper(left, radius, targets),
+            self._bound.upper(right, radius, targets),
+            self._bound.upper(left, none, targets),
+            self._bound.upper(right, none, targets),
+        ]
+
+    def _output(self, parameters: dict[str, Tensor], inputs: Any, targets: Any) -> AffineForm:
+        module = self._module()
+
+        def enclosed(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                return EnclosedTensor(AffineForm(leaf, leaf), batched=True)
+            if not isinstance(leaf, Tensor) or leaf.is_complex():
+                raise NotEnclosedError(f"inputs of type {type(leaf).__name__} have no rule of enclosure")
+            return leaf
+
+        def run(*values: Any, **named: Any) -> Any:
+            return functional_call(module, parameters, values, named)
+
+        before = torch.random.get_rng_state()
+        try:
+            with batch_of(len(targets)), overflow_check() as passed:
+                output = forward(run, pytree.tree_map(enclosed, inputs))
+                bounded = passed()
+        except NotEnclosedError:
+            raise
+        except Exception as error:
+            cause = error.__cause__ or error
+            if isinstance(cause, NotEnclosedError):
+                raise cause from None
+            raise NotEnclosedError(f"the network's forward cannot be enclosed: {error}") from error
+        if not torch.equal(before, torch.random.get_rng_state()):
+            raise NotEnclosedError("the network draws random numbers, which differ from batch to batch")
+        if not isinstance(output, EnclosedTensor):
+            raise NotEnclosedError("the network's output is not one tensor that depends on its parameters or inputs")
+        form = output.form
+        if not output.batched or form.shape[0] != len(targets):
+            raise NotEnclosedError("the network's output does not have one row a sample")
+        if not bounded:
+            infinite = torch.full_like(form.left, torch.inf)
+            form = AffineForm(form.left, form.right, infinite)
+        return form
+
+    def _batches(self, units: Tensor, dtype: torch.dtype) -> Iterator[tuple[Any, Any, bool]]:
+        """(inputs, targets, whether they are one unit) of the chosen units."""
+        evaluator = self._evaluator
+        if evaluator.by_sample:
+            data = evaluator.data
+            assert isinstance(data, TensorData)
+            size = _BATCH_CPU if self.device.type == "cpu" else _BATCH_GPU
+            for part in units.split(size):
+                yield (*move_batch(*data.take(part), self.device, dtype), False)
+        else:
+            for unit in units.tolist():
+                inputs, targets, _ = evaluator.batches[unit]
+                yield (*move_batch(inputs, targets, self.device, dtype), True)
+
+    def _module(self) -> nn.Module:
+        """The calling thread's copy of the module: a functional call exchanges its parameters for a while."""
+        if not hasattr(self._local, "module"):
+            self._local.module = self._evaluator.module_copy()
+        module: nn.Module = self._local.module
+        return module
+
+    def _named(self, module: nn.Module) -> dict[str, str]:
+        """Name of each entry of the state -> the name under which the module takes it.
+
+        Of tied parameters the last entry counts, as when the state is loaded.
+        """
+        entries = {key: value for key, value in module.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+        owners = {id(value): name for name, value in (*module.named_parameters(), *module.named_buffers())}
+        names: dict[str, str] = {}
+        for key, value in entries.items():
+            if id(value) not in owners:
+                raise NotEnclosedError(f"the entry {key} of the state is no parameter or buffer of the network")
+            names[key] = owners[id(value)]
+        last = {name: key for key, name in names.items()}
+        return {key: name for name, key in last.items()}
+
+    def _parameters(self, waypoint: int, start: float, end: float, dtype: torch.dtype) -> dict[str, Tensor]:
+        key = (waypoint, start, end, dtype)
+        with self._lock:
+            if key in self._pieces:
+                self._pieces.move_to_end(key)
+                return self._pieces[key]
+        a, b = self._line.waypoint(waypoint), self._line.waypoint(waypoint + 1)
+        made = {name: self._parameter(key, a[key], b[key], start, end, dtype) for key, name in self._names.items()}
+        with self._lock:
+            self._pieces[key] = made
+            while len(self._pieces) > _CACHED_PIECES:
+                self._pieces.popitem(last=False)
+        return made
+
+    def _parameter(self, name: str, a: Tensor, b: Tensor, start: float, end: float, dtype: torch.dtype) -> Tensor:
+        """One entry of the state on a piece: the exact values are within two roundings of the form."""
+        if a.is_complex():
+            raise NotEnclosedError(f"the complex tensor {name} has no rule of enclosure")
+        if not a.is_floating_point():
+            if not torch.equal(a, b) and name not in self._evaluator.counters:
+                raise NotEnclosedError(f"the whole numbers of {name} change along the path")
+            return a.to(self.device)
+        first, second = a.to(self.device, torch.float64), b.to(self.device, torch.float64)
+        largest = torch.maximum(first.abs(), second.abs())
+        # The interpolation in float64 rounds by up to 2^-50 of the larger endpoint, which may exceed the value itself.
+        # Magnitudes are inflated so that this is within the number of roundings below.
+        if dtype == torch.float64:
+            rounding, inflation, floor = 2.0**13, 2.0**-10, 2.0**-900
+        else:
+            rounding, inflation, floor = 2.0, 2.0**-26, 2.0**-100
+        if torch.equal(first, second):
+            left = first.to(dtype)
+            right = left
+        else:
+            left, right = (first + (second - first) * at for at in (start, end))
+            left, right = left.to(dtype), right.to(dtype)
+        magnitude = torch.maximum(left.abs(), right.abs()).double().add(largest, alpha=inflation).add_(floor)
+        magnitude = magnitude.mul_(1 + 2.0**-22).to(dtype)
+        return EnclosedTensor(AffineForm(left, right, None, rounding, magnitude), batched=False)
+
+    def _try(self) -> None:
+        """Bounds of two units on one piece of each segment that changes other tensors than those before."""
+        units = torch.arange(min(2, self.units))
+        tried: set[frozenset[str]] = set()
+        for waypoint in range(self._line.segments):
+            a, b = self._line.waypoint(waypoint), self._line.waypoint(waypoint + 1)
+            changed = frozenset(name for name in self._names if not torch.equal(a[name], b[name]))
+            if changed and changed not in tried:
+                tried.add(changed)
+                self.bounds(waypoint, 0.0, 2.0**-10, units)
+
+
+_direct = threading.Lock()
+_users = 0
+_before: Any = None
+
+
+@contextlib.contextmanager
+def direct_sums() -> Iterator[None]:
+    """Convolutions as sums of products inside, so that the bounds of their rounding hold.
+
+    NNPACK and cuDNN may use Winograd's algorithm, whose error is not bounded by that of a sum. oneDNN on x86 is asked
+    by torch for direct convolution; elsewhere it is switched off. The switches are the process's: the last user of
+    several threads puts them back.
+    """
+    global _users, _before
+    with _direct:
+        if _users == 0:
+            onednn = platform.machine().lower() in ("x86_64", "amd64")
+            _before = contextlib.ExitStack()
+            _before.enter_context(torch.backends.nnpack.flags(enabled=False))
+            _before.enter_context(torch.backends.cudnn.flags(enabled=False))
+            if not onednn:
+                _before.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        _users += 1
+    try:
+        yield
+    finally:
+        with _direct:
+            _users -= 1
+            if _users == 0:
+                _before.close()
