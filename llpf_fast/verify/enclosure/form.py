@@ -156,22 +156,24 @@ def bilinear(
     Q = function((x_r - x_l) / 2, (w_r - w_l) / 2). As 0 <= 1 - t^2 <= 1, it lies within |Q| / 2 of the chord minus
     Q / 2. With m = max(|left|, |right|), radii e, and n = ``terms``, what else can differ is at most
 
-        f(e_x, m_w) + f(m_x + e_x, e_w) + 2 gamma_(n+8) f(m_x, m_w) + the bias's radius and rounding,
+        f(e_x, m_w) + f(m_x + e_x, e_w) + gamma_(n+8) f(m_x + |x_r - x_l| / 2, m_w) + the bias's radius and rounding,
 
-    for left, right and Q are computed with errors of at most gamma_(n+3) f(m_x, m_w), whatever the order of the sums.
+    for the ends are computed with errors of at most gamma_(n+1) f(m_x, m_w), whatever the order of the sums, and Q with
+    gamma_(n+3) f(|x_r - x_l| / 2, m_w).
 
     Args:
         batched: the first dimension of x is that of samples, which ``function`` does not mix.
     """
     dtype = x.dtype
     u, tiny = unit_roundoff(dtype), torch.finfo(dtype).tiny
-    relative, outward = 2 * gamma(terms + 8, dtype), 1 + 4 * gamma(terms + 8, dtype)
+    relative, outward = gamma(terms + 8, dtype), 1 + 4 * gamma(terms + 8, dtype)
     left = right = function(x.left, w.left, None if bias is None else bias.left)
     if not (x.still and w.still and (bias is None or bias.still)):
         right = function(x.right, w.right, None if bias is None else bias.right)
-    half_q = None
+    half_q = half_x = None
     if not (x.still or w.still):
-        half_q = function((x.right - x.left).mul_(0.5), (w.right - w.left).mul_(0.5), None).mul_(0.5)
+        half_x = (x.right - x.left).mul_(0.5)
+        half_q = function(half_x, (w.right - w.left).mul_(0.5), None).mul_(0.5)
         left, right = left.sub_(half_q), right.sub_(half_q)
     # All that multiplies m_w: the radius of x, and the rounding, which is relative to m_x m_w.
     share = relative + (x.rounding + w.rounding) * u * (1 + 8 * u)
@@ -183,6 +185,8 @@ def bilinear(
         inflated = x.magnitude * share
         if x.radius is not None:
             inflated = inflated.add_(x.radius, alpha=1 + (w.rounding + 8) * u)
+        if half_x is not None:
+            inflated = inflated.add_(half_x.abs_(), alpha=relative)
         # Subnormal values may have been flushed to zero.
         inflated = inflated.add_(8 * tiny)
     extra = None
