@@ -25,13 +25,18 @@ from ..evaluator import Evaluator
 from . import moving_rules, rules  # noqa: F401  (they register themselves)
 from .form import AffineForm, NotEnclosedError, overflow_check
 from .losses import LossBound
-from .tensor import EnclosedTensor, batch_of
+from .tensor import EnclosedTensor, network_run
 
 #: Samples enclosed at a time, on a CPU and on a GPU. LeNet5 on one core: 47 us an image in batches of 125, 49 of 64, 51
 #: of 250 (the three tensors of an activation leave the second-level cache).
 _BATCH_CPU, _BATCH_GPU = 125, 2000
 #: Pieces whose parameters stay in memory.
 _CACHED_PIECES = 8
+
+
+#: An entry of a network's state on a piece: its form, or a tensor of whole numbers; all entries by name.
+Entry = AffineForm | Tensor
+Parameters = dict[str, Entry]
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class LossEnclosure:
         self._bound = LossBound(self._reduction)
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._pieces: OrderedDict[tuple[int, float, float, torch.dtype], dict[str, Tensor]] = OrderedDict()
+        self._pieces: OrderedDict[tuple[int, float, float, torch.dtype], Parameters] = OrderedDict()
         self.units, self.denominators = evaluator.units, evaluator.unit_denominators()
         self._names = self._named(evaluator.module_copy())
         self._try()
@@ -114,7 +119,7 @@ class LossEnclosure:
         numerators = evaluator.by_unit(evaluator.with_losses(self._line.state(position))[1].numerators)
         return torch.nan_to_num(numerators, nan=torch.inf, posinf=torch.inf)
 
-    def _bound_batch(self, parameters: dict[str, Tensor], inputs: Any, targets: Any) -> list[Tensor]:
+    def _bound_batch(self, parameters: Parameters, inputs: Any, targets: Any) -> list[Tensor]:
         form = self._output(parameters, inputs, targets)
         if not isinstance(targets, Tensor):
             raise NotEnclosedError("targets that are not one tensor have no rule of enclosure")
@@ -132,7 +137,7 @@ class LossEnclosure:
             self._bound.upper(right, none, targets),
         ]
 
-    def _output(self, parameters: dict[str, Tensor], inputs: Any, targets: Any) -> AffineForm:
+    def _output(self, parameters: Parameters, inputs: Any, targets: Any) -> AffineForm:
         module = self._module()
 
         def enclosed(leaf: Any) -> Any:
@@ -143,11 +148,15 @@ class LossEnclosure:
             return leaf
 
         def run(*values: Any, **named: Any) -> Any:
-            return functional_call(module, parameters, values, named)
+            tensors = {
+                name: EnclosedTensor(value, batched=False) if isinstance(value, AffineForm) else value
+                for name, value in parameters.items()
+            }
+            return functional_call(module, tensors, values, named)
 
         before = torch.random.get_rng_state()
         try:
-            with batch_of(len(targets)), overflow_check() as passed:
+            with network_run(len(targets)), overflow_check() as passed:
                 output = forward(run, pytree.tree_map(enclosed, inputs))
                 bounded = passed()
         except NotEnclosedError:
@@ -184,9 +193,18 @@ class LossEnclosure:
                 yield (*move_batch(inputs, targets, self.device, dtype), True)
 
     def _module(self) -> nn.Module:
-        """The calling thread's copy of the module: a functional call exchanges its parameters for a while."""
+        """The calling thread's copy of the module: a functional call exchanges its parameters for a while.
+
+        Its parameters and buffers are NaN. What the network reads past the exchange (a parameter in a list or a
+        closure) so gives no bound, instead of that of another point.
+        """
         if not hasattr(self._local, "module"):
-            self._local.module = self._evaluator.module_copy()
+            copied = self._evaluator.module_copy()
+            state = copied.state_dict(keep_vars=True)
+            for name in self._names:
+                if state[name].is_floating_point():
+                    state[name].data.fill_(torch.nan)
+            self._local.module = copied
         module: nn.Module = self._local.module
         return module
 
@@ -205,7 +223,7 @@ class LossEnclosure:
         last = {name: key for key, name in names.items()}
         return {key: name for name, key in last.items()}
 
-    def _parameters(self, waypoint: int, start: float, end: float, dtype: torch.dtype) -> dict[str, Tensor]:
+    def _parameters(self, waypoint: int, start: float, end: float, dtype: torch.dtype) -> Parameters:
         key = (waypoint, start, end, dtype)
         with self._lock:
             if key in self._pieces:
@@ -219,7 +237,7 @@ class LossEnclosure:
                 self._pieces.popitem(last=False)
         return made
 
-    def _parameter(self, name: str, a: Tensor, b: Tensor, start: float, end: float, dtype: torch.dtype) -> Tensor:
+    def _parameter(self, name: str, a: Tensor, b: Tensor, start: float, end: float, dtype: torch.dtype) -> Entry:
         """One entry of the state on a piece: the exact values are within two roundings of the form."""
         if a.is_complex():
             raise NotEnclosedError(f"the complex tensor {name} has no rule of enclosure")
@@ -243,18 +261,30 @@ class LossEnclosure:
             left, right = left.to(dtype), right.to(dtype)
         magnitude = torch.maximum(left.abs(), right.abs()).double().add(largest, alpha=inflation).add_(floor)
         magnitude = magnitude.mul_(1 + 2.0**-22).to(dtype)
-        return EnclosedTensor(AffineForm(left, right, None, rounding, magnitude), batched=False)
+        return AffineForm(left, right, None, rounding, magnitude)
 
     def _try(self) -> None:
-        """Bounds of two units on one piece of each segment that changes other tensors than those before."""
-        units = torch.arange(min(2, self.units))
+        """Bounds of a few units on a narrow piece of each segment that changes other tensors than those before.
+
+        A network that reads the size of its batch gives other bounds of a unit beside other numbers of units.
+        """
+        check_products(self.device, self.dtype)
+        few = torch.arange(min(3, self.units))
         tried: set[frozenset[str]] = set()
         for waypoint in range(self._line.segments):
             a, b = self._line.waypoint(waypoint), self._line.waypoint(waypoint + 1)
             changed = frozenset(name for name in self._names if not torch.equal(a[name], b[name]))
-            if changed and changed not in tried:
-                tried.add(changed)
-                self.bounds(waypoint, 0.0, 2.0**-10, units)
+            if not changed or changed in tried:
+                continue
+            tried.add(changed)
+            bounds, alone = (self.bounds(waypoint, 0.0, 2.0**-16, units, precise=True) for units in (few, few[:1]))
+            if not bool(bounds.start.isfinite().all()):
+                raise NotEnclosedError(
+                    "the bounds on a narrow piece are not finite: the values overflow or are NaN, or the network reads "
+                    "parameters past its modules (from a list or a closure)"
+                )
+            if not torch.allclose(bounds.start_estimate[:1], alone.start_estimate, rtol=1e-6, atol=1e-9):
+                raise NotEnclosedError("the loss of a sample depends on the number of samples in its batch")
 
 
 _direct = threading.Lock()
@@ -287,3 +317,28 @@ def direct_sums() -> Iterator[None]:
             _users -= 1
             if _users == 0:
                 _before.close()
+
+
+def check_products(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise NotEnclosedError where products are computed with fewer bits than ``dtype`` has.
+
+    Products and sums of whole numbers below 2^24 (2^53) are exact, unless something outside torch's settings lets the
+    libraries round operands (TF32, bfloat16) or transform them (Winograd's algorithm on tiles of 4 and more).
+    """
+    bits = 13 if dtype == torch.float32 else 40
+    generator = torch.Generator().manual_seed(0)
+    shapes = (16, 8, 8, 8), (8, 8, 3, 3)
+    x, w = (torch.randint(-(2**bits), 2**bits, shape, generator=generator).to(device, torch.int64) for shape in shapes)
+    x = x % 2**4
+    with torch.no_grad(), float32_products("float32", device), direct_sums():
+        computed = (
+            torch.nn.functional.conv2d(x.to(dtype), w.to(dtype)),
+            x.flatten(1).to(dtype) @ w.flatten()[:512].to(dtype),
+        )
+    patches = torch.nn.functional.unfold(x.double().cpu(), 3)
+    expected = (
+        (w.double().cpu().flatten(1) @ patches).view(16, 8, 6, 6),
+        (x.flatten(1).double().cpu() @ w.flatten()[:512].double().cpu()),
+    )
+    if any(not torch.equal(one.double().cpu(), other) for one, other in zip(computed, expected, strict=True)):
+        raise NotEnclosedError(f"products of {dtype} on {device} are computed with fewer bits than the dtype has")

@@ -27,6 +27,8 @@ _METADATA = frozenset(
 _REFUSED_ATTRIBUTES = frozenset(["data", "grad", "grad_fn", "T", "mT", "H", "mH", "real", "imag"])
 #: Number of samples of the batch in work: rules must not mix them.
 _samples: ContextVar[int] = ContextVar("samples_of_the_batch", default=0)
+#: Identity of the run of the network in work.
+_run: ContextVar[object] = ContextVar("run_of_the_network", default=None)
 
 
 def rule(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -50,6 +52,8 @@ class EnclosedTensor(Tensor):
     Attributes:
         form: the values.
         batched: whether the first dimension is that of samples, which no rule may mix.
+        run: of the network, in which it was made. A tensor that a network stored in an earlier run belongs to another
+            piece, and is refused.
         views: weak references to all tensors that would share memory; writing in place to one of several is refused.
     """
 
@@ -66,7 +70,7 @@ class EnclosedTensor(Tensor):
         return made
 
     def __init__(self, form: AffineForm, *, batched: bool, view_of: EnclosedTensor | None = None) -> None:
-        self.form, self.batched = form, batched
+        self.form, self.batched, self.run = form, batched, _run.get()
         self.views = [] if view_of is None else view_of.views
         self.views.append(weakref.ref(self))
 
@@ -87,6 +91,10 @@ class EnclosedTensor(Tensor):
         in_place = (name.endswith("_") and not name.endswith("__")) or (
             name.startswith("__i") and name not in ("__invert__", "__index__", "__int__")
         )
+        run = _run.get()
+        for value in args if not args or not isinstance(args[0], (list, tuple)) else args[0]:
+            if isinstance(value, EnclosedTensor) and value.run is not run:
+                raise NotEnclosedError(f"{name} of a tensor that the network stored in an earlier call")
         function = RULES.get(name) or (RULES.get(_plain(name)) if in_place else None)
         if function is None:
             raise NotEnclosedError(f"torch's function {name} has no rule of enclosure")
@@ -164,13 +172,14 @@ def samples_of_batch() -> int:
 
 
 @contextlib.contextmanager
-def batch_of(samples: int) -> Iterator[None]:
-    """Sets :func:`samples_of_batch` inside."""
-    token = _samples.set(samples)
+def network_run(samples: int) -> Iterator[None]:
+    """One run of the network on a batch of so many ``samples``."""
+    tokens = _samples.set(samples), _run.set(object())
     try:
         yield
     finally:
-        _samples.reset(token)
+        _samples.reset(tokens[0])
+        _run.reset(tokens[1])
 
 
 def check_dims(name: str, x: EnclosedTensor, dims: Iterable[int]) -> None:
