@@ -204,11 +204,11 @@ def bilinear(
     if half_q is not None:
         radius = radius.add_(half_q.abs_(), alpha=1 + 8 * u)
     radius = radius.add_(16 * (terms + 8) * tiny)
-    _note(radius)
+    note_largest(radius)
     return AffineForm(left, right, radius)
 
 
-def _note(radius: Tensor) -> None:
+def note_largest(radius: Tensor) -> None:
     largest = _largest.get()
     if largest is not None and radius.numel():
         largest.append(radius.amax())
@@ -246,7 +246,7 @@ def summed(x: AffineForm, function: Callable[[Tensor], Tensor], terms: int, fact
     if x.radius is not None:
         spread = spread + x.radius * (1 + 8 * u)
     radius = function(spread + 8 * tiny) * (1 + 4 * gamma(terms + 8, x.dtype)) + 8 * tiny * max(1.0, abs(factor))
-    _note(radius)
+    note_largest(radius)
     return AffineForm(left, right, radius)
 
 
