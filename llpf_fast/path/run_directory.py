@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ _STATUS_KINDS = {
     "seconds": "number",
     "ended": "text",
     "notes": "list",
+    "mends": "list",
+    "splicing": {"waypoints": "whole number", "index_sha256": "text"},
 }
 _METRICS_KINDS = {
     **dict.fromkeys(("tick", "rounds", "sgd_steps", "stage"), "whole number"),
@@ -76,7 +78,8 @@ class RunDirectory:
 
         run.yaml            settings, task and environment; ``start_sha256`` and ``destination_sha256``: state digests
         waypoints/          000000.safetensors ...: a complete state dict each
-        waypoints.jsonl     one line a waypoint: index, file, tick, sha256 of the file, other recorded values
+        waypoints.jsonl     one line a waypoint, in the order of the path: index, file, tick, sha256 of the file, other
+                            recorded values
         metrics.jsonl       one line a tick
         checkpoint/         the state of the search, from which it resumes
         status.json         written last, by ``finish``
@@ -206,17 +209,21 @@ class RunDirectory:
         """
         status = self.status
         known = self._store.all()
-        if status is not None and (
-            status.get("waypoints") != len(known) or status.get("index_sha256") != self.index_digest()
-        ):
+        splicing = None if status is None else status.get("splicing")
+        if status is not None and not any(self._lists(each) for each in (status, splicing or {})):
             raise LLPFError(
                 f"{self._store.index.path} was changed after the run finished with {status.get('waypoints')} waypoints "
                 f"(it lists {len(known)})"
             )
-        self._store.check(self.complete)
+        self._store.check(status is not None, splicing=splicing is not None)
         self._check_endpoint("start", known[0])
         if self.arrived:
             self._check_endpoint("destination", known[-1])
+
+    def _lists(self, recorded: Mapping[str, Any]) -> bool:
+        """Whether the index is the one that ``recorded`` names."""
+        here = len(self._store.all()), self.index_digest()
+        return (recorded.get("waypoints"), recorded.get("index_sha256")) == here
 
     def _check_endpoint(self, name: str, waypoint: Waypoint) -> None:
         expected = self.run.get(f"{name}_sha256")
@@ -319,6 +326,40 @@ class RunDirectory:
         write_json(self.folder / "status.json", finite_or_none(status))
         self._retired.clear()
         unlock(self.folder)
+
+    def splice(
+        self, after: int, before: int, states: Sequence[Mapping[str, Tensor]], status: Mapping[str, Any], **info: Any
+    ) -> None:
+        """Put ``states`` in place of the waypoints between ``after`` and ``before`` of a complete run.
+
+        A kill -9 or a power failure at any moment leaves the old path or the new one, whole, and :meth:`check` accepts
+        both: status.json names both indices until the new one is in place. ``status`` replaces values in status.json;
+        ``info`` goes to the index, beside the tick of the waypoint ``after``. All new states are in memory at once.
+
+        Raises:
+            LLPFError: the run is not complete, or another process writes it; a state of another architecture.
+        """
+        self.end_splice()
+        old = self.status
+        if old is None:
+            raise LLPFError(f"{self.folder} holds no complete run: there is no whole path to change")
+        splice = self._store.splice(after, before, states, info)
+        new = {**to_plain(status), "waypoints": splice.waypoints, "index_sha256": splice.index_sha256}
+        write_json(self.folder / "status.json", finite_or_none({**old, "splicing": new}))
+        self._store.write_splice(splice)
+        self.end_splice()
+        unlock(self.folder)
+
+    def end_splice(self) -> None:
+        """Tidy up after a :meth:`splice`, also after one that was killed; locks the run."""
+        lock(self.folder)
+        status = self.status
+        if status is None or "splicing" not in status:
+            return
+        new = status.pop("splicing")
+        self._store.remove_strays()
+        write_json(self.folder / "status.json", {**status, **(new if self._lists(new) else {})})
+        self._remove_temporary()
 
     @property
     def status(self) -> dict[str, Any] | None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..errors import LLPFError
+from ..errors import LLPFError, shown
 from .checkpoint import Cursor
 from .durable import (
     JsonLines,
@@ -79,18 +80,34 @@ class Waypoint:
     def from_record(record: dict[str, Any], index: int, folder: Path, source: Path) -> Waypoint:
         """The waypoint of a line of ``source``; LLPFError when it is not waypoint number ``index``.
 
-        The file name is computed, not read: a changed index cannot point outside the run.
+        The name must be that of a waypoint's file: a changed index cannot point outside the run. Its number need not be
+        ``index``, since a mended path has new files in its middle.
         """
         for key, kind in (("index", int), ("file", str), ("tick", int), ("sha256", str)):
             if type(record.get(key)) is not kind:
                 raise LLPFError(f"{source} is damaged: line {index + 1} has no {key}")
-        if record["index"] != index or record["file"] != waypoint_name(index):
+        if record["index"] != index:
             raise LLPFError(
-                f"{source}: line {index + 1} is waypoint {record['index']} ({record['file']}), expected {index} "
-                f"({waypoint_name(index)}); waypoints were deleted or re-ordered"
+                f"{source}: line {index + 1} is waypoint {record['index']}, expected {index}; waypoints were deleted "
+                "or re-ordered"
             )
+        if re.fullmatch(r"[0-9]{6,}\.safetensors", record["file"]) is None:
+            raise LLPFError(f"{source} is damaged: line {index + 1} names {shown(record['file'])}, no waypoint's file")
         info = {key: value for key, value in record.items() if key not in _INDEX_KEYS}
-        return Waypoint(index, record["tick"], folder / waypoint_name(index), record["sha256"], info)
+        return Waypoint(index, record["tick"], folder / record["file"], record["sha256"], info)
+
+
+@dataclass(frozen=True)
+class Splice:
+    """A path with other waypoints in its middle: the new ``files`` with their bytes, the new index, its length."""
+
+    files: Mapping[Path, bytes]
+    index: bytes
+    waypoints: int
+
+    @property
+    def index_sha256(self) -> str:
+        return hashlib.sha256(self.index).hexdigest()
 
 
 class RetiredWaypoints:
@@ -169,6 +186,8 @@ class WaypointStore:
                 Waypoint.from_record(record, number, self.folder, self.index.path)
                 for number, record in enumerate(records)
             ]
+            if len({waypoint.path for waypoint in self._known}) < len(records):
+                raise LLPFError(f"{self.index.path} is damaged: two lines name one file")
         return self._known
 
     def add(self, tick: int, state: Mapping[str, Tensor], info: Mapping[str, Any]) -> Waypoint:
@@ -273,10 +292,49 @@ class WaypointStore:
         self._unsynced = []
         self.index.sync()
 
-    def check(self, complete: bool) -> None:
+    def splice(
+        self, after: int, before: int, states: Sequence[Mapping[str, Tensor]], info: Mapping[str, Any]
+    ) -> Splice:
+        """The waypoints with ``states`` in place of those between ``after`` and ``before``; nothing is written yet.
+
+        Raises:
+            LLPFError: a state of another architecture.
+        """
+        known = self.all()
+        number = 1 + max(int(waypoint.path.stem) for waypoint in known)
+        made, content = [], []
+        for i, state in enumerate(states):
+            data, path = encode_state(state), self.folder / waypoint_name(number + i)
+            self._check_shapes(data, f"the new waypoint {path.name}")
+            sha256 = hashlib.sha256(data).hexdigest()
+            made.append(Waypoint(0, known[after].tick, path, sha256, to_plain(info)))
+            content.append(data)
+        order = [*known[: after + 1], *made, *known[before:]]
+        lines = [
+            json.dumps(replace(waypoint, index=i).record(), ensure_ascii=False) for i, waypoint in enumerate(order)
+        ]
+        files = dict(zip((waypoint.path for waypoint in made), content, strict=True))
+        return Splice(files, "".join(f"{line}\n" for line in lines).encode(), len(order))
+
+    def write_splice(self, splice: Splice) -> None:
+        """Write the new files, then the index, durably: the index's rename makes the path the new one."""
+        for path, data in splice.files.items():
+            write_bytes(path, data)
+        self._write_index(splice.index)
+
+    def remove_strays(self) -> None:
+        """Remove files of waypoints that the index does not name."""
+        names = {waypoint.path.name for waypoint in self.all()}
+        with writing(self.folder):
+            for file in list(self.folder.iterdir()):
+                if file.name not in names and is_waypoint_file(file):
+                    file.unlink()
+
+    def check(self, complete: bool, *, splicing: bool = False) -> None:
         """Read every file: LLPFError naming one that is missing, changed, of another architecture or unknown.
 
-        A run that is not ``complete`` may have files with numbers beyond the index: a kill -9 leaves them.
+        A run that is not ``complete`` may have files with numbers beyond the index: a kill -9 leaves them; where it
+        stopped a ``splicing``, any waypoint's files.
         """
         known = self.all()
         if not known:
@@ -286,6 +344,6 @@ class WaypointStore:
         names = {waypoint.path.name for waypoint in known}
         for file in sorted(self.folder.iterdir()):
             beyond = file.stem.isdecimal() and int(file.stem) >= len(known)
-            left_by_kill = is_temporary(file) or (beyond and not complete)
+            left_by_kill = is_temporary(file) or (beyond and not complete) or (splicing and is_waypoint_file(file))
             if file.name not in names and not left_by_kill:
                 raise LLPFError(f"{file} is not in {self.index.path.name}: it is no part of this path; remove it")

@@ -159,6 +159,48 @@ def test_killed_again_and_again_while_resuming(tmp_path, uninterrupted):
         _same(folder, uninterrupted)
 
 
+@pytest.mark.parametrize(("after", "before"), [(1, 2), (1, 3)], ids=["between", "in place of one"])
+def test_a_splice_leaves_the_old_path_or_the_new_one(tmp_path, uninterrupted, after, before):
+    """Killed before every call, and each time once more while it is done again: files, index and status agree."""
+    _search(tmp_path / "old")
+    old = [int(waypoint.load()["n"]) for waypoint in RunDirectory.open(tmp_path / "old").waypoints()]
+    new = [*old[: after + 1], 100, 101, *old[before:]]
+
+    def splice(folder: Path) -> None:
+        states = [_state(100), _state(101)]
+        RunDirectory.open(folder).splice(after, before, states, {"sgd_steps": 7}, mended=1)
+
+    def path(folder: Path) -> list[int]:
+        run = RunDirectory.open(folder)
+        run.check()
+        return [int(waypoint.load()["n"]) for waypoint in run.waypoints()]
+
+    outcomes = []
+    for call in itertools.count():
+        folder = tmp_path / str(call)
+        shutil.copytree(tmp_path / "old", folder)
+        killed = _killed_at(call, lambda folder=folder: splice(folder))
+        outcomes.append(path(folder))
+        assert outcomes[-1] in (old, new)
+        if outcomes[-1] == old:
+            _killed_at(call // 2, lambda folder=folder: splice(folder))
+            if path(folder) == old:
+                splice(folder)
+        else:
+            RunDirectory.open(folder).end_splice()
+        assert path(folder) == new
+        run = RunDirectory.open(folder)
+        assert run.status["sgd_steps"] == 7
+        assert "splicing" not in run.status
+        assert {file.name for file in (folder / "waypoints").iterdir()} == {w.path.name for w in run.waypoints()}
+        assert [w.info.get("mended") for w in run.waypoints()].count(1) == 2
+        if not killed:
+            break
+    assert outcomes[0] == old
+    assert outcomes[-2] == new, "the last calls tidy up"
+    assert outcomes == sorted(outcomes, key=lambda found: found == new)
+
+
 def _write_for_ever(folder: Path) -> None:
     if folder.exists():
         run = RunDirectory.open(folder)
