@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 import threading
 from collections import OrderedDict
@@ -20,12 +21,13 @@ from ...batches.data import TensorData
 from ...batches.forward import forward
 from ...batches.loss import LossReduction
 from ...batches.precision import float32_products, loss_in
+from ...errors import LLPFError
 from ...path.polyline import Polyline, Position
 from ..evaluator import Evaluator
 from . import moving_rules, normalization_rules, rules  # noqa: F401  (they register themselves)
 from .form import AffineForm, NotEnclosedError, overflow_check
 from .losses import LossBound
-from .tensor import EnclosedTensor, network_run
+from .tensor import EnclosedTensor, SampleNumbers, network_run
 
 #: Samples enclosed at a time, on a CPU and on a GPU. LeNet5 on one core: 47 us an image in batches of 125, 49 of 64, 51
 #: of 250 (the three tensors of an activation leave the second-level cache).
@@ -143,9 +145,9 @@ class LossEnclosure:
         def enclosed(leaf: Any) -> Any:
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
                 return EnclosedTensor(AffineForm(leaf, leaf), batched=True)
-            if not isinstance(leaf, Tensor) or leaf.is_complex():
+            if not isinstance(leaf, Tensor) or leaf.is_complex() or not leaf.dim():
                 raise NotEnclosedError(f"inputs of type {type(leaf).__name__} have no rule of enclosure")
-            return leaf
+            return SampleNumbers(leaf)
 
         def run(*values: Any, **named: Any) -> Any:
             tensors = {
@@ -264,12 +266,13 @@ class LossEnclosure:
         return AffineForm(left, right, None, rounding, magnitude)
 
     def _try(self) -> None:
-        """Bounds of a few units on a narrow piece of each segment that changes other tensors than those before.
+        """Compares bounds of a few units on a narrow piece of each kind of segment with their ordinary losses.
 
-        A network that reads the size of its batch gives other losses of a unit beside other numbers of units.
+        A network that mixes the samples of a batch, reads its size, draws random numbers or changes from call to call
+        has other losses of the same units in another order, in another batch, or the next time.
         """
         check_products(self.device, self.dtype)
-        few = torch.arange(min(3, self.units))
+        few = torch.arange(min(4, self.units))
         tried: set[frozenset[str]] = set()
         for waypoint in range(self._line.segments):
             a, b = self._line.waypoint(waypoint), self._line.waypoint(waypoint + 1)
@@ -277,16 +280,31 @@ class LossEnclosure:
             if not changed or changed in tried:
                 continue
             tried.add(changed)
-            bounds = self.bounds(waypoint, 0.0, 2.0**-16, few, precise=True)
+            middle = Position(waypoint, 0.5)
+            try:
+                first, again = self.losses(middle, few), self.losses(middle, few)
+                turned, alone = self.losses(middle, few.flip(0)).flip(0), self.losses(middle, few[:1])
+            except LLPFError as error:
+                raise NotEnclosedError(f"the samples cannot be evaluated in other batches: {error}") from error
+            close = functools.partial(torch.allclose, rtol=1e-4, atol=1e-5)
+            if not (torch.equal(first, again) and close(first, turned) and close(first[:1], alone)):
+                raise NotEnclosedError(
+                    "the loss of a sample depends on the others of its batch, or differs from one call to the next"
+                )
+            bounds = self.bounds(waypoint, 0.5, 0.5 + 2.0**-16, few, precise=True)
             if not bool(bounds.start.isfinite().all()):
                 raise NotEnclosedError(
                     "the bounds on a narrow piece are not finite: the values overflow or are NaN, or the network reads "
                     "parameters past its modules (from a list or a closure)"
                 )
-            # Ordinary losses: the bounds' estimates contain what the radii of the other units do to common factors.
-            together, alone = (self.losses(Position(waypoint, 0.0), units) for units in (few, few[:1]))
-            if not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-4):
-                raise NotEnclosedError("the loss of a sample depends on the number of samples in its batch")
+            # Where radii are large, estimates are rough.
+            allowed = 1e-4 * bounds.start.abs() + 1e-5
+            radius = bounds.start - bounds.start_estimate
+            if bool(((first - bounds.start_estimate).abs() > radius + allowed).any()):
+                raise NotEnclosedError(
+                    f"the losses in {self.dtype} are not those of exact arithmetic, or the enclosure reads the network "
+                    "in another way"
+                )
 
 
 _direct = threading.Lock()

@@ -55,6 +55,9 @@ class LossBound:
 
         Evaluated in float64; what that rounds is added. Infinite where it is NaN.
         """
+        weights = (self._reduction.options.get(name) for name in ("weight", "pos_weight"))
+        if any(isinstance(w, Tensor) and w.dim() >= outputs.dim() and w.shape[0] != 1 for w in weights):
+            raise NotEnclosedError(f"the loss {self._reduction.name} with weights for each sample has no rule")
         if self._name in _MARGINS and not targets.is_floating_point():
             worst = self._numerators(self._label_corner(outputs, radius, targets), targets)
             if self._reduction.smooths:

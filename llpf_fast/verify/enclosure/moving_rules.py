@@ -11,7 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .form import AffineForm, NotEnclosedError
-from .tensor import EnclosedTensor, check_aligned, check_dims, dims_of, forms_of, result, rule, samples_of_batch
+from .tensor import (
+    EnclosedTensor,
+    SampleNumbers,
+    check_aligned,
+    check_dims,
+    dims_of,
+    forms_of,
+    result,
+    rule,
+    samples_of_batch,
+)
 
 
 def _check_reshape(name: str, x: EnclosedTensor, shape: torch.Size) -> None:
@@ -49,7 +59,9 @@ def _transpose(x: EnclosedTensor, dim0: int, dim1: int) -> EnclosedTensor:
 
 @rule("t", "T")
 def _t(x: EnclosedTensor) -> EnclosedTensor:
-    return _transpose(x, 0, x.form.left.dim() - 1)
+    if x.form.left.dim() != 2:
+        raise NotEnclosedError("T of a tensor that is no matrix has no rule of enclosure")
+    return _transpose(x, 0, 1)
 
 
 @rule("mT")
@@ -90,13 +102,11 @@ def _expand(x: EnclosedTensor, *sizes: Any) -> EnclosedTensor:
 @rule("__getitem__")
 def _getitem(x: EnclosedTensor, index: Any) -> EnclosedTensor:
     parts = index if isinstance(index, tuple) else (index,)
-    if any(isinstance(part, EnclosedTensor) for part in parts):
-        raise NotEnclosedError("indexing by values that move has no rule of enclosure")
-    whole = parts[0] is Ellipsis and sum(part is not None for part in parts) <= x.form.left.dim()
+    if not all(part is None or part is Ellipsis or type(part) in (int, slice) for part in parts):
+        raise NotEnclosedError("indexing by lists or tensors has no rule of enclosure")
+    whole = parts[0] is Ellipsis and sum(type(part) in (int, slice) for part in parts) < x.form.left.dim()
     if x.batched and not (whole or parts[0] == slice(None)):
         raise NotEnclosedError("indexing along the dimension of the samples has no rule of enclosure")
-    if x.batched and any(isinstance(part, Tensor) for part in parts):
-        raise NotEnclosedError("indexing by a tensor has no rule of enclosure")
     return result(x.form.map(lambda value: value[index]), x, view=True)
 
 
@@ -183,17 +193,20 @@ def _pad(
     return result(form, input)
 
 
-def _moved(function: Callable[..., Tensor]) -> Callable[..., EnclosedTensor]:
-    """The rule of a function that moves and copies elements inside samples, whatever its other arguments."""
+def _moved(name: str) -> Callable[..., EnclosedTensor]:
+    """The rule of a function of images ``[B, C, H, W]`` that moves and copies elements inside samples."""
+    function: Callable[..., Tensor] = getattr(F, name)
 
     def enclosed(input: EnclosedTensor, *args: Any, **kwargs: Any) -> EnclosedTensor:
+        if input.form.left.dim() != 4:
+            raise NotEnclosedError(f"{name} of anything but images [B, C, H, W] has no rule of enclosure")
         return result(input.form.map(lambda value: function(value, *args, **kwargs)), input)
 
     return enclosed
 
 
 for _name in ("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"):
-    rule(_name)(_moved(getattr(F, _name)))
+    rule(_name)(_moved(_name))
 
 
 @rule("interpolate")
@@ -214,14 +227,15 @@ def _flip(x: EnclosedTensor, *dims: Any) -> EnclosedTensor:
 
 @rule("embedding")
 def _embedding(
-    input: Tensor, weight: Any, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any
+    input: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any
 ) -> EnclosedTensor:
-    if max_norm is not None or isinstance(input, EnclosedTensor) or weight.batched:
+    if max_norm is not None or isinstance(input, EnclosedTensor) or getattr(weight, "batched", False):
         raise NotEnclosedError("embedding with max_norm, or by values that move, has no rule of enclosure")
-    samples = samples_of_batch()
-    # Whole numbers that come from the data have one row a sample.
-    batched = input.dim() > 0 and len(input) % max(samples, 1) == 0
-    return EnclosedTensor(weight.form.map(lambda table: F.embedding(input, table)), batched=batched)
+    if not isinstance(weight, EnclosedTensor):
+        raise NotEnclosedError("embedding in a table that is no parameter or buffer has no rule of enclosure")
+    of_samples = isinstance(input, SampleNumbers)
+    index = input.numbers if of_samples else input
+    return EnclosedTensor(weight.form.map(lambda table: F.embedding(index, table)), batched=of_samples)
 
 
 @rule("contiguous", "clone", "detach", "requires_grad_", "alias")
@@ -240,6 +254,10 @@ def _dropout(input: EnclosedTensor, p: float = 0.5, training: bool = True) -> En
 def _to(x: EnclosedTensor, *args: Any, **kwargs: Any) -> EnclosedTensor:
     """A conversion to the dtype that is computed in changes nothing; others round, or widen what was rounded."""
     targets = [value.dtype if isinstance(value, Tensor) else value for value in (*args, *kwargs.values())]
-    if any(target != x.form.dtype for target in targets if isinstance(target, torch.dtype)) or not targets:
+    if (
+        any(isinstance(target, str) for target in targets)
+        or any(target != x.form.dtype for target in targets if isinstance(target, torch.dtype))
+        or not targets
+    ):
         raise NotEnclosedError("conversion to another dtype has no rule of enclosure")
     return result(x.form, x, view=True)

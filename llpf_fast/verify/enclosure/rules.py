@@ -16,14 +16,12 @@ from .form import (
     NotEnclosedError,
     add,
     bilinear,
-    crossing_gap,
-    from_bounds,
+    check_slope,
     leaky_relu,
     maximum,
     negative,
     scaled,
     summed,
-    unit_roundoff,
 )
 from .tensor import EnclosedTensor, check_aligned, check_dims, dims_of, forms_of, result, rule
 
@@ -39,6 +37,8 @@ def _layer(function: Callable[..., Tensor], terms: Callable[[torch.Size, int], i
         x, w, *b = forms_of(input, weight, *([] if bias is None else [bias]))
         if name != "linear" and x.left.dim() != w.left.dim():
             raise NotEnclosedError(f"{name} of one image without a batch has no rule of enclosure")
+        if x.left.dim() < 2:
+            raise NotEnclosedError(f"{name} of a vector has no rule of enclosure")
         groups = args[3] if len(args) > 3 else kwargs.get("groups", 1)
         batched = isinstance(input, EnclosedTensor) and input.batched and x.left.dim() > 1
         form = bilinear(
@@ -71,6 +71,9 @@ def _matmul(x: Any, y: Any) -> EnclosedTensor:
         raise NotEnclosedError("matmul with a vector has no rule of enclosure")
     # Samples may be rows of the first operand, or one batch dimension of both.
     mixes = second and (ranks[1] == 2 or ranks[0] > ranks[1] or (first and ranks[0] != ranks[1]))
+    for value, other, rank in ((x, second, ranks[0]), (y, first, ranks[1])):
+        if other and not getattr(value, "batched", False) and rank >= 3:
+            check_aligned("matmul", value, y if value is x else x)
     if mixes or (first and ranks[1] > ranks[0]):
         raise NotEnclosedError("matmul over the dimension of the samples mixes the samples of a batch")
     return result(bilinear(lambda x, y, _: torch.matmul(x, y), a, b, a.shape[-1]), x, y)
@@ -155,6 +158,8 @@ def _average_pool(n: int) -> Callable[..., EnclosedTensor]:
     def enclosed(input: EnclosedTensor, kernel_size: Any, *args: Any, **kwargs: Any) -> EnclosedTensor:
         _check_rank(f"avg_pool{n}d", input, n)
         terms = math.prod(_ntuple(n)(kernel_size))
+        if kwargs.get("divisor_override") is not None or len(args) > 4:
+            raise NotEnclosedError(f"avg_pool{n}d with divisor_override has no rule of enclosure")
         return result(summed(input.form, lambda x: function(x, kernel_size, *args, **kwargs), terms), input)
 
     return enclosed
@@ -182,12 +187,18 @@ def _check_rank(name: str, x: EnclosedTensor, n: int) -> None:
 
 @rule("relu")
 def _relu(x: EnclosedTensor) -> EnclosedTensor:
-    return result(leaky_relu(x.form), x)
+    return _waiting(x, 0.0)
 
 
 @rule("leaky_relu")
 def _leaky_relu(x: EnclosedTensor, negative_slope: float = 0.01) -> EnclosedTensor:
-    return result(leaky_relu(x.form, float(negative_slope)), x)
+    return _waiting(x, float(negative_slope))
+
+
+def _waiting(x: EnclosedTensor, slope: float) -> EnclosedTensor:
+    """Leaky ReLU of ``x``, not yet applied."""
+    check_slope(slope)
+    return EnclosedTensor(x.form, batched=x.batched, slope=slope)
 
 
 @rule("maximum", "max")
@@ -213,8 +224,6 @@ def _abs(x: EnclosedTensor) -> EnclosedTensor:
 
 
 def _max_pool(n: int) -> Callable[..., EnclosedTensor]:
-    function = getattr(F, f"max_pool{n}d")
-
     def enclosed(
         input: EnclosedTensor,
         kernel_size: Any,
@@ -227,30 +236,30 @@ def _max_pool(n: int) -> Callable[..., EnclosedTensor]:
         if return_indices:
             raise NotEnclosedError(f"max_pool{n}d with return_indices has no rule of enclosure")
         _check_rank(f"max_pool{n}d", input, n)
-        options = (kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
-        x = input.form.settled()
-        if x.still and x.radius is None:
-            value = function(x.left, *options)
-            return result(AffineForm(value, value), input)
-        radius = x.full_radius()
-        high_left, high_right = function(x.left + radius, *options), function(x.right + radius, *options)
-        low_left, low_right = x.left - radius, x.right - radius
-        most_left, at_left = function(low_left, *options, return_indices=True)
-        most_right, at_right = function(low_right, *options, return_indices=True)
-        # The winners of both ends lie below the maximum everywhere: their own maximum bounds it from below.
-        lead_left = most_left - _gathered(low_left, at_right, n)
-        lead_right = most_right - _gathered(low_right, at_left, n)
-        gap = crossing_gap(lead_left, -lead_right)
-        gap.add_(most_left.abs().add_(most_right.abs()), alpha=8 * unit_roundoff(x.dtype))
-        return result(from_bounds(most_left, most_right, high_left, high_right, gap), input)
+        options = [_sizes(n, value) for value in (kernel_size, stride or kernel_size, padding, dilation)]
+        x, slope = input.before, input.slope
+        # Images [N, C, H, W]: of one row, or all slices of a volume, of which then the depths are pooled.
+        if n == 1:
+            options = [(neutral, *value) for neutral, value in zip((1, 1, 0, 1), options, strict=True)]
+            form = leaky_relu(x.map(lambda value: value.unsqueeze(2)), slope, *options, ceil_mode=ceil_mode)
+            return result(form.map(lambda value: value.squeeze(2)), input)
+        if n == 2:
+            return result(leaky_relu(x, slope, *options, ceil_mode=ceil_mode), input)
+        slices = x.map(lambda value: value.flatten(1, 2))
+        form = leaky_relu(slices, slope, *(value[1:] for value in options), ceil_mode=ceil_mode)
+        sizes = form.shape[2:]
+        columns = form.map(lambda value: value.unflatten(1, x.shape[1:3]).flatten(3))
+        options = [(value[0], neutral) for neutral, value in zip((1, 1, 0, 1), options, strict=True)]
+        form = leaky_relu(columns, 1.0, *options, ceil_mode=ceil_mode)
+        return result(form.map(lambda value: value.unflatten(3, sizes)), input)
 
     return enclosed
 
 
-def _gathered(values: Tensor, indices: Tensor, n: int) -> Tensor:
-    """``values`` at the positions that a pooling of ``n`` dimensions returned."""
-    flat = indices.flatten(-n)
-    return values.flatten(-n).gather(-1, flat).view(indices.shape)
+def _sizes(n: int, value: Any) -> tuple[int, ...]:
+    """An option of a layer of ``n`` dimensions as ``n`` integers."""
+    sizes: tuple[int, ...] = _ntuple(n)(value)
+    return sizes * n if len(sizes) == 1 else sizes
 
 
 for _n in (1, 2, 3):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .form import AffineForm, NotEnclosedError
+from .form import AffineForm, NotEnclosedError, leaky_relu
 
 #: Rules by the name of torch's function or method. A rule gets the arguments of the call.
 RULES: dict[str, Callable[..., Any]] = {}
@@ -51,31 +51,44 @@ class EnclosedTensor(Tensor):
 
     Attributes:
         form: the values.
+        slope: of a leaky ReLU that the values still need, beside the form ``before`` it: a max pooling does both in one
+            pass. 1 where nothing waits. Reading ``form`` applies it.
         batched: whether the first dimension is that of samples, which no rule may mix.
         run: of the network, in which it was made. A tensor that a network stored in an earlier run belongs to another
             piece, and is refused.
         views: weak references to all tensors that would share memory; writing in place to one of several is refused.
     """
 
-    form: AffineForm
+    before: AffineForm
+    slope: float
     batched: bool
     views: list[weakref.ref[EnclosedTensor]]
 
     @staticmethod
-    def __new__(cls, form: AffineForm, *, batched: bool, view_of: EnclosedTensor | None = None) -> EnclosedTensor:
+    def __new__(
+        cls, form: AffineForm, *, batched: bool, view_of: EnclosedTensor | None = None, slope: float = 1.0
+    ) -> EnclosedTensor:
         left = form.left
         made: EnclosedTensor = Tensor._make_wrapper_subclass(
             cls, left.shape, strides=left.stride(), dtype=left.dtype, device=left.device
         )
         return made
 
-    def __init__(self, form: AffineForm, *, batched: bool, view_of: EnclosedTensor | None = None) -> None:
-        self.form, self.batched, self.run = form, batched, _run.get()
+    def __init__(
+        self, form: AffineForm, *, batched: bool, view_of: EnclosedTensor | None = None, slope: float = 1.0
+    ) -> None:
+        self.before, self.slope, self.batched, self.run = form, slope, batched, _run.get()
         self.views = [] if view_of is None else view_of.views
         self.views.append(weakref.ref(self))
 
+    @property
+    def form(self) -> AffineForm:
+        if self.slope != 1:
+            self.before, self.slope = leaky_relu(self.before, self.slope), 1.0
+        return self.before
+
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
-        return f"EnclosedTensor(shape={tuple(self.form.shape)}, dtype={self.form.dtype})"
+        return f"EnclosedTensor(shape={tuple(self.before.shape)}, dtype={self.before.dtype})"
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -118,12 +131,14 @@ def _in_place(name: str, function: Callable[..., Any], args: Any, kwargs: Any) -
     target = args[0]
     if not isinstance(target, EnclosedTensor):
         raise NotEnclosedError(f"{name} writes values that move into a tensor that does not")
+    if not target.batched:
+        raise NotEnclosedError(f"{name} writes in place to a parameter or buffer, which the next batch would see")
     if sum(view() is not None for view in target.views) > 1:
         raise NotEnclosedError(f"{name} writes in place to a tensor of which there are views")
     written = function(*args, **kwargs)
-    if written.form.shape != target.form.shape:
+    if written.before.shape != target.before.shape:
         raise NotEnclosedError(f"{name} changes a shape in place")
-    target.form, target.batched = written.form, written.batched
+    target.before, target.slope, target.batched = written.before, written.slope, written.batched
     return target
 
 
@@ -155,7 +170,7 @@ def forms_of(*values: Any) -> list[AffineForm]:
 def dims_of(x: EnclosedTensor, dim: Any) -> list[int]:
     """The dimensions that an argument ``dim`` names, none negative; all for None."""
     rank = x.form.left.dim()
-    if dim is None or dim == ():
+    if dim is None or (not isinstance(dim, int) and len(dim) == 0):
         return list(range(rank))
     return [d % rank for d in ([dim] if isinstance(dim, int) else dim)]
 
@@ -190,7 +205,49 @@ def check_dims(name: str, x: EnclosedTensor, dims: Iterable[int]) -> None:
 
 def check_aligned(name: str, *values: Any) -> None:
     """NotEnclosedError where broadcasting would align the dimension of the samples with another one."""
-    ranks = {value.dim() for value in values if isinstance(value, EnclosedTensor) and value.batched}
-    others = [value.dim() for value in values if isinstance(value, Tensor) and not getattr(value, "batched", False)]
-    if len(ranks) > 1 or (ranks and others and max(others) > min(ranks)):
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    ranks = {value.dim() for value in tensors if isinstance(value, EnclosedTensor) and value.batched}
+    for value in tensors:
+        if not ranks or getattr(value, "batched", False):
+            continue
+        # Rows of a tensor that is not of the samples would belong to positions in the batch; copies of one may be.
+        if value.dim() > min(ranks) or (value.dim() == min(ranks) and not _one_row(value)):
+            raise NotEnclosedError(f"{name} takes other values by a sample's position in the batch")
+    if len(ranks) > 1:
         raise NotEnclosedError(f"{name} broadcasts the dimension of the samples against another one")
+
+
+def _one_row(value: Tensor) -> bool:
+    tensors = (value.form.left, value.form.right) if isinstance(value, EnclosedTensor) else (value,)
+    return all(tensor.shape[0] == 1 or tensor.stride(0) == 0 for tensor in tensors)
+
+
+class SampleNumbers(Tensor):
+    """Whole numbers of the samples, such as tokens, ``[B, ...]``. Only an embedding takes them; all else is refused."""
+
+    numbers: Tensor
+
+    @staticmethod
+    def __new__(cls, numbers: Tensor) -> SampleNumbers:
+        made: SampleNumbers = Tensor._make_wrapper_subclass(
+            cls, numbers.shape, strides=numbers.stride(), dtype=numbers.dtype, device=numbers.device
+        )
+        return made
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers = numbers
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", str(func))
+        if name == "embedding":
+            return EnclosedTensor.__torch_function__(func, types, args, kwargs)
+        attribute = getattr(getattr(func, "__self__", None), "__name__", "")
+        if name in _METADATA and attribute not in _REFUSED_ATTRIBUTES:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        raise NotEnclosedError(f"torch's function {name} of whole numbers of the samples has no rule of enclosure")
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        raise NotEnclosedError(f"torch's operator {func} of whole numbers of the samples has no rule of enclosure")
