@@ -135,7 +135,7 @@ def main(out: Path, steps: int = 300, characters: int | None = None) -> Certific
     print(f"the network half-way writes: {write(middle, alphabet, 'Beautiful is better', 40)!r}")
 
     certificate = llpf_fast.verify_run(
-        out, model=CharacterModel(len(alphabet)), loss_fn=next_character_loss, train=data, interior=1
+        out, model=CharacterModel(len(alphabet)), loss_fn=next_character_loss, train=data
     )
     highest = max(point.train_loss for point in certificate.straight_line)
     print(f"connected: {certificate.connected} at threshold {certificate.threshold}")

@@ -34,8 +34,7 @@ from llpf_fast.find.stacked_finder import SearchJob, StackedFinder
 from llpf_fast.models import TrainingProgress, build_model, train_model
 from llpf_fast.path import load_model_file
 from llpf_fast.recipes import load_recipe
-from llpf_fast.verify import Evaluator, Refinement, verify_run
-from llpf_fast.verify.run import SCREEN_SIZE
+from llpf_fast.verify import Evaluator, Limits, verify_run
 
 from . import carried
 from .rows import Emit, Row, why, writer
@@ -44,6 +43,8 @@ Pair = tuple[Tensor, Tensor]
 State = dict[str, Tensor]
 
 SEEDS = (1, 2)
+#: Points that a certificate evaluates inside a segment whose statistics are re-estimated, about.
+_POINTS = 6
 #: Shares of the budget after which training, search and certificate are to be over. The stacks have the rest.
 TRAINED, SEARCHED, CERTIFIED = 0.3, 0.64, 0.86
 
@@ -303,16 +304,11 @@ class Networks:
             before = self._clock.now()
             evaluator(state)
         # As many images again give the statistics.
-        an_image, points = (self._clock.now() - before) / (2 * few), 5 * segments + 20
-
-        def needed(images: int) -> float:
-            """Of more than ``SCREEN_SIZE`` images all are looked at at a few points only."""
-            at_few = 30 * images if images > SCREEN_SIZE else 0
-            return an_image * ((few + min(images, SCREEN_SIZE)) * points + at_few)
-
+        an_image, points = (self._clock.now() - before) / (2 * few), _POINTS * segments + 20
         # The other half is for reading waypoints and for what lies between them.
         seconds = self._clock.left(CERTIFIED) / 2
-        images = next((images for images in size.certified if needed(images) < seconds), size.certified[-1])
+        fits = (images for images in size.certified if an_image * (few + images) * points < seconds)
+        images = next(fits, size.certified[-1])
         done = 0
 
         def after(points: int, expected: int, text: str) -> None:
@@ -326,9 +322,8 @@ class Networks:
                 model=fresh(size, 0),
                 train=tuple(side[:images] for side in train),
                 device=self._device,
-                full=images <= SCREEN_SIZE,
-                interior=3,
-                refinement=Refinement(rounds=1, gaps=4, most_rounds=2),
+                level="full",
+                limits=Limits(seconds=2 * seconds),
                 straight_points=5,
                 progress=after,
             )
@@ -337,6 +332,8 @@ class Networks:
             return
         names = (
             "verdict",
+            "covers",
+            "bound",
             "reasons",
             "undecided",
             "differs",

@@ -32,7 +32,6 @@ CASES: dict[str, dict[str, Any]] = {
         "recipe": "mlp-digits-m2m-quick",
         "samples": 0,
         "test_samples": 0,
-        "worst": 10,
         "most_steps": 20_000,
         "rates": (0.01, 0.03, 0.1, 0.3, 1.0),
     },
@@ -42,7 +41,6 @@ CASES: dict[str, dict[str, Any]] = {
         "recipe": "lenet5-mnist-m2m-quick",
         "samples": 2000,
         "test_samples": 2500,
-        "worst": 4,
         "most_steps": 4500,
         "rates": (0.01, 0.03, 0.1),
     },
@@ -106,7 +104,6 @@ def main() -> None:
             most_steps=args.most_steps or case["most_steps"],
             rates=dict.fromkeys(TRAINED, case["rates"]),
             llpf_settings=settings,
-            worst=case["worst"],
         )
         with Progress("step") as progress:
             result = compare(

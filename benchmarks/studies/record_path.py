@@ -16,6 +16,7 @@ from llpf_fast.ops.info import processor_name
 from llpf_fast.path import RunDirectory
 from llpf_fast.report import draw_path
 from llpf_fast.verify import verify_run
+from llpf_fast.verify.verdict import verdict_words
 
 RESULTS = ROOT / "benchmarks" / "results" / "paths"
 BEGIN, END = "<!-- run:begin", "<!-- run:end -->"
@@ -72,8 +73,7 @@ def readme_text(name: str, numbers: dict[str, Any]) -> str:
     environment = search["environment"]
     recipe = numbers["provenance"]["recipe"]
     train = certificate["evaluation"]["train"]
-    each = train["screening_samples"] if train["screened"] else train["samples"]
-    verdict = "connected" if certificate["connected"] else "not connected"
+    verdict = verdict_words(certificate["verdict"], certificate["connected"])
     lines = [
         f"{BEGIN}: written by benchmarks/studies/record_path.py; see CONTRIBUTING.md -->",
         f"![Loss and accuracy along the path and the straight line](benchmarks/results/paths/{name}.png)",
@@ -84,9 +84,9 @@ def readme_text(name: str, numbers: dict[str, Any]) -> str:
         f"{certificate['min_test_accuracy']:.4f}.",
         f"Found in {search['seconds']:.0f} s ({search['ticks']} ticks, {search['sgd_steps']:,} gradient steps of batch "
         f"{numbers['settings']['correction']['batch_size']}, {environment['threads']} thread),",
-        f"certified in {numbers['certified_in_seconds']:.0f} s "
-        f"({certificate['points_evaluated']} points of the polyline, "
-        f"each on {each:,} images, {train['points_on_all_samples']} of them on all {train['samples']:,}).",
+        f"certified in {numbers['certified_in_seconds']:.0f} s ({certificate['resolution']['closed_pieces']} pieces, "
+        f"{train['samples']:,} images).",
+        certificate["covers"],
         f"Machine: {numbers['machine']}, torch {environment['torch']}, kernels {environment['kernels']}, "
         f"{certificate['environment']['workers']} evaluation workers.",
         f"Numbers: [`{name}.json`](benchmarks/results/paths/{name}.json).",

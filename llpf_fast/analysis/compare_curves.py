@@ -19,6 +19,7 @@ from ..path.polyline import Polyline, Position
 from ..types import ProgressCallback
 from ..verify import Certificate, Evaluation, certify
 from ..verify.evaluator import Statistics
+from ..verify.verdict import Level
 from .curve import CurveResult, write_run
 from .curve_methods import METHODS, TRAINED, Budget, Method, aligned_line, find_curve, llpf, straight_line
 from .networks import Networks
@@ -52,7 +53,6 @@ class Plan:
         converge: also double each method's budget until that lowers its screened peak by less than the share
             ``tolerance``, or until ``most_steps``; halve LLPF's thresholds as long as it still arrives within these.
         llpf_settings: LLPF's.
-        worst: highest points of each certificate that are evaluated on all training samples.
     """
 
     methods: tuple[Method, ...] = METHODS
@@ -65,7 +65,6 @@ class Plan:
     tolerance: float = 0.05
     most_steps: int = 20_000
     llpf_settings: Settings | None = None
-    worst: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -106,9 +105,10 @@ def compare(
 ) -> Comparison:
     """Find, certify and tabulate curves between the first two of ``networks``.
 
-    Every curve is written to a folder of ``runs`` as a run with a certificate, all by the same rules: the polyline
-    through its waypoints, refined where the loss may be highest, BatchNorm statistics re-estimated at every point where
-    the network has any. With ``problem.cache`` an interrupted comparison continues where it stopped.
+    Every curve is written to a folder of ``runs`` as a run with a certificate of the polyline through its waypoints
+    (:func:`llpf_fast.verify.certify`), all by the same rules: on chosen samples where the problem measures on some,
+    BatchNorm statistics re-estimated at every point where the network has any. With ``problem.cache`` an interrupted
+    comparison continues where it stopped.
 
     Args:
         begin: called with the name of each part of the work.
@@ -141,13 +141,10 @@ class _Running:
         self._networks = networks
         self._a, self._b = networks[0], networks[1]
         self._statistics: Statistics = "reestimated" if problem.has_statistics else "stored"
-        self._train = problem.evaluator("train", statistics=self._statistics)
-        self._test = None if problem.test is None else problem.evaluator("test", statistics=self._statistics)
-        samples = sample_count(problem.measured)
-        self._full = None
-        if samples < sample_count(problem.train):
-            self._full = self._measured_on(0)
-        self._screen = self._measured_on(_SCREEN_SAMPLES) if samples > _SCREEN_SAMPLES else self._train
+        self._screen = self._measured_on(min(sample_count(problem.measured), _SCREEN_SAMPLES))
+        self._level: Level = "sampled" if sample_count(problem.measured) < sample_count(problem.train) else "full"
+        self._train = problem.like(samples=0).new_evaluator("train", statistics=self._statistics)
+        self._test = None if problem.test is None else problem.new_evaluator("test", statistics=self._statistics)
         self._comparison = Comparison([], [], [], {})
 
     def _measured_on(self, samples: int) -> Callable[[Mapping[str, Tensor]], Evaluation]:
@@ -296,8 +293,7 @@ class _Running:
             self._train,
             self._test,
             threshold=plan.threshold,
-            full_train=self._full,
-            worst=plan.worst,
+            level=self._level,
             straight_points=0,
             # A function of the waypoints: repeatable, and no path can be fitted to it.
             seed=int(run.index_digest()[:12], 16),

@@ -17,6 +17,7 @@ from ..batches.sampling import random_bits, round_key
 from ..errors import LLPFError
 from ..ops.info import describe
 from ..path import RunDirectory, state_digest
+from ..path.fingerprint import digest
 from ..path.run_directory import FORMAT
 from ..types import ProgressCallback
 from .problem import Problem
@@ -205,21 +206,22 @@ def write_run(
             raise LLPFError(f"{strangers[0]} is no file of a run, and {folder} would be replaced; move it away")
         shutil.rmtree(folder)
     first, last = curve.waypoints[0], curve.waypoints[-1]
+    settings = {
+        **{key: value for key, value in problem.about().items() if key in ("model", "data") and value},
+        "mode": "m2m",
+        "threshold": threshold,
+        "statistics": problem.statistics[-1],
+        "method": curve.method,
+        **curve.settings,
+    }
     run = RunDirectory.create(
         folder,
         {
             "llpf_fast": FORMAT,
             "provenance": {**about, **problem.recorded_loss()},
-            "settings": {
-                **{key: value for key, value in problem.about().items() if key in ("model", "data") and value},
-                "mode": "m2m",
-                "threshold": threshold,
-                "statistics": problem.statistics[-1],
-                "method": curve.method,
-                **curve.settings,
-            },
+            "settings": settings,
             "goal": "model",
-            "task": problem.task(),
+            "task": {**problem.task(), "settings_sha256": digest(settings)},
             "environment": describe(problem.device),
             "start_sha256": state_digest(first),
             "destination_sha256": state_digest(last),

@@ -39,10 +39,13 @@ from ..types import LossFunction, StateDict
 from ..user_code import loss_function
 from ..verify import Evaluator
 from ..verify.evaluator import Statistics
-from ..verify.run import SCREEN_SIZE, RunOrigin, Samples
+from ..verify.origin import RunOrigin, Samples
 from .cache import CachedEvaluator, Evaluate, cached_numbers, cached_training, evaluating_code
 from .networks import Networks, Source, load_networks, load_state
 from .vector_loss import VectorLoss
+
+#: Training samples that the commands measure on by default on a CPU.
+_CPU_SAMPLES = 10_000
 
 Split = Literal["train", "test"]
 
@@ -268,8 +271,25 @@ class Problem:
         ``statistics`` (``usual_statistics``), ``dtype`` and ``batch_size`` are the problem's when missing.
         """
         statistics = self.usual_statistics if statistics is None else statistics
+        evaluator = self.new_evaluator(split, statistics=statistics, dtype=dtype, batch_size=batch_size)
+        about = self.identity(split)
+        if self.cache is None or about is None:
+            return evaluator
+        if statistics == "reestimated":
+            about["statistics_inputs"] = self._digest("statistics", self.estimation())
+        return CachedEvaluator(evaluator, self.cache, about)
+
+    def new_evaluator(
+        self,
+        split: Split = "train",
+        *,
+        statistics: Statistics,
+        dtype: torch.dtype | None = None,
+        batch_size: int | None = None,
+    ) -> Evaluator:
+        """:meth:`evaluator` without the cache."""
         dtype = self.dtype if dtype is None else dtype
-        evaluator = Evaluator(
+        return Evaluator(
             self.module,
             loss_in(self.loss_fn, self.device, dtype),
             self.samples(split),
@@ -279,12 +299,6 @@ class Problem:
             dtype=dtype,
             batch_size=self.batch_size if batch_size is None else batch_size,
         )
-        about = self.identity(split)
-        if self.cache is None or about is None:
-            return evaluator
-        if statistics == "reestimated":
-            about["statistics_inputs"] = self._digest("statistics", self.estimation())
-        return CachedEvaluator(evaluator, self.cache, about)
 
     def identity(self, split: Split = "train") -> dict[str, Any] | None:
         """What a measurement on ``samples(split)`` depends on besides the state, as digests: for cache keys.
@@ -422,7 +436,7 @@ class Problem:
 
 def default_samples(device: torch.device | str) -> int:
     """Training samples that the commands measure on by default: all (0) on a GPU, 10,000 on a CPU."""
-    return 0 if torch.device(device).type == "cuda" else SCREEN_SIZE
+    return 0 if torch.device(device).type == "cuda" else _CPU_SAMPLES
 
 
 def _check_images(model: str, data: MaterializedData) -> None:

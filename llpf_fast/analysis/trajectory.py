@@ -19,7 +19,7 @@ from ..errors import LLPFError
 from ..path import RunDirectory, compare_architectures
 from ..path.state import differences, shapes
 from ..user_code import is_code
-from ..verify.run import RunOrigin
+from ..verify.origin import RunOrigin
 from .networks import Networks
 
 Matrix = NDArray[np.float64]

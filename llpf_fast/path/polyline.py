@@ -15,9 +15,6 @@ from ..errors import LLPFError
 from ..flat.tensors import same_bits
 from ..types import StateDict
 
-#: BatchNorm's count of batches: it changes at every step of training, and no output depends on it.
-_COUNTER = "num_batches_tracked"
-
 
 class Position(NamedTuple):
     """A point of the polyline: ``fraction`` (0 <= fraction < 1) of the way from waypoint ``waypoint`` to the next."""
@@ -79,6 +76,11 @@ class Polyline:
             raise LLPFError(f"waypoint {index} is a {type(waypoint).__name__}: pass its state dict")
         return load()
 
+    def file(self, index: int) -> str:
+        """The file of a waypoint inside its run's folder; a name for it where it has none."""
+        path = getattr(self._waypoints[index], "path", None)
+        return f"waypoint {index}" if path is None else f"{path.parent.name}/{path.name}"
+
     def state(self, position: Position) -> StateDict:
         """The state dict at ``position``, as :func:`interpolate` gives it; a waypoint is not copied."""
         first, fraction = position
@@ -102,27 +104,29 @@ class Polyline:
         check_alike(a, b, f"waypoint {first}", f"waypoint {second}")
         return a, b
 
-    def changes(self, names: Collection[str] | None) -> list[Change]:
+    def changes(self, names: Collection[str] | None, unread: Collection[str] = ()) -> list[Change]:
         """What changes in each segment. ``names`` are the parameters, all other tensors buffers; None: no buffers.
+
+        ``unread``: names of tensors on which no output depends (BatchNorm's counts of batches): they count as equal.
 
         Raises:
             LLPFError: a tensor changes its dtype or shape, appears or vanishes.
         """
-        return [self._change(i, i + 1, names) for i in range(self.segments)]
+        return [self._change(i, i + 1, names, unread) for i in range(self.segments)]
 
     def straight_change(self, names: Collection[str] | None) -> Change:
         """What differs between the first waypoint and the last."""
         return self._change(0, len(self) - 1, names)
 
-    def _change(self, first: int, second: int, names: Collection[str] | None) -> Change:
+    def _change(self, first: int, second: int, names: Collection[str] | None, unread: Collection[str] = ()) -> Change:
         a, b = self._pair(first, second)
-        changed = [name for name, value in a.items() if not same_bits(value, b[name])]
+        changed = [name for name, value in a.items() if name not in unread and not same_bits(value, b[name])]
         moving = {name for name in changed if _line_dtype(a[name]) is not None}
         return Change(
             parameters=distance(a, b, moving if names is None else moving.intersection(names)),
             buffers=0.0 if names is None else distance(a, b, moving.difference(names)),
             any=bool(changed),
-            jumps=tuple(name for name in changed if name not in moving and not name.endswith(_COUNTER)),
+            jumps=tuple(name for name in changed if name not in moving),
             broken=tuple(name for name in changed if name in moving and _breaks(a[name], b[name])),
         )
 

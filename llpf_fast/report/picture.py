@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LLPFError
 from ..path import RunDirectory
 from ..verify import Certificate
+from ..verify.verdict import verdict_words
 from .style import (
     BLUE,
     LIMIT,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 _PATH, _STRAIGHT = BLUE, VERMILION
 _COLUMNS = (
-    *("line", "position", "waypoint", "fraction", "train_loss", "train_samples", "standard_error", "screened_loss"),
+    *("line", "position", "waypoint", "fraction", "train_loss", "train_samples", "standard_error"),
     *("train_accuracy", "test_loss", "test_accuracy"),
 )
 
@@ -105,7 +106,7 @@ def _draw(figure: Figure, certificate: Mapping[str, Any]) -> None:
 def _title(axes: Axes, certificate: Mapping[str, Any]) -> None:
     data = certificate["evaluation"]
     names = [str(data[key]) for key in ("model", "data") if data.get(key)]
-    verdict = str(certificate["verdict"])
+    verdict = verdict_words(str(certificate["verdict"]), bool(certificate["connected"]))
     head = f"{' on '.join(names)}: {verdict}" if names else verdict.capitalize()
     axes.set_title(f"{head} at training loss {certificate['threshold']:g}\n", loc="left", fontweight="bold")
     train = data["train"]

@@ -2,19 +2,27 @@
 
 from .arc_length import PathLocation
 from .certificate import Certificate, certify
+from .check import Confirmation, check_certificate
+from .coverage import Coverage, Piece
+from .enclosure.bisection import Limits
 from .evaluator import Evaluation, Evaluator
-from .path_sampler import LinePoint, PathPoint
-from .refinement import Refinement
+from .pictures import LinePoint, PathPoint
 from .run import verify_run
+from .verdict import Witness
 
 __all__ = [
     "Certificate",
+    "Confirmation",
+    "Coverage",
     "Evaluation",
     "Evaluator",
+    "Limits",
     "LinePoint",
     "PathLocation",
     "PathPoint",
-    "Refinement",
+    "Piece",
+    "Witness",
     "certify",
+    "check_certificate",
     "verify_run",
 ]

@@ -167,6 +167,11 @@ class Evaluator:
         """Name of the loss in results and messages."""
         return self._reduction.name
 
+    @property
+    def loss_is_named(self) -> bool:
+        """Whether its name says what the loss computes: it is one of torch's."""
+        return self._reduction.exact
+
     def __call__(self, state: Mapping[str, Tensor]) -> Evaluation:
         """Evaluate ``state`` (names and shapes of the module's state dict; any float dtype, any device).
 
@@ -221,6 +226,14 @@ class Evaluator:
         part._samples = self._cut(part._data)
         part._weights = part._samples.weights(self._reduction)
         return part
+
+    def on_few(self, samples: int, seed: int) -> Evaluator:
+        """The evaluator of about ``samples`` samples at most, chosen at random; of one batch at least."""
+        units = max(1, round(self.units * min(1.0, samples / self.samples)))
+        if units >= self.units:
+            return self
+        order = torch.randperm(self.units, generator=torch.Generator().manual_seed(seed))
+        return self.on_units(order[:units].sort().values)
 
     def with_new_copies(self) -> Evaluator:
         """The same evaluator, which copies the module anew."""

@@ -24,7 +24,7 @@ from llpf_fast.find import search as path_search
 from llpf_fast.models import build_model, model_names
 from llpf_fast.path import LowLossPath
 from llpf_fast.tick.route import Route
-from llpf_fast.verify import Refinement, verify_run
+from llpf_fast.verify import Limits, verify_run
 
 MODELS = {
     "lenet5": (1, 28, 28),
@@ -151,7 +151,7 @@ def test_every_network_is_here() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", MODELS)
-def test_two_ticks_and_a_certificate(name: str, mode: str, watch: Watch, folder: Path, monkeypatch) -> None:
+def test_two_ticks_and_a_certificate(name: str, mode: str, watch: Watch, folder: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         data = torch.randn(3, *MODELS[name]), torch.tensor([1, 8, 0])
@@ -190,22 +190,15 @@ def test_two_ticks_and_a_certificate(name: str, mode: str, watch: Watch, folder:
 
     if mode != "m2m" and name not in SMALL:
         return
-    # A point less a segment: evaluating these networks is what takes the time here.
-    monkeypatch.setattr("llpf_fast.verify.arc_length._FEWEST", 2)
-    certificate = verify_run(
-        folder,
-        model=module,
-        train=data,
-        interior=1,
-        refinement=Refinement(rounds=0, most_rounds=0),
-        straight_points=0,
-    )
+    # Evaluating these networks is what takes the time here.
+    certificate = verify_run(folder, model=module, train=data, limits=Limits(evaluations=1), straight_points=0)
     written = json.loads((folder / "certificate.json").read_text())
     assert written["max_loss"] == certificate.max_loss < THRESHOLD
-    assert (written["waypoints"], written["points_evaluated"]) == (TICKS + 1, 3 * TICKS + 1)
+    assert written["waypoints"] == TICKS + 1
+    assert certificate.verdict != "refuted"
     assert written["straight_line"] == []
     # The origin is no network to arrive at; another network is.
-    assert written["connected"] == (mode != "m2m")
+    assert bool(written["reasons"]) == (mode == "m2m")
     assert all("not reached" in reason for reason in written["reasons"])
 
 

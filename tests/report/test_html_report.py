@@ -10,12 +10,13 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from torch import nn
 
 from llpf_fast.cli.main import main
 from llpf_fast.errors import LLPFError
 from llpf_fast.path import RunDirectory, state_digest
 from llpf_fast.report.html.page import is_report, write_report
-from llpf_fast.verify import Evaluation, certify
+from llpf_fast.verify import Evaluator, certify
 
 from .browser import Browser, find_browser
 
@@ -24,6 +25,17 @@ EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"doc
 
 def state(x):
     return {"layer.weight": torch.full((3, 2), float(x)), "layer.bias": torch.tensor([float(x), x * x, 1.0])}
+
+
+class Layer(nn.Module):
+    """Outputs whose mean is ``loss`` of the first weight."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.layer, self._loss = nn.Linear(2, 3), loss
+
+    def forward(self, inputs):
+        return inputs - 0.5 + self._loss(float(self.layer.weight[0, 0]))
 
 
 def make_run(
@@ -47,11 +59,9 @@ def make_run(
     if finished:
         run.finish(arrived=True, ticks=4, sgd_steps=15, seconds=75.0)
     if certificate:
-
-        def train(s):
-            return Evaluation(loss(float(s["layer.weight"][0, 0])), 0.001, 0.99, 100, 0)
-
-        run.write_certificate(certify(run.waypoints(), train, train, threshold=0.1, interior=7).as_dict())
+        inputs, targets = torch.eye(2)[[0, 1, 1]], torch.tensor([0, 1, 1])
+        train = Evaluator(Layer(loss), lambda output, target: output.mean(), inputs, targets)
+        run.write_certificate(certify(run.waypoints(), train, train, threshold=0.1, seed=0).as_dict())
     return run
 
 
@@ -89,8 +99,8 @@ def report(tmp_path, *runs):
 def test_a_certified_run(tmp_path):
     page = report(tmp_path, make_run(tmp_path / "mine"))
     for words in (
-        *("Connected at training loss 0.1", "mlp on digits, from model to model", "1 min 15 s", "a machine"),
-        *("Loss along the path", "Where the path goes", "highest training loss", "99.00 %", "Settings"),
+        *("Connected (sampled) at training loss 0.1", "mlp on digits, from model to model", "1 min 15 s", "a machine"),
+        *("Loss along the path", "Where the path goes", "highest training loss", "100.00 %", "Settings"),
     ):
         assert words in page.text
     plots = [a["id"] for tag, a in page.elements if tag == "div" and a.get("class", "").startswith("plot")]
@@ -135,7 +145,7 @@ def test_runs_in_any_state_say_so(tmp_path):
     assert "recorded no ticks" in text
 
     failed = make_run(tmp_path / "failed", loss=lambda x: math.nan if x == 2 else 0.5)
-    assert "Not connected at training loss 0.1" in (text := report(tmp_path, failed).text)
+    assert "Refuted at training loss 0.1" in (text := report(tmp_path, failed).text)
     assert "not finite" in text
 
     noted = make_run(tmp_path / "noted", finished=False)
@@ -148,7 +158,7 @@ def test_runs_in_any_state_say_so(tmp_path):
     text = report(tmp_path, changed).text
     assert "Changed or damaged files" in text
     assert "000001.safetensors was changed after it was recorded" in text
-    assert "Connected" not in text
+    assert "Connected (" not in text
 
 
 def test_certificates_that_are_not_this_paths(tmp_path):
@@ -171,7 +181,7 @@ def test_certificates_that_are_not_this_paths(tmp_path):
         edit_certificate(run, **changes)
         text = report(tmp_path, run).text
         assert "Certificate damaged" in text, changes
-        assert "onnected at training loss" not in text, changes
+        assert "onnected (" not in text, changes
 
     torn = make_run(tmp_path / "torn")
     (torn.folder / "certificate.json").write_text("{")
@@ -193,7 +203,7 @@ def test_odd_values_inside_a_certificate_are_reported_not_raised(tmp_path):
 
 def test_text_from_runs_is_only_text(tmp_path):
     run = make_run(tmp_path / "<b>run & co", note=EVIL)
-    edit_certificate(run, connected=False, verdict="not connected", reasons=[EVIL])
+    edit_certificate(run, connected=False, verdict="refuted", reasons=[EVIL])
     page = report(tmp_path, run)
     assert [tag for tag, _ in page.elements].count("script") == 3
     assert "img" not in [tag for tag, _ in page.elements]

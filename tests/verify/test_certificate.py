@@ -1,325 +1,321 @@
-import itertools
+"""``certify``: verdicts, what they cover, and the points of the picture."""
+
+from __future__ import annotations
+
+import inspect
 import math
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llpf_fast.errors import LLPFError
 from llpf_fast.models import build_model
+from llpf_fast.path import RunDirectory
 from llpf_fast.path.polyline import Polyline, Position
-from llpf_fast.verify import Evaluation, Evaluator, Refinement, certify
+from llpf_fast.verify import Certificate, Evaluator, Limits, certify
+
+State = dict[str, Tensor]
 
 
-def point(*values):
-    return {"x": torch.tensor(values, dtype=torch.float64)}
+class Landscape(nn.Module):
+    """The mean squared output is ``floor``, and rises to ``height`` within ``width`` of ``centre``, as x moves.
+
+    Args:
+        opaque: compute it from Python's numbers, which no enclosure can follow.
+    """
+
+    def __init__(
+        self,
+        centre: float = 0.0,
+        width: float = 1.0,
+        height: float = 0.01,
+        floor: float = 0.01,
+        *,
+        opaque: bool = False,
+    ) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.zeros(1))
+        self.centre, self.width, self.opaque = centre, width, opaque
+        self.low, self.rise = math.sqrt(floor), math.sqrt(height) - math.sqrt(floor)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        x = torch.tensor([float(self.x)]) if self.opaque else self.x
+        off = (x - self.centre) / self.width
+        gate = F.relu(1 - F.relu(off) - F.relu(-off))
+        return 0 * inputs + self.low + self.rise * gate
 
 
-def measured(function, *, samples=1000, error=0.0, accuracy=None):
-    """An evaluation whose loss is ``function`` of the point's coordinates."""
-
-    def evaluate(state):
-        loss = function(*state["x"].tolist())
-        return Evaluation(loss, error, accuracy, samples, int(not math.isfinite(loss)))
-
-    return evaluate
+def judge(module: nn.Module, values: Any, *, threshold: float = 0.1, samples: int = 20, **options: Any) -> Certificate:
+    """The certificate of the path of ``module`` through the values of its parameter x."""
+    train = Evaluator(module, F.mse_loss, torch.ones(samples, 1), torch.zeros(samples, 1))
+    states = [{**module.state_dict(), "x": torch.tensor([float(value)])} for value in values]
+    return certify(states, train, threshold=threshold, **{"workers": 1, "straight_points": 0, **options})
 
 
-def bump(centre, width, height, floor=0.01):
-    return measured(lambda x: floor + height * math.exp(-(((x - centre) / width) ** 2)))
+both = pytest.mark.parametrize("opaque", [False, True], ids=["enclosed", "by points"])
 
 
-LINE = [point(0.0), point(1.0)]
-NONE = Refinement(rounds=0, most_rounds=0)
-
-
-class TestHighestLoss:
-    @pytest.mark.parametrize("peak", [0.0, 0.13, 0.3, 0.5, 0.77, 1.0])
-    def test_of_a_quadratic(self, peak):
-        certificate = certify(LINE, measured(lambda x: 0.09 - (x - peak) ** 2), threshold=0.1, interior=3)
+class TestVerdicts:
+    @both
+    @pytest.mark.parametrize("centre", [0.0, 0.13, 0.5, 1.0])
+    def test_below_the_threshold(self, opaque: bool, centre: float) -> None:
+        certificate = judge(Landscape(centre, 0.3, 0.09, opaque=opaque), [0, 1])
+        assert certificate.verdict == ("sampled" if opaque else "proved"), certificate.undecided
         assert certificate.connected
-        assert certificate.max_loss_at.waypoint + certificate.max_loss_at.fraction == pytest.approx(peak, abs=1 / 64)
-        assert 0.09 - (1 / 64) ** 2 <= certificate.max_loss <= 0.09
-        assert certificate.max_loss_standard_error is None
-        assert (certificate.start_loss, certificate.destination_loss) == (
-            pytest.approx(0.09 - peak**2),
-            pytest.approx(0.09 - (1 - peak) ** 2),
-        )
+        assert certificate.reasons == certificate.undecided == []
+        assert certificate.witness is None
+        assert certificate.bound is not None
+        assert max(certificate.max_loss, 0.09 if not opaque else 0) <= certificate.bound <= 0.1
 
-    def test_between_waypoints_that_are_low(self):
-        """Corners alone would pass."""
-        certificate = certify([point(0.0), point(1.0), point(2.0)], bump(1.5, 0.1, 1.0), threshold=0.1)
-        assert max(certificate.start_loss, certificate.destination_loss) < 0.1
-        assert not certificate.connected
-        assert (certificate.max_loss_at.waypoint, certificate.max_loss_at.fraction) == (1, 0.5)
-        assert certificate.max_loss == pytest.approx(1.01)
-        assert certificate.max_loss_at.arc == pytest.approx(0.75)
-        assert "1.01 at waypoint 1 + 0.5" in certificate.reasons[0]
-        assert (certificate.verdict, certificate.undecided) == ("not connected", [])
+    @both
+    @pytest.mark.parametrize("centre", [0.0, 0.13, 0.5, 1.0, 1.4])
+    def test_above_it(self, opaque: bool, centre: float) -> None:
+        module = Landscape(centre, 0.3, 0.5, opaque=opaque)
+        certificate = judge(module, [0, 1, 2])
+        assert (certificate.verdict, certificate.connected, certificate.bound) == ("refuted", False, None)
+        witness = certificate.witness
+        assert witness is not None
+        x = witness.waypoint + witness.fraction
+        assert witness.samples == 20
+        assert witness.loss == pytest.approx(judge(module, [x, x], threshold=9).max_loss, rel=1e-5)
+        assert 0.1 < witness.loss <= certificate.max_loss
+        assert f"the training loss is {witness.loss:.4g} at waypoint {witness.waypoint}" in certificate.reasons[0]
 
-    @pytest.mark.parametrize("centre", [0.36, 0.41, 0.64])
-    def test_refinement_finds_what_the_first_points_miss(self, centre):
-        loss = bump(centre, 0.12, 0.1, floor=0.02)
-        coarse = certify(LINE, loss, threshold=0.1199, interior=3, refinement=NONE, seed=11)
-        assert coarse.max_loss < 0.1199
-        fine = certify(LINE, loss, threshold=0.1199, interior=3, seed=11)
-        assert not fine.connected
-        assert fine.max_loss == pytest.approx(0.12, abs=0.0001)
+    def test_a_spike_that_points_would_miss(self) -> None:
+        """A ten-thousandth of the segment: proved below a threshold above it, refuted below it."""
+        module = Landscape(0.377, 1e-4, 0.5)
+        assert judge(module, [0, 1], threshold=0.51).verdict == "proved"
+        assert judge(module, [0, 1], threshold=0.4).verdict == "refuted"
 
-    def test_refinement_spends_where_the_loss_is_high(self):
-        line = [point(float(i)) for i in range(20)]
-        certificate = certify(
-            line, bump(7.3, 1.0, 0.09), threshold=0.2, interior=1, refinement=Refinement(rounds=3), seed=0
-        )
-        extra = certificate.points_evaluated - (20 + 19 * 3)
-        assert extra == 24
-        close = [p.at.waypoint for p in certificate.points]
-        spent = [i for i in range(19) if close.count(i) > 4]
-        assert spent
-        assert all(4 <= i <= 10 for i in spent)
-        assert certificate.resolution["gaps_that_may_exceed"] == 0
+    @both
+    def test_a_short_segment_is_looked_at_like_a_long_one(self, opaque: bool) -> None:
+        """A detour does not thin out the points elsewhere."""
+        module = Landscape(0.5, 0.4, 0.5, opaque=opaque)
+        assert judge(module, [-4e5, 0, 1, 1e6]).verdict == "refuted"
 
-    def test_gaps_have_a_finest_width(self):
-        rule = Refinement(rounds=50, gaps=100, most_rounds=50, finest=1 / 64)
-        certificate = certify(LINE, bump(0.5, 0.1, 1.0), threshold=2.0, interior=1, refinement=rule)
-        assert 1 / 64 <= certificate.resolution["narrowest_gap"] <= certificate.resolution["widest_gap"] < 1 / 32
+    @both
+    def test_at_the_threshold(self, opaque: bool) -> None:
+        """Nothing moves: one point is evaluated."""
+        module = Landscape(opaque=opaque)
+        loss = judge(module, [5, 5]).max_loss
+        assert judge(module, [5, 5], threshold=loss).connected
+        assert judge(module, [5, 5], threshold=math.nextafter(loss, 0)).verdict == "refuted"
 
-    @pytest.mark.parametrize(("segments", "inside"), [(1, 63), (10, 7), (16, 3), (64, 3), (400, 3)])
-    def test_every_segment_has_interior_points(self, segments, inside):
-        line = [point(float(i)) for i in range(segments + 1)]
-        certificate = certify(line, measured(lambda x: 0.0), threshold=0.1, refinement=Refinement(rounds=0))
-        assert certificate.points_evaluated == segments + 1 + segments * inside
-        assert (
-            certificate.resolution["fewest_interior_points"] == certificate.resolution["most_interior_points"] == inside
-        )
-        assert certificate.resolution["widest_gap"] <= 1 / 32
+    @pytest.mark.parametrize("limits", [Limits(evaluations=40), Limits(finest=0.5)])
+    def test_limits_leave_pieces_open(self, limits: Limits) -> None:
+        certificate = judge(Landscape(0.377, 0.01, 0.0999), [0, 1], limits=limits)
+        assert (certificate.verdict, certificate.connected, certificate.reasons) == ("undecided", False, [])
+        assert "may exceed the threshold 0.1" in certificate.undecided[0]
+        assert certificate.covers.startswith("Undecided: nothing is shown of the whole path")
+        assert any(cause for *_, cause in certificate.pieces)
 
-    def test_long_segments_have_more(self):
-        """And segments that change nothing have none."""
-        line = [point(float(x)) for x in (0, 1, 2, 2, 100)]
-        certificate = certify(line, measured(lambda x: 0.0), threshold=0.1, refinement=Refinement(rounds=0))
-        inside = [p.at.waypoint for p in certificate.points if p.at.fraction > 0]
-        assert [inside.count(i) for i in range(4)] == [3, 3, 0, 63]
+    def test_the_rule_gives_up_too(self) -> None:
+        """The loss has a kink at every scale that the points see."""
 
+        class Rough(Landscape):
+            def forward(self, inputs: Tensor) -> Tensor:
+                return 0 * inputs + 0.3 + 0.01 * (hash(float(self.x)) % 2)
 
-class TestVerdict:
-    def test_threshold_below_the_endpoints(self):
-        certificate = certify(LINE, measured(lambda x: 0.2), threshold=0.1)
-        assert not certificate.connected
-        assert certificate.start_loss == certificate.destination_loss == 0.2
-        assert f"at {certificate.points_evaluated} of {certificate.points_evaluated} points" in certificate.reasons[0]
+        certificate = judge(Rough(), [0, 1], threshold=0.0962)
+        assert (certificate.verdict, certificate.connected) == ("undecided", False)
 
-    def test_at_the_threshold_is_connected(self):
-        assert certify(LINE, measured(lambda x: 0.1), threshold=0.1).connected
+    def test_other_reasons(self) -> None:
+        certificate = judge(Landscape(), [0, 1], also_wrong=["it stops halfway"])
+        assert (certificate.connected, certificate.verdict) == (False, "proved")
+        assert certificate.reasons == ["it stops halfway"]
 
+    @both
     @pytest.mark.parametrize("value", [math.nan, math.inf])
-    @pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
-    def test_not_finite(self, value, where):
-        certificate = certify(LINE, measured(lambda x: value if x == where else 0.01), threshold=0.1, interior=1)
+    def test_a_waypoint_that_is_not_finite(self, opaque: bool, value: float) -> None:
+        certificate = judge(Landscape(opaque=opaque), [0, value, 2])
         assert not certificate.connected
-        assert not math.isfinite(certificate.max_loss)
-        assert certificate.max_loss_at.waypoint + certificate.max_loss_at.fraction == where
-        assert f"not finite at 1 of {certificate.points_evaluated} points" in certificate.reasons[0]
-        assert f"{certificate.max_loss_at}" in certificate.reasons[0]
-
-    def test_one_sample_that_is_not_finite(self):
-        """A loss function may skip a NaN; a certificate may not."""
-        certificate = certify(LINE, lambda state: Evaluation(0.01, None, None, 10, 1), threshold=0.1)
-        assert not certificate.connected
-
-    def test_nan_in_a_waypoint(self):
-        certificate = certify(
-            [point(0.0), point(math.nan), point(2.0)], measured(lambda x: 0.01 + 0 * x), threshold=0.1
+        assert "the tensor x has values that are not finite and change between waypoints 0 and 1" in "".join(
+            certificate.undecided
         )
-        assert not certificate.connected
-        assert certificate.max_loss_at.waypoint in (0, 1)
-        assert all(0 <= p.at.arc <= 1 for p in certificate.points)
+        assert all(0 <= point.at.arc <= 1 for point in certificate.points)
 
-    def test_other_reasons(self):
-        certificate = certify(LINE, measured(lambda x: 0.0), threshold=0.1, also_wrong=["it stops halfway"])
-        assert (certificate.connected, certificate.reasons) == (False, ["it stops halfway"])
+    @both
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_one_sample_that_is_not_finite(self, opaque: bool, bad: float) -> None:
+        module = Landscape(opaque=opaque)
+        targets = torch.zeros(20, 1)
+        targets[7] = bad
+        train = Evaluator(module, F.mse_loss, torch.ones(20, 1), targets)
+        certificate = certify([{"x": torch.zeros(1)}, {"x": torch.ones(1)}], train, threshold=0.1)
+        assert certificate.verdict == "refuted"
+        assert "not finite" in certificate.reasons[0]
 
-    def test_one_waypoint(self):
-        certificate = certify([point(0.0)], measured(lambda x: 0.05), threshold=0.1)
+    def test_one_waypoint(self) -> None:
+        certificate = judge(Landscape(), [0])
         assert (certificate.points_evaluated, certificate.segments, certificate.lengths["arc"]) == (1, 0, 0.0)
-
-    def test_refusals(self):
-        with pytest.raises(LLPFError, match="no waypoints"):
-            certify([], measured(lambda x: 0.0), threshold=0.1)
-        with pytest.raises(LLPFError, match="threshold"):
-            certify(LINE, measured(lambda x: 0.0), threshold=math.nan)
-        with pytest.raises(LLPFError, match="inside each segment"):
-            certify(LINE, measured(lambda x: 0.0), threshold=0.1, interior=0)
-
-
-class TestScreening:
-    def certify(self, screened, full, *, error=0.001, **options):
-        line = [point(float(i)) for i in range(11)]
-        return certify(
-            line,
-            measured(screened, samples=10, error=error),
-            threshold=0.1,
-            full_train=measured(full, samples=60),
-            interior=1,
-            refinement=NONE,
-            seed=0,
-            **options,
-        )
-
-    def test_endpoints_and_worst_points_on_all_samples(self):
-        certificate = self.certify(lambda x: 0.05 - 0.001 * x, lambda x: 0.051 - 0.001 * x, worst=4)
-        on_all = {p.at.waypoint + p.at.fraction for p in certificate.points if p.train_samples == 60}
-        highest = sorted({p.at.waypoint + p.at.fraction for p in certificate.points})[:20]
-        assert on_all <= {*highest, 10}
-        assert {0, 10} < on_all
         assert certificate.connected
-        assert certificate.max_loss == pytest.approx(0.051)
-        assert certificate.max_loss_standard_error is None
-        for p in certificate.points:
-            if p.train_samples == 60:
-                assert p.standard_error is None
-                assert p.screened_loss == pytest.approx(p.train_loss - 0.001)
-            else:
-                assert (p.standard_error, p.screened_loss) == (0.001, None)
-        train = certificate.evaluation["train"]
-        assert (train["samples"], train["screening_samples"], train["screened"]) == (60, 10, True)
-        assert train["points_on_all_samples"] == len(on_all) == 5
 
-    def test_the_worst_points_are_not_all_of_one_peak(self):
-        certificate = certify(
-            [point(float(i)) for i in range(11)],
-            measured(lambda x: 0.05 - 0.001 * x, samples=10, error=0.001),
-            threshold=0.1,
-            full_train=measured(lambda x: 0.05 - 0.001 * x, samples=60),
-            interior=63,
-            refinement=NONE,
-            worst=4,
+    def test_the_witness_is_reproduced_by_its_four_lines(self, tmp_path: Any, capsys: Any, monkeypatch: Any) -> None:
+        module = Landscape(0.3, 0.1, 0.5)
+        run = RunDirectory.create(tmp_path / "run", {})
+        for tick in (0, 1):
+            run.add_waypoint(tick, {"x": torch.tensor([float(tick)])})
+        train = Evaluator(module, F.mse_loss, torch.ones(20, 1), torch.zeros(20, 1))
+        witness = certify(run.waypoints(), train, threshold=0.1).witness
+        assert witness is not None
+        assert len(witness.reproduce.splitlines()) == 4
+        monkeypatch.chdir(run.folder)
+        names = {"model": module, "inputs": torch.ones(20, 1), "targets": torch.zeros(20, 1), "loss_fn": F.mse_loss}
+        exec(f"import safetensors.torch, torch\n{witness.reproduce}", names)
+        assert f"{witness.loss:.4f}" in capsys.readouterr().out
+
+
+class TestCovers:
+    def test_proved(self) -> None:
+        covers = judge(Landscape(), [0, 1], way="from here to there").covers
+        assert covers.startswith(
+            "Proved: the training loss mse_loss is at most 0.1 at every point of the polyline from "
         )
-        on_all = [p.at.arc for p in certificate.points if p.train_samples == 60]
-        assert len(on_all) == 5
-        assert all(b - a >= 1 / 128 for a, b in itertools.pairwise(on_all))
+        assert "from here to there, on all 20 training samples" in covers
 
-    def test_near_the_threshold_the_full_set_decides(self):
-        """0.098 is within three errors of 0.001 of 0.1, 0.09 is not."""
+    def test_by_points(self) -> None:
+        certificate = judge(Landscape(opaque=True), [0, 1])
+        assert certificate.covers.startswith("Sampled:")
+        assert "which is no proof" in certificate.covers
+        assert certificate.evaluation["not_enclosed"] in certificate.covers
 
-        def hill(x):
-            return 0.098 - 0.008 * min(abs(x - 4), 1)
+    def test_what_differs(self) -> None:
+        covers = judge(Landscape(), [0, 1], differs=iter(["the data are others"])).covers
+        assert covers.endswith("unlike the search: the data are others.")
 
-        near = self.certify(hill, lambda x: hill(x) + 0.0002, worst=1)
-        on_all = {p.at.waypoint + p.at.fraction for p in near.points if p.train_samples == 60}
-        within = {p.at.waypoint + p.at.fraction for p in near.points if hill(p.at.waypoint + p.at.fraction) > 0.097}
-        assert on_all >= {0, 10, *within}
-        assert 2 not in on_all
-        assert near.max_loss == pytest.approx(0.0982)
-        assert near.reasons == []
-        above = self.certify(hill, lambda x: 0.101 if x == 4 else hill(x), worst=1)
-        assert not above.connected
-        assert (above.max_loss, above.max_loss_at.waypoint) == (0.101, 4)
+    def test_chosen_samples(self) -> None:
+        module = Landscape(0.5, 0.3, 0.05)
+        certificate = judge(module, [0, 1], samples=4000, level="sampled")
+        assert (certificate.verdict, certificate.level) == ("sampled", "sampled")
+        assert "1,500 of 4,000 training samples (the 500 hardest, 1,000 at random)" in certificate.covers
+        train = certificate.evaluation["train"]
+        assert (train["samples"], train["screening_samples"], train["screened"]) == (4000, 1500, True)
+        assert train["chosen"]["seed"] == certificate.resolution["seed"]
+        few = judge(module, [0, 1], samples=1400, level="sampled")
+        assert (few.verdict, few.level) == ("proved", "full")
 
-    def test_screened_above_but_truly_below(self):
-        """Everywhere the full set's loss is 0.005 lower: that counts for the gaps beside the highest point too."""
+    @both
+    def test_a_peak_on_chosen_samples_is_confirmed_on_all(self, opaque: bool) -> None:
+        certificate = judge(Landscape(0.4, 0.2, 0.5, opaque=opaque), [0, 1], samples=4000, level="sampled")
+        assert certificate.verdict == "refuted"
+        assert certificate.witness is not None
+        assert certificate.witness.samples == 4000
 
-        def screened(x):
-            return 0.104 - 0.001 * (x - 3) ** 2
 
-        certificate = self.certify(screened, lambda x: screened(x) - 0.005, worst=1)
-        assert certificate.connected, certificate.undecided
-        assert certificate.max_loss == pytest.approx(0.099)
-        assert certificate.resolution["gaps_that_may_exceed"] == 0
+class TestNetworks:
+    def test_reestimated_statistics_have_no_enclosure(self) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+        generator = torch.Generator().manual_seed(0)
+        inputs, targets = torch.randn(60, 4, generator=generator), torch.randint(3, (60,), generator=generator)
+        states = [net.state_dict(), {name: value + 0.01 for name, value in net.state_dict().items()}]
+        states[1]["1.num_batches_tracked"] = torch.tensor(3)
+        for statistics, verdict in (("stored", "proved"), ("reestimated", "sampled")):
+            train = Evaluator(net, None, inputs, targets, statistics=statistics, statistics_inputs=inputs)
+            certificate = certify(states, train, threshold=2.0)
+            assert certificate.verdict == verdict, certificate.covers
+        assert "BatchNorm statistics are re-estimated at each point" in certificate.covers
 
-    def test_below_on_the_subset_but_truly_above(self):
-        certificate = self.certify(lambda x: 0.098, lambda x: 0.102 if x == 7 else 0.098, worst=1)
-        assert certificate.verdict == "not connected"
-        assert certificate.max_loss == 0.102
-        assert "0.102 at waypoint 7, above" in certificate.reasons[0]
+    def test_a_network_that_keeps_what_it_computed(self) -> None:
+        """Every point would have the loss of the first."""
 
-    @pytest.mark.parametrize("error", [None, 0.0, math.nan])
-    def test_an_unknown_error_decides_nothing(self, error):
-        """Far below on the subset, above on all samples: the subset did not say how far it may be off."""
-        certificate = self.certify(lambda x: 0.01, lambda x: 0.2 if x == 7 else 0.01, error=error, worst=1)
-        assert certificate.verdict == "not connected"
-        assert certificate.max_loss_at.waypoint == 7
-        honest = self.certify(lambda x: 0.01, lambda x: 0.01, error=error, worst=1)
-        assert honest.connected
-        assert honest.evaluation["train"]["points_on_all_samples"] == honest.points_evaluated
+        class Keeps(Landscape):
+            kept: Tensor | None = None
 
-    def test_a_subset_that_proved_too_easy_decides_nothing(self):
-        """Each end is 0.03 above what the subset says, thirty standard errors: then 0.05 says nothing of 0.1."""
-        certificate = self.certify(lambda x: 0.05, lambda x: 0.12 if x == 7 else 0.08, worst=1)
-        assert certificate.verdict == "not connected"
-        assert certificate.max_loss == 0.12
+            def forward(self, inputs: Tensor) -> Tensor:
+                if self.kept is None:
+                    self.kept = super().forward(inputs[:1]).detach()
+                return self.kept + 0 * inputs
 
-    def test_gaps_are_evaluated_with_the_errors_of_their_ends(self):
-        """Three of the subset's standard errors and the curvature reach the threshold: the ends need all samples."""
-
-        def screened(x):
-            return 0.0955 + 0.001 * math.cos(2 * math.pi * x)
-
-        certificate = self.certify(screened, lambda x: screened(x) - 0.0001, worst=1)
-        assert certificate.connected, certificate.undecided
-        on_all = [p.screened_loss for p in certificate.points if p.train_samples == 60]
-        assert 3 < len(on_all) < 20
-        assert min(on_all) > 0.096
-
-    def test_the_reason_names_a_point_on_all_samples(self):
-        certificate = self.certify(lambda x: 0.2 - 0.001 * abs(x - 4), lambda x: 0.101 if x == 4 else 0.05, worst=1)
-        assert "loss is 0.101 at waypoint 4, above" in certificate.reasons[0]
-
-    def test_highest_point_is_known_on_all_samples(self):
-        """The subset is harder than the whole: full values of the worst fall below the screened rest."""
-        certificate = self.certify(lambda x: 0.05 + 0.001 * x, lambda x: 0.045 + 0.001 * x, worst=12)
-        assert certificate.max_loss == pytest.approx(0.055)
-        assert certificate.max_loss_at.waypoint == 10
-        assert certificate.max_loss_standard_error is None
-
-    def test_what_stays_screened_has_an_error(self):
-        certificate = self.certify(lambda x: 0.05, lambda x: 0.01, worst=2)
-        assert certificate.max_loss_standard_error == 0.001
-        assert certificate.max_loss == 0.05
-
-    def test_truly_above_ends_the_work(self):
-        calls = []
-
-        def full(x):
-            calls.append(x)
-            return 0.11
-
-        certificate = self.certify(lambda x: 0.11, full, worst=2)
+        certificate = judge(Keeps(0.5, 0.4, 0.5, opaque=True), [0, 0.5, 1])
         assert not certificate.connected
-        assert len(calls) <= 4
+        assert "depends on earlier calls" in "".join(certificate.reasons)
 
-    def test_nan_on_the_subset(self):
-        certificate = self.certify(lambda x: math.nan if x == 5 else 0.01, lambda x: math.nan if x == 5 else 0.01)
+    def test_a_loss_that_mixes_samples(self) -> None:
+        """It is judged on all samples in their order, and a note says so."""
+
+        class Mixes(Landscape):
+            def forward(self, inputs: Tensor) -> Tensor:
+                return super().forward(inputs) + (inputs - inputs.mean(0)) / (inputs.std(0) + 1)
+
+        module = Mixes(height=0.05)
+        inputs = torch.arange(3000.0)[:, None] ** 2 / 9e6
+        train = Evaluator(module, F.mse_loss, inputs, torch.zeros(3000, 1), batch_size=100)
+        states = [{"x": torch.zeros(1)}, {"x": torch.ones(1)}]
+        certificate = certify(states, train, threshold=9.0, level="sampled", straight_points=0)
+        assert (certificate.level, certificate.verdict) == ("full", "sampled")
+        assert "which samples share a batch" in certificate.notes[0]
+
+    @pytest.mark.parametrize(
+        ("a", "b", "kind"), [(0, 1, "integers"), (False, True, "booleans"), ([1, 2], [1, 3], "integers")]
+    )
+    def test_no_line_leads_from_integer_to_integer(self, a: Any, b: Any, kind: str) -> None:
+        class Masked(Landscape):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("mask", torch.tensor(a))
+
+        train = Evaluator(Masked(), F.mse_loss, torch.ones(5, 1), torch.zeros(5, 1))
+        states = [{"x": torch.tensor([float(x)]), "mask": torch.tensor(m)} for x, m in enumerate((a, a, b, a))]
+        certificate = certify(states, train, threshold=0.1)
+        assert (certificate.connected, certificate.verdict, certificate.reasons) == (False, "undecided", [])
+        assert certificate.undecided == [
+            f"the {kind} of the tensor mask change between waypoints 1 and 2: no straight line leads from one to the "
+            "other (and 1 more)"
+        ]
+
+    def test_infinities_that_stay_do_not_count(self) -> None:
+        class Masked(Landscape):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("mask", torch.tensor([0.0, -math.inf, math.nan]))
+
+        train = Evaluator(Masked(), F.mse_loss, torch.ones(5, 1), torch.zeros(5, 1))
+        states = [{"x": torch.tensor([float(x)]), "mask": Masked().state_dict()["mask"]} for x in range(3)]
+        assert certify(states, train, threshold=0.1).connected
+        states[2]["mask"] = torch.tensor([0.0, math.inf, math.nan])
+        certificate = certify(states, train, threshold=0.1)
         assert not certificate.connected
+        assert "tensor mask" in certificate.undecided[0]
+
+    def test_a_complex_parameter(self) -> None:
+        class Complex(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.w = nn.Parameter(torch.zeros(1, dtype=torch.complex64))
+
+            def forward(self, inputs: Tensor) -> Tensor:
+                return inputs * self.w.imag
+
+        train = Evaluator(Complex(), F.l1_loss, torch.ones(5, 1), torch.zeros(5, 1))
+        states = [{"w": torch.tensor([value], dtype=torch.complex64)} for value in (0j, 3 + 4j, 3 + 4j)]
+        certificate = certify(states, train, threshold=4.5)
+        assert certificate.connected, certificate.undecided
+        assert certificate.lengths["arc"] == certificate.lengths["straight"] == 5
 
 
 class TestGeometry:
-    def test_lengths_and_locations(self):
-        line = [point(0.0, 0.0), point(3.0, 0.0), point(3.0, 4.0)]
-        certificate = certify(line, measured(lambda x, y: y / 100), threshold=0.1, interior=1)
-        assert certificate.lengths == {
-            "arc": pytest.approx(7),
-            "straight": pytest.approx(5),
-            "buffers_arc": 0,
-            "buffers_straight": 0,
-        }
-        assert [p.at.arc for p in certificate.points if p.at.fraction in (0, 0.5)] == pytest.approx(
-            [0, 1.5 / 7, 3 / 7, 5 / 7, 1]
-        )
+    def test_only_parameters_have_length(self) -> None:
+        class Buffered(Landscape):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("statistics", torch.zeros(()))
 
-    def test_only_parameters_have_length(self):
-        line = [{**point(float(i)), "statistics": torch.tensor(100.0 * i)} for i in range(3)]
-        certificate = certify(line, measured(lambda x: 0.0), threshold=0.1, parameter_names={"x"})
-        assert certificate.lengths["arc"] == pytest.approx(2)
-        assert certificate.lengths["buffers_arc"] == certificate.lengths["buffers_straight"] == pytest.approx(200)
+        train = Evaluator(Buffered(), F.mse_loss, torch.ones(5, 1), torch.zeros(5, 1))
+        states = [{"x": torch.tensor([float(x)]), "statistics": torch.tensor(100.0 * x)} for x in (0, 3, 1)]
+        certificate = certify(states, train, threshold=0.1, parameter_names={"x"})
+        assert certificate.lengths == {"arc": 5, "straight": 1, "buffers_arc": 500, "buffers_straight": 100}
+        assert [p.at.arc for p in certificate.points if p.at.fraction == 0] == pytest.approx([0, 0.6, 1])
+        moving = [{**states[0], "statistics": torch.tensor(float(x))} for x in (0, 1, 3)]
+        certificate = certify(moving, train, threshold=0.1, parameter_names={"x"})
+        assert [p.at.arc for p in certificate.points if p.at.fraction == 0] == pytest.approx([0, 1 / 3, 1])
 
-    def test_waypoints_that_are_alike(self):
-        certificate = certify([point(1.0)] * 3, measured(lambda x: 0.0), threshold=0.1)
-        assert certificate.connected
-        assert [p.at.arc for p in certificate.points] == sorted({p.at.arc for p in certificate.points})
-
-    def test_interpolation(self):
+    def test_interpolation(self) -> None:
         a = {"w": torch.tensor([1.0, 0.1]), "half": torch.tensor([1.0], dtype=torch.float16), "n": torch.tensor(3)}
         b = {"w": torch.tensor([2.0, 0.2]), "half": torch.tensor([3.0], dtype=torch.float16), "n": torch.tensor(8)}
         line = Polyline([lambda: a, lambda: b])
@@ -331,85 +327,88 @@ class TestGeometry:
         assert between["half"].item() == 1.75
         assert between["n"].item() == 3
 
-    def test_straight_line(self):
-        line = [point(0.0, 0.0), point(1.0, 2.0), point(4.0, 0.0)]
-        certificate = certify(
-            line, measured(lambda x, y: x + y), measured(lambda x, y: x, accuracy=0.5), threshold=9, straight_points=5
+    def test_straight_line(self) -> None:
+        certificate = judge(Landscape(2.0, 2.0, 0.09), [0, 1, 4], threshold=9, straight_points=5)
+        assert [point.fraction for point in certificate.straight_line] == [i / 4 for i in range(5)]
+        assert [point.train_loss for point in certificate.straight_line] == pytest.approx(
+            [0.01, 0.04, 0.09, 0.04, 0.01]
         )
-        assert [(p.fraction, p.train_loss, p.test_loss) for p in certificate.straight_line] == [
-            (i / 4, float(i), float(i)) for i in range(5)
-        ]
+
+    def test_the_test_set_is_reported_and_does_not_count(self) -> None:
+        module = Landscape()
+        train = Evaluator(module, F.mse_loss, torch.ones(20, 1), torch.zeros(20, 1))
+        test = Evaluator(module, F.mse_loss, torch.ones(20, 1), torch.full((20, 1), 10.0))
+        states = [{"x": torch.tensor([float(x)])} for x in range(3)]
+        certificate = certify(states, train, test, threshold=0.1)
         assert certificate.connected
-        assert certify(line, measured(lambda x, y: 0.0), threshold=9, straight_points=0).straight_line == []
+        assert certificate.max_test_loss == pytest.approx(98.01)
+        assert certificate.points_evaluated_on_test >= 3
 
 
-def test_the_test_set_is_reported_and_does_not_count():
-    def test(state):
-        x = state["x"].item()
-        return Evaluation(100 * x, None, 0.99 - 0.1 * x * (1 - x), 10, 0)
-
-    certificate = certify(LINE, measured(lambda x: 0.01), test, threshold=0.1, interior=3)
-    assert certificate.connected
-    assert certificate.min_test_accuracy == pytest.approx(0.965)
-    assert certificate.min_test_accuracy_at.fraction == 0.5
-    assert certificate.max_test_loss == 100
-    assert certificate.points_evaluated_on_test == 5
-
-
-def test_progress_counts_up():
-    calls = []
-    certify(
-        LINE,
-        measured(lambda x: 0.05, error=0.001),
-        threshold=0.1,
-        full_train=measured(lambda x: 0.05),
-        progress=lambda *call: calls.append(call),
-    )
-    done = [call[0] for call in calls]
-    assert done == list(range(1, len(calls) + 1))
-    assert all(total >= count for count, total, _ in calls)
-    assert "highest loss 0.0500" in calls[-1][2]
-
-
-def test_several_workers_give_the_same_certificate():
+def digits_like() -> tuple[nn.Module, Evaluator, list[State]]:
     module = build_model("mlp", hidden=16)
     generator = torch.Generator().manual_seed(0)
     inputs, targets = torch.randn(300, 64, generator=generator), torch.randint(10, (300,), generator=generator)
-    line = [
-        {name: torch.randn(value.shape, generator=generator) for name, value in module.state_dict().items()}
-        for _ in range(4)
-    ]
-    train = Evaluator(module, F.cross_entropy, inputs, targets)
-    threads = torch.get_num_threads()
-    before = torch.get_rng_state()
-    certificates = [
-        certify(line, train, train, threshold=0.1, workers=workers, seed=7).as_dict() for workers in (1, 3, 3)
-    ]
-    assert torch.get_num_threads() == threads
-    assert torch.equal(torch.get_rng_state(), before)
-    for certificate in certificates:
-        assert certificate.pop("environment")["workers"] in (1, 3)
-    assert certificates[0] == certificates[1] == certificates[2]
+    first = {name: torch.randn(value.shape, generator=generator) / 8 for name, value in module.state_dict().items()}
+    line = [first]
+    for _ in range(3):
+        line.append({name: value + torch.randn(value.shape, generator=generator) / 50 for name, value in first.items()})
+    return module, Evaluator(module, F.cross_entropy, inputs, targets), line
 
 
-def test_threads_that_start_later_are_as_before():
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        certificate = certify(
-            LINE, lambda state: Evaluation(torch.get_num_threads(), None, None, 1, 0), threshold=9, workers=2
-        )
-        assert {p.train_loss for p in certificate.points} == {1}
-        assert torch.get_num_threads() == 3
-        with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(torch.get_num_threads).result() == 3
-    finally:
-        torch.set_num_threads(threads)
+class TestWork:
+    def test_progress_counts_up(self) -> None:
+        calls: list[tuple[int, int, str]] = []
+        judge(Landscape(), [0, 1], progress=lambda *call: calls.append(call), straight_points=3)
+        done = [call[0] for call in calls]
+        assert done == sorted(done)
+        assert all(count <= total for count, total, _ in calls)
 
+    def test_several_workers_give_the_same_certificate(self) -> None:
+        _, train, line = digits_like()
+        threads, before = torch.get_num_threads(), torch.get_rng_state()
+        certificates = [
+            certify(line, train, train, threshold=2.7, workers=workers, seed=7).as_dict() for workers in (1, 3, 3)
+        ]
+        assert torch.get_num_threads() == threads
+        assert torch.equal(torch.get_rng_state(), before)
+        for certificate in certificates:
+            assert certificate.pop("environment")["workers"] in (1, 3)
+            certificate["resolution"].pop("seconds")
+        assert certificates[0] == certificates[1] == certificates[2]
 
-def test_errors_of_workers_surface():
-    def fail(state):
-        raise LLPFError("no such layer")
+    def test_threads_that_start_later_are_as_before(self) -> None:
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(3)
+            judge(Landscape(), [0, 1], workers=2)
+            assert torch.get_num_threads() == 3
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(torch.get_num_threads).result() == 3
+        finally:
+            torch.set_num_threads(threads)
 
-    with pytest.raises(LLPFError, match="no such layer"):
-        certify(LINE, fail, threshold=0.1, workers=2)
+    def test_a_new_seed_each_time_and_it_is_recorded(self) -> None:
+        module = Landscape(0.5, 0.3, 0.05, opaque=True)
+        first, second = judge(module, [0, 1]), judge(module, [0, 1])
+        assert first.resolution["seed"] != second.resolution["seed"]
+        assert [p.at for p in first.points] != [p.at for p in second.points]
+        again = judge(module, [0, 1], seed=first.resolution["seed"])
+        assert [p.at for p in again.points] == [p.at for p in first.points]
+
+    def test_every_place_may_be_evaluated(self) -> None:
+        """A path cannot be high where no seed evaluates it."""
+        module = Landscape(opaque=True)
+        fractions = [p.at.fraction for seed in range(150) for p in judge(module, [0, 1], seed=seed).points]
+        assert {int(f * 16) for f in fractions} == set(range(16))
+
+    def test_errors_of_workers_surface(self) -> None:
+        module = Landscape(opaque=True)
+        train = Evaluator(module, F.mse_loss, torch.ones(5, 1), torch.zeros(5, 1))
+        states: list[Any] = [{"x": torch.zeros(1)}, {"x": torch.ones(1)}, {"x": torch.ones(2)}]
+        with pytest.raises(LLPFError, match=r"the tensor x has shape \[1\] in waypoint 1 and \[2\] in waypoint 2"):
+            certify(states, train, threshold=0.1, workers=2)
+
+    def test_all_arguments_are_documented(self) -> None:
+        for name in inspect.signature(certify).parameters:
+            assert name in str(certify.__doc__)

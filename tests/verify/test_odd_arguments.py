@@ -6,16 +6,25 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from llpf_fast.errors import LLPFError
-from llpf_fast.verify import Evaluation, Refinement, certify
+from llpf_fast.verify import Evaluator, certify
 
 LINE: Any = [{"x": torch.tensor([0.0])}, {"x": torch.tensor([1.0])}]
 
 
-def low(state: Any) -> Evaluation:
-    return Evaluation(float(state["x"][0].detach()) * 0.1, 0.0, None, 10, 0)
+class Times(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.x * inputs
+
+
+LOW = Evaluator(Times(), F.mse_loss, torch.full((10, 1), 0.5), torch.zeros(10, 1))
 
 
 @pytest.mark.parametrize(
@@ -24,19 +33,23 @@ def low(state: Any) -> Evaluation:
         ({"threshold": "0.1"}, "threshold must be a finite number, got '0.1'"),
         ({"threshold": None}, "threshold must be a finite number"),
         ({"threshold": True}, "threshold must be a finite number"),
-        ({"interior": 2.5}, "interior must be a whole number"),
         ({"straight_points": 2.5}, "straight_points must be a whole number"),
         ({"workers": "2"}, "workers must be a whole number"),
         ({"workers": 0}, "workers must be at least 1"),
         ({"seed": "x"}, "seed must be a whole number"),
-        ({"refinement": {"rounds": 1}}, "refinement must be a Refinement"),
+        ({"level": "some"}, "unknown level 'some'"),
+        ({"level": 3}, "unknown level '3'"),
+        ({"limits": {"finest": 1}}, "limits must be Limits"),
         ({"progress": 3}, "progress must be a function"),
+        ({"train": lambda state: 0}, "train must be an Evaluator"),
+        ({"train": None}, "train must be an Evaluator"),
+        ({"test": lambda state: 0}, "test must be an Evaluator"),
         ({"parameter_names": "x"}, "parameter_names must be several names"),
     ],
 )
 def test_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(LLPFError, match=message):
-        certify(LINE, low, **{"threshold": 0.5, **arguments})
+        certify(LINE, **{"train": LOW, "threshold": 0.5, **arguments})
 
 
 @pytest.mark.parametrize(
@@ -51,19 +64,13 @@ def test_arguments(arguments: dict[str, Any], message: str) -> None:
 )
 def test_waypoints(waypoints: Any, message: str) -> None:
     with pytest.raises(LLPFError, match=message):
-        certify(waypoints, low, threshold=0.5)
+        certify(waypoints, LOW, threshold=0.5)
 
 
 def test_waypoints_that_negate_or_want_gradients() -> None:
     negated = [{"x": torch._neg_view(-state["x"])} for state in LINE]
     wanting = [{"x": nn.Parameter(state["x"])} for state in LINE]
     for waypoints in (negated, wanting):
-        certificate = certify(waypoints, low, threshold=0.5)
+        certificate = certify(waypoints, LOW, threshold=0.5)
         assert certificate.connected
-        assert certificate.max_loss == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize(("field", "value"), [("rounds", -1), ("gaps", 1.5), ("finest", float("nan")), ("gaps", True)])
-def test_refinement(field: str, value: Any) -> None:
-    with pytest.raises(LLPFError, match=f"{field} of a Refinement must be"):
-        Refinement(**{field: value})
+        assert certificate.max_loss == pytest.approx(0.25)

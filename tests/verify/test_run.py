@@ -2,14 +2,16 @@ import json
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from llpf_fast.batches.digest import data_digest, sample_set_digest
 from llpf_fast.data import load_dataset
 from llpf_fast.errors import LLPFError
 from llpf_fast.models import build_model, train_model
 from llpf_fast.path import RunDirectory, state_digest
-from llpf_fast.verify import run as verify_run_module
-from llpf_fast.verify import verify_run
+from llpf_fast.path.fingerprint import digest
+from llpf_fast.verify import Limits, check_certificate, verify_run
 
 STEPS = 4
 
@@ -37,11 +39,20 @@ def waypoints(digits):
     return states
 
 
-def write_run(folder, states, *, arrived=True, finished=True, destination=None, **more):
+def task_of(settings, inputs, targets, loss="cross_entropy"):
+    """What a search records of its loss, data and settings."""
+    sha256 = data_digest([(inputs, targets)])
+    data = {"form": "samples", "samples": len(targets), "digest_of": len(targets), "sha256": sha256}
+    return {"loss": {"name": loss}, "data": data, "settings_sha256": digest(settings)}
+
+
+def write_run(folder, states, *, arrived=True, finished=True, destination=None, data=None, **more):
+    settings = more.pop("settings", {"model": "", "data": "digits", "threshold": 0.15})
     run = RunDirectory.create(
         folder,
         {
-            "settings": {"model": "", "data": "digits", "threshold": 0.15},
+            "settings": settings,
+            "task": task_of(settings, *(data or load_dataset("digits").train)),
             "start_sha256": state_digest(states[0]),
             "destination_sha256": state_digest(states[-1] if destination is None else destination),
             **more,
@@ -57,7 +68,7 @@ def write_run(folder, states, *, arrived=True, finished=True, destination=None, 
 @pytest.fixture
 def verify():
     def verify(folder, **options):
-        return verify_run(folder, model=module, workers=1, interior=3, **options)
+        return verify_run(folder, model=module, workers=1, **options)
 
     module = build_model("mlp", hidden=32)
     return verify
@@ -84,27 +95,27 @@ def test_connected_and_written(verify, waypoints, tmp_path):
 def test_repeats_exactly(verify, waypoints, tmp_path):
     folder = write_run(tmp_path / "run", waypoints)
     before = torch.get_rng_state()
-    verify(folder, seed=1)
-    first = (folder / "certificate.json").read_bytes()
-    verify(folder, seed=1)
-    assert (folder / "certificate.json").read_bytes() == first
+    first, second = (verify(folder, seed=1).as_dict() for _ in range(2))
+    for certificate in (first, second):
+        assert certificate["resolution"].pop("seconds") > 0
+    assert first == second
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_screened_run(verify, waypoints, tmp_path, monkeypatch, digits):
-    monkeypatch.setattr(verify_run_module, "SCREEN_SIZE", 400)
-    folder = write_run(tmp_path / "run", waypoints)
-    screened, full = verify(folder), verify(folder, full=True)
-    train = screened.evaluation["train"]
-    assert (train["screened"], train["screening_samples"], train["samples"]) == (True, 400, len(digits.train_targets))
-    assert not full.evaluation["train"]["screened"]
-    assert screened.connected
-    assert full.connected
-    on_both = [point for point in screened.points if point.screened_loss is not None]
-    assert 2 <= len(on_both) < screened.points_evaluated
-    assert all(abs(point.screened_loss - point.train_loss) < 0.05 for point in on_both)
-    assert screened.start_loss == full.start_loss
-    assert screened.destination_loss == full.destination_loss
+def test_levels(waypoints, tmp_path, monkeypatch, digits):
+    """Full by default for few samples; sampled for many, or where it is asked for."""
+    data = tuple(torch.cat([part, part]) for part in digits.train)
+    folder = write_run(tmp_path / "run", waypoints, data=data)
+    given = {"model": build_model("mlp", hidden=32), "train": data, "workers": 1}
+    full, sampled = verify_run(folder, **given), verify_run(folder, **given, level="sampled")
+    assert (full.level, full.verdict) == ("full", "proved")
+    assert (sampled.level, sampled.verdict, sampled.connected) == ("sampled", "sampled", True)
+    train = sampled.evaluation["train"]
+    assert (train["screened"], train["screening_samples"], train["samples"]) == (True, 1500, len(data[1]))
+    assert 0.9 * full.bound < sampled.bound <= 0.15
+    assert (sampled.start_loss, sampled.destination_loss) == (full.start_loss, full.destination_loss)
+    monkeypatch.setattr("llpf_fast.verify.run.SAMPLED_ABOVE", 2000)
+    assert verify_run(folder, **given).level == "sampled"
 
 
 class TestTampering:
@@ -165,6 +176,77 @@ class TestTampering:
         assert (written["connected"], written["max_loss"]) == (False, None)
 
 
+class TestBinding:
+    """What is not the search's is not connected, unless it is allowed by name; the certificate says so either way."""
+
+    def check(self, verify, folder, kind, text, **options):
+        for allowed in (False, True):
+            certificate = verify(folder, **options, **({f"other_{kind}": True} if allowed else {}))
+            assert certificate.connected is allowed, certificate.as_dict()
+            assert text in certificate.covers + "".join(certificate.notes)
+            if not allowed:
+                assert text in "".join(certificate.reasons)
+                assert f"pass other_{kind}=True (--other-{kind})" in certificate.reasons[0]
+
+    def test_other_data(self, verify, waypoints, tmp_path, digits):
+        inputs, targets = digits.train
+        folder = write_run(tmp_path / "run", waypoints)
+        text = "the training data are not the samples of the search"
+        self.check(verify, folder, "data", text, train=(inputs + 0.01, targets))
+        self.check(verify, folder, "data", "the search's were 1437", train=(inputs[:900], targets[:900]))
+
+    def test_another_order_is_the_same_data(self, verify, waypoints, tmp_path, digits):
+        inputs, targets = digits.train
+        order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
+        folder = write_run(tmp_path / "run", waypoints)
+        edit(folder, lambda run: run["task"]["data"].update(set_sha256=sample_set_digest([(inputs, targets)])))
+        certificate = verify(folder, train=(inputs[order], targets[order]))
+        assert certificate.connected
+        assert "the training data are the search's in another order" in certificate.covers
+
+    def test_other_loss(self, verify, waypoints, tmp_path):
+        loss = nn.CrossEntropyLoss(label_smoothing=0.001)
+        text = "the loss is cross_entropy(label_smoothing=0.001), the search's was cross_entropy"
+        self.check(verify, write_run(tmp_path / "run", waypoints), "loss", text, loss_fn=loss)
+
+    def test_a_weaker_threshold(self, verify, waypoints, tmp_path):
+        folder = write_run(tmp_path / "run", waypoints)
+        self.check(verify, folder, "settings", "the threshold is 0.2, the search's was 0.15", threshold=0.2)
+        stricter = verify(folder, threshold=0.14)
+        assert stricter.connected
+        assert "the threshold is 0.14, the search's was 0.15" in stricter.covers
+
+    def test_edited_settings(self, verify, waypoints, tmp_path):
+        folder = write_run(tmp_path / "run", waypoints)
+        edit(folder, lambda run: run["settings"].update(threshold=0.2))
+        self.check(verify, folder, "settings", "the settings in run.yaml were edited after the search")
+
+    @pytest.mark.parametrize(
+        ("entry", "kind"), [("settings_sha256", "settings"), ("loss", "loss"), ("data", "data"), (None, "settings")]
+    )
+    def test_removed_entries(self, verify, waypoints, tmp_path, entry, kind):
+        folder = write_run(tmp_path / "run", waypoints)
+        edit(folder, lambda run: run["task"].pop(entry) if entry else run.pop("task"))
+        if entry:
+            self.check(verify, folder, kind, "run.yaml records no ")
+        else:
+            assert len(verify(folder).reasons) == 3
+            assert verify(folder, other_data=True, other_loss=True, other_settings=True).connected
+
+    def test_statistics_edited(self, verify, waypoints, tmp_path):
+        """Another policy than the search's, as run.yaml now says."""
+        folder = write_run(tmp_path / "run", waypoints)
+        edit(folder, lambda run: run["settings"].update(statistics="reestimated"))
+        self.check(verify, folder, "settings", "the settings in run.yaml were edited after the search")
+
+
+def edit(folder, change):
+    """Change run.yaml."""
+    content = yaml.safe_load((folder / "run.yaml").read_text())
+    change(content)
+    (folder / "run.yaml").write_text(yaml.safe_dump(content))
+
+
 class TestUnreached:
     def test_not_finished(self, verify, waypoints, tmp_path):
         certificate = verify(write_run(tmp_path / "run", waypoints, finished=False))
@@ -176,6 +258,17 @@ class TestUnreached:
         certificate = verify(run)
         assert (certificate.connected, len(certificate.reasons)) == (False, 1)
         assert "not reached" in certificate.reasons[0]
+        assert certificate.verdict == "proved"
+        assert "from the start to where the search stopped, short of its destination" in certificate.covers
+
+    def test_how_far_half_a_path_goes(self, verify, waypoints, tmp_path):
+        folder = write_run(tmp_path / "run", waypoints[:-1], finished=False, destination=waypoints[-1])
+        run = RunDirectory.open(folder)
+        for tick, distance in enumerate((8.0, 6.0, 3.6), start=1):
+            run.append_metrics({"tick": tick, "distance": distance})
+        certificate = verify(folder)
+        assert not certificate.connected
+        assert "from the start to about 55 % of the way to the destination" in certificate.covers
 
     @pytest.mark.parametrize("goal", ["none", "sphere", "other"])
     def test_another_goal_than_the_modes(self, verify, waypoints, tmp_path, goal):
@@ -208,11 +301,11 @@ def test_names_in_run_yaml(tmp_path):
         states = [state_of(build_model("mlp")) for _ in range(2)]
     run = write_run(tmp_path / "run", states, settings={"model": "mlp", "data": "digits", "threshold": 9.0})
     before = torch.get_rng_state()
-    certificate = verify_run(run, workers=1, interior=1)
+    certificate = verify_run(run, workers=1)
     assert torch.equal(torch.get_rng_state(), before)
     assert certificate.connected
     assert (certificate.evaluation["model"], certificate.evaluation["loss"]) == ("mlp", "cross_entropy")
-    assert not verify_run(run, workers=1, interior=1, threshold=0.1).connected
+    assert verify_run(run, workers=1, threshold=0.1).verdict == "refuted"
 
 
 def test_given_model_data_and_statistics(tmp_path):
@@ -228,11 +321,14 @@ def test_given_model_data_and_statistics(tmp_path):
     train_model(net, inputs, targets, seed=1, epochs=1, lr=0.1)
     end = state_of(net)
     end["1.running_mean"] += 100.0
-    folder = write_run(tmp_path / "run", [start, end])
+    folder = write_run(tmp_path / "run", [start, end], data=(inputs, targets))
     data = {"model": net, "train": (inputs, targets), "workers": 1}
     stored = verify_run(folder, **data)
-    assert not stored.connected
+    assert stored.verdict == "refuted"
     reestimated = verify_run(folder, **data, statistics="reestimated")
+    assert (reestimated.connected, reestimated.verdict) == (False, "sampled")
+    assert "--other-settings" in reestimated.reasons[0]
+    reestimated = verify_run(folder, **data, statistics="reestimated", other_settings=True)
     assert reestimated.connected, reestimated.reasons
     assert reestimated.evaluation["batchnorm_statistics"] == "reestimated"
     assert reestimated.min_test_accuracy is None
@@ -250,3 +346,97 @@ def test_refusals(waypoints, tmp_path):
     with pytest.raises(LLPFError, match="unknown statistics 'estimated'"):
         verify_run(folder, **given, loss_fn=nn.functional.cross_entropy, statistics="estimated")
     assert not (folder / "certificate.json").exists()
+
+
+class TestCheck:
+    @pytest.fixture
+    def check(self):
+        def check(folder, certificate=None, **options):
+            return check_certificate(folder, certificate, model=build_model("mlp", hidden=32), **options)
+
+        return check
+
+    def test_proved(self, verify, check, waypoints, tmp_path):
+        folder = write_run(tmp_path / "run", waypoints)
+        certificate = verify(folder)
+        before = sorted((file, file.stat().st_mtime_ns) for file in folder.rglob("*"))
+        for source in (None, folder / "certificate.json", certificate.as_dict()):
+            confirmation = check(folder, source)
+            assert (confirmation.verdict, confirmation.connected) == ("proved", True)
+            assert confirmation.text.startswith(
+                "confirmed: connected (proved) at threshold 0.15; 5 waypoints, data, loss"
+            )
+            assert f"of its {len(certificate.pieces)} pieces were bounded again, by at most 0." in confirmation.text
+        assert before == sorted((file, file.stat().st_mtime_ns) for file in folder.rglob("*"))
+
+    def test_refuted(self, verify, check, waypoints, tmp_path):
+        spoiled = {name: value + 0.5 * (name == "fc2.weight") for name, value in waypoints[2].items()}
+        spoiled["fc2.weight"][3] -= 5
+        folder = write_run(tmp_path / "run", [*waypoints[:2], spoiled, *waypoints[3:]])
+        certificate = verify(folder)
+        confirmation = check(folder)
+        assert (confirmation.verdict, confirmation.connected) == ("refuted", False)
+        assert f"its witness has the loss {certificate.witness.loss:.4g} again" in confirmation.text
+        low = {**certificate.as_dict(), "witness": {**certificate.as_dict()["witness"], "waypoint": 0, "fraction": 0.0}}
+        with pytest.raises(LLPFError, match="the witness does not refute the path"):
+            check(folder, low)
+
+    def test_sampled(self, waypoints, tmp_path, digits):
+        data = tuple(torch.cat([part, part]) for part in digits.train)
+        folder = write_run(tmp_path / "run", waypoints, data=data)
+        given = {"model": build_model("mlp", hidden=32), "train": data}
+        verify_run(folder, **given, level="sampled", workers=1)
+        confirmation = check_certificate(folder, **given)
+        assert (confirmation.verdict, confirmation.connected) == ("sampled", True)
+        assert "pieces have at most 0." in confirmation.text
+
+    def test_undecided(self, verify, check, waypoints, tmp_path):
+        folder = write_run(tmp_path / "run", waypoints)
+        verify(folder, limits=Limits(evaluations=1))
+        confirmation = check(folder)
+        assert (confirmation.verdict, confirmation.connected) == ("undecided", False)
+
+    def test_half_a_path(self, verify, check, waypoints, tmp_path):
+        folder = write_run(tmp_path / "run", waypoints[:-1], finished=False, destination=waypoints[-1])
+        verify(folder)
+        assert "not connected (proved)" in check(folder).text
+        edited = {**json.loads((folder / "certificate.json").read_text()), "connected": True, "reasons": []}
+        with pytest.raises(LLPFError, match="says connected, but the destination is not reached"):
+            check(folder, edited)
+
+    def test_other_files(self, verify, check, waypoints, tmp_path, digits):
+        folder = write_run(tmp_path / "run", waypoints)
+        verify(folder)
+        inputs, targets = digits.train
+        with pytest.raises(LLPFError, match=r"the training data of .* is not what the certificate is about"):
+            check(folder, train=(inputs + 0.01, targets))
+        with pytest.raises(LLPFError, match="the loss of"):
+            check(folder, loss_fn=nn.CrossEntropyLoss(label_smoothing=0.1))
+        other = write_run(tmp_path / "other", [waypoints[0], *waypoints[2:]])
+        with pytest.raises(LLPFError, match="the list of waypoint files of"):
+            check(other, folder / "certificate.json")
+        with pytest.raises(LLPFError, match=r"nothing\.json is missing"):
+            check(folder, tmp_path / "nothing.json")
+        edit(folder, lambda run: run["settings"].update(threshold=0.2))
+        with pytest.raises(LLPFError, match=r"run\.yaml of"):
+            check(folder)
+        file = folder / "waypoints" / "000003.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"\1")
+        with pytest.raises(LLPFError, match=r"000003\.safetensors"):
+            check(folder)
+
+    def test_an_edited_certificate(self, verify, check, waypoints, tmp_path):
+        folder = write_run(tmp_path / "run", waypoints)
+        content = verify(folder).as_dict()
+        pieces = content["pieces"]
+        edits = {
+            "contradicts itself": {"verdict": "undecided"},
+            "do not cover the segment after waypoint 1": {"pieces": [p for p in pieces if p[0] != 1]},
+            "do not cover the segment after waypoint 0": {"pieces": [*pieces, pieces[0]]},
+            "is above its threshold": {"threshold": 0.01},
+            "damaged": {"pieces": [[1]]},
+            "no proof": {"threshold": 0.02, "pieces": [[*p[:3], 0.01, 0.01, None] for p in pieces]},
+        }
+        for message, edit in edits.items():
+            with pytest.raises(LLPFError, match=message):
+                check(folder, {**content, **edit})

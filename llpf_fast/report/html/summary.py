@@ -12,9 +12,10 @@ from ...analysis.trajectory import is_of
 from ...errors import LLPFError
 from ...modes import MODES
 from ...path import RunDirectory
+from ...verify.verdict import verdict_words
 from ..picture import span
 
-#: The verdict's CSS class: "good" connected; "bad" not connected, or files that cannot be trusted; "open" not known.
+#: The verdict's CSS class: "good" connected; "bad" not connected, or files that cannot be trusted; "open" undecided.
 VerdictClass = Literal["good", "bad", "open"]
 #: Relative difference of two numbers of a certificate that rounding explains.
 _ROUNDING = 1e-9
@@ -139,14 +140,14 @@ def _read_certificate(summary: RunSummary) -> None:
         )
         return
     summary.certificate = certificate
-    summary.verdict = str(certificate["verdict"])
-    summary.verdict_class = _CLASSES.get(summary.verdict, "bad")
+    summary.verdict = verdict_words(str(certificate["verdict"]), bool(certificate["connected"]))
+    summary.verdict_class = "good" if certificate["connected"] else _CLASSES.get(str(certificate["verdict"]), "bad")
     summary.verdict += f" at training loss {certificate['threshold']:g}"
     if certificate["connected"] and span(certificate) != "between the endpoints":
         summary.notes.append(f"The certified line leads {span(certificate)}: there is no second network to arrive at.")
 
 
-_CLASSES: dict[str, VerdictClass] = {"connected": "good", "undecided": "open"}
+_CLASSES: dict[str, VerdictClass] = {"undecided": "open"}
 
 
 def _check_certificate(certificate: Mapping[str, Any]) -> None:
@@ -166,12 +167,12 @@ def _check_certificate(certificate: Mapping[str, Any]) -> None:
         _check_numbers(*certificate["lengths"].values(), *(certificate.get(key) for key in _NUMBERS))
         train = _mapping(certificate["evaluation"].get("train"))
         _check_numbers(*(train.get(key) for key in ("samples", "screening_samples", "points_on_all_samples")))
-        _check_numbers(*(certificate["resolution"].get(key) for key in ("widest_gap", "gaps_that_may_exceed")))
+        _check_numbers(*(certificate["resolution"].get(key) for key in ("closed_pieces", "open_pieces")))
         int(certificate["waypoints"]), int(certificate["points_evaluated"])
         connected, reasons = bool(certificate["connected"]), [*certificate["reasons"], *certificate["undecided"]]
-        if certificate["verdict"] not in ("connected", "not connected", "undecided"):
+        if certificate["verdict"] not in ("proved", "sampled", "refuted", "undecided"):
             raise TypeError("an unknown verdict")
-        if not all(isinstance(reason, str) for reason in reasons):
+        if not all(isinstance(text, str) for text in (certificate["covers"], *reasons)):
             raise TypeError("a reason is no text")
         certificate_sentences(certificate)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -182,13 +183,21 @@ def _check_certificate(certificate: Mapping[str, Any]) -> None:
         raise LLPFError(f"certificate.json contradicts itself: its points reach {max(known):g}, it states {stated}")
     if connected and (not complete or max(known, default=0.0) > threshold or reasons):
         raise LLPFError("certificate.json contradicts itself: it says connected, its points or its reasons say not")
-    if connected != (certificate["verdict"] == "connected"):
+    if connected and certificate["verdict"] not in ("proved", "sampled"):
         raise LLPFError("certificate.json contradicts itself: its verdict and its 'connected' differ")
 
 
 _POINT_NUMBERS = ("train_loss", "train_samples", "test_loss", "test_accuracy")
 _NUMBERS = (
-    *("threshold", "max_loss", "max_loss_standard_error", "min_test_accuracy", "points_evaluated", "waypoints"),
+    *(
+        "threshold",
+        "bound",
+        "max_loss",
+        "max_loss_standard_error",
+        "min_test_accuracy",
+        "points_evaluated",
+        "waypoints",
+    ),
 )
 
 
@@ -207,6 +216,8 @@ def key_numbers(summary: RunSummary) -> list[tuple[str, str]]:
         top = certificate["max_loss"]
         error = certificate.get("max_loss_standard_error")
         rows.append(("highest training loss", format_number(top) + (f" ± {format_number(error)}" if error else "")))
+        if certificate.get("bound") is not None:
+            rows.append(("bound of the training loss", format_number(certificate["bound"])))
         rows.append(("threshold", format_number(certificate["threshold"])))
         if certificate.get("min_test_accuracy") is not None:
             rows.append(("lowest test accuracy", f"{100 * certificate['min_test_accuracy']:.2f} %"))
@@ -234,7 +245,6 @@ def key_numbers(summary: RunSummary) -> list[tuple[str, str]]:
 def certificate_sentences(certificate: Mapping[str, Any]) -> list[str]:
     """Sentences about what the verdict rests on."""
     train = _mapping(certificate["evaluation"].get("train"))
-    resolution = certificate["resolution"]
     points, waypoints = certificate["points_evaluated"], certificate["waypoints"]
     basis = f"Measured at {points:,} points on and between {waypoints:,} waypoints, in evaluation mode"
     if train.get("screened"):
@@ -244,13 +254,7 @@ def certificate_sentences(certificate: Mapping[str, Any]) -> list[str]:
         )
     elif train.get("samples"):
         basis += f", on all {train['samples']:,} training samples"
-    sentences = [basis + "."]
-    widest, possible = resolution.get("widest_gap"), resolution.get("gaps_that_may_exceed")
-    if widest is not None and possible is not None:
-        sentences.append(
-            f"Neighbouring points are at most {100 * widest:.2g} % of the path's length apart. The path between them "
-            f"is not measured; its curvature suggests that the loss may exceed the threshold in {possible:,} gaps."
-        )
+    sentences = [str(certificate["covers"]), basis + "."]
     statistics = certificate["evaluation"].get("batchnorm_statistics")
     if statistics == "reestimated":
         sentences.append("BatchNorm statistics were re-estimated from training data at every point.")
