@@ -24,7 +24,13 @@ from ...batches.precision import float32_products, loss_in
 from ...errors import LLPFError
 from ...path.polyline import Polyline, Position
 from ..evaluator import Evaluator
-from . import moving_rules, normalization_rules, rules  # noqa: F401  (they register themselves)
+from . import (  # noqa: F401  (they register themselves)
+    attention_rules,
+    moving_rules,
+    normalization_rules,
+    piecewise_rules,
+    rules,
+)
 from .form import AffineForm, NotEnclosedError, overflow_check
 from .losses import LossBound
 from .tensor import EnclosedTensor, SampleNumbers, network_run

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .form import AffineForm, NotEnclosedError, add, bilinear, exact, note_largest, unit_roundoff
-from .smooth_rules import reciprocal_root
-from .tensor import EnclosedTensor, form_of, result, rule
+from .form import AffineForm, NotEnclosedError, add, bilinear, exact, note_largest, summed, unit_roundoff
+from .smooth_rules import inverse_root, product, square
+from .tensor import EnclosedTensor, check_dims, form_of, result, rule
 
 
 @rule("batch_norm")
@@ -29,9 +30,9 @@ def _batch_norm(
     if not isinstance(input, EnclosedTensor):
         raise NotEnclosedError("batch_norm of values that do not move has no rule of enclosure")
     mean, variance = (_row(value, input.form) for value in (running_mean, running_var))
-    scale = reciprocal_root(add(variance, exact(torch.tensor(eps, dtype=torch.float64, device=variance.left.device))))
+    scale = inverse_root(add(variance, exact(torch.tensor(eps, dtype=torch.float64, device=variance.left.device))))
     if weight is not None:
-        scale = bilinear(lambda x, y, _: x * y, scale, _row(weight, input.form), 1)
+        scale = product(scale, _row(weight, input.form))
     shift = exact(torch.zeros_like(mean.left)) if bias is None else _row(bias, input.form)
     return result(_centred_product(input.form, mean, scale, shift), input)
 
@@ -89,3 +90,95 @@ def _channels(form: AffineForm, rank: int) -> AffineForm:
         return value.view(1, -1, *[1] * (rank - 2))
 
     return form.map(spread)
+
+
+# Statistics of each sample
+
+
+def _standardized(x: AffineForm, dims: list[int], eps: float, *, centred: bool = True) -> AffineForm:
+    """The form of (x - mean) / sqrt(var + eps), with mean and variance over ``dims``; without ``centred`` mean 0."""
+    terms = math.prod(x.shape[d] for d in dims)
+
+    def mean(value: Tensor) -> Tensor:
+        return value.mean(dims, keepdim=True)
+
+    if centred:
+        x = add(x, summed(x, mean, terms), -1.0).settled()
+    variance = add(summed(square(x), mean, terms), form_of(eps, x))
+    return product(x, inverse_root(variance))
+
+
+def _scaled_and_shifted(x: AffineForm, weight: Any, bias: Any) -> AffineForm:
+    """weight x + bias; both of a shape that broadcasts to x, or None."""
+    if weight is not None:
+        return bilinear(
+            lambda x, w, b: x * w if b is None else torch.addcmul(b, x, w),
+            x,
+            form_of(weight, x),
+            1,
+            None if bias is None else form_of(bias, x),
+        )
+    return x if bias is None else add(x, form_of(bias, x))
+
+
+def _check_parameters(name: str, *values: Any) -> None:
+    if any(isinstance(value, EnclosedTensor) and value.batched for value in values):
+        raise NotEnclosedError(f"{name} with a weight that depends on the samples has no rule of enclosure")
+
+
+@rule("layer_norm")
+def _layer_norm(
+    input: EnclosedTensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+) -> EnclosedTensor:
+    _check_parameters("layer_norm", weight, bias)
+    rank = input.dim()
+    dims = list(range(rank - len(normalized_shape), rank))
+    check_dims("layer_norm", input, dims)
+    return result(_scaled_and_shifted(_standardized(input.form, dims, eps), weight, bias), input)
+
+
+@rule("rms_norm")
+def _rms_norm(
+    input: EnclosedTensor, normalized_shape: Any, weight: Any = None, eps: float | None = None
+) -> EnclosedTensor:
+    if eps is None:
+        raise NotEnclosedError("rms_norm without eps depends on the dtype: give the layer an eps")
+    rank = input.dim()
+    dims = list(range(rank - len(normalized_shape), rank))
+    check_dims("rms_norm", input, dims)
+    return result(_scaled_and_shifted(_standardized(input.form, dims, eps, centred=False), weight, None), input)
+
+
+@rule("group_norm")
+def _group_norm(
+    input: EnclosedTensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+) -> EnclosedTensor:
+    _check_parameters("group_norm", weight, bias)
+    shape = input.shape
+    grouped = input.form.map(lambda value: value.reshape(shape[0], num_groups, -1))
+    form = _standardized(grouped, [2], eps).map(lambda value: value.reshape(shape))
+    return result(_scaled_and_shifted(form, *(_spread(value, len(shape)) for value in (weight, bias))), input)
+
+
+@rule("instance_norm")
+def _instance_norm(
+    input: EnclosedTensor,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *_: Any,
+) -> EnclosedTensor:
+    if not use_input_stats:
+        return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    if running_mean is not None or input.dim() < 3:
+        raise NotEnclosedError("instance_norm in training mode changes its statistics: it has no rule of enclosure")
+    return _group_norm(input, input.shape[1], weight, bias, eps)
+
+
+def _spread(value: Any, rank: int) -> Any:
+    """One number a channel, with the dimensions of a tensor of ``rank``."""
+    return None if value is None else value.view(1, -1, *[1] * (rank - 2))

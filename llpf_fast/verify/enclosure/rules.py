@@ -23,6 +23,7 @@ from .form import (
     scaled,
     summed,
 )
+from .smooth_rules import product, reciprocal
 from .tensor import EnclosedTensor, check_aligned, check_dims, dims_of, forms_of, result, rule
 
 # Linear layers
@@ -102,7 +103,11 @@ def _div(x: Any, y: Any, rounding_mode: str | None = None) -> EnclosedTensor:
         a, b = forms_of(x, y)
         inverse = 1.0 / b.left
         return result(bilinear(lambda x, y, _: x * y, a, AffineForm(inverse, inverse, None, b.rounding + 4.0), 1), x, y)
-    raise NotEnclosedError("division by a value that moves has no rule of enclosure")
+    if not isinstance(y, EnclosedTensor):
+        raise NotEnclosedError(f"division by {y} has no rule of enclosure")
+    check_aligned("div", x, y)
+    a, b = forms_of(x, y)
+    return result(product(a, reciprocal(b)), x, y)
 
 
 # Sums
@@ -158,7 +163,7 @@ def _average_pool(n: int) -> Callable[..., EnclosedTensor]:
     def enclosed(input: EnclosedTensor, kernel_size: Any, *args: Any, **kwargs: Any) -> EnclosedTensor:
         _check_rank(f"avg_pool{n}d", input, n)
         terms = math.prod(_ntuple(n)(kernel_size))
-        if kwargs.get("divisor_override") is not None or len(args) > 4:
+        if kwargs.get("divisor_override", args[4] if len(args) > 4 else None) is not None:
             raise NotEnclosedError(f"avg_pool{n}d with divisor_override has no rule of enclosure")
         return result(summed(input.form, lambda x: function(x, kernel_size, *args, **kwargs), terms), input)
 
