@@ -28,8 +28,8 @@ FLOORS: dict[str, set[str]] = {
     "correct": {"batches", "flat", "ops"},
     "data": {"batches", "user_code"},
     "models": {"batches", "user_code"},
-    "verify": {"batches", "data", "flat", "models", "modes", "path", "user_code"},
-    "find": {"batches", "correct", "flat", "modes", "ops", "path", "settings", "tick", "user_code"},
+    "verify": {"batches", "data", "flat", "models", "modes", "ops", "path", "user_code"},
+    "find": {"batches", "correct", "flat", "modes", "ops", "path", "settings", "tick", "user_code", "verify"},
     "analysis": {"batches", "correct", "data", "find", "flat", "models", "ops", "path", "user_code", "verify"},
     "report": {"analysis", "modes", "path", "verify"},
 }

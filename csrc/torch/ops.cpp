@@ -10,9 +10,11 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <exception>
+#include <tuple>
 #include <vector>
 
 #include "../core/counter_randint.h"
+#include "../core/relu_pool_bounds.h"
 #include "../core/sgd.h"
 #include "../core/tick.h"
 #include "tensor.h"
@@ -120,6 +122,24 @@ void counter_randint_(const Tensor& out, const Tensor& key, const Tensor& first,
   on_device_of(out, [&](auto on) { return device::counter_randint(arguments, on); });
 }
 
+std::tuple<Tensor, Tensor, Tensor> relu_pool_bounds(const Tensor& left, const Tensor& right, const Tensor& radius,
+                                                    double slope, std::vector<int64_t> kernel,
+                                                    std::vector<int64_t> stride, std::vector<int64_t> padding,
+                                                    std::vector<int64_t> dilation, bool ceil_mode) {
+  const auto arguments = ReluPoolBoundsArguments::of(left, right, radius, slope, kernel, stride, padding, dilation, ceil_mode);
+  const auto empty = [&] {
+    const auto& window = arguments.window;
+    if (window.pointwise()) return torch::stable::new_empty(left, left.sizes());
+    const int64_t shape[] = {left.size(0), left.size(1), window.out[0], window.out[1]};
+    return torch::stable::new_empty(left, {shape, 4u});
+  };
+  std::tuple<Tensor, Tensor, Tensor> out{empty(), empty(), empty()};
+  const auto& [to_left, to_right, to_radius] = out;
+  const FormPointers pointers{to_left.data_ptr(), to_right.data_ptr(), to_radius.data_ptr()};
+  on_device_of(left, [&](auto on) { return device::relu_pool_bounds(arguments, pointers, on); });
+  return out;
+}
+
 template <class Library>
 void register_ops(Library& m) {
   m.impl("moments", TORCH_BOX(&moments));
@@ -129,6 +149,7 @@ void register_ops(Library& m) {
   m.impl("sgd_", TORCH_BOX(&sgd_));
   m.impl("loss_gate_", TORCH_BOX(&loss_gate_));
   m.impl("counter_randint_", TORCH_BOX(&counter_randint_));
+  m.impl("relu_pool_bounds", TORCH_BOX(&relu_pool_bounds));
 }
 
 }  // namespace

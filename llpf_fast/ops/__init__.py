@@ -10,6 +10,7 @@ from .info import info, kernels_in_use
 from .library import scratch_numel
 from .loss_gate import gate_state, loss_gate_
 from .moments import moments
+from .relu_pool_bounds import relu_pool_bounds
 from .sgd import sgd_
 from .tick import tick_
 
@@ -24,6 +25,7 @@ __all__ = [
     "kernels_in_use",
     "loss_gate_",
     "moments",
+    "relu_pool_bounds",
     "scratch_numel",
     "sgd_",
     "tick_",

@@ -50,7 +50,8 @@ def test_each_op_in_one_graph(op: str) -> None:
         before = [tensors[name] * 2 for name in floats]
         result = getattr(torch.ops.llpf_fast, op)(**tensors, **rest)
         after = [tensors[name] + 1 for name in floats]
-        return [*before, *after] if result is None else [*before, *after, result]
+        results = result if isinstance(result, tuple) else () if result is None else (result,)
+        return [*before, *after, *results]
 
     start = [arguments[name] for name in names]
     mine, theirs = clones(start), clones(start)

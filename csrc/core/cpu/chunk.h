@@ -2,9 +2,10 @@
 
 #include <cstdint>
 
+#include "../relu_pool_bounds.h"
 #include "../sgd.h"
 
-// The innermost loops: one chunk of one path. Compiled once per instruction set, chosen at run time.
+// The innermost loops: one chunk of one path, or planes of images. Compiled once per instruction set, chosen at run time.
 namespace llpf::cpu {
 
 /// Storage of p and d together; d is 16-bit beside a float32 p or of p's own type.
@@ -19,6 +20,8 @@ struct ChunkKernels {
   void (*apply[kPairs])(const void* p, const void* d, void* out, int64_t n, const double* abc);
   /// `buffer` may be null.
   void (*sgd[kDtypes])(void* p, const void* g, void* buffer, int64_t n, double rate, const SgdRule<double>& rule);
+  /// Planes [begin, end), of float and of double.
+  void (*relu_pool_bounds[2])(const ReluPoolBoundsArguments& arguments, const FormPointers& out, int64_t begin, int64_t end);
 };
 
 /// The widest instruction set that the processor has, LLPF_ISA ("plain", "avx2", "avx512") allows and the build

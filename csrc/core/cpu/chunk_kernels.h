@@ -6,6 +6,7 @@
 #include "../sgd.h"
 #include "chunk.h"
 #include "simd.h"
+#include "window_kernels.h"
 
 namespace llpf::LLPF_ISA {
 
@@ -227,7 +228,8 @@ inline constexpr cpu::ChunkKernels kernels(const char* isa) {
            reduce<float, Bfloat16>, reduce<float, Float16>},
           {apply<float, float>, apply<double, double>, apply<Bfloat16, Bfloat16>, apply<Float16, Float16>,
            apply<float, Bfloat16>, apply<float, Float16>},
-          {sgd<float>, sgd<double>, sgd<Bfloat16>, sgd<Float16>}};
+          {sgd<float>, sgd<double>, sgd<Bfloat16>, sgd<Float16>},
+          {relu_pool_planes<float>, relu_pool_planes<double>}};
 }
 
 }  // namespace llpf::LLPF_ISA

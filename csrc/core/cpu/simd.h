@@ -112,6 +112,56 @@ LLPF_HD void store(Float16* to, Vector<float, kLanes<float>> value) {
 #endif
 }
 
+/// The first `count` of kLanes<T> neighbours; the other lanes are 0, and nothing is read there.
+template <class T>
+LLPF_HD Vector<T, kLanes<T>> load_some(const T* from, int64_t count) {
+#if defined(__AVX512F__)
+  const auto mask = static_cast<uint32_t>((uint64_t{1} << count) - 1);
+  if constexpr (sizeof(T) == sizeof(float)) return _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from);
+  else return _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), from);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_ps(from, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes));
+  } else {
+    return _mm256_maskload_pd(from, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3)));
+  }
+#else
+  Vector<T, kLanes<T>> out{};
+  for (int64_t i = 0; i < count; ++i) out[i] = from[i];
+  return out;
+#endif
+}
+
+/// Writes the first `count` lanes.
+template <class T>
+LLPF_HD void store_some(T* to, Vector<T, kLanes<T>> value, int64_t count) {
+#if defined(__AVX512F__)
+  const auto mask = static_cast<uint32_t>((uint64_t{1} << count) - 1);
+  if constexpr (sizeof(T) == sizeof(float)) _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), value);
+  else _mm512_mask_storeu_pd(to, static_cast<__mmask8>(mask), value);
+#else
+  // The masked stores of AVX2 take 20 operations and more on AMD's processors.
+  for (int64_t i = 0; i < count; ++i) to[i] = value[i];
+#endif
+}
+
+/// Elements 0, 2, 4, ... of two registers that lie one behind the other, overlapping by one element.
+template <class T, class V = Vector<T, kLanes<T>>>
+LLPF_HD V every_second(V lower, V upper) {
+  constexpr int N = kLanes<T>;
+#if defined(__AVX512F__)
+  if constexpr (N == 16) {
+    const __m512i at = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31);
+    return _mm512_permutex2var_ps(lower, at, upper);
+  }
+  if constexpr (N == 8) return _mm512_permutex2var_pd(lower, _mm512_setr_epi64(0, 2, 4, 6, 9, 11, 13, 15), upper);
+#endif
+  V out;
+  for (int i = 0; i < N; ++i) out[i] = 2 * i < N ? lower[2 * i] : upper[2 * i - N + 1];
+  return out;
+}
+
 using Doubles = Vector<double, kLanes<double>>;
 
 LLPF_HD Doubles multiply_add(Doubles a, Doubles b, Doubles c) {

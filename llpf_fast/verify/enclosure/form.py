@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ...errors import LLPFError
+from ...ops import relu_pool_bounds
+from ...ops.relu_pool_bounds import LEAST_SLOPE
 
 
 class NotEnclosedError(LLPFError):
@@ -36,7 +38,8 @@ def gamma(count: int, dtype: torch.dtype) -> float:
 #: The largest radii of sums and products so far. Their rounding is part of each radius, so radii below _LARGEST show
 #: that no partial sum overflowed (an overflow in the middle could have the wrong sign).
 _largest: ContextVar[list[Tensor] | None] = ContextVar("largest_radii", default=None)
-_LARGEST = {torch.float32: 1e28, torch.float64: 1e280}
+#: float64's limit keeps values in float32's range too: a network of float32 would overflow where they leave it.
+_LARGEST = {torch.float32: 1e28, torch.float64: 1e21}
 
 
 @contextlib.contextmanager
@@ -250,78 +253,52 @@ def summed(x: AffineForm, function: Callable[[Tensor], Tensor], terms: int, fact
     return AffineForm(left, right, radius)
 
 
-def crossing_gap(a: Tensor, b: Tensor) -> Tensor:
-    """How far max(x(t), 0) lies below its chord, at most, for x from ``a`` to ``b``: |a| |b| / (|a| + |b|).
+def check_slope(slope: float) -> None:
+    """NotEnclosedError where :func:`leaky_relu` does not take the slope."""
+    if not (slope == 0 or LEAST_SLOPE <= slope <= 1):
+        raise NotEnclosedError(f"leaky_relu with the slope {slope:g}, which is neither 0 nor between 2^-100 and 1")
 
-    0 where the signs are equal. Also the maximum of two chords against its own, with a and b their difference at
-    both ends.
+
+def leaky_relu(
+    x: AffineForm,
+    slope: float = 0.0,
+    kernel: Sequence[int] = (1, 1),
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    *,
+    ceil_mode: bool = False,
+) -> AffineForm:
+    """The form of max(x, slope x), 0 <= slope <= 1, and of its max pooling, in either order.
+
+    :func:`llpf_fast.ops.relu_pool_bounds`. Units that are surely off are exact where slope is 0.
     """
-    size_a, size_b = a.abs(), b.abs()
-    # A quotient of at most 1 times a length: a product of lengths could overflow, or vanish.
-    gap = size_b / size_a.add(size_b)
-    return gap.mul_(size_a).masked_fill_((a >= 0) == (b >= 0), 0.0)
-
-
-def from_bounds(low_left: Tensor, low_right: Tensor, high_left: Tensor, high_right: Tensor, gap: Tensor) -> AffineForm:
-    """The form between the chord of ``low_*`` minus ``gap`` and the chord of ``high_*`` (each within 4 u of itself)."""
-    u, tiny = unit_roundoff(low_left.dtype), torch.finfo(low_left.dtype).tiny
-    gap = gap * 0.5
-    radius_left = (high_left - low_left).mul_(0.5)
-    radius_right = (high_right - low_right).mul_(0.5)
-    left = (low_left + radius_left).sub_(gap)
-    right = (low_right + radius_right).sub_(gap)
-    radius = torch.maximum(radius_left, radius_right).add_(gap).mul_(1 + 16 * u).add_(8 * tiny)
-    # |low| <= |left| + radius + gap, and so for high: 8 roundings of those are 8 of left and right, and of the radius.
-    return AffineForm(left, right, radius, 8.0)
-
-
-def leaky_relu(x: AffineForm, slope: float = 0.0) -> AffineForm:
-    """The form of max(x, slope x), 0 <= slope <= 1.
-
-    The function is convex and increasing, and so are its values along a chord. With x between its lower and upper
-    chord, it is at most the chord of its values at the upper ends, and at least that of the lower ends minus the gap
-    of the lower chord (:func:`crossing_gap`), times 1 - slope. Units that are surely off are exact where slope is 0.
-    """
-    if not 0 <= slope <= 1:
-        raise NotEnclosedError(f"leaky_relu with the slope {slope:g}, which is not between 0 and 1")
-    x = x.settled()
-    if x.radius is None and x.still:
-        value = torch.nn.functional.leaky_relu(x.left, slope) if slope else x.left.clamp_min(0)
-        return AffineForm(value, value, None, 2.0 if slope else 0.0)
-    radius = x.full_radius()
-
-    def value_at(x: Tensor) -> Tensor:
-        return torch.maximum(x, x * slope) if slope else x.clamp_min(0)
-
-    low_left, low_right = x.left - radius, x.right - radius
-    gap = crossing_gap(low_left, low_right)
-    return from_bounds(
-        value_at(low_left),
-        value_at(low_right),
-        value_at(x.left + radius),
-        value_at(x.right + radius),
-        gap.mul_(1 - slope) if slope else gap,
-    )
-
-
-def lower_gap(xl: Tensor, xr: Tensor, yl: Tensor, yr: Tensor) -> Tensor:
-    """:func:`crossing_gap` of two chords whose ends are rounded by up to u of themselves.
-
-    Rounding counts where two ends are nearly equal: there it is at most 4 u of the smaller one.
-    """
-    u = unit_roundoff(xl.dtype)
-    near = torch.minimum(xl.abs(), yl.abs()) + torch.minimum(xr.abs(), yr.abs())
-    return crossing_gap(xl - yl, xr - yr).add_(near, alpha=4 * u)
+    check_slope(slope)
+    window = tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), ceil_mode
+    if x.radius is None and x.still and not x.rounding:
+        value = x.left if slope == 1 else torch.nn.functional.leaky_relu(x.left, slope)
+        if math.prod((*kernel, *stride)) > 1:
+            value = torch.nn.functional.max_pool2d(value, *window)
+        return AffineForm(value, value, None, 2.0 if 0 < slope < 1 else 0.0)
+    left, right, radius = x.left.contiguous(), x.right.contiguous(), x.full_radius()
+    if radius.shape != (1, *left.shape[1:]):
+        radius = radius.expand(left.shape)
+        radius = radius[:1] if radius.dim() and radius.stride(0) == 0 else radius  # one for all samples
+    left, right, radius = relu_pool_bounds(left, right, radius.contiguous(), slope, *window)
+    return AffineForm(left, left if x.still else right, radius)
 
 
 def maximum(x: AffineForm, y: AffineForm) -> AffineForm:
-    """The form of max(x, y): as :func:`leaky_relu`, with the gap of the two lower chords."""
-    x, y = x.settled(), y.settled()
-    ex, ey = x.full_radius(), y.full_radius()
-    xl, xr, yl, yr = x.left - ex, x.right - ex, y.left - ey, y.right - ey
-    high_left = torch.maximum(x.left + ex, y.left + ey)
-    high_right = torch.maximum(x.right + ex, y.right + ey)
-    return from_bounds(torch.maximum(xl, yl), torch.maximum(xr, yr), high_left, high_right, lower_gap(xl, xr, yl, yr))
+    """The form of max(x, y): the pooling of pairs."""
+    shape = torch.broadcast_shapes(x.shape, y.shape)
+
+    def pairs(of: Callable[[AffineForm], Tensor]) -> Tensor:
+        return torch.stack([of(form).expand(shape).flatten() for form in (x, y)])[None, None]
+
+    left = pairs(lambda form: form.left)
+    right = left if x.still and y.still else pairs(lambda form: form.right)
+    pooled = leaky_relu(AffineForm(left, right, pairs(AffineForm.full_radius)), 1.0, (2, 1))
+    return pooled.map(lambda value: value.reshape(shape))
 
 
 def negative(x: AffineForm) -> AffineForm:
