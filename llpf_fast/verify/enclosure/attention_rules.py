@@ -14,11 +14,11 @@ from .smooth_rules import over
 from .tensor import RULES, EnclosedTensor, check_aligned, check_dims, dims_of, forms_of, result, rule
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LogSoftmaxForm(AffineForm):
     """A form that is the log-softmax of ``logits`` along dimension 1, from which losses have tighter bounds."""
 
-    logits: AffineForm | None = None
+    logits: AffineForm
 
 
 @dataclass
@@ -115,7 +115,7 @@ def softmax_form(z: AffineForm, dim: int) -> AffineForm:
     return AffineForm(left, right, radius)
 
 
-def log_softmax_form(z: AffineForm, dim: int) -> LogSoftmaxForm:
+def log_softmax_form(z: AffineForm, dim: int) -> AffineForm:
     """The form of z - log sum exp z along ``dim``: log sum exp lies below its chord, by at most V^ / 2."""
     z = z.settled()
     u = unit_roundoff(z.dtype)
@@ -131,7 +131,7 @@ def log_softmax_form(z: AffineForm, dim: int) -> LogSoftmaxForm:
     # |x - max x| and the logarithm of a sum between 1 and the number of terms.
     absolute = magnitude * (8 * u) + (64 * u + gamma(z.shape[dim] + 8, z.dtype)) * (1 + math.log(z.shape[dim]))
     radius = (radius + absolute).mul_(1 + 4000 * u + 2 * gamma(z.shape[dim] + 8, z.dtype))
-    return LogSoftmaxForm(left, right, radius, 4.0, logits=z if dim == 1 else None)
+    return LogSoftmaxForm(left, right, radius, 4.0, logits=z) if dim == 1 else AffineForm(left, right, radius, 4.0)
 
 
 def _dim(name: str, input: EnclosedTensor, dim: Any, dtype: Any) -> int:
@@ -173,6 +173,19 @@ def _masked_fill(input: EnclosedTensor, mask: Any, value: Any) -> EnclosedTensor
     return result(AffineForm(left, right, radius), input)
 
 
+def _attention_shares(query: Any, key: Any, mask: Any, scale: float | None) -> EnclosedTensor:
+    """softmax(query key^T scale + mask). True in a mask of truth values takes a value in."""
+    q = result(
+        over(query.form, math.sqrt(query.shape[-1])) if scale is None else scaled(query.form, float(scale)), query
+    )
+    scores = RULES["matmul"](q, key.transpose(-2, -1))
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        scores = _masked_fill(scores, ~mask, -math.inf)
+    elif mask is not None:
+        scores = RULES["add"](scores, mask)
+    return result(softmax_form(scores.form, scores.dim() - 1), scores)
+
+
 @rule("scaled_dot_product_attention")
 def _attention(
     query: Any,
@@ -184,24 +197,71 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> EnclosedTensor:
-    """softmax(query key^T scale + mask) value."""
     if dropout_p:
         raise NotEnclosedError("attention with dropout draws random numbers: it has no rule of enclosure")
-    if enable_gqa:
-        raise NotEnclosedError("scaled_dot_product_attention with enable_gqa has no rule of enclosure")
-    q = result(
-        over(query.form, math.sqrt(query.shape[-1])) if scale is None else scaled(query.form, float(scale)), query
-    )
-    scores = RULES["matmul"](q, key.transpose(-2, -1))
+    if enable_gqa or not isinstance(query, EnclosedTensor):
+        raise NotEnclosedError("attention with enable_gqa, or of a query that does not move, has no rule of enclosure")
     if is_causal:
-        rows, columns = scores.shape[-2:]
-        attn_mask = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril()
-    if isinstance(attn_mask, Tensor):
-        if not isinstance(attn_mask, EnclosedTensor) and attn_mask.dtype == torch.bool:
-            scores = _masked_fill(scores, ~attn_mask, -math.inf)
-        else:
-            scores = RULES["add"](scores, attn_mask)
-    return RULES["matmul"](result(softmax_form(scores.form, scores.dim() - 1), scores), value)
+        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    attended: EnclosedTensor = RULES["matmul"](_attention_shares(query, key, attn_mask, scale), value)
+    return attended
+
+
+@rule("multi_head_attention_forward")
+def _multi_head_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Any,
+    in_proj_bias: Any,
+    bias_k: Any,
+    bias_v: Any,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Any,
+    out_proj_bias: Any,
+    training: bool = True,
+    key_padding_mask: Any = None,
+    need_weights: bool = True,
+    attn_mask: Any = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: Any = None,
+    k_proj_weight: Any = None,
+    v_proj_weight: Any = None,
+    static_k: Any = None,
+    static_v: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[EnclosedTensor, EnclosedTensor | None]:
+    """nn.MultiheadAttention: query, key and value are [L, N, E], with the samples second."""
+    if any(option is not None for option in (bias_k, bias_v, key_padding_mask, static_k, static_v)) or add_zero_attn:
+        raise NotEnclosedError("MultiheadAttention with padding, added or static keys has no rule of enclosure")
+    if training and dropout_p:
+        raise NotEnclosedError("attention with dropout draws random numbers: it has no rule of enclosure")
+    inputs = (query, key, value)
+    if not all(isinstance(x, EnclosedTensor) and x.batched and x.samples_at == 1 and x.dim() == 3 for x in inputs):
+        raise NotEnclosedError("MultiheadAttention needs batch_first=True, and batches, to have a rule of enclosure")
+    if attn_mask is not None and attn_mask.dim() != 2:
+        raise NotEnclosedError("MultiheadAttention with a mask for each head has no rule of enclosure")
+    if isinstance(attn_mask, Tensor) and attn_mask.dtype == torch.bool:
+        attn_mask = ~attn_mask
+    weights = (q_proj_weight, k_proj_weight, v_proj_weight)
+    if not use_separate_proj_weight:
+        weights = in_proj_weight.chunk(3)
+    biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
+    q, k, v = (
+        RULES["linear"](x.transpose(0, 1), weight, bias).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+        for x, weight, bias in zip(inputs, weights, biases, strict=True)
+    )
+    shares = _attention_shares(q, k, attn_mask, None)
+    joined = RULES["matmul"](shares, v).transpose(1, 2).flatten(2)
+    output = RULES["linear"](joined, out_proj_weight, out_proj_bias).transpose(0, 1)
+    if not need_weights:
+        return output, None
+    heads: EnclosedTensor = RULES["mean"](shares, 1) if average_attn_weights else shares
+    return output, heads
 
 
 @rule("einsum")

@@ -24,13 +24,8 @@ from ...batches.precision import float32_products, loss_in
 from ...errors import LLPFError
 from ...path.polyline import Polyline, Position
 from ..evaluator import Evaluator
-from . import (  # noqa: F401  (they register themselves)
-    attention_rules,
-    moving_rules,
-    normalization_rules,
-    piecewise_rules,
-    rules,
-)
+from . import moving_rules, normalization_rules, piecewise_rules, rules  # noqa: F401  (they register themselves)
+from .attention_rules import LogSoftmaxForm
 from .form import AffineForm, NotEnclosedError, overflow_check
 from .losses import LossBound
 from .tensor import EnclosedTensor, SampleNumbers, network_run
@@ -129,6 +124,9 @@ class LossEnclosure:
 
     def _bound_batch(self, parameters: Parameters, inputs: Any, targets: Any) -> list[Tensor]:
         form = self._output(parameters, inputs, targets)
+        logits = isinstance(form, LogSoftmaxForm) and self._bound.takes_logits
+        if isinstance(form, LogSoftmaxForm) and logits:
+            form = form.logits
         if not isinstance(targets, Tensor):
             raise NotEnclosedError("targets that are not one tensor have no rule of enclosure")
         targets = targets.double() if targets.is_floating_point() else targets
@@ -139,10 +137,7 @@ class LossEnclosure:
         radius = radius.double().expand(left.shape)
         none = torch.zeros_like(radius)
         return [
-            self._bound.upper(left, radius, targets),
-            self._bound.upper(right, radius, targets),
-            self._bound.upper(left, none, targets),
-            self._bound.upper(right, none, targets),
+            self._bound.upper(end, spread, targets, logits=logits) for spread in (radius, none) for end in (left, right)
         ]
 
     def _output(self, parameters: Parameters, inputs: Any, targets: Any) -> AffineForm:
@@ -179,7 +174,7 @@ class LossEnclosure:
         if not isinstance(output, EnclosedTensor):
             raise NotEnclosedError("the network's output is not one tensor that depends on its parameters or inputs")
         form = output.form
-        if not output.batched or form.shape[0] != len(targets):
+        if not output.batched or output.samples_at or form.shape[0] != len(targets):
             raise NotEnclosedError("the network's output does not have one row a sample")
         if not bounded:
             infinite = torch.full_like(form.left, torch.inf)
@@ -278,7 +273,10 @@ class LossEnclosure:
         has other losses of the same units in another order, in another batch, or the next time.
         """
         check_products(self.device, self.dtype)
-        few = torch.arange(min(4, self.units))
+        # Units that count: the loss of others alone is 0 / 0.
+        few = self.denominators.nonzero().flatten()[:4]
+        if not len(few):
+            raise NotEnclosedError("no sample has a weight in the loss")
         tried: set[frozenset[str]] = set()
         for waypoint in range(self._line.segments):
             a, b = self._line.waypoint(waypoint), self._line.waypoint(waypoint + 1)
@@ -300,8 +298,8 @@ class LossEnclosure:
             bounds = self.bounds(waypoint, 0.5, 0.5 + 2.0**-16, few, precise=True)
             if not bool(bounds.start.isfinite().all()):
                 raise NotEnclosedError(
-                    "the bounds on a narrow piece are not finite: the values overflow or are NaN, or the network reads "
-                    "parameters past its modules (from a list or a closure)"
+                    "the bounds on a narrow piece are not finite: the network is too deep for them, its values "
+                    "overflow or are NaN, or it reads parameters past its modules (from a list or a closure)"
                 )
             # Where radii are large, estimates are rough.
             allowed = 1e-4 * bounds.start.abs() + 1e-5

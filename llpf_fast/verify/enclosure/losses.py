@@ -50,8 +50,15 @@ class LossBound:
             raise NotEnclosedError("poisson_nll_loss with log_input=False has no rule of enclosure")
         self._weight = options.get("weight")
 
-    def upper(self, outputs: Tensor, radius: Tensor, targets: Tensor) -> Tensor:
+    @property
+    def takes_logits(self) -> bool:
+        """Whether a network's log-softmax may be left out: its corners are those of the logits."""
+        return self._name in ("cross_entropy", "nll_loss")
+
+    def upper(self, outputs: Tensor, radius: Tensor, targets: Tensor, *, logits: bool = False) -> Tensor:
         """Upper bounds of the numerators, float64 ``[B]``, for outputs within ``radius`` of ``outputs`` (float64).
+
+        With ``logits`` the network's outputs are the log-softmax of these along dimension 1.
 
         Evaluated in float64; what that rounds is added. Infinite where it is NaN.
         """
@@ -64,6 +71,8 @@ class LossBound:
                 worst = self._soft(outputs, radius, targets)
         elif self._name == "cross_entropy":
             worst = self._soft(outputs, radius, targets)
+        elif self._name == "nll_loss" and logits:
+            worst = self._numerators(self._label_corner(outputs, radius, targets).log_softmax(1), targets)
         elif self._name == "nll_loss":
             # Linear in the outputs, and falling in each.
             worst = self._numerators(outputs - radius, targets)

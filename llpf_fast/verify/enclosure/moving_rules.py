@@ -52,9 +52,10 @@ for _name in ("view", "reshape", "flatten", "unflatten"):
 
 @rule("transpose", "swapaxes", "swapdims")
 def _transpose(x: EnclosedTensor, dim0: int, dim1: int) -> EnclosedTensor:
-    if dims_of(x, dim0) != dims_of(x, dim1):
-        check_dims("transpose", x, (dim0, dim1))
-    return result(x.form.map(lambda value: value.transpose(dim0, dim1)), x, view=True)
+    order = list(range(x.dim()))
+    (first,), (second,) = dims_of(x, dim0), dims_of(x, dim1)
+    order[first], order[second] = second, first
+    return _permute(x, order)
 
 
 @rule("t", "T")
@@ -72,9 +73,9 @@ def _mt(x: EnclosedTensor) -> EnclosedTensor:
 @rule("permute")
 def _permute(x: EnclosedTensor, *dims: Any) -> EnclosedTensor:
     order = dims_of(x, dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)
-    if order[0] != 0:
-        check_dims("permute", x, (0,))
-    return result(x.form.map(lambda value: value.permute(order)), x, view=True)
+    moved = result(x.form.map(lambda value: value.permute(order)), x, view=True)
+    moved.samples_at = order.index(x.samples_at) if x.batched else 0
+    return moved
 
 
 @rule("squeeze")
@@ -101,6 +102,8 @@ def _expand(x: EnclosedTensor, *sizes: Any) -> EnclosedTensor:
 
 @rule("__getitem__")
 def _getitem(x: EnclosedTensor, index: Any) -> EnclosedTensor:
+    if x.samples_at:
+        return _select(x, 0, index)
     parts = index if isinstance(index, tuple) else (index,)
     if not all(part is None or part is Ellipsis or type(part) in (int, slice) for part in parts):
         raise NotEnclosedError("indexing by lists or tensors has no rule of enclosure")
@@ -118,8 +121,17 @@ def _narrow(x: EnclosedTensor, dim: int, start: int, length: int) -> EnclosedTen
 
 @rule("select")
 def _select(x: EnclosedTensor, dim: int, index: int) -> EnclosedTensor:
-    check_dims("select", x, (dim,))
-    return result(x.form.map(lambda value: value.select(dim, index)), x, view=True)
+    (dim,) = dims_of(x, dim)
+    if type(index) is not int or (x.batched and dim == x.samples_at):
+        raise NotEnclosedError("indexing along the dimension of the samples has no rule of enclosure")
+    selected = result(x.form.map(lambda value: value.select(dim, index)), x, view=True)
+    selected.samples_at = x.samples_at - (dim < x.samples_at)
+    return selected
+
+
+@rule("unbind")
+def _unbind(input: EnclosedTensor, dim: int = 0) -> tuple[EnclosedTensor, ...]:
+    return tuple(_select(input, dim, i) for i in range(input.shape[dim]))
 
 
 def _pieces(name: str) -> Callable[..., tuple[EnclosedTensor, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -69,36 +70,42 @@ def smooth(x: AffineForm, function: Callable[[Tensor], Tensor], ranges: Ranges, 
     return AffineForm(left, right, radius, FUNCTION_ROUNDING + 4.0)
 
 
-def bounded(
-    derivatives: Callable[[Tensor], tuple[Tensor, Tensor]],
-    first: tuple[float, float],
-    second: tuple[float, float],
-    third: float,
-) -> Ranges:
-    """The ranges of a function whose first three derivatives are bounded.
+@dataclass(frozen=True)
+class Bounded:
+    """A function of one variable whose first three derivatives are bounded.
 
-    Args:
+    Attributes:
+        function: f.
         derivatives: (f', f''), computed within 32 u.
         first, second, third: bounds of f', f'' and |f'''|. On an interval f' differs from its value in the middle by
             at most the largest |f''| times half the width, and f'' likewise.
+        cancels: the computed f is within 16 u of |x|, not of itself.
     """
-    steepest = max(-second[0], second[1])
 
-    def ranges(low: Tensor, high: Tensor, reach: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    function: Callable[[Tensor], Tensor]
+    derivatives: Callable[[Tensor], tuple[Tensor, Tensor]]
+    first: tuple[float, float]
+    second: tuple[float, float]
+    third: float
+    cancels: bool = False
+
+    def form(self, x: AffineForm) -> AffineForm:
+        """The form of f."""
+        return smooth(x, self.function, self._ranges, cancels=self.cancels)
+
+    def _ranges(self, low: Tensor, high: Tensor, reach: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         u = unit_roundoff(low.dtype)
         centre = (low + high).mul_(0.5)
         half = (high - low).mul_(0.5 * (1 + 8 * u)).add_(centre.abs(), alpha=8 * u)
-        slope, curvature = derivatives(centre)
-        far = (half + reach).mul_(steepest * (1 + 8 * u)).add_(32 * u)
-        near = half.mul_(third).add_(32 * u)
+        slope, curvature = self.derivatives(centre)
+        far = (half + reach).mul_(max(-self.second[0], self.second[1]) * (1 + 8 * u)).add_(32 * u)
+        near = half.mul_(self.third).add_(32 * u)
         return (
-            (slope - far).clamp_min(first[0]),
-            (slope + far).clamp_max(first[1]),
-            (curvature - near).clamp_min(second[0]),
-            (curvature + near).clamp_max(second[1]),
+            (slope - far).clamp_min(self.first[0]),
+            (slope + far).clamp_max(self.first[1]),
+            (curvature - near).clamp_min(self.second[0]),
+            (curvature + near).clamp_max(self.second[1]),
         )
-
-    return ranges
 
 
 # Functions with bounded derivatives. Their extremes were computed on a grid of 5e-5 and rounded outward by more than
@@ -167,35 +174,30 @@ def _cosine_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
     return -torch.sin(x), -torch.cos(x)
 
 
-#: Function, its derivatives, bounds of f', f'' and |f'''|, and whether its computation cancels.
-BOUNDED: dict[str, tuple[Callable[..., Tensor], Ranges, bool]] = {
-    "tanh": (torch.tanh, bounded(_tanh_derivatives, (0.0, 1.0), (-0.7699, 0.7699), 2.001), False),
-    "sigmoid": (torch.sigmoid, bounded(_sigmoid_derivatives, (0.0, 0.25), (-0.09624, 0.09624), 0.1251), False),
-    "softplus": (
-        lambda x: torch.logaddexp(x, torch.zeros_like(x)),
-        bounded(_softplus_derivatives, (0.0, 1.0), (0.0, 0.25), 0.09624),
-        False,
+BOUNDED = {
+    "tanh": Bounded(torch.tanh, _tanh_derivatives, (0.0, 1.0), (-0.7699, 0.7699), 2.001),
+    "sigmoid": Bounded(torch.sigmoid, _sigmoid_derivatives, (0.0, 0.25), (-0.09624, 0.09624), 0.1251),
+    "softplus": Bounded(
+        lambda x: torch.logaddexp(x, torch.zeros_like(x)), _softplus_derivatives, (0.0, 1.0), (0.0, 0.25), 0.09624
     ),
-    "silu": (F.silu, bounded(_silu_derivatives, (-0.0999, 1.0999), (-0.0371, 0.5001), 0.3083), False),
-    "gelu": (F.gelu, bounded(_gelu_derivatives, (-0.1291, 1.1291), (-0.1081, 0.798), 0.779), True),
-    "gelu_tanh": (
-        lambda x: F.gelu(x, approximate="tanh"),
-        bounded(_gelu_tanh_derivatives, (-0.1291, 1.1291), (-0.1081, 0.798), 0.7768),
+    "silu": Bounded(F.silu, _silu_derivatives, (-0.0999, 1.0999), (-0.0371, 0.5001), 0.3083),
+    "gelu": Bounded(F.gelu, _gelu_derivatives, (-0.1291, 1.1291), (-0.1081, 0.798), 0.779, True),
+    "gelu_tanh": Bounded(
+        functools.partial(F.gelu, approximate="tanh"),
+        _gelu_tanh_derivatives,
+        (-0.1291, 1.1291),
+        (-0.1081, 0.798),
+        0.7768,
         True,
     ),
-    "mish": (F.mish, bounded(_mish_derivatives, (-0.1127, 1.0886), (-0.0592, 0.6444), 0.5886), True),
-    "sin": (torch.sin, bounded(_sine_derivatives, (-1.0, 1.0), (-1.0, 1.0), 1.0), False),
-    "cos": (torch.cos, bounded(_cosine_derivatives, (-1.0, 1.0), (-1.0, 1.0), 1.0), False),
+    "mish": Bounded(F.mish, _mish_derivatives, (-0.1127, 1.0886), (-0.0592, 0.6444), 0.5886, True),
+    "sin": Bounded(torch.sin, _sine_derivatives, (-1.0, 1.0), (-1.0, 1.0), 1.0),
+    "cos": Bounded(torch.cos, _cosine_derivatives, (-1.0, 1.0), (-1.0, 1.0), 1.0),
 }
 
 
 def _one_variable(name: str) -> Callable[..., EnclosedTensor]:
-    function, ranges, cancels = BOUNDED[name]
-
-    def enclosed(input: EnclosedTensor) -> EnclosedTensor:
-        return result(smooth(input.form, function, ranges, cancels=cancels), input)
-
-    return enclosed
+    return lambda input: result(BOUNDED[name].form(input.form), input)
 
 
 for _name in ("tanh", "sigmoid", "silu", "mish", "sin", "cos"):
@@ -204,7 +206,7 @@ for _name in ("tanh", "sigmoid", "silu", "mish", "sin", "cos"):
 
 @rule("gelu")
 def _gelu(input: EnclosedTensor, approximate: str = "none") -> EnclosedTensor:
-    return _one_variable("gelu" if approximate == "none" else f"gelu_{approximate}")(input)
+    return result(BOUNDED["gelu" if approximate == "none" else f"gelu_{approximate}"].form(input.form), input)
 
 
 @rule("softplus")
@@ -213,8 +215,7 @@ def _softplus(input: EnclosedTensor, beta: float = 1, threshold: float = 20) -> 
     if beta <= 0:
         raise NotEnclosedError(f"softplus with beta={beta} has no rule of enclosure")
     x = (scaled(input.form, float(beta)) if beta != 1 else input.form).settled()
-    function, ranges, _ = BOUNDED["softplus"]
-    form = smooth(x, function, ranges)
+    form = BOUNDED["softplus"].form(x)
     switched = x.magnitude + x.full_radius() >= threshold * (1 - 1e-5)
     radius = form.full_radius() + switched * (math.log1p(math.exp(-threshold)) * (1 + 1e-6))
     return result(over(AffineForm(form.left, form.right, radius, 1.0), beta), input)
@@ -222,16 +223,14 @@ def _softplus(input: EnclosedTensor, beta: float = 1, threshold: float = 20) -> 
 
 @rule("logsigmoid", "log_sigmoid")
 def _log_sigmoid(input: EnclosedTensor) -> EnclosedTensor:
-    function, ranges, _ = BOUNDED["softplus"]
-    return result(negative(smooth(negative(input.form), function, ranges)), input)
+    return result(negative(BOUNDED["softplus"].form(negative(input.form))), input)
 
 
 @rule("glu")
 def _glu(input: EnclosedTensor, dim: int = -1) -> EnclosedTensor:
     check_dims("glu", input, (dim,))
     first, second = (input.form.map(functools.partial(_half, dim=dim, i=i)) for i in (0, 1))
-    function, ranges, _ = BOUNDED["sigmoid"]
-    return result(product(first, smooth(second, function, ranges)), input)
+    return result(product(first, BOUNDED["sigmoid"].form(second)), input)
 
 
 def _half(value: Tensor, dim: int, i: int) -> Tensor:

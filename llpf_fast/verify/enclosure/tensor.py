@@ -25,6 +25,10 @@ _METADATA = frozenset(
 )
 #: Attributes that give more than shapes and types, or leave the tensor's class.
 _REFUSED_ATTRIBUTES = frozenset(["data", "grad", "grad_fn", "T", "mT", "H", "mH", "real", "imag"])
+#: What takes a tensor whose samples are not its first dimension.
+_TAKE_MOVED_SAMPLES = frozenset(
+    ["permute", "transpose", "unbind", "select", "__getitem__", "multi_head_attention_forward"]
+)
 #: Number of samples of the batch in work: rules must not mix them.
 _samples: ContextVar[int] = ContextVar("samples_of_the_batch", default=0)
 #: Identity of the run of the network in work.
@@ -53,7 +57,8 @@ class EnclosedTensor(Tensor):
         form: the values.
         slope: of a leaky ReLU that the values still need, beside the form ``before`` it: a max pooling does both in one
             pass. 1 where nothing waits. Reading ``form`` applies it.
-        batched: whether the first dimension is that of samples, which no rule may mix.
+        batched: whether one dimension is that of samples, which no rule may mix.
+        samples_at: which: the first, but between two functions that move it there and back.
         run: of the network, in which it was made. A tensor that a network stored in an earlier run belongs to another
             piece, and is refused.
         views: weak references to all tensors that would share memory; writing in place to one of several is refused.
@@ -78,6 +83,7 @@ class EnclosedTensor(Tensor):
         self, form: AffineForm, *, batched: bool, view_of: EnclosedTensor | None = None, slope: float = 1.0
     ) -> None:
         self.before, self.slope, self.batched, self.run = form, slope, batched, _run.get()
+        self.samples_at = 0
         self.views = [] if view_of is None else view_of.views
         self.views.append(weakref.ref(self))
 
@@ -105,9 +111,11 @@ class EnclosedTensor(Tensor):
             name.startswith("__i") and name not in ("__invert__", "__index__", "__int__")
         )
         run = _run.get()
-        for value in args if not args or not isinstance(args[0], (list, tuple)) else args[0]:
+        for value in _flat((*args, *kwargs.values())):
             if isinstance(value, EnclosedTensor) and value.run is not run:
                 raise NotEnclosedError(f"{name} of a tensor that the network stored in an earlier call")
+            if isinstance(value, EnclosedTensor) and value.samples_at and name not in _TAKE_MOVED_SAMPLES:
+                raise NotEnclosedError(f"{name} of a tensor whose samples are not its first dimension")
         function = RULES.get(name) or (RULES.get(_plain(name)) if in_place else None)
         if function is None:
             raise NotEnclosedError(f"torch's function {name} has no rule of enclosure")
@@ -120,6 +128,15 @@ class EnclosedTensor(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise NotEnclosedError(f"torch's operator {func} has no rule of enclosure")
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    """The arguments of a call, and the elements of those that are sequences."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from value
+        else:
+            yield value
 
 
 def _plain(name: str) -> str:
