@@ -100,7 +100,7 @@ def test_without_any_extra(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line[2:] for line in lines if line.startswith("> ")] == EXPECTED.strip().splitlines()
-    assert lines[0].startswith("run: connected at threshold 9")
+    assert lines[0].startswith("run: connected (proved) at threshold 9")
     assert "picture: not drawn: a picture needs matplotlib: pip install 'llpf_fast[report]'" in lines
     assert "--epochs N" in done.stdout
     assert (tmp_path / "run/certificate.json").is_file()
