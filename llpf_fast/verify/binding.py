@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from ..batches import Data, LossReduction, TensorData
 from ..batches.batch import batch_length
 from ..batches.data import BatchedData, repeats
 from ..batches.fixed_samples import MaterializedData, materialized_digest, materialized_set_digest, sample_count
+from ..errors import LLPFError
 from ..modes import MODES
 from ..path import RunDirectory
 from ..path.fingerprint import digest, loss_identity
@@ -177,7 +179,9 @@ def way(run: RunDirectory) -> str:
         return f"from the start to {'its spheres' if goals == {'sphere'} else 'the destination'}"
     if run.complete and goals == {"none"}:
         return "from the start to where the search ended"
-    distances = [record["distance"] for record in run.metrics() if isinstance(record.get("distance"), (int, float))]
+    distances: list[float] = []
+    with contextlib.suppress(LLPFError):  # a damaged record says nothing of the path
+        distances = [record["distance"] for record in run.metrics() if isinstance(record.get("distance"), (int, float))]
     if len(distances) > 1 and 0 <= distances[-1] < distances[0]:
         share = 100 * (1 - distances[-1] / distances[0])
         return f"from the start to about {share:.0f} % of the way to the destination"

@@ -27,7 +27,7 @@ from .enclosure.loss_enclosure import LossEnclosure
 from .origin import Samples
 from .run import Task
 from .sample_choice import all_units
-from .verdict import is_violation, verdict_words
+from .verdict import is_violation, uncovered, verdict_words
 
 #: Evaluations of samples that a check may cost: 10 s of enclosures of LeNet5 on one core, so on all 60,000 images two
 #: pieces. Two pieces at least.
@@ -203,11 +203,8 @@ class _Check:
                 raise LLPFError(
                     f"no straight line leads from waypoint {i} to the next, but the certificate has {verdict}"
                 )
-            pieces = sorted((p for p in self._pieces if p.waypoint == i), key=lambda p: p.start)
-            edges = [piece.start for piece in pieces] + [1.0]
-            gapless = bool(pieces) and edges == [0.0, *(piece.end for piece in pieces)]
-            if change.any and not gapless:
-                raise LLPFError(f"the certificate's pieces do not cover the segment after waypoint {i}")
+        for i in uncovered(self._pieces, [i for i, change in enumerate(changes) if change.any]):
+            raise LLPFError(f"the certificate's pieces do not cover the segment after waypoint {i}")
         for piece in self._pieces:
             if not piece.bound <= self._threshold:
                 raise LLPFError(

@@ -46,12 +46,19 @@ def make_witness(line: Polyline, position: Position, evaluation: Evaluation) -> 
     if fraction == 0:
         point = [f'state = safetensors.torch.load_file("{line.file(i)}")', "# the point is this waypoint itself"]
     else:
+        # Infinities that do not change stay.
         point = [
             f'a, b = (safetensors.torch.load_file(name) for name in ("{line.file(i)}", "{line.file(i + 1)}"))',
-            "state = {k: a[k].double().lerp(b[k].double(), "
-            f"{fraction!r}) if a[k].is_floating_point() else a[k] for k in a}}",
+            f"state = {{k: a[k].double().lerp(b[k].double(), {fraction!r}).where(a[k] != b[k], a[k].double()) "
+            "if a[k].is_floating_point() else a[k] for k in a}",
         ]
-    lines = [*point, "model.load_state_dict(state); model.eval()", "print(loss_fn(model(inputs), targets))"]
+    anew = "torch.optim.swa_utils.update_bn(batches_of_training_inputs, model); "
+    statistics = anew if evaluation.statistics == "reestimated" else ""
+    lines = [
+        *point,
+        f"model.load_state_dict(state); {statistics}model.eval()",
+        "print(loss_fn(model(inputs), targets))",
+    ]
     return Witness(i, fraction, evaluation.loss, evaluation.samples, "\n".join(lines))
 
 
@@ -89,7 +96,16 @@ class Findings:
             return "refuted"
         if self.barred or self.coverage.open or self.unconfirmed is not None:
             return "undecided"
+        if self.left_out:
+            return "undecided"
         return "proved" if self.not_enclosed is None and self.chosen.complete else "sampled"
+
+    @property
+    def left_out(self) -> list[int]:
+        """Changing segments that the pieces do not cover exactly once, though none is open: there are none."""
+        barred = {segment for segment, _, _ in self.barred}
+        changing = [i for i, change in enumerate(self.arc_length.changes) if change.any and i not in barred]
+        return uncovered([*self.coverage.closed, *self.coverage.open], changing)
 
     @property
     def bound(self) -> float | None:
@@ -131,6 +147,10 @@ class Findings:
             )
         if self.coverage.open and self.unconfirmed is None:
             lines.append(self._open_pieces())
+        if self.left_out:
+            lines.append(
+                f"no piece covers the segment after waypoint {self.left_out[0]}: this is an error of llpf_fast"
+            )
         return lines
 
     def _open_pieces(self) -> str:
@@ -178,6 +198,15 @@ class Findings:
             what = f"{loss} is at most {threshold} at every point of the polyline {way}, {samples}"
             details = [rule, *policies]
         return f"{verdict.capitalize()}: {'; '.join([what, *details, *remarks])}."
+
+
+def uncovered(pieces: Sequence[Piece], segments: Sequence[int]) -> list[int]:
+    """Those of ``segments`` that ``pieces`` do not cover exactly once."""
+    by_segment: dict[int, list[Piece]] = {}
+    for piece in sorted(pieces, key=lambda piece: piece.start):
+        by_segment.setdefault(piece.waypoint, []).append(piece)
+    edges = {i: ([p.start for p in parts] + [1.0], [0.0] + [p.end for p in parts]) for i, parts in by_segment.items()}
+    return [i for i in segments if i not in edges or edges[i][0] != edges[i][1]]
 
 
 def verdict_words(verdict: str, connected: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from llpf_fast.errors import LLPFError
 from llpf_fast.models import build_model
 from llpf_fast.path import RunDirectory
 from llpf_fast.path.polyline import Polyline, Position
-from llpf_fast.verify import Certificate, Evaluator, Limits, certify
+from llpf_fast.verify import Certificate, Coverage, Evaluator, Limits, certify
+from llpf_fast.verify.enclosure.bisection import bisect
 
 State = dict[str, Tensor]
 
@@ -412,3 +414,23 @@ class TestWork:
     def test_all_arguments_are_documented(self) -> None:
         for name in inspect.signature(certify).parameters:
             assert name in str(certify.__doc__)
+
+
+@pytest.mark.parametrize("change", ["drop", "shorten", "repeat"])
+def test_pieces_that_leave_something_out_prove_nothing(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wrong with the code that closes pieces."""
+
+    def broken(*args: Any, **options: Any) -> Coverage:
+        found = bisect(*args, **options)
+        first, *rest = found.closed
+        closed = {
+            "drop": rest,
+            "shorten": [replace(first, end=0.99 * first.end), *rest],
+            "repeat": [first, *found.closed],
+        }
+        return replace(found, closed=closed[change])
+
+    monkeypatch.setattr("llpf_fast.verify.judgement.bisect", broken)
+    certificate = judge(Landscape(), [0, 1, 2])
+    assert (certificate.verdict, certificate.connected, certificate.bound) == ("undecided", False, None)
+    assert "no piece covers the segment after waypoint 0" in certificate.undecided[0]
