@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import threading
@@ -11,7 +12,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from ..batches.batch import tensors_of
 from ..batches.data import TensorData, as_data
 from ..batches.fixed_samples import FixedSamples, MaterializedData, materialize, try_network
 from ..batches.forward import computing_dtype, default_batch_size, fixed_random_numbers, forward
@@ -20,6 +23,7 @@ from ..batches.precision import checked_device, float32_products, loss_in, modul
 from ..batches.statistics import normalization_layers, reestimate
 from ..errors import LLPFError
 from ..flat.copying import copied
+from ..flat.tensors import same_bits
 from ..flat.wrappers import unwrapped
 from ..path.state import compare_architectures
 from ..types import LossFunction
@@ -130,6 +134,7 @@ class Evaluator:
         self._local = threading.local()
         with fixed_random_numbers(self.device):
             self._data = _in_memory(inputs, targets)
+            self._check_input_stays()
             # oneDNN's convolutions and torch's pooling are 1.4 times faster so (LeNet5, one core).
             self.mode, output, some = try_network(
                 self._copy(),
@@ -253,7 +258,9 @@ class Evaluator:
         if not isinstance(self._data, TensorData) or len(self._samples) < 2:
             return None
         order = torch.randperm(self._data.count, generator=torch.Generator().manual_seed(_ORDER_SEED))
-        samples = self._cut(self._data.subset(order))
+        other = copy.copy(self)
+        other.batch_size = 2 * self.batch_size  # a network may read the size of its batch
+        samples = other._cut(self._data.subset(order))
         try:
             return self._evaluate(state, samples, samples.weights(self._reduction))[0].loss
         except LLPFError:
@@ -316,6 +323,17 @@ class Evaluator:
         if self._classification is not None:
             return self._classification
         return is_classification(output, targets) and output.dim() == 2
+
+    def _check_input_stays(self) -> None:
+        """LLPFError where the network writes into its input, which may be the caller's data."""
+        data = self._data
+        few = data.subset(torch.arange(min(data.count, 8))) if isinstance(data, TensorData) else data[:1]
+        inputs = FixedSamples(few, batch_size=8, device=self.device, dtype=self.dtype).batches[0][0]
+        given = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+        with contextlib.suppress(LLPFError), torch.no_grad():
+            forward(self._copy(), given)
+        if any(not same_bits(x, y) for x, y in zip(tensors_of(given), tensors_of(inputs), strict=True)):
+            raise LLPFError("the model's forward writes into its input: the samples would change at every evaluation")
 
     def _cut(self, data: MaterializedData) -> FixedSamples:
         return FixedSamples(

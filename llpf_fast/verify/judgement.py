@@ -21,6 +21,7 @@ from .enclosure.loss_enclosure import LossEnclosure
 from .evaluator import Evaluation, Evaluator, differs_beyond_rounding
 from .pictures import PathPoint, evaluate_all, picture_positions, test_positions
 from .points import MeasuredPoint, cover_by_points
+from .repeatability import unrepeatable
 from .sample_choice import STANDARD_ERRORS, all_units, choose_units
 from .verdict import Findings, Level, barred, is_violation, make_witness
 from .worker_pool import WorkerPool
@@ -31,6 +32,8 @@ _WHOLE_WAYPOINTS = 5
 _FORWARDS_OF_ENCLOSURE = 4
 #: Evaluations of samples that pictures may cost whatever the verdict did: two seconds of LeNet5 on one core.
 _CHEAP = 50_000
+#: Waypoints at which a network is tried for what it keeps between calls.
+_TRIED_WAYPOINTS = 4
 #: Samples on which new copies of the network are compared with those in use.
 _FEW = 500
 
@@ -67,6 +70,7 @@ class Judgement:
         self.measured: dict[Position, MeasuredPoint] = {}
         self.on_test: dict[Position, Evaluation] = {}
         self.notes: list[str] = []
+        self._ordered = False
         self._changing = [i for i, change in enumerate(self.arc_length.changes) if change.any]
         self._barred = barred(self.arc_length.changes)
         self._last = Position(line.segments, 0.0)
@@ -88,6 +92,12 @@ class Judgement:
             enclosure, not_enclosed = None, str(error)
             self._check_order()
         self._evaluate_whole()
+        if enclosure is not None and self.line.segments:
+            try:
+                enclosure.compare(self._start_numerators)
+            except NotEnclosedError as error:
+                enclosure, not_enclosed = None, str(error)
+                self._check_order()
         above = [at for at in sorted(self.whole) if is_violation(self.whole[at], self._threshold)]
         barred_segments = {segment for segment, _, _ in self._barred}
         segments = [i for i in self._changing if i not in barred_segments]
@@ -131,7 +141,7 @@ class Judgement:
             return
         loss = self._train(start).loss
         if differs_beyond_rounding(loss, other, self._train.dtype):
-            self._level = "full"
+            self._level, self._ordered = "full", True
             self.notes.append(
                 f"the loss depends on which samples share a batch: at the start it is {loss:.4g} in batches of "
                 f"{self._train.batch_size} in the data's order, and {other:.4g} in another order; this certificate is "
@@ -152,6 +162,8 @@ class Judgement:
         for index, (evaluation, numerators) in zip(indices, self._pool.map(evaluate, indices), strict=True):
             self.report("all samples")
             self.whole[Position(index, 0.0)] = evaluation
+            if index == 0:
+                self._start_numerators = numerators
             hardness = numerators if hardness is None else torch.maximum(hardness, numerators)
         if self._level == "sampled" and hardness is not None:
             self.chosen = choose_units(hardness, self._train.unit_denominators(), seed=self._seed)
@@ -226,7 +238,7 @@ class Judgement:
         return self._findings(findings.coverage, findings.not_enclosed)
 
     def kept_state(self) -> list[str]:
-        """A reason where new copies of the network give another loss than those in use: it keeps something."""
+        """Reasons why the losses are not those of points: the network changes, or samples share more than a mean."""
         generator, used = random.Random(self._seed), self._train.on_few(_FEW, self._seed)
         places = [Position(generator.choice(self._changing), generator.random())] if self._changing else []
         for position in dict.fromkeys([*places, Position(self.line.segments // 2, 0.0), Position(0, 0.0)]):
@@ -237,7 +249,23 @@ class Judgement:
                     f"the network's output depends on earlier calls: at {self.arc_length.location(position)} the loss "
                     f"is {now:.4g} in a new copy of it, {before:.4g} in one that was used before"
                 ]
-        return []
+        # The start, and a few waypoints to which something changed.
+        changed = [i + 1 for i in self._changing]
+        indices = [0, *changed[:: max(1, len(changed) // _TRIED_WAYPOINTS)]]
+        return [*unrepeatable(self._train, [self.line.waypoint(i) for i in indices]), *self._other_order()]
+
+    def _other_order(self) -> list[str]:
+        """A reason where the loss depends on the order of samples, and is above the threshold in another one."""
+        if not self._ordered:
+            return []
+        highest = min(self.whole, key=lambda at: (-nan_as_inf(self.whole[at].loss), at))
+        loss = self._train.in_another_order(self.line.state(highest))
+        if loss is None or loss <= self._threshold:
+            return []
+        return [
+            f"the loss depends on which samples share a batch: at {self.arc_length.location(highest)} it is {loss:.4g} "
+            f"in another order of the samples, above the threshold {self._threshold:g}"
+        ]
 
     def loss(self, position: Position) -> float:
         point = self.measured[position]

@@ -99,6 +99,11 @@ class AffineForm:
             self._magnitude = size if self.still else torch.maximum(size, self.right.abs())
         return self._magnitude
 
+    @functools.cached_property
+    def half_change(self) -> Tensor:
+        """(right - left) / 2; of a weight it is used for every batch of a piece."""
+        return (self.right - self.left).mul_(0.5)
+
     def settled(self) -> AffineForm:
         """The same form with all rounding inside its radius, and ``rounding`` 0."""
         if not self.rounding:
@@ -173,13 +178,14 @@ def bilinear(
     left = right = function(x.left, w.left, None if bias is None else bias.left)
     if not (x.still and w.still and (bias is None or bias.still)):
         right = function(x.right, w.right, None if bias is None else bias.right)
-    half_q = half_x = None
+    half_q = quarter_x = None
     if not (x.still or w.still):
-        half_x = (x.right - x.left).mul_(0.5)
-        half_q = function(half_x, (w.right - w.left).mul_(0.5), None).mul_(0.5)
+        quarter_x = (x.right - x.left).mul_(0.25)
+        half_q = function(quarter_x, w.half_change, None)
         left, right = left.sub_(half_q), right.sub_(half_q)
-    # All that multiplies m_w: the radius of x, and the rounding, which is relative to m_x m_w.
-    share = relative + (x.rounding + w.rounding) * u * (1 + 8 * u)
+    # All that multiplies m_w: the radius of x, and the rounding, which is relative to m_x m_w. Inflated by what the
+    # sum of these themselves may lose: operands are smaller than results.
+    share = (relative + (x.rounding + w.rounding) * u * (1 + 8 * u)) * outward
     if x.still and x.radius is None:
         # An exact operand, mostly the data: the largest of the batch bounds the rounding of each, at the cost of one.
         reach = x.magnitude.amax(0, keepdim=True) if batched and len(x.left) > 1 else x.magnitude
@@ -187,26 +193,27 @@ def bilinear(
     else:
         inflated = x.magnitude * share
         if x.radius is not None:
-            inflated = inflated.add_(x.radius, alpha=1 + (w.rounding + 8) * u)
-        if half_x is not None:
-            inflated = inflated.add_(half_x.abs_(), alpha=relative)
+            inflated = inflated.add_(x.radius, alpha=(1 + (w.rounding + 8) * u) * outward)
+        if quarter_x is not None:
+            inflated = inflated.add_(quarter_x.abs_(), alpha=2 * relative * outward)
         # Subnormal values may have been flushed to zero.
-        inflated = inflated.add_(8 * tiny)
-    extra = None
+        inflated = inflated.add_(8 * tiny * outward)
+    extra, flushed = None, 16 * (terms + 8) * tiny
     if bias is not None:
-        extra = bias.magnitude * (relative + bias.rounding * u * (1 + 8 * u))
+        extra = bias.magnitude * ((relative + bias.rounding * u * (1 + 8 * u)) * outward)
         if bias.radius is not None:
-            extra = extra + bias.radius * (1 + 8 * u)
+            extra = extra.add(bias.radius, alpha=(1 + 8 * u) * outward)
+        extra, flushed = extra.add_(2 * flushed), 0.0
     radius = function(inflated, w.magnitude, extra)
     if w.radius is not None:
-        whole = x.magnitude * (1 + 8 * u)
+        whole = x.magnitude * ((1 + 8 * u) * outward)
         if x.radius is not None:
-            whole = whole.add_(x.radius, alpha=1 + 8 * u)
-        radius = radius + function(whole, w.radius, None)
-    radius = radius * outward
+            whole = whole.add_(x.radius, alpha=(1 + 8 * u) * outward)
+        radius = radius.add_(function(whole, w.radius, None))
     if half_q is not None:
         radius = radius.add_(half_q.abs_(), alpha=1 + 8 * u)
-    radius = radius.add_(16 * (terms + 8) * tiny)
+    if flushed:
+        radius = radius.add_(flushed)
     note_largest(radius)
     return AffineForm(left, right, radius)
 

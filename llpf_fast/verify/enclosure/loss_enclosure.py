@@ -122,6 +122,36 @@ class LossEnclosure:
         numerators = evaluator.by_unit(evaluator.with_losses(self._line.state(position))[1].numerators)
         return torch.nan_to_num(numerators, nan=torch.inf, posinf=torch.inf)
 
+    def compare(self, numerators: Tensor) -> None:
+        """Compare with the numerators of all units at the first waypoint, in a batch as large as those of bounds.
+
+        Raises:
+            NotEnclosedError: they differ by more than radii and rounding.
+        """
+        units = torch.arange(min(self.units, _BATCH_CPU))
+        self._check_losses(self.bounds(0, 0.0, 2.0**-16, units), numerators[units])
+
+    def _reads_past_exchange(self, position: Position, units: Tensor) -> bool:
+        """Whether the output at one point is NaN because the module's copy holds NaN where the state should be."""
+        state, module = self._line.state(position), self._module()
+        plain = {name: state[key].to(self.device) for key, name in self._names.items()}
+        plain = {name: v.to(self.dtype) if v.is_floating_point() else v for name, v in plain.items()}
+        for inputs, _, _ in self._batches(units, self.dtype):
+            output = forward(lambda *values, **named: functional_call(module, plain, values, named), inputs)
+            finite = all(bool(leaf.isfinite().all()) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+            if not finite and bool(self.losses(position, units).isfinite().all()):
+                return True
+        return False
+
+    def _check_losses(self, bounds: Bounds, losses: Tensor) -> None:
+        # Where radii are large, estimates are rough.
+        allowed = 1e-4 * bounds.start.abs() + 1e-5 + (bounds.start - bounds.start_estimate)
+        if bool(((losses - bounds.start_estimate).abs() > allowed).any()):
+            raise NotEnclosedError(
+                f"the losses in {self.dtype} are not those of exact arithmetic, or the enclosure reads the network in "
+                "another way"
+            )
+
     def _bound_batch(self, parameters: Parameters, inputs: Any, targets: Any) -> list[Tensor]:
         form = self._output(parameters, inputs, targets)
         logits = isinstance(form, LogSoftmaxForm) and self._bound.takes_logits
@@ -297,18 +327,12 @@ class LossEnclosure:
                 )
             bounds = self.bounds(waypoint, 0.5, 0.5 + 2.0**-16, few, precise=True)
             if not bool(bounds.start.isfinite().all()):
-                raise NotEnclosedError(
-                    "the bounds on a narrow piece are not finite: the network is too deep for them, its values "
-                    "overflow or are NaN, or it reads parameters past its modules (from a list or a closure)"
-                )
-            # Where radii are large, estimates are rough.
-            allowed = 1e-4 * bounds.start.abs() + 1e-5
-            radius = bounds.start - bounds.start_estimate
-            if bool(((first - bounds.start_estimate).abs() > radius + allowed).any()):
-                raise NotEnclosedError(
-                    f"the losses in {self.dtype} are not those of exact arithmetic, or the enclosure reads the network "
-                    "in another way"
-                )
+                if self._reads_past_exchange(middle, few):
+                    raise NotEnclosedError(
+                        "the network reads parameters past its modules (from a list or a closure): no rule of enclosure"
+                    )
+                continue  # an overflow: the bounds stay infinite, and the pieces open
+            self._check_losses(bounds, first)
 
 
 _direct = threading.Lock()
