@@ -422,6 +422,11 @@ LAYERS: list[tuple[str, Callable[..., Any], list[Any]]] = [
     ("softmax, wide", lambda x: F.softmax(x, 1), [moving(60, 9, 3, scale=5, width=5, radius=1)]),
     ("softmax, narrow", lambda x: F.softmax(x, 1), [moving(60, 9, 3, width=0.1, radius=0)]),
     ("softmax, sharp", lambda x: F.softmax(x, 1), [moving(60, 9, 3, scale=300, width=1, radius=0.1)]),
+    ("softmax, vanishing shares", lambda x: F.softmax(x, 1), [moving(60, 9, 3, scale=60, width=60, radius=0)]),
+    ("softmax, large values", lambda x: F.softmax(x + 1e6, 1), [moving(60, 9, 3, radius=0)]),
+    ("softmax, -1e9 added", lambda x: F.softmax(x + MASK.clamp_min(-1e9), 1), [moving(60, 5, 5, radius=0.1)]),
+    ("softmax, -1e9 filled in", lambda x: F.softmax(x.masked_fill(MASK < 0, -1e9), 1), [moving(60, 5, 5)]),
+    ("log_softmax, -1e9 added", lambda x: F.log_softmax(x + MASK.clamp_min(-1e9), 1), [moving(60, 5, 5, radius=0.1)]),
     ("softmax, rounding", lambda x: F.softmax(x, 1), [moving(60, 9, 3, scale=10, width=0, radius=0)]),
     ("log_softmax", lambda x: x.log_softmax(-1), [moving(60, 9, 3, scale=2, radius=0.02)]),
     ("log_softmax, wide", lambda x: F.log_softmax(x, 1), [moving(60, 9, 3, scale=5, width=5, radius=1)]),
@@ -452,6 +457,9 @@ SHARES = {
     "log_softmax, rounding": 0.005,
     "softmax, wide": 0.05,
     "softmax, sharp": 0.02,
+    "softmax, large values": 0.0,
+    "softmax, vanishing shares": 0.02,
+    "log_softmax, -1e9 added": 0.0,
     "log_softmax, wide": 0.3,
 }
 
@@ -555,6 +563,31 @@ def test_constants_bound_the_derivatives(name: str) -> None:
         assert derivative.max().item() + (1e-12 if most in exact else between) <= most + 1e-11
     for ours, derivative in zip(function.derivatives(x.detach()), derivatives, strict=False):
         torch.testing.assert_close(ours, derivative, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("part", ["left", "right", "radius"])
+def test_what_is_unknown_stays_unknown(part: str, dtype: torch.dtype) -> None:
+    """NaN in one element of an argument, as 1 / 0 leaves it: no output that depends on it has a bound."""
+    functions = {
+        **ONE_VARIABLE,
+        **POSITIVE,
+        "softmax": lambda x: x.softmax(1),
+        "layer_norm": lambda x: F.layer_norm(x, (6,)),
+    }
+    functions |= {"sum": lambda x: x.sum(1, True), "linear": lambda x: F.linear(x, torch.ones(1, 6, dtype=x.dtype))}
+    functions |= {
+        "max_pool": lambda x: F.max_pool1d(x[:, None], 6),
+        "maximum": lambda x: torch.maximum(x, torch.ones(1)),
+    }
+    for name, function in functions.items():
+        values = {"left": 0.5, "right": 0.7, "radius": 0.01}
+        parts = {name: torch.full((3, 6), value, dtype=dtype) for name, value in values.items()}
+        parts[part][:, 1] = torch.nan
+        with torch.no_grad(), network_run(3):
+            output = function(EnclosedTensor(AffineForm(**parts), batched=True)).form.settled()
+        sums = (output.left + output.right + output.full_radius()).flatten(1)
+        assert not bool(sums[:, min(1, sums.shape[1] - 1)].isfinite().any()), name
 
 
 def refused(call: Callable[[EnclosedTensor], Any], match: str) -> Any:

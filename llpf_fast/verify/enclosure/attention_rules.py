@@ -35,8 +35,8 @@ class _Shares:
         swing, variance: G_i and V^; zero where nothing moves.
         change: |log p_i(z) - log p_i(Z)| is at most this, by the radii e of z. Its derivative is (1 - p_i) e_i at most,
             and p_j e_j more for each other j, with p_j <= most_j e^(2 max e) near the chord.
-        rounding: relative error of a computed softmax.
-        masked: where z is -infinity, and p is 0.
+        rounding: relative error of a computed softmax; infinite where it is above a tenth.
+        masked: where p is 0, or below e^-800 whatever the radii: z is -infinity, or far below the largest.
     """
 
     most: Tensor
@@ -47,29 +47,35 @@ class _Shares:
     masked: Tensor
 
 
+def _masked(z: AffineForm, radius: Tensor, dim: int) -> Tensor:
+    u = unit_roundoff(z.dtype)
+    highest, lowest = torch.maximum(z.left, z.right) + radius, torch.minimum(z.left, z.right) - radius
+    top = lowest.amax(dim, keepdim=True)
+    distance = 800 + (highest.abs() + top.abs()) * (8 * u)
+    infinite = (z.left == -torch.inf) & (z.right == -torch.inf) & ~radius.isnan()
+    return infinite | (highest < top - distance)
+
+
 def _shares(z: AffineForm, dim: int) -> _Shares:
-    u, terms = unit_roundoff(z.dtype), z.shape[dim]
-    sums = gamma(terms + 8, z.dtype)
-    masked = (z.left == -torch.inf) & (z.right == -torch.inf)
-    if z.radius is not None:
-        # Only a mask, not a logarithm of what may be 0.
-        masked &= ~z.radius.isnan()
-    left, right = (end.masked_fill(masked, 0.0) for end in (z.left, z.right))
+    u, tiny = unit_roundoff(z.dtype), torch.finfo(z.dtype).tiny
+    sums = gamma(z.shape[dim] + 8, z.dtype)
+    radius = torch.zeros_like(z.left) if z.radius is None else z.radius.expand(z.shape)
+    masked = _masked(z, radius, dim)
+    left, right, radius = (value.masked_fill(masked, 0.0) for value in (z.left, z.right, radius))
+    # x - max x rounds by u of up to twice the largest |x|, and so does the middle.
     largest = torch.maximum(left.abs(), right.abs()).amax(dim, keepdim=True)
-    # x - max x rounds by u of up to twice the largest |x|, and so does the middle. Below -750 the exponential is 0.
-    rounding = largest.clamp_max(750).mul(4 * u).add_(64 * u + 4 * sums)
-    middle = ((left + right) * 0.5).masked_fill_(masked, -torch.inf)
-    share = torch.softmax(middle, dim)
-    swing = torch.zeros_like(share)
-    variance = torch.zeros_like(largest)
-    most = share
+    rounding = largest.mul(4 * u).add_(64 * u + 4 * sums)
+    rounding = rounding.masked_fill_(rounding > 0.1, torch.inf)
+    # Shares below the smallest normal number may be 0.
+    share = torch.softmax(((left + right) * 0.5).masked_fill_(masked, -torch.inf), dim).add_(2 * tiny)
+    swing, variance, most = torch.zeros_like(share), torch.zeros_like(largest), share
     if not z.still:
         d = (right - left) * 0.5
         lowest = d.masked_fill(masked, torch.inf).amin(dim, keepdim=True)
         highest = d.masked_fill(masked, -torch.inf).amax(dim, keepdim=True)
         extent = (highest - lowest) * (1 + 8 * u)
         mean = (share * d).sum(dim, keepdim=True)
-        deviation = (d - mean).abs_()
+        deviation = (d - mean).abs_().masked_fill_(masked, 0.0)
         variance = (share * deviation.square()).sum(dim, keepdim=True).mul_((1 + 2 * rounding) * extent.exp())
         variance = torch.minimum(variance * (1 + 2 * sums), extent.square() * 0.25)
         slack = rounding * torch.maximum(highest.abs(), lowest.abs())
@@ -79,7 +85,6 @@ def _shares(z: AffineForm, dim: int) -> _Shares:
     most = (most * (1 + 2 * rounding)).clamp_max_(1.0)
     change = torch.zeros_like(share)
     if z.radius is not None:
-        radius = z.radius.expand(z.shape).masked_fill(masked, 0.0)
         reach = radius.amax(dim, keepdim=True)
         near = most * (2 * reach).exp()
         total, weighted = near.sum(dim, keepdim=True), (near * radius).sum(dim, keepdim=True)
@@ -99,9 +104,8 @@ def softmax_form(z: AffineForm, dim: int) -> AffineForm:
     u, tiny = unit_roundoff(z.dtype), torch.finfo(z.dtype).tiny
     shares = _shares(z, dim)
     left = right = torch.softmax(z.left, dim)
-    radius = (torch.maximum(left, shares.most) * shares.rounding).add_(
-        (shares.most * torch.expm1(shares.change)).clamp_max_(1.0)
-    )
+    radius = (torch.maximum(left, shares.most) * shares.rounding).clamp_max_(1.0)
+    radius = radius.add_((shares.most * torch.expm1(shares.change)).clamp_max_(1.0))
     if not z.still:
         right = torch.softmax(z.right, dim)
         # The bounds along the chord are within 100 u and the rounding of the sums of themselves.
@@ -122,6 +126,8 @@ def log_softmax_form(z: AffineForm, dim: int) -> AffineForm:
     shares = _shares(z, dim)
     left = right = torch.log_softmax(z.left, dim)
     radius = shares.change
+    if z.radius is not None:
+        radius = radius + z.radius * shares.masked
     magnitude = z.magnitude.amax(dim, keepdim=True)
     if not z.still:
         right = torch.log_softmax(z.right, dim)

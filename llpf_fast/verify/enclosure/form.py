@@ -209,7 +209,7 @@ def bilinear(
         whole = x.magnitude * ((1 + 8 * u) * outward)
         if x.radius is not None:
             whole = whole.add_(x.radius, alpha=(1 + 8 * u) * outward)
-        radius = radius.add_(function(whole, w.radius, None))
+        radius = function(whole, w.radius, None).add_(radius)
     if half_q is not None:
         radius = radius.add_(half_q.abs_(), alpha=1 + 8 * u)
     if flushed:
