@@ -193,9 +193,9 @@ class TestCovers:
         module = Landscape(0.5, 0.3, 0.05)
         certificate = judge(module, [0, 1], samples=4000, level="sampled")
         assert (certificate.verdict, certificate.level) == ("sampled", "sampled")
-        assert "1,500 of 4,000 training samples (the 500 hardest, 1,000 at random)" in certificate.covers
+        assert "2,000 of 4,000 training samples (the 500 hardest, 1,500 at random)" in certificate.covers
         train = certificate.evaluation["train"]
-        assert (train["samples"], train["screening_samples"], train["screened"]) == (4000, 1500, True)
+        assert (train["samples"], train["screening_samples"], train["screened"]) == (4000, 2000, True)
         assert train["chosen"]["seed"] == certificate.resolution["seed"]
         few = judge(module, [0, 1], samples=1400, level="sampled")
         assert (few.verdict, few.level) == ("proved", "full")

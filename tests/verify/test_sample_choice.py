@@ -38,14 +38,19 @@ def test_all_units_give_the_loss_of_the_set_rounded_outward():
 def test_the_hardest_are_chosen_and_others_at_random():
     hardness = heavy_tailed(COUNT, 0)
     choice = choose_units(hardness, ones(COUNT), seed=7)
-    assert (choice.hardest, choice.others, len(choice.units)) == (500, COUNT - 500, 1_500)
-    hard, drawn = choice.units[:500], choice.units[500:]
-    assert set(hard.tolist()) == set(hardness.topk(500).indices.tolist())
-    assert len(set(choice.units.tolist())) == 1_500
-    assert abs(float(drawn.double().mean()) / COUNT - 0.5) < 0.05
+    assert (choice.hardest, choice.others, len(choice.units)) == (500, COUNT - 500, 2_500)
+    assert choice.strata == ((500, 500), (1_000, 500), (2_000, 500), (4_000, 500))
+    ranks = torch.empty(COUNT, dtype=torch.int64)
+    ranks[hardness.argsort(descending=True)] = torch.arange(COUNT)
+    assert len(set(choice.units.tolist())) == 2_500
+    start = 0
+    for part, size in zip(choice.units.split(500), (500, 500, 1_000, 2_000, 4_000), strict=True):
+        assert start <= int(ranks[part].min()) < int(ranks[part].max()) < start + size
+        assert abs(float(ranks[part].double().mean()) / size - start / size - 0.5) < 0.06
+        start += size
     assert torch.equal(choose_units(hardness, ones(COUNT), seed=7).units, choice.units)
     assert not torch.equal(choose_units(hardness, ones(COUNT), seed=8).units, choice.units)
-    assert choose_units(heavy_tailed(30_000, 0), ones(30_000)).hardest == 1_500
+    assert len(choose_units(heavy_tailed(60_000, 0), ones(60_000)).units) == 4_000
 
 
 def test_the_seed_of_a_draw_is_new_each_time_and_recorded():
@@ -62,13 +67,14 @@ def test_a_loss_that_is_not_finite_is_hardest():
 
 
 def test_few_units_are_all_chosen():
-    assert choose_units(heavy_tailed(1_500, 0), ones(1_500)).complete
-    assert not choose_units(heavy_tailed(1_501, 0), ones(1_501)).complete
+    assert choose_units(heavy_tailed(2_999, 0), ones(2_999)).complete
+    choice = choose_units(heavy_tailed(3_000, 0), ones(3_000), drawn=300)
+    assert (len(choice.units), choice.complete) == (1_400, False)
 
 
 def test_what_makes_no_estimate_is_refused():
-    with pytest.raises(LLPFError, match="random_units must be at least 2"):
-        choose_units(heavy_tailed(COUNT, 0), ones(COUNT), random_units=1)
+    with pytest.raises(LLPFError, match="drawn must be at least 2"):
+        choose_units(heavy_tailed(COUNT, 0), ones(COUNT), drawn=1)
     with pytest.raises(LLPFError, match="the denominators of the loss sum to 0"):
         all_units(0 * ones(5))
 
@@ -76,9 +82,11 @@ def test_what_makes_no_estimate_is_refused():
 def test_the_estimate_is_the_formula_of_its_docstring():
     losses = heavy_tailed(COUNT, 1)
     choice = choose_units(losses, 2 * ones(COUNT), seed=0)
-    hard, drawn = losses[choice.units[:500]], losses[choice.units[500:]]
-    total = hard.sum() + 7.5 * drawn.sum()
-    error = 7_500 * math.sqrt((1 - 1_000 / 7_500) / 1_000) * drawn.std()
+    hard, *parts = losses[choice.units].split(500)
+    sizes = 500, 1_000, 2_000, 4_000
+    total = hard.sum() + sum(size / 500 * part.sum() for size, part in zip(sizes, parts, strict=True))
+    variances = [size * (size - 500) / 500 * part.var() for size, part in zip(sizes, parts, strict=True)]
+    error = math.sqrt(sum(variances))
     assert choice.upper(losses[choice.units]) == pytest.approx(float(total + 5 * error) / (2 * COUNT))
     assert choice.lower(losses[choice.units]) == pytest.approx(float(total - 5 * error) / (2 * COUNT))
 
@@ -100,8 +108,8 @@ def test_the_truth_is_rarely_outside_the_estimate():
 
 @given(st.integers(0, 2**32), st.floats(0, 1))
 def test_the_estimate_of_a_chord_is_below_the_chord_of_estimates(seed, share):
-    choice = choose_units(heavy_tailed(3_000, 0), ones(3_000), random_units=20, seed=seed)
-    first, second = heavy_tailed(520, seed), heavy_tailed(520, seed + 1)
+    choice = choose_units(heavy_tailed(3_000, 0), ones(3_000), drawn=20, seed=seed)
+    first, second = heavy_tailed(len(choice.units), seed), heavy_tailed(len(choice.units), seed + 1)
     first, second = first * (first > 1), second * (second > 2)
     between = choice.upper((1 - share) * first + share * second)
     assert between <= ((1 - share) * choice.upper(first) + share * choice.upper(second)) * (1 + 1e-9)
