@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .errors import LLPFError as LLPFError
     from .find import PathFinder as PathFinder
     from .find import find_path as find_path
+    from .find import lower_path as lower_path
     from .flat import FlatParameters as FlatParameters
     from .flat import SegmentTable as SegmentTable
     from .ops import info as info
@@ -33,6 +34,7 @@ _HOME = {
     "certify": ".verify",
     "find_path": ".find",
     "info": ".ops",
+    "lower_path": ".find",
     "open_path": ".path",
     "use_backend": ".ops",
     "verify_run": ".verify",
@@ -48,6 +50,7 @@ __all__ = [
     "certify",
     "find_path",
     "info",
+    "lower_path",
     "open_path",
     "use_backend",
     "verify_run",

@@ -342,6 +342,31 @@ class Settings:
         return self
 
 
+@settings_group("lower")
+class LowerSettings:
+    """How the path of a run is lowered."""
+
+    #: Gradient steps, one batch at one point each. Null: seven times those of the search.
+    steps: Count | None = None
+    #: Stop before that, once no screened point of the curve has a higher loss.
+    to: Bound | None = None
+    #: ``bezier``: a Bezier curve, fitted to the waypoints. ``polygon``: straight sides between pivots that lie on the
+    #: path at equal distances.
+    curve: Literal["bezier", "polygon"] = "bezier"
+    #: Nodes that are trained. Null: of a Bezier curve 1; of a polygon the fewest of 1, 3, 7, 15 and 31 whose sides stay
+    #: below the run's threshold on the screening samples.
+    bends: Count | None = None
+    #: Null: the search's ``correction.lr / (1 - correction.momentum)``.
+    lr: Positive | None = None
+    momentum: NotNegative = 0.9
+    #: A point is drawn with a density that is the loss there to this power, times length; 0: uniform in length.
+    favor: NotNegative = 2.0
+    #: After each step the pivots of a polygon are put back on the variance spheres of the search.
+    spheres: Flag = False
+    #: Waypoints of a Bezier curve, both ends included, at least 2.
+    waypoints: Count = 17
+
+
 def as_settings(value: Any) -> Settings:
     """``value``, or the settings that a mapping of their names gives; LLPFError for anything else."""
     if isinstance(value, Settings):

@@ -18,10 +18,11 @@ from ..batches.forward import forward, shape_of
 from ..batches.precision import module_in
 from ..errors import LLPFError, require
 from ..find import PathFinder, Settings, TickProgress
+from ..find.curve import Bezier, Curve, PolyChain, point, straight
 from ..flat.copying import copied
 from ..path import RunDirectory, state_digest
 from ..types import ProgressCallback, StateDict
-from .curve import Bezier, Curve, CurveResult, FitSettings, PolyChain, fit, point, straight
+from .curve import CurveResult, FitSettings, fit
 from .elastic_band import BandSettings, auto_neb
 from .networks import load_state
 from .permutations import trace_permutations

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LLPFError
+from ..find.curve import redistribute
 from ..types import ProgressCallback
 from .curve import Gradient
 
@@ -85,7 +86,7 @@ def auto_neb(
         velocity = torch.zeros_like(pivots)
         share = settings.steps * (cycle + 1) // len(settings.rates)
         while steps + len(pivots) - 2 <= share:
-            pivots = redistribute(pivots, shares)
+            (pivots,) = redistribute(pivots, shares)
             losses, slopes = _gradients(pivots, endpoint_losses, gradient, round_)
             round_, steps = round_ + 1, steps + len(pivots) - 2
             if not all(map(math.isfinite, losses[1:-1])):
@@ -94,24 +95,7 @@ def auto_neb(
             pivots = pivots.sub(velocity, alpha=rate * settings.lr)
             if progress is not None:
                 progress(steps, settings.steps, f"{len(pivots) - 2} pivots  loss {max(losses[1:-1]):.4f}")
-    return Band(redistribute(pivots, shares), steps, measured)
-
-
-def redistribute(pivots: Tensor, shares: Tensor) -> Tensor:
-    """Points on the polyline through ``pivots [n, P]`` whose distances along it are ``shares [n - 1]`` of its length.
-
-    The endpoints are unchanged, bit for bit; so is a band without length.
-    """
-    lengths = (pivots[1:] - pivots[:-1]).to(torch.float64).norm(dim=1)
-    positions = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    total = float(positions[-1])
-    if not (math.isfinite(total) and total > 0):
-        return pivots
-    wanted = shares.to(positions.device).cumsum(0)[:-1] / shares.sum() * total
-    left = (torch.searchsorted(positions, wanted, right=True) - 1).clamp(0, len(lengths) - 1)
-    inside = ((wanted - positions[left]) / lengths[left].clamp_min(1e-300)).clamp(0, 1).to(pivots.dtype)
-    inner = torch.lerp(pivots[left], pivots[left + 1], inside.unsqueeze(1))
-    return torch.cat([pivots[:1], inner, pivots[-1:]])
+    return Band(redistribute(pivots, shares)[0], steps, measured)
 
 
 def across(pivots: Tensor, losses: Sequence[float], slopes: Tensor) -> Tensor:

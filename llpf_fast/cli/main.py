@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ..errors import LLPFError, one_line
-from . import analyze, bench, demo, find, info, recipes, report, train, verify
+from . import analyze, bench, demo, find, info, lower, recipes, report, train, verify
 
 _COMMANDS = {
     "train": train,
     "find": find,
+    "lower": lower,
     "verify": verify,
     "analyze": analyze,
     "report": report,
@@ -162,7 +163,7 @@ def _as_typed(name: str) -> str:
 def _how_to_resume(arguments: list[str]) -> str:
     if arguments[:1] == ["analyze"]:
         return "; the same command goes on from what was measured"
-    if arguments[:1] not in (["find"], ["train"]):
+    if arguments[:1] not in (["find"], ["lower"], ["train"]):
         return ""
     again = [*arguments, *(() if "--resume" in arguments else ("--resume",))]
     return f"; continue with: llpf {shlex.join(again)}"

@@ -4,6 +4,7 @@ from ..settings import (
     ArrivalSettings,
     CorrectionSettings,
     LayerSettings,
+    LowerSettings,
     PacingSettings,
     RecordSettings,
     ScheduleSettings,
@@ -14,6 +15,7 @@ from ..settings import (
     StepSettings,
 )
 from .finder import PathFinder, find_path
+from .lower import LowerResult, PathLowering, lower_path
 from .record import FindResult, TickProgress
 from .stacked_finder import SearchJob, StackedFinder, choose_parallel
 
@@ -22,8 +24,11 @@ __all__ = [
     "CorrectionSettings",
     "FindResult",
     "LayerSettings",
+    "LowerResult",
+    "LowerSettings",
     "PacingSettings",
     "PathFinder",
+    "PathLowering",
     "RecordSettings",
     "ScheduleSettings",
     "ScreeningSettings",
@@ -36,4 +41,5 @@ __all__ = [
     "TickProgress",
     "choose_parallel",
     "find_path",
+    "lower_path",
 ]

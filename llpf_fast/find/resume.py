@@ -59,10 +59,13 @@ def check_same_search(recorded: dict[str, Any] | None, now: dict[str, Any], fold
         )
 
 
-def check_same_task(recorded: Any, now: dict[str, Any], folder: object) -> None:
+def check_same_task(recorded: Any, now: dict[str, Any], folder: object, what: str = "resume") -> None:
     """Compare loss and data with those that the run was begun with; what was not recorded is not compared.
 
     Warns where they may differ: code that has changed, or data that may change from one pass to the next.
+
+    Args:
+        what: what cannot be done with the run in ``folder`` where they differ, for the message.
 
     Raises:
         LLPFError: another loss; tensors with other values; another number of samples.
@@ -71,7 +74,7 @@ def check_same_task(recorded: Any, now: dict[str, Any], folder: object) -> None:
     loss, now_loss = recorded.get("loss") or {}, now.get("loss") or {}
     if loss and now_loss:
         if loss.get("name") != now_loss.get("name") or ("sha256" in loss) != ("sha256" in now_loss):
-            raise LLPFError(f"cannot resume {folder}: its loss is {_loss(loss)}, not {_loss(now_loss)}")
+            raise LLPFError(f"cannot {what} {folder}: its loss is {_loss(loss)}, not {_loss(now_loss)}")
         if None not in (loss.get("sha256"), now_loss.get("sha256")) and loss["sha256"] != now_loss["sha256"]:
             warnings.warn(
                 f"the code of the loss {loss['name']} has changed since {folder} was begun; its values may too",
@@ -94,7 +97,7 @@ def check_same_task(recorded: Any, now: dict[str, Any], folder: object) -> None:
         return
     if not same:
         raise LLPFError(
-            f"cannot resume {folder}: its training data differ from those given now ({data.get('digest_of')} and "
+            f"cannot {what} {folder}: its training data differ from those given now ({data.get('digest_of')} and "
             f"{now_data.get('digest_of')} samples)"
         )
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llpf_fast.analysis.elastic_band import BandSettings, across, auto_neb, insert, redistribute, tangent
+from llpf_fast.analysis.elastic_band import BandSettings, across, auto_neb, insert, tangent
 from llpf_fast.errors import LLPFError
+from llpf_fast.find.curve import redistribute
 
 LEFT, RIGHT = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 0.0])
 #: Minima of height 0 at (-1, 0) and (1, 0), joined by the valley y = 2 (1 - x^2), whose pass at (0, 2) is 1 high. The
@@ -74,9 +75,9 @@ def test_gradient_steps_are_counted_one_a_pivot() -> None:
 
 def test_redistribution_is_along_the_polyline() -> None:
     corner = torch.tensor([[0.0, 0.0], [3.0, 0.0], [3.0, 1.0]])
-    placed = redistribute(corner, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    (placed,) = redistribute(corner, torch.tensor([0.5, 0.5], dtype=torch.float64))
     assert torch.allclose(placed, torch.tensor([[0.0, 0.0], [2.0, 0.0], [3.0, 1.0]]))
-    again = redistribute(torch.zeros(3, 2), torch.tensor([0.5, 0.5], dtype=torch.float64))
+    (again,) = redistribute(torch.zeros(3, 2), torch.tensor([0.5, 0.5], dtype=torch.float64))
     assert torch.equal(again, torch.zeros(3, 2))
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llpf_fast.analysis.curve import Bezier, Curve, FitSettings, PolyChain, fit, point, straight
+from llpf_fast.analysis.curve import FitSettings, fit
 from llpf_fast.errors import LLPFError
+from llpf_fast.find.curve import Bezier, Curve, PolyChain, point, straight
 
 A = torch.tensor([1.0, 0.0, -2.0], dtype=torch.float64)
 B = torch.tensor([0.0, 3.0, 1.0], dtype=torch.float64)
