@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import llpf_fast.verify.enclosure.loss_enclosure  # noqa: F401  (all rules)
+from llpf_fast.path.polyline import Polyline, Position
 from llpf_fast.verify.enclosure import (
     attention_rules,
     form,
@@ -22,7 +22,9 @@ from llpf_fast.verify.enclosure import (
     smooth_rules,
 )
 from llpf_fast.verify.enclosure.form import AffineForm, NotEnclosedError, unit_roundoff
+from llpf_fast.verify.enclosure.loss_enclosure import LossEnclosure
 from llpf_fast.verify.enclosure.tensor import EnclosedTensor, SampleNumbers, network_run
+from llpf_fast.verify.evaluator import Evaluator
 
 DTYPES = [torch.float32, torch.float64]
 #: Numbers compared in each test: a million for a rule in both dtypes.
@@ -544,23 +546,21 @@ PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", sorted(smooth_rules.BOUNDED))
 def test_constants_bound_the_derivatives(name: str) -> None:
-    """On a grid, by autograd, with what the next derivative adds between two points.
-
-    Bounds that a formula gives exactly (0 and 1 for the slope of tanh) need no such margin.
-    """
-    step = 5e-5
+    """On a grid, by autograd; between two points an extreme adds step^2 / 8 times the second derivative at most."""
+    step = 1e-3
     function = smooth_rules.BOUNDED[name]
     x = torch.arange(-15, 15, step, dtype=torch.float64, requires_grad=True)
     values = [PLAIN.get(name, function.function)(x)]
-    for _ in range(4):
+    for _ in range(5):
         values.append(torch.autograd.grad(values[-1].sum(), x, create_graph=True)[0])
     derivatives = [value.detach() for value in values[1:]]
     limits = (function.first, function.second, (-function.third, function.third))
-    for derivative, further, (least, most) in zip(derivatives[:3], derivatives[1:], limits, strict=True):
-        between = step / 2 * further.abs().max().item()
-        exact = (0.0, 0.25, 1.0, -1.0)
-        assert derivative.min().item() - (1e-12 if -least in exact or least in exact else between) >= least - 1e-11
-        assert derivative.max().item() + (1e-12 if most in exact else between) <= most + 1e-11
+    for derivative, second, (least, most) in zip(derivatives[:3], derivatives[2:], limits, strict=True):
+        between = step**2 / 8 * second.abs().max().item() * 1.01
+        # Bounds that a formula gives exactly need no margin.
+        exact = [0.0, 0.25, 1.0, -1.0]
+        assert derivative.min().item() - (0 if least in exact else between) >= least - 1e-11
+        assert derivative.max().item() + (0 if most in exact else between) <= most + 1e-11
     for ours, derivative in zip(function.derivatives(x.detach()), derivatives, strict=False):
         torch.testing.assert_close(ours, derivative, rtol=0, atol=1e-12)
 
@@ -803,6 +803,79 @@ def test_each_part_of_a_bound_is_needed(
 ) -> None:
     monkeypatch.setattr(module, name, breaking(getattr(module, name)))
     assert excess(*CASES[case], torch.float32) > 1
+
+
+# Whole networks
+
+
+class Attending(nn.Module):
+    """Patches, a class token, one encoder layer: what a vision transformer does with its samples' dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.token = nn.Linear(4, 8), nn.Parameter(torch.randn(1, 1, 8))
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, 0.1, "gelu", batch_first=True, norm_first=True)
+        self.qkv, self.head = nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x.unflatten(1, (4, 4)))], 1)
+        x = self.layer(x)
+        q, k, v = self.qkv(x).reshape(len(x), 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        x = x + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(x[:, 0])
+
+
+def convolutional() -> nn.Module:
+    first = (nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.SiLU())
+    network = nn.Sequential(
+        *first, nn.Conv2d(4, 4, 2), nn.GroupNorm(2, 4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 3)
+    )
+    network[2].running_mean.normal_()
+    network[2].running_var.uniform_(0.5, 2)
+    return network
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
+    "attention": (Attending, F.cross_entropy),
+    "convolutions": (convolutional, F.cross_entropy),
+    "log-softmax": (lambda: nn.Sequential(nn.Linear(16, 9), nn.Tanh(), nn.Linear(9, 3), nn.LogSoftmax(1)), F.nll_loss),
+    "layer norm": (
+        lambda: nn.Sequential(nn.Linear(16, 9), nn.LayerNorm(9), nn.GELU(), nn.Linear(9, 3)),
+        nn.CrossEntropyLoss(label_smoothing=0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize("precise", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_losses_lie_below_their_bounds(name: str, precise: bool) -> None:
+    build, loss = NETWORKS[name]
+    torch.manual_seed(0)
+    network, other = build().eval(), build().eval()
+    samples = torch.randn(40, 16), torch.arange(40) % 3
+    enclosure = LossEnclosure(Polyline([network.state_dict(), other.state_dict()]), Evaluator(network, loss, *samples))
+    units = torch.arange(40)
+    for width in (0.1, 1e-2, 1e-3):
+        bounds = enclosure.bounds(0, 0.4, 0.4 + width, units, precise=precise)
+        for share in torch.linspace(0, 1, 21).tolist():
+            losses = enclosure.losses(Position(0, 0.4 + width * share), units)
+            most = (bounds.start + (bounds.end - bounds.start) * share).nan_to_num(nan=torch.inf)
+            assert bool((losses <= most + 1e-6).all())  # the losses are rounded to float32
+    assert float((bounds.start - losses).max()) < 0.02
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, F.nll_loss])
+def test_losses_of_a_log_softmax_are_bounded_as_those_of_its_logits(loss: Any) -> None:
+    torch.manual_seed(0)
+    first, second = (nn.Sequential(nn.Linear(16, 9), nn.Tanh(), nn.Linear(9, 3)) for _ in range(2))
+    line = Polyline([first.state_dict(), second.state_dict()])
+    samples = torch.randn(40, 16), torch.arange(40) % 3
+    networks = [(first, F.cross_entropy), (nn.Sequential(*first, nn.LogSoftmax(1)), loss)]
+    plain, composed = (
+        LossEnclosure(line, Evaluator(network, loss, *samples)).bounds(0, 0.2, 0.7, torch.arange(40))
+        for network, loss in networks
+    )
+    torch.testing.assert_close(composed.start, plain.start, rtol=1e-12, atol=0)
 
 
 @pytest.mark.slow
