@@ -360,7 +360,7 @@ class LowerSettings:
     lr: Positive | None = None
     momentum: NotNegative = 0.9
     #: A point is drawn with a density that is the loss there to this power, times length; 0: uniform in length.
-    favor: NotNegative = 2.0
+    favor: NotNegative = 3.0
     #: After each step the pivots of a polygon are put back on the variance spheres of the search.
     spheres: Flag = False
     #: Waypoints of a Bezier curve, both ends included, at least 2.

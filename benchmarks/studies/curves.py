@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.studies.study import option_parser, parse, save, train
 from llpf_fast.analysis import Problem
 from llpf_fast.analysis.compare_curves import Comparison, Plan, compare
-from llpf_fast.analysis.curve_methods import TRAINED
+from llpf_fast.analysis.curve_methods import CURVES
 from llpf_fast.batches import stratified_subset
 from llpf_fast.cli.output import Progress
 from llpf_fast.data import load_dataset
@@ -102,7 +102,8 @@ def main() -> None:
             threshold=settings.threshold,
             converge=converge,
             most_steps=args.most_steps or case["most_steps"],
-            rates=dict.fromkeys(TRAINED, case["rates"]),
+            times=() if converge else (2, 8),
+            rates=dict.fromkeys(CURVES, case["rates"]),
             llpf_settings=settings,
         )
         with Progress("step") as progress:

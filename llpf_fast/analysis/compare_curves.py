@@ -21,13 +21,24 @@ from ..verify import Certificate, Evaluation, certify
 from ..verify.evaluator import Statistics
 from ..verify.verdict import Level
 from .curve import CurveResult, write_run
-from .curve_methods import METHODS, TRAINED, Budget, Method, aligned_line, find_curve, llpf, straight_line
+from .curve_methods import (
+    METHODS,
+    TRAINED,
+    Budget,
+    Method,
+    aligned_line,
+    find_curve,
+    llpf,
+    llpf_lowered,
+    straight_line,
+)
 from .networks import Networks
 from .problem import Problem
 
 #: Learning rates tried where none is given. Garipov et al. used 0.015 to 0.05 on VGG and PreResNet, AutoNEB's authors
 #: 0.1 and less; what suits depends on network and data, and one that diverges must not decide a comparison.
-RATES: dict[str, tuple[float, ...]] = {
+RATES: dict[str, tuple[float | None, ...]] = {
+    "llpf+lower": (None,),  # its default, from the recipe: no trial
     "bezier": (0.01, 0.03, 0.1, 0.3, 1.0),
     "polychain": (0.01, 0.03, 0.1, 0.3, 1.0),
     "autoneb": (0.01, 0.03, 0.1, 0.3, 1.0),
@@ -50,6 +61,7 @@ class Plan:
         rates: learning rates to try for each method; at the equal budget the one with the lowest peak on the screening
             set is taken, for larger budgets, too (LLPF's recipes were tuned by trials as well).
         bends: inner nodes of Bezier curve and polychain.
+        times: further budgets, in multiples of the equal one, at the rate that was best there.
         converge: also double each method's budget until that lowers its screened peak by less than the share
             ``tolerance``, or until ``most_steps``; halve LLPF's thresholds as long as it still arrives within these.
         llpf_settings: LLPF's.
@@ -59,8 +71,9 @@ class Plan:
     steps: int | None = None
     batch_size: int = 64
     threshold: float = 0.1
-    rates: Mapping[str, Sequence[float]] = field(default_factory=lambda: dict(RATES))
+    rates: Mapping[str, Sequence[float | None]] = field(default_factory=lambda: dict(RATES))
     bends: int = 1
+    times: tuple[int, ...] = ()
     converge: bool = False
     tolerance: float = 0.05
     most_steps: int = 20_000
@@ -73,8 +86,9 @@ class Plan:
             raise LLPFError(f"unknown method {', '.join(unknown) or '(none)'}; known: {', '.join(METHODS)}")
         if self.steps is not None and self.steps < 1:
             raise LLPFError(f"--steps must be at least 1, got {self.steps}")
-        if "llpf" in self.methods and self.llpf_settings is None:
-            raise LLPFError("llpf needs settings: name a recipe, or leave llpf out of the methods")
+        needing = [method for method in self.methods if method in ("llpf", "llpf+lower")]
+        if needing and self.llpf_settings is None:
+            raise LLPFError(f"{needing[0]} needs settings: name a recipe, or leave {needing[0]} out of the methods")
         if not math.isfinite(self.threshold):
             raise LLPFError(f"the threshold must be a finite number, got {self.threshold}")
 
@@ -183,8 +197,8 @@ class _Running:
                     "from it is below; raise the threshold or train it longer"
                 )
 
-    def _llpf(self, steps: int | None, shrink: float = 1.0) -> CurveResult:
-        """LLPF with every threshold times ``shrink``."""
+    def _searching(self, shrink: float = 1.0) -> tuple[Settings, str]:
+        """LLPF's settings with every threshold times ``shrink``, and a name of the search with them."""
         given = self._plan.llpf_settings
         assert given is not None
         threshold = self._plan.threshold
@@ -198,8 +212,13 @@ class _Running:
             "endpoints": self._networks.select(0, 1).digests(),
             "settings": settings.as_dict(),
         }
+        return settings, digest(about)[:12]
+
+    def _llpf(self, steps: int | None, shrink: float = 1.0) -> CurveResult:
+        """LLPF with every threshold times ``shrink``."""
+        settings, name = self._searching(shrink)
         self._begin("llpf" if shrink == 1.0 else f"llpf below {settings.threshold:g}")
-        folder = self._runs / f"llpf-search-{digest(about)[:12]}"
+        folder = self._runs / f"llpf-search-{name}"
         return llpf(self._problem, self._a, self._b, settings, folder, steps=steps, progress=self._progress)
 
     def _lower_thresholds(self, curve: CurveResult) -> None:
@@ -219,7 +238,7 @@ class _Running:
 
     def _trained(self, method: Method, steps: int) -> None:
         rates = tuple(self._plan.rates.get(method) or RATES[method])
-        best: tuple[float, float, CurveResult] | None = None
+        best: tuple[float, float | None, CurveResult] | None = None
         failure: LLPFError | None = None
         for rate in rates:
             try:
@@ -235,10 +254,12 @@ class _Running:
             raise failure
         peak, rate, curve = best
         self._certify(curve, "equal")
+        for factor in self._plan.times:
+            self._certify(self._search(method, steps * factor, rate)[0], f"{factor}x")
         if self._plan.converge:
             self._converge(method, steps, rate, curve, peak)
 
-    def _converge(self, method: Method, steps: int, rate: float, best: CurveResult, peak: float) -> None:
+    def _converge(self, method: Method, steps: int, rate: float | None, best: CurveResult, peak: float) -> None:
         """Double the budget until the peak stops falling; of the last two curves the lower one is certified."""
         budget = "not converged"
         while 2 * steps <= self._plan.most_steps and budget != "converged":
@@ -253,23 +274,31 @@ class _Running:
                 best, peak = curve, now
         self._certify(best, budget)
 
-    def _search(self, method: Method, steps: int, rate: float) -> tuple[CurveResult, float]:
-        plan = self._plan
-        self._begin(f"{method}, {steps:,} steps at {rate:g}")
-        budget = Budget(steps, rate, plan.batch_size, plan.bends, plan.seed)
-        curve = find_curve(method, self._problem, self._a, self._b, budget, self._progress)
+    def _search(self, method: Method, steps: int, rate: float | None) -> tuple[CurveResult, float]:
+        plan, problem = self._plan, self._problem
+        self._begin(f"{method}, {steps:,} steps" + ("" if rate is None else f" at {rate:g}"))
+        if method == "llpf+lower":
+            settings, name = self._searching()
+            folder = self._runs / f"llpf-lower-{name}"
+            curve = llpf_lowered(
+                problem, self._a, self._b, settings, folder, steps=steps, lr=rate, progress=self._progress
+            )
+        else:
+            assert rate is not None
+            budget = Budget(steps, rate, plan.batch_size, plan.bends, plan.seed)
+            curve = find_curve(method, problem, self._a, self._b, budget, self._progress)
         peak = self._screened(curve)
         self._add_growth(method, steps, rate, peak, curve)
         return curve, peak
 
-    def _add_growth(self, method: str, budget: int, rate: float, peak: float, curve: CurveResult | None) -> None:
+    def _add_growth(self, method: str, budget: int, rate: float | None, peak: float, curve: CurveResult | None) -> None:
         """Add a row to ``growth``; without ``curve`` the search diverged."""
         self._comparison.growth.append(
             {
                 "method": method,
                 "budget": budget,
                 "gradient_steps": budget if curve is None else curve.gradient_steps,
-                "lr": rate,
+                "lr": math.nan if rate is None else rate,
                 "screened_peak": peak,
                 "seconds": math.nan if curve is None else curve.seconds,
             }

@@ -17,7 +17,7 @@ from ..batches.fixed_samples import fixed_subset
 from ..batches.forward import forward, shape_of
 from ..batches.precision import module_in
 from ..errors import LLPFError, require
-from ..find import PathFinder, Settings, TickProgress
+from ..find import LowerSettings, PathFinder, PathLowering, Settings, TickProgress
 from ..find.curve import Bezier, Curve, PolyChain, point, straight
 from ..flat.copying import copied
 from ..path import RunDirectory, state_digest
@@ -161,6 +161,60 @@ def llpf(
     )
 
 
+#: The threshold of a search whose path is lowered, in multiples of that of a search that is not: LeNet5 then takes 65
+#: gradient steps instead of 295, and lowering gets as low from there.
+_LOOSE = 2.0
+
+
+def llpf_lowered(
+    problem: Problem,
+    a: StateDict,
+    b: StateDict,
+    settings: Settings,
+    folder: Path,
+    *,
+    steps: int,
+    lr: float | None = None,
+    progress: ProgressCallback | None = None,
+) -> CurveResult:
+    """LLPF's path at twice the threshold of ``settings``, lowered for the rest of ``steps`` gradient steps.
+
+    Search and lowering are runs in ``folder``; what is there already is continued. ``lr``: of the lowering; its default
+    when missing. Errors as of :func:`llpf` and :class:`~llpf_fast.find.PathLowering`.
+    """
+    loose = settings.changed(threshold=_LOOSE * settings.threshold, correction={"threshold": None})
+    search = llpf(problem, a, b, loose, folder / "search", steps=steps, progress=progress)
+    left = steps - search.gradient_steps
+    if left < 1 or "stopped_at_steps" in search.settings:
+        return replace(search, method="llpf+lower")
+    out = folder / (f"lowered-{left}" + ("" if lr is None else f"-{lr:g}"))
+    lowering = PathLowering(
+        copied(problem.module, "the model"),
+        folder / "search",
+        settings=LowerSettings(steps=left, lr=lr),
+        train=as_data(problem.train),
+        loss_fn=problem.loss_fn,
+        device=problem.device,
+        out=out,
+        resume=(out / "run.yaml").exists(),
+    )
+    result = lowering.run(progress)
+    run = RunDirectory.open(out)
+    lower = run.run["settings"]["lower"]
+    return CurveResult(
+        "llpf+lower",
+        [waypoint.load() for waypoint in run.waypoints()],
+        result.sgd_steps,
+        search.seconds + result.seconds,
+        settings={
+            "recipe_settings": loose.as_dict(),
+            "search_steps": search.gradient_steps,
+            "lower": lower,
+            "lr": lower["lr"],
+        },
+    )
+
+
 def _steps(run: RunDirectory) -> int:
     metrics = run.metrics()
     return int(metrics[-1]["sgd_steps"]) if metrics else 0
@@ -172,10 +226,12 @@ def _stopped(run: RunDirectory, b: StateDict, steps: int | None, seconds: float)
     return CurveResult("llpf", [*waypoints, dict(b)], _steps(run), seconds, settings={"stopped_at_steps": steps})
 
 
-Method = Literal["llpf", "bezier", "polychain", "autoneb", "linear", "aligned-linear"]
-METHODS: tuple[Method, ...] = ("llpf", "bezier", "polychain", "autoneb", "linear", "aligned-linear")
+Method = Literal["llpf", "llpf+lower", "bezier", "polychain", "autoneb", "linear", "aligned-linear"]
+METHODS: tuple[Method, ...] = ("llpf", "llpf+lower", "bezier", "polychain", "autoneb", "linear", "aligned-linear")
+#: Those that :func:`find_curve` trains.
+CURVES: tuple[Method, ...] = ("bezier", "polychain", "autoneb")
 #: Those that have a learning rate and a budget of gradient steps.
-TRAINED: tuple[Method, ...] = ("bezier", "polychain", "autoneb")
+TRAINED: tuple[Method, ...] = ("llpf+lower", *CURVES)
 
 #: Segments of the polyline through a smooth curve; a quadratic is at most |a - 2 c + b| / (4 * 32^2) away from them.
 _PIECES = 32
@@ -264,7 +320,7 @@ def _train(
             curve = _curve(method, budget)
             nodes = fit(curve, straight(curve, start, end), gradient, _fit(budget), progress)
         else:
-            raise LLPFError(f"{method} is no method that trains a curve; those that do: {', '.join(TRAINED)}")
+            raise LLPFError(f"{method} is no method that trains a curve; those that do: {', '.join(CURVES)}")
         seconds = time.perf_counter() - begin
     return nodes.cpu(), gradient.steps, seconds
 

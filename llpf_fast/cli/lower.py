@@ -38,7 +38,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     how.add_argument("--lr", type=float, metavar="RATE", help="learning rate (default: from the search's correction)")
     how.add_argument("--momentum", type=float, metavar="M", help="of the steps (default: 0.9)")
     how.add_argument(
-        "--favor", type=float, metavar="P", help="draw points by their loss to this power (default: 2; 0: evenly)"
+        "--favor", type=float, metavar="P", help="draw points by their loss to this power (default: 3; 0: evenly)"
     )
     how.add_argument(
         "--spheres", action="store_true", help="put the pivots of a polygon back on the search's variance spheres"

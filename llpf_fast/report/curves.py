@@ -26,7 +26,7 @@ def draw_curves(result: Comparison, folder: str | os.PathLike[str], stem: str = 
     methods = list(dict.fromkeys(row["method"] for row in result.rows))
     styles = {m: {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i]} for i, m in enumerate(methods)}
     has_accuracy = any(point["test_accuracy"] is not None for point in result.profiles)
-    has_budgets = any(row["budget"] in ("converged", "not converged") for row in result.rows)
+    has_budgets = any(row["budget"] not in ("equal", "none") for row in result.rows)
     with new_figure(5.2 * (1 + has_accuracy + has_budgets), 4.4) as figure:
         panels = list(figure.subplots(1, 1 + has_accuracy + has_budgets, squeeze=False)[0])
         equal = [row for row in result.rows if row["budget"] in ("equal", "none")]

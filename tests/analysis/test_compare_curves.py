@@ -15,6 +15,7 @@ from llpf_fast.analysis.curve import CurveResult, write_run
 from llpf_fast.analysis.curve_methods import METHODS, Budget, find_curve
 from llpf_fast.batches import stratified_subset
 from llpf_fast.errors import LLPFError
+from llpf_fast.find.curve_training import CurveTrainer
 from llpf_fast.path import RunDirectory
 from llpf_fast.path.polyline import interpolate
 from llpf_fast.report.curves import draw_curves
@@ -67,7 +68,7 @@ def test_budgets_are_equal_and_training_lowers_the_peak(comparison: tuple[Compar
     steps = rows["llpf"]["gradient_steps"]
     assert steps > 20
     assert comparison[0].about["equal_budget_steps"] == steps
-    for method in ("bezier", "polychain"):
+    for method in ("llpf+lower", "bezier", "polychain"):
         assert rows[method]["gradient_steps"] == steps
         assert rows[method]["peak_train_loss"] < rows["linear"]["peak_train_loss"]
     # A band takes whole rounds of all its pivots.
@@ -90,6 +91,7 @@ def test_a_second_call_trains_nothing_and_says_the_same(
         raise AssertionError("trained again")
 
     monkeypatch.setattr(methods, "_train", never)
+    monkeypatch.setattr(CurveTrainer, "step", never)
     plan = Plan(threshold=0.1, rates=RATES, batch_size=32, llpf_settings=blobs.llpf_settings())
     again = compare(blobs.problem(cache=folder / "cache"), blobs.networks(), plan, folder / "runs")
     changing = ("seconds",)
@@ -103,6 +105,25 @@ def test_a_second_call_trains_nothing_and_says_the_same(
             Plan(methods=("bezier",), steps=7, threshold=0.1),
             folder / "other",
         )
+
+
+def test_budgets_in_multiples_of_the_equal_one(tmp_path: Path) -> None:
+    settings = blobs.llpf_settings()
+    plan = Plan(
+        methods=("llpf+lower", "bezier"), threshold=0.1, rates=RATES, steps=60, times=(2,), llpf_settings=settings
+    )
+    rows = compare(blobs.problem(), blobs.networks(), plan, tmp_path).rows
+    assert [(row["method"], row["budget"], row["gradient_steps"]) for row in rows] == [
+        ("llpf+lower", "equal", 60),
+        ("llpf+lower", "2x", 120),
+        ("bezier", "equal", 60),
+        ("bezier", "2x", 120),
+    ]
+    # One search for both budgets, at twice the threshold.
+    (search,) = tmp_path.glob("*/search/run.yaml")
+    assert RunDirectory.open(search.parent).run["settings"]["threshold"] == 0.2
+    with pytest.raises(LLPFError, match=r"llpf\+lower needs settings"):
+        Plan(methods=("llpf+lower",))
 
 
 def test_what_is_trained_on_tells_problems_apart_even_where_the_same_is_measured() -> None:

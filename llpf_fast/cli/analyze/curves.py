@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HELP = "LLPF beside Bezier curve, polychain, AutoNEB and straight lines: one certified table"
 
-_METHODS = "llpf,bezier,polychain,autoneb,linear,aligned-linear"
+_METHODS = "llpf,llpf+lower,bezier,polychain,autoneb,linear,aligned-linear"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -29,6 +29,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--steps", type=int, metavar="N", help="gradient steps of each that trains (default: what LLPF takes)"
+    )
+    parser.add_argument(
+        "--times",
+        type=str,
+        default="",
+        metavar="N,...",
+        help="also budgets of so many times that: 2,8",
     )
     parser.add_argument(
         "--converge",
@@ -116,11 +123,13 @@ def _plan(args: Namespace, problem: Problem) -> Plan:
 
     methods: Any = tuple(name.strip() for name in args.methods.split(",") if name.strip())
     settings = None
-    if "llpf" in methods:
+    if {"llpf", "llpf+lower"} & set(methods):
         about = problem.about()
         recipe = args.recipe or f"{about['model']}-{about['data']}-m2m-quick"
         if args.recipe is None and recipe not in recipe_names():
-            raise LLPFError(f"there is no recipe {recipe}: name one with --recipe, or leave llpf out of --methods")
+            raise LLPFError(
+                f"there is no recipe {recipe}: name one with --recipe, or leave llpf and llpf+lower out of --methods"
+            )
         settings = load_recipe(recipe)
     threshold = args.threshold
     if threshold is None:
@@ -134,11 +143,19 @@ def _plan(args: Namespace, problem: Problem) -> Plan:
         threshold=threshold,
         rates={**RATES, **dict(map(_rates, args.rate))},
         bends=args.bends,
+        times=_times(args.times),
         converge=args.converge,
         most_steps=args.most_steps,
         llpf_settings=settings,
         seed=args.seed,
     )
+
+
+def _times(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() and int(part) > 1 for part in parts):
+        raise LLPFError(f"--times must be whole numbers above 1, by commas, got {text!r}")
+    return tuple(map(int, parts))
 
 
 def _rates(text: str) -> tuple[str, tuple[float, ...]]:
