@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs
-"""``relu_pool_bounds`` in Triton: one program 256 outputs."""
+"""``relu_pool_bounds`` in Triton: one program 128 outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llpf_fast.ops.relu_pool_bounds import Form, check_relu_pool_bounds, is_poin
 
 from .launch import launch
 
-LANES = 256
+LANES = 128
 
 
 def relu_pool_bounds_triton(

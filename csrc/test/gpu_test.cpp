@@ -7,6 +7,7 @@
 
 #include "../core/counter_randint.h"
 #include "../core/cuda/while_graph.h"
+#include "../core/relu_pool_bounds.h"
 #include "../core/tick.h"
 #include "host.h"
 #include "report.h"
@@ -277,6 +278,52 @@ void check_counter_randint(Report& report) {
   }
 }
 
+/// Windows with padding, dilation and overlaps, and none, over more outputs than a block has; a radius for each plane, and
+/// one for all samples.
+template <class T>
+void check_relu_pool_bounds(Report& report, const std::string& type) {
+  constexpr int64_t kSamples = 2, kChannels = 3, kPlanes = kSamples * kChannels;
+  for (const Window& w : {Window{{20, 70}, {10, 35}, {2, 2}, {2, 2}, {0, 0}, {1, 1}},
+                          Window{{9, 39}, {4, 20}, {3, 3}, {2, 2}, {1, 2}, {1, 2}},
+                          Window{{1, 300}, {1, 300}, {1, 1}, {1, 1}, {0, 0}, {1, 1}}}) {
+    const int64_t size = w.size[0] * w.size[1], results = kPlanes * w.out[0] * w.out[1];
+    Random random(size);
+    std::vector<T> left, right, radius;
+    for (int64_t i = 0; i < kPlanes * size; ++i) {
+      left.push_back(static_cast<T>(random.next()));
+      right.push_back(left.back() + static_cast<T>(0.3 * random.next()));
+      radius.push_back(static_cast<T>(0.1 + 0.1 * random.next()));
+    }
+    const OnDevice<T> left_device(left), right_device(right), radius_device(radius);
+    for (const int64_t radius_planes : {kPlanes, kChannels})
+      for (const double slope : {0.0, 0.1, 1.0}) {
+        const ReluPoolBoundsArguments arguments{left_device.data(), right_device.data(), radius_device.data(), kDtype<T>,
+                                                kPlanes,            radius_planes,       w,                    slope};
+        const std::vector<T> poison(static_cast<size_t>(results), std::numeric_limits<T>::quiet_NaN());
+        const OnDevice<T> to_left(poison), to_right(poison), to_radius(poison);
+        must(cuda::relu_pool_bounds(arguments, {to_left.data(), to_right.data(), to_radius.data()}, nullptr),
+             "relu_pool_bounds");
+        std::vector<T> want_left, want_right, want_radius;
+        for (int64_t plane = 0; plane < kPlanes; ++plane) {
+          const Form<const T*> in{left.data() + plane * size, right.data() + plane * size,
+                                  radius.data() + plane % radius_planes * size};
+          for (int64_t y = 0; y < w.out[0]; ++y)
+            for (int64_t x = 0; x < w.out[1]; ++x) {
+              const Form<T> form = pooled(in, w, ReluBounds<T>::of(slope), y, x);
+              want_left.push_back(form.left);
+              want_right.push_back(form.right);
+              want_radius.push_back(form.radius);
+            }
+        }
+        const std::string label = "relu_pool_bounds of " + std::to_string(w.size[1]) + ' ' + type + ", slope " +
+                                  std::to_string(slope) + ", radii of " + std::to_string(radius_planes) + " planes";
+        report.same_bits(to_left.host(), want_left, label + ", left");
+        report.same_bits(to_right.host(), want_right, label + ", right");
+        report.same_bits(to_radius.host(), want_radius, label + ", radius");
+      }
+  }
+}
+
 /// What was queued on a stream while it was captured.
 template <class F>
 cudaGraph_t captured(cudaStream_t stream, F&& queue) {
@@ -354,6 +401,8 @@ int main(int argc, char** argv) {
   Report report;
   check_loss_gate(report);
   check_counter_randint(report);
+  check_relu_pool_bounds<float>(report, "float32");
+  check_relu_pool_bounds<double>(report, "float64");
   if (argc < 2 || std::string(argv[1]) == "while") check_while(report);
   if (argc < 2 || std::string(argv[1]) == "rows") {
     const Case c = long_rows();

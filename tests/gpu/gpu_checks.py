@@ -41,6 +41,7 @@ from llpf_fast.ops.counter_randint import counter_randint_eager
 from llpf_fast.ops.library import accumulation_dtype
 from llpf_fast.ops.loss_gate import ACTIVE, FINAL, MEAN, STEPS, loss_gate_eager
 from llpf_fast.ops.moments import moments_eager
+from llpf_fast.ops.relu_pool_bounds import relu_pool_bounds_eager
 from llpf_fast.ops.tick import tick_eager
 
 Pair = tuple[torch.dtype, torch.dtype]
@@ -357,6 +358,33 @@ def check_counter_randint(device: torch.device) -> None:
                 same_bits(got, want, f"counter_randint_ of {list(shape)}")
 
 
+def check_relu_pool_bounds(device: torch.device) -> None:
+    """The bits of the specification; where its radius is no number, this one is none."""
+    windows: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
+        ((3, 5, 12, 70), {"kernel": (2, 2), "stride": (2, 2)}),
+        ((2, 3, 9, 39), {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1), "dilation": (1, 1), "ceil_mode": True}),
+        ((7, 300), {}),
+    )
+    options = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "ceil_mode": False}
+    for dtype in (torch.float32, torch.float64):
+        for shape, window in windows:
+            generator = torch.Generator().manual_seed(len(shape))
+            scale = 10.0 ** torch.randint(-20, 20, shape, generator=generator)
+            left, right, radius = (torch.randn(shape, dtype=dtype, generator=generator) * scale for _ in range(3))
+            left.view(-1)[11], right.view(-1)[-3] = math.inf, math.nan
+            for radii in (radius.abs(), radius[:1].abs()):
+                for slope in (0.0, 0.1, 1.0):
+                    given, rest = (left, right, radii), options | window
+                    want = relu_pool_bounds_eager(*given, slope, **rest)
+                    got = [value.cpu() for value in ops.relu_pool_bounds(*(v.to(device) for v in given), slope, **rest)]
+                    finite = want[2].isfinite()
+                    assert torch.equal(got[2].isfinite(), finite), (
+                        f"relu_pool_bounds of {list(shape)}: other finite radii"
+                    )
+                    for one, other in zip(got, want, strict=True):
+                        same_bits(one[finite] + 0.0, other[finite] + 0.0, f"relu_pool_bounds of {list(shape)}, {dtype}")
+
+
 def check_rows(pair: Pair, device: torch.device) -> None:
     """Each row of [K, N] has the bits of its own [N], also where its address is less aligned."""
     for case in of_types(pair, device):
@@ -628,6 +656,7 @@ LAUNCHES = {
         "sgd_": 1,
         "loss_gate_": 1,
         "counter_randint_": 1,
+        "relu_pool_bounds": 1,
     },
     "triton": {
         "moments": 3,
@@ -637,6 +666,7 @@ LAUNCHES = {
         "sgd_": 1,
         "loss_gate_": 1,
         "counter_randint_": 1,
+        "relu_pool_bounds": 1,
     },
 }
 
@@ -648,6 +678,7 @@ def count_launches(device: torch.device) -> dict[str, int]:
     measured = ops.moments(at.p, at.d, *table, scratch)
     maps = ops.coefficients(measured, at.table.segments, at.target, at.step)
     drawn, key = torch.zeros(2, 64, dtype=torch.int64, device=device), torch.tensor(3, device=device)
+    images = torch.ones(2, 3, 8, 8, device=device)
     calls: dict[str, Callable[[], object]] = {
         "moments": lambda: ops.moments(p, at.d, *table, scratch),
         "coefficients": lambda: ops.coefficients(measured, at.table.segments, at.target, at.step),
@@ -656,6 +687,7 @@ def count_launches(device: torch.device) -> dict[str, int]:
         "sgd_": lambda: ops.sgd_(p, at.g, at.buffer, at.lr, *table, momentum=0.9),
         "loss_gate_": lambda: ops.loss_gate_(state, loss, threshold=0.1, window=3, max_steps=9),
         "counter_randint_": lambda: ops.counter_randint_(drawn, key, key, state, bounds=[1000, 5]),
+        "relu_pool_bounds": lambda: ops.relu_pool_bounds(images, images, images, 0.0, (2, 2), (2, 2)),
     }
     return {name: launches(call) for name, call in calls.items()}
 
@@ -702,6 +734,7 @@ def _units() -> dict[str, Run]:
         "launches": check_launches,
         "loss_gate": check_loss_gate,
         "counter_randint": check_counter_randint,
+        "relu_pool_bounds": check_relu_pool_bounds,
         "damaged_gate": check_damaged_gate,
         "grid_limits": check_grid_limits,
     }

@@ -17,7 +17,7 @@ from llpf_fast.correct import Correction
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["moments", "affine", "loss_gate", "counter_randint", "rows"])
+@pytest.mark.parametrize("name", ["moments", "affine", "loss_gate", "counter_randint", "relu_pool_bounds", "rows"])
 def test_checks_pass_on_the_cpu(name: str) -> None:
     gpu_checks.run_check(name, "auto", CPU)
 

@@ -197,6 +197,15 @@ def test_the_form_is_as_narrow_as_its_formula(dtype: torch.dtype) -> None:
         assert got == pytest.approx(want, rel=0, abs=32 * unit)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_line_that_hardly_rises_above_zero(dtype: torch.dtype) -> None:
+    """The quotient of its ends is smaller than any number: the gap is the smaller end all the same."""
+    far, near = -torch.finfo(dtype).max / 16, torch.finfo(dtype).tiny * 2.0**30
+    line = (torch.tensor([value], dtype=dtype) for value in (far, near, 0.0))
+    got = [float(value) / near for value in ops.relu_pool_bounds(*line, 0.0)]
+    assert got == pytest.approx([-0.5, 0.5, 0.5], rel=1e-5)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("slope", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("window", [{}, {"kernel": (2, 2), "stride": (2, 2)}])

@@ -43,7 +43,16 @@ else:
 
     from llpf_fast.errors import LLPFError
     from llpf_fast.flat import SegmentTable
-    from llpf_fast.kernels import KERNELS, affine, coefficients, counter_randint, loss_gate, moments, sgd
+    from llpf_fast.kernels import (
+        KERNELS,
+        affine,
+        coefficients,
+        counter_randint,
+        loss_gate,
+        moments,
+        relu_pool_bounds,
+        sgd,
+    )
     from llpf_fast.kernels.launch import BLOCK, RAGGED, WARPS, check_grid
     from llpf_fast.ops import Destination
 
@@ -166,6 +175,24 @@ else:
         types |= dict.fromkeys(("row_columns", "rows", "columns"), "i32")
         types |= {f"bound{i}": "i64" for i in range(4)}
         out.append(Variant("counter_randint", counter_randint.counter_randint_kernel, types, {"LANES": 256}, 32))
+        for p in ("*fp32", "*fp64"):
+            names = relu_pool_bounds.relu_pool_bounds_kernel.arg_names
+            types = dict.fromkeys([name for name in names if name.islower()], "i32")
+            types |= dict.fromkeys(("left", "right", "radius", "out_left", "out_right", "out_radius"), p)
+            types |= {"count": "i64", "radii": "i64", "slope": "fp64", "half_bend": "fp64"}
+            info = torch.finfo(torch.float32 if p == "*fp32" else torch.float64)
+            constants = {"UNIT": info.eps / 2, "TINY": info.tiny, "MOST": info.max, "LANES": relu_pool_bounds.LANES}
+            constants["TYPE"] = tl.float32 if p == "*fp32" else tl.float64
+            for pooled in (False, True):
+                out.append(
+                    Variant(
+                        f"relu_pool_bounds {p} pooled {pooled}",
+                        relu_pool_bounds.relu_pool_bounds_kernel,
+                        types,
+                        constants | {"POOLED": pooled},
+                        elementwise(p),
+                    )
+                )
         return out
 
     def compile_for_hopper(variant: Variant, aligned: bool = True) -> Any:

@@ -19,7 +19,6 @@ __global__ void bound_planes(const ReluPoolBoundsArguments a, const FormPointers
   for (int64_t i = blockIdx.y * kLanes + threadIdx.x; i < out_size; i += gridDim.y * kLanes) {
     Form<T> form;
     if constexpr (kPooled) {
-      // Positions in a plane fit in 32 bits where the whole plane does; the division of 64 bits takes 70 instructions.
       const int64_t y = i / w.out[1];
       form = pooled(in, w, rule, y, i - y * w.out[1]);
     } else {
@@ -37,12 +36,10 @@ __global__ void bound_planes(const ReluPoolBoundsArguments a, const FormPointers
 Error relu_pool_bounds(const ReluPoolBoundsArguments& a, const FormPointers& to, Stream stream) {
   const int64_t out_size = a.window.out[0] * a.window.out[1];
   if (a.planes == 0 || out_size == 0) return cudaSuccess;
-  const dim3 blocks = grid(a.planes, (out_size + kLanes - 1) / kLanes);
   const bool pooled = !a.window.pointwise(), wide = a.dtype == Dtype::kFloat64;
-  if (pooled && wide) bound_planes<true, double><<<blocks, kLanes, 0, stream>>>(a, to);
-  else if (pooled) bound_planes<true, float><<<blocks, kLanes, 0, stream>>>(a, to);
-  else if (wide) bound_planes<false, double><<<blocks, kLanes, 0, stream>>>(a, to);
-  else bound_planes<false, float><<<blocks, kLanes, 0, stream>>>(a, to);
+  const auto kernel = pooled ? (wide ? bound_planes<true, double> : bound_planes<true, float>)
+                             : (wide ? bound_planes<false, double> : bound_planes<false, float>);
+  kernel<<<grid(a.planes, (out_size + kLanes - 1) / kLanes), kLanes, 0, stream>>>(a, to);
   return cudaGetLastError();
 }
 
