@@ -122,9 +122,9 @@ def certify(
         train: of the training samples.
         test: of the test set, for the picture: it is evaluated at waypoints and midpoints.
         threshold: highest loss allowed, in the units of the loss; may be negative.
-        level: "full": every sample counts on every piece. "sampled": the hardest by their losses at up to five waypoints,
-            and random ones of the others (:class:`~llpf_fast.verify.sample_choice.SampleChoice`); all where that is not
-            fewer, and where the loss depends on which samples share a batch.
+        level: "full": every sample counts on every piece. "sampled": the hardest by their losses at up to five
+            waypoints, and random ones of the others (:class:`~llpf_fast.verify.sample_choice.SampleChoice`); all where
+            that is not fewer, and where the loss depends on which samples share a batch.
         limits: when to give up.
         straight_points: points of the straight line between the endpoints, for comparison, on at most 2,000 samples; 0
             for none.
