@@ -30,9 +30,9 @@ from .form import AffineForm, NotEnclosedError, overflow_check
 from .losses import LossBound
 from .tensor import EnclosedTensor, SampleNumbers, network_run
 
-#: Samples enclosed at a time, on a CPU and on a GPU. LeNet5 on one core: 47 us an image in batches of 125, 49 of 64, 51
-#: of 250 (the three tensors of an activation leave the second-level cache).
-_BATCH_CPU, _BATCH_GPU = 125, 2000
+#: Samples enclosed at a time, on a CPU and on a GPU. LeNet5, microseconds an image on one core that others slow down:
+#: 111, 73, 60, 66 in batches of 32, 64, 125, 250; in float64 229, 197, 217, 325 (the caches hold less).
+_BATCH_CPU, _BATCH_GPU = {torch.float32: 125, torch.float64: 64}, 2000
 #: Pieces whose parameters stay in memory.
 _CACHED_PIECES = 8
 
@@ -128,7 +128,7 @@ class LossEnclosure:
         Raises:
             NotEnclosedError: they differ by more than radii and rounding.
         """
-        units = torch.arange(min(self.units, _BATCH_CPU))
+        units = torch.arange(min(self.units, self._batch_size(self.dtype)))
         self._check_losses(self.bounds(0, 0.0, 2.0**-16, units), numerators[units])
 
     def _reads_past_exchange(self, position: Position, units: Tensor) -> bool:
@@ -166,9 +166,10 @@ class LossEnclosure:
             radius = form.full_radius()
         radius = radius.double().expand(left.shape)
         none = torch.zeros_like(radius)
-        return [
-            self._bound.upper(end, spread, targets, logits=logits) for spread in (radius, none) for end in (left, right)
-        ]
+        # Both ends in one call: a call costs more than the losses of a batch.
+        ends, targets = torch.cat([left, right]), torch.cat([targets, targets])
+        bounds = (self._bound.upper(ends, torch.cat([e, e]), targets, logits=logits) for e in (radius, none))
+        return [end for both in bounds for end in both.chunk(2)]
 
     def _output(self, parameters: Parameters, inputs: Any, targets: Any) -> AffineForm:
         module = self._module()
@@ -217,13 +218,15 @@ class LossEnclosure:
         if evaluator.by_sample:
             data = evaluator.data
             assert isinstance(data, TensorData)
-            size = _BATCH_CPU if self.device.type == "cpu" else _BATCH_GPU
-            for part in units.split(size):
+            for part in units.split(self._batch_size(dtype)):
                 yield (*move_batch(*data.take(part), self.device, dtype), False)
         else:
             for unit in units.tolist():
                 inputs, targets, _ = evaluator.batches[unit]
                 yield (*move_batch(inputs, targets, self.device, dtype), True)
+
+    def _batch_size(self, dtype: torch.dtype) -> int:
+        return _BATCH_CPU[dtype] if self.device.type == "cpu" else _BATCH_GPU
 
     def _module(self) -> nn.Module:
         """The calling thread's copy of the module: a functional call exchanges its parameters for a while.
