@@ -43,7 +43,7 @@ _FIT_POINTS = 65
 _PIVOTS = (1, 3, 7, 15, 31)
 #: Gradient steps, in multiples of those of the search, where no number is given.
 _TIMES_THE_SEARCH = 7
-#: Parts of a curve between screened points.
+#: Parts of the polyline between screened points, at least.
 _SCREENED = 32
 #: Gradient steps between two lines of metrics, two screenings for ``to``, two checkpoints.
 _RECORD_EVERY, _CHECK_EVERY, _CHECKPOINT_EVERY = 20, 100, 200
@@ -57,7 +57,7 @@ class LowerResult:
     Attributes:
         steps, sgd_steps: gradient steps of the lowering, and with those of the search before it.
         seconds: of the lowering, sessions before a resume included.
-        loss: the highest screened loss: of all waypoints and of points between them.
+        loss: the highest screened loss: of all waypoints, and of points between them.
         goal: the loss to get to: ``to``, or the run's threshold.
     """
 
@@ -203,7 +203,7 @@ class PathLowering:
         """Of the waypoints and of a checkpoint."""
         state = sum(value.numel() * value.element_size() for value in self._ends[0].values())
         rows = sum(row.numel() * row.element_size() for row in self._trainer.rows().values())
-        return len(self._positions()) * state + rows
+        return len(self._positions(self._trainer.curve)) * state + rows
 
     # The run directory
 
@@ -293,25 +293,28 @@ class PathLowering:
 
     # The result
 
-    def _positions(self) -> list[float]:
+    def _positions(self, curve: Curve) -> list[float]:
         """t of every waypoint."""
-        curve = self._trainer.curve
         last = curve.nodes - 1 if isinstance(curve, PolyChain) else max(self.settings.waypoints, 2) - 1
         return [i / last for i in range(last + 1)]
 
     def _peak(
         self, curve: Curve, nodes: Tensor, stop_above: float = math.inf, losses: Sequence[float] = (1.0,)
     ) -> float:
-        """The highest screened loss on ``curve``: 33 points at least, and three inside each side of a polygon.
+        """The highest screened loss on the polyline through the waypoints: at these, midway, and at 33 points at least.
 
         The first above ``stop_above`` ends it; parts of the highest ``losses`` come first.
         """
-        sides = curve.nodes - 1 if isinstance(curve, PolyChain) else 1
-        count = sides * max(4, math.ceil(_SCREENED / sides))
+        weights = [curve.weights(t) for t in self._positions(curve)]
+        sides = len(weights) - 1
+        each = max(2, math.ceil(_SCREENED / sides))
+        count = sides * each
         order = sorted(range(count + 1), key=lambda i: -losses[min(i * len(losses) // count, len(losses) - 1)])
         buffers, highest, point = self._flat.persistent_buffers(), -math.inf, torch.empty_like(nodes[0])
         for i in order:
-            set_point(point, curve.weights(i / count), nodes)
+            side, inside = min(i // each, sides - 1), i / each - min(i // each, sides - 1)
+            pairs = zip(weights[side], weights[side + 1], strict=True)
+            set_point(point, [(1 - inside) * one + inside * other for one, other in pairs], nodes)
             highest = max(highest, self._screening.loss(point, buffers, stop_above))
             if highest > stop_above:
                 break
@@ -319,7 +322,7 @@ class PathLowering:
 
     def _finish(self, began: float) -> None:
         """Write the waypoints and complete the run."""
-        trainer, positions = self._trainer, self._positions()
+        trainer, positions = self._trainer, self._positions(self._trainer.curve)
         self._save(time.monotonic() - began)
         peak = self._peak(trainer.curve, trainer.nodes)
         for number, t in list(enumerate(positions))[1:-1]:

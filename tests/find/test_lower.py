@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,17 +77,28 @@ def test_statistics_of_inner_waypoints_are_those_of_their_own_activations(run, d
     assert torch.allclose(module[1].running_mean, mean, atol=1e-4)
 
 
-def test_half_precision_and_momentum_of_zero(run, digits, tmp_path) -> None:
-    settings = RunDirectory.open(run).run["settings"]
-    lowering = make(run, tmp_path / "out", digits, steps=60, momentum=0.0)
-    assert search_settings(RunDirectory.open(run)).as_dict() == settings
-    object.__setattr__(lowering._search.correction, "precision", "bfloat16")
-    assert lowering.run().loss < 1
+def test_the_precision_of_the_search_is_used(run, digits, tmp_path) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(run, half)
+    text = (half / "run.yaml").read_text()
+    (half / "run.yaml").write_text(text.replace("precision: float32", "precision: bfloat16"))
+    one = open_path(lower(run, tmp_path / "a", digits, steps=100))
+    other = open_path(lower(half, tmp_path / "b", digits, steps=100))
+    assert search_settings(other.directory).correction.precision == "bfloat16"
+    difference = float((one[5]["0.weight"] - other[5]["0.weight"]).norm() / one[5]["0.weight"].norm())
+    assert 1e-4 < difference < 0.1
+    assert other[5]["0.weight"].dtype == torch.float32
 
 
 def make(run: Path, out: Path, data: Any, *, resume: bool = False, loss_fn: Any = None, **changes: Any) -> PathLowering:
     settings = LowerSettings(**{"steps": 300, **changes})
     return PathLowering(network(), run, settings=settings, train=data, out=out, resume=resume, loss_fn=loss_fn)
+
+
+def test_momentum_of_zero_needs_no_memory_for_it(run, digits, tmp_path) -> None:
+    plain, usual = (make(run, tmp_path / str(m), digits, steps=60, momentum=m, lr=0.3) for m in (0.0, 0.9))
+    assert plain.memory_bytes == usual.memory_bytes - plain._flat.data.nbytes
+    assert plain.run().loss < 1
 
 
 def test_it_ends_as_soon_as_it_is_low_enough(run, digits, tmp_path) -> None:
@@ -96,6 +108,12 @@ def test_it_ends_as_soon_as_it_is_low_enough(run, digits, tmp_path) -> None:
     result = make(run, tmp_path / "b", digits, steps=40, to=1e-6).run()
     assert not result.low_enough
     assert result.steps == 40
+
+
+def test_what_is_screened_is_the_polyline_that_is_written(run, digits, tmp_path) -> None:
+    straight, bent = (make(run, tmp_path / str(n), digits, waypoints=n).run() for n in (2, 17))
+    assert (straight.waypoints, bent.waypoints) == (2, 17)
+    assert straight.loss > 3 * bent.loss
 
 
 KILLED = """
