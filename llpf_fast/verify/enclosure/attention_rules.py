@@ -91,7 +91,8 @@ def _shares(z: AffineForm, dim: int) -> _Shares:
         # 1 - p_i is the sum of the others; subtracting rounds by the bound of the whole sum.
         others = (total * (1 + 4 * sums) - near).clamp_max_(1.0)
         change = others * radius + (weighted * (1 + 4 * sums) - near * radius)
-        change = torch.minimum(change, radius + reach).mul_(1 + 64 * u)
+        # Infinity minus infinity says nothing; what is unknown of z is so in the other.
+        change = torch.minimum(change.nan_to_num_(nan=torch.inf), radius + reach).mul_(1 + 64 * u)
     return _Shares(most, swing, variance, change, rounding, masked)
 
 

@@ -335,6 +335,12 @@ class LossEnclosure:
                         "the network reads parameters past its modules (from a list or a closure): no rule of enclosure"
                     )
                 continue  # an overflow: the bounds stay infinite, and the pieces open
+            excess = float(bounds.start.sum() - first.sum())
+            if bool(first.isfinite().all()) and excess > len(few) + 10 * float(first.abs().sum()):
+                raise NotEnclosedError(
+                    "the network is too deep for bounds: on a piece of 1/65536 of a segment, in float64, those of "
+                    f"{len(few)} losses exceed them by {excess:.3g} in sum"
+                )
             self._check_losses(bounds, first)
 
 

@@ -97,16 +97,32 @@ def _channels(form: AffineForm, rank: int) -> AffineForm:
 
 
 def _standardized(x: AffineForm, dims: list[int], eps: float, *, centred: bool = True) -> AffineForm:
-    """The form of (x - mean) / sqrt(var + eps), with mean and variance over ``dims``; without ``centred`` mean 0."""
+    """The form of (x - mean) / sqrt(var + eps), with mean and variance over ``dims``; without ``centred`` mean 0.
+
+    The root is between 0 and 1 / sqrt(eps) in any case, and the result of n values at most sqrt(n).
+    """
     terms = math.prod(x.shape[d] for d in dims)
 
     def mean(value: Tensor) -> Tensor:
         return value.mean(dims, keepdim=True)
 
+    x = x.settled()
     if centred:
         x = add(x, summed(x, mean, terms), -1.0).settled()
-    variance = add(summed(square(x), mean, terms), form_of(eps, x))
-    return product(x, inverse_root(variance))
+    scale = inverse_root(add(summed(square(x), mean, terms), form_of(eps, x)))
+    # An element of x that is unknown leaves its row unknown.
+    known = (x.magnitude + x.full_radius()).sum(dims, keepdim=True).isfinite()
+    if eps > 0:
+        scale = _known(scale, known & ~scale.full_radius().isfinite(), 0.5 / math.sqrt(eps), 0.5 / math.sqrt(eps))
+    form, most = product(x, scale), math.sqrt(terms)
+    return _known(form, known & (form.full_radius() > most), 0.0, most)
+
+
+def _known(x: AffineForm, where: Tensor, centre: float, radius: float) -> AffineForm:
+    """The form that is ``centre`` within ``radius`` at ``where``, and x elsewhere."""
+    left = x.left.masked_fill(where, centre)
+    right = left if x.still else x.right.masked_fill(where, centre)
+    return AffineForm(left, right, x.full_radius().masked_fill(where, radius * 1.001))
 
 
 def _scaled_and_shifted(x: AffineForm, weight: Any, bias: Any) -> AffineForm:
