@@ -29,7 +29,7 @@ struct Form {
 template <class T>
 struct ReluBounds {
   static constexpr T kUnit = std::numeric_limits<T>::epsilon() / 2, kMost = std::numeric_limits<T>::max();
-  static constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  static constexpr T kInfinity = std::numeric_limits<T>::infinity(), kTiny = std::numeric_limits<T>::min();
 
   T slope, half_bend;  // half_bend: (1 - slope) / 2
 
@@ -103,7 +103,7 @@ struct WindowEnds {
     const V left = (low_left + half_left) - bend, right = (low_right + half_right) - bend;
     const V size = larger(larger(top_left, top_right), -smaller(low_left, low_right));
     const V spread = (larger(half_left, half_right) + bend) * (1 + 24 * u) +
-                     (size * (8 * u) + 64 * std::numeric_limits<T>::min());
+                     (size * (8 * u) + 64 * ReluBounds<T>::kTiny);
     return {left, right, spread + (left + right + total) * T(0)};
   }
 };
