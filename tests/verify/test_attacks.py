@@ -6,8 +6,10 @@ Every attack has an honest twin close to it that must be connected, so that noth
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import io
 import json
 import math
 import random
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from torch import Tensor, nn
@@ -142,6 +145,11 @@ def assert_refuted(certificate: Certificate, folder: Path, model: nn.Module, dat
     loss = loss_of(model, between(a, b, witness.fraction), data, loss_fn)
     assert not loss <= certificate.threshold
     assert witness.loss == pytest.approx(loss, rel=1e-4, nan_ok=True)
+    printed = io.StringIO()
+    names = {"model": model, "inputs": data[0], "targets": data[1], "loss_fn": loss_fn or F.cross_entropy}
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed), torch.no_grad():
+        exec(witness.reproduce, {"torch": torch, "safetensors": safetensors, **names})
+    assert witness.loss == pytest.approx(float(printed.getvalue().split("(")[1].split(",")[0].rstrip(")\n")), rel=1e-3)
 
 
 def assert_connected(certificate: Certificate) -> None:
@@ -164,11 +172,11 @@ def at_most_a_minute() -> Iterator[None]:
     def late(*_: object) -> None:
         pytest.fail("the verification does not end")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(60)
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, 60)  # processor time: machines may be busy
     yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.signal(signal.SIGPROF, before)
 
 
 @pytest.fixture
@@ -501,6 +509,40 @@ class TestNumbers:
         assert (loss_of(model, between(*states, 2 / 7), data) < THRESHOLD) is connected
         folder = write_run(tmp_path / "run", states, model, data)
         assert judged(folder, model, data).connected is connected
+
+    @pytest.mark.parametrize(("width", "verdicts"), [(1e-5, {"refuted"}), (1e-9, {"refuted", "undecided"})])
+    def test_float64(self, tmp_path, width, verdicts):
+        """Weights whose change float32 does not show."""
+        model, data = network().double(), (samples()[0].double(), samples()[1])
+        states = [{name: value.double() for name, value in state.items()} for state in through(0.37, width)]
+        for share, state in enumerate(states):
+            state["0.bias"][3] = (share - 0.37) / width
+            state["0.bias"][4] = -state["0.bias"][3]
+        assert loss_of(model, between(*states, 0.37), data) > 1
+        folder = write_run(tmp_path / "run", states, model, data)
+        certificate = judged(folder, model, data)
+        assert (certificate.connected, certificate.verdict in verdicts) == (False, True)
+
+    def test_data_that_float32_rounds(self, tmp_path):
+        """The network gets rounded inputs, which open the gate; the given ones would close it."""
+
+        class Adds(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.main = network()
+
+            def forward(self, x: Tensor) -> Tensor:
+                hidden = self.main[0](x[:, :4])
+                sides = hidden[:, 3:5] + (x[:, 4:] * 1e9 - 1e9)
+                hidden = F.relu(torch.cat([hidden[:, :3], sides, hidden[:, 5:]], 1))
+                return self.main[2:](hidden)
+
+        inputs, targets = samples()
+        inputs = torch.cat([inputs.double(), torch.full((len(inputs), 1), 1 + 2e-9, dtype=torch.float64)], 1)
+        states = within(through(0.37, 1e-3))
+        assert loss_of(Adds(), between(*states, 0.37), (inputs.float(), targets)) > 1
+        folder = write_run(tmp_path / "run", states, Adds(), (inputs, targets))
+        assert judged(folder, Adds(), (inputs, targets)).connected is False
 
     @pytest.mark.parametrize(("height", "connected"), [(10.0, False), (LOW, True)])
     def test_denormal_numbers(self, tmp_path, height, connected):
