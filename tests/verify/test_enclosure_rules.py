@@ -870,6 +870,22 @@ def test_losses_lie_below_their_bounds(name: str, precise: bool) -> None:
     assert float((bounds.start - losses).max()) < 0.02
 
 
+def test_a_network_too_deep_for_bounds_is_refused() -> None:
+    """Boxes grow by about 4 in each layer, while the values keep their size."""
+    torch.manual_seed(0)
+
+    def deep() -> nn.Module:
+        layers = [nn.Linear(16, 16) for _ in range(40)]
+        for layer in layers:
+            nn.init.kaiming_normal_(layer.weight)
+        return nn.Sequential(*[part for layer in layers for part in (layer, nn.ReLU())], nn.Linear(16, 3))
+
+    network, other = deep(), deep()
+    evaluator = Evaluator(network, F.cross_entropy, torch.randn(40, 16), torch.arange(40) % 3)
+    with pytest.raises(NotEnclosedError, match="too deep for bounds"):
+        LossEnclosure(Polyline([network.state_dict(), other.state_dict()]), evaluator)
+
+
 @pytest.mark.parametrize("loss", [F.cross_entropy, F.nll_loss])
 def test_losses_of_a_log_softmax_are_bounded_as_those_of_its_logits(loss: Any) -> None:
     torch.manual_seed(0)
@@ -882,6 +898,24 @@ def test_losses_of_a_log_softmax_are_bounded_as_those_of_its_logits(loss: Any) -
         for network, loss in networks
     )
     torch.testing.assert_close(composed.start, plain.start, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_relu_and_the_max_pooling_behind_it_are_one_pass(inplace: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    slopes, op = [], form.relu_pool_bounds
+
+    def counted(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        slopes.append(given[3])
+        return op(*given)
+
+    monkeypatch.setattr(form, "relu_pool_bounds", counted)
+    with network_run(2):
+        x = EnclosedTensor(AffineForm(-torch.rand(2, 3, 4, 4), -torch.rand(2, 3, 4, 4)), batched=True)
+        pooled = nn.MaxPool2d(2)(nn.LeakyReLU(0.25, inplace)(x)).form
+        assert slopes == [0.25]
+        # In place, the input holds the ReLU too.
+        assert bool((x.form.left < -0.5).any()) is not inplace
+    assert pooled.shape == (2, 3, 2, 2)
 
 
 @pytest.mark.slow
