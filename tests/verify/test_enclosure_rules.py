@@ -880,10 +880,11 @@ def test_a_network_too_deep_for_bounds_is_refused() -> None:
             nn.init.kaiming_normal_(layer.weight)
         return nn.Sequential(*[part for layer in layers for part in (layer, nn.ReLU())], nn.Linear(16, 3))
 
-    network, other = deep(), deep()
+    network = deep()
+    other = {name: value * (1 + 0.1 * torch.randn_like(value)) for name, value in network.state_dict().items()}
     evaluator = Evaluator(network, F.cross_entropy, torch.randn(40, 16), torch.arange(40) % 3)
     with pytest.raises(NotEnclosedError, match="too deep for bounds"):
-        LossEnclosure(Polyline([network.state_dict(), other.state_dict()]), evaluator)
+        LossEnclosure(Polyline([network.state_dict(), other]), evaluator)
 
 
 @pytest.mark.parametrize("loss", [F.cross_entropy, F.nll_loss])
