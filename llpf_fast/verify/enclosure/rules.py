@@ -183,7 +183,7 @@ def _adaptive_average_pool(n: int) -> Callable[..., EnclosedTensor]:
 
 def _check_rank(name: str, x: EnclosedTensor, n: int) -> None:
     """Images without a batch have their channels where the samples should be."""
-    if x.form.left.dim() != n + 2:
+    if x.before.left.dim() != n + 2:
         raise NotEnclosedError(f"{name} of one image without a batch has no rule of enclosure")
 
 
