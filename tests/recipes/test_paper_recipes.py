@@ -22,6 +22,8 @@ AUTHORS = {
     "cct7-cifar10-m2o-o": (1400, 0, 0.001, 5, 5000, 0.03, 128),
 }
 STAGED = ["resnet18-cifar10-m2m", "resnet18-cifar100-m2m", "cct7-cifar10-m2m"]
+#: Its stages begin by distance, not by tick.
+BLOCKS = "resnet20-cifar10-m2m-quick"
 
 
 @pytest.mark.parametrize("name", AUTHORS)
@@ -53,7 +55,7 @@ def test_a_name_says_what_the_recipe_does_and_has_a_quick_twin(name):
     assert quick.step.relative > settings.step.relative
 
 
-@pytest.mark.parametrize("name", [*STAGED, *(f"{name}-quick" for name in STAGED)])
+@pytest.mark.parametrize("name", [*STAGED, *(f"{name}-quick" for name in STAGED), BLOCKS])
 def test_stages_add_layers_in_order_until_all_move(name):
     settings = load_recipe(name)
     layers = [key for key, _ in build_model(settings.model, classes=10).named_parameters()]
@@ -62,12 +64,16 @@ def test_stages_add_layers_in_order_until_all_move(name):
         now = match_layers(layers, stage.layers)
         assert all(new for old, new in zip(before, now, strict=True) if old), "a layer stopped moving"
         assert sum(now) > sum(before)
-        if settings.model == "resnet18":
+        if settings.model in ("resnet18", "resnet20"):
             # Registration order is the network's own order.
             assert now == sorted(now, reverse=True)
         before = now
     assert all(before)
-    assert settings.schedule.stages[-1].start < settings.max_ticks
+    if name == BLOCKS:
+        assert all((stage.start, stage.distance) == (None, 0.5) for stage in settings.schedule.stages[1:])
+        assert len(settings.schedule.stages) == 1 + 9 + 1
+    else:
+        assert settings.schedule.stages[-1].start < settings.max_ticks
 
 
 def test_the_stages_of_cct7_are_its_blocks():
