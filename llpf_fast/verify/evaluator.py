@@ -352,7 +352,10 @@ class Evaluator:
         if not hasattr(self._local, "module"):
             module = self._copy()
             if self.mode.channels_last:
-                module.to(memory_format=torch.channels_last)
+                # Not module.to(memory_format=...), which fails on the weights of a Conv3d.
+                for parameter in module.parameters():
+                    if parameter.dim() == 4:
+                        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
             self._local.module = module
             self._local.values = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
             self._forbid_reading(module, self.counters)

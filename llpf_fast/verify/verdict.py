@@ -180,7 +180,7 @@ class Findings:
                 f"{len(chosen.units) - chosen.hardest:,} at random)"
             )
         if self.not_enclosed is None:
-            rule = "an enclosure of the network holds between the points, with outward rounding"
+            rule = "an enclosure of the network, in exact arithmetic and rounded outward, holds between the points"
         else:
             rule = f"between evaluated points a rule closes the gaps, which is no proof, because {self.not_enclosed}"
         policy = "BatchNorm statistics are re-estimated at each point"

@@ -219,11 +219,15 @@ class LossEnclosure:
             data = evaluator.data
             assert isinstance(data, TensorData)
             for part in units.split(self._batch_size(dtype)):
-                yield (*move_batch(*data.take(part), self.device, dtype), False)
+                yield (*self._moved(*data.take(part), dtype), False)
         else:
             for unit in units.tolist():
                 inputs, targets, _ = evaluator.batches[unit]
-                yield (*move_batch(inputs, targets, self.device, dtype), True)
+                yield (*self._moved(inputs, targets, dtype), True)
+
+    def _moved(self, inputs: Any, targets: Any, dtype: torch.dtype) -> tuple[Any, Any]:
+        """In ``dtype``, with the values that the network gets: those of the evaluator's dtype."""
+        return move_batch(*move_batch(inputs, targets, self.device, self.dtype), self.device, dtype)
 
     def _batch_size(self, dtype: torch.dtype) -> int:
         return _BATCH_CPU[dtype] if self.device.type == "cpu" else _BATCH_GPU
