@@ -140,7 +140,7 @@ class FixedSamples:
 
         Raises:
             LLPFError: no label at all; or a batch whose labels all have class weight 0 under label smoothing, which
-                makes them count (:meth:`LossReduction.part` can add that up, the mean of the batch cannot).
+                makes them count (in the sum of :meth:`LossReduction.numerators`, not in the mean of the batch).
         """
         weights = self.weights(reduction)
         for weight, (_, targets, _) in zip(weights, self.batches, strict=True):

@@ -248,16 +248,14 @@ class LossReduction:
         numerators = each.double().flatten(1).sum(1) if each.dim() > 1 else each.double()
         return numerators, self.denominators(targets)
 
-    def part(self, output: Any, targets: Any, weight: float, total: float) -> Tensor:
-        """The contribution of a batch of ``weight`` to the loss of a set of weight ``total``, float64 ``[]``.
+    def numerators(self, output: Any, targets: Any, weight: float) -> Tensor:
+        """Numerators of the losses of a batch of ``weight``, float64: ``[B]``, or ``[1]`` where it has none a sample.
 
-        The sum over all batches is the loss of the set. 0 for a batch without a label. Labels of class weight 0 count
-        as label smoothing makes them count.
+        Their sum over all batches, by that of the weights, is the loss of the set. 0 for a batch without a label.
+        Labels of class weight 0 count as label smoothing makes them count.
         """
         pair = self.values(output, targets)
-        if pair is not None:
-            return pair[0].sum() / total
-        return batch_loss(self._loss_fn, output, targets).double().reshape(()) * (weight / total)
+        return batch_loss(self._loss_fn, output, targets).double().reshape(1) * weight if pair is None else pair[0]
 
     def _fits(self, output: Tensor, targets: Tensor) -> bool:
         """False where torch would broadcast targets to the output, which couples the samples of a batch."""

@@ -62,7 +62,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     search.add_argument(
         "--resume",
         action="store_true",
-        help="continue an interrupted run of the same command; complete runs stay as they are",
+        help="continue an interrupted run of the same command, or mend a complete one that llpf verify refuted; other "
+        "complete runs stay as they are",
     )
     code = parser.add_argument_group("network, data and loss (default: the recipe's)")
     code.add_argument(

@@ -170,11 +170,12 @@ def _choose_pairs(
 
 
 def _complete_row(search: SearchSetup, folder: Path, pair: Pair, digests: dict[Path, str], resume: bool) -> Row | None:
-    """The row of a run that is complete already; None where there is something to search.
+    """The row of a run that is complete already; None where there is something to search or to mend.
 
     Raises:
         LLPFError: the folder is not empty and ``resume`` is not set, or it holds another search.
     """
+    from ..find.mend import find_fault
     from ..path import RunDirectory
 
     if not (folder / "run.yaml").exists():
@@ -193,7 +194,7 @@ def _complete_row(search: SearchSetup, folder: Path, pair: Pair, digests: dict[P
             raise LLPFError(f"cannot resume {folder}: its {key} differ from those given now")
     search.check_loss(folder)
     status = run.status
-    if status is None:
+    if status is None or find_fault(run)[0] is not None:
         return None
     succeeded = bool(status.get("arrived")) or search.endless
     return Row(

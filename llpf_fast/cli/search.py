@@ -220,9 +220,10 @@ def describe_end(result: FindResult, endless: bool) -> tuple[str, bool]:
 
 
 def describe_result(result: FindResult, endless: bool = False) -> str:
-    """How a search ended, with its numbers, in a line; then a line for each note."""
+    """How a search ended, with its numbers, in a line; then a line for each note and one about mending."""
     first = (
         f"{result.folder}: {describe_end(result, endless)[0]} after {result.ticks:,} ticks, {result.sgd_steps:,} "
         f"gradient steps, {duration(result.seconds)}; {result.waypoints:,} waypoints"
     )
-    return "\n".join([first, *(f"  note: {note}" for note in result.notes)])
+    mending = [f"  {result.mending}"] if result.mending else []
+    return "\n".join([first, *(f"  note: {note}" for note in result.notes), *mending])

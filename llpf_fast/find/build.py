@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from ..settings import Settings
 from ..tick.rule import Rule
 from ..types import IsNorm, OptimizerFactory, StateDict
 from ..user_code import checked_norm_rule, checked_optimizer, norm_rule, optimizer_factory
+from .chord import MOST_PARAMETERS, ChordCheck, WeightedUnits
 from .endpoints import Endpoints
 from .phases import RoutePhases, make_schedule
 from .record import Record
@@ -126,7 +128,16 @@ def make_search(
     endpoints.check_losses(screening.loss, flat.data, target, settings.threshold)
     schedule = make_schedule(settings.schedule, flat, phases.main.may_move(), lambda: task.run_once(flat.module))
     run = Record(settings, endpoints, common.device, task=task.summary, **record)
-    return PathSearch(settings, flat, endpoints, phases, schedule, trainer, run, optimizer, rates)
+    evaluator = partial(task.evaluator_of_all, flat.module)
+    return PathSearch(settings, flat, endpoints, phases, schedule, trainer, run, evaluator, optimizer, rates)
+
+
+def make_chord_check(module: nn.Module, task: Task) -> ChordCheck:
+    """The check of chords on the screening samples of ``task``, for both finders."""
+    size = sum(parameter.numel() for parameter in module.parameters())
+    # Re-estimated statistics have no enclosure, and every one of some 35 points would cost an estimation.
+    affordable = size <= MOST_PARAMETERS and task.estimated is None
+    return ChordCheck((lambda: WeightedUnits.of(task.evaluator(module, task.screened))) if affordable else None)
 
 
 def make_optimizer(

@@ -20,11 +20,20 @@ from ..path import LowLossPath
 from ..path.endpoint import Source, load_endpoint
 from ..settings import Settings, as_settings
 from ..types import LossFunction, OptimizerFactory
-from .build import Common, PathTrainer, make_correction, make_optimizer, make_search, module_seed, user_optimizer
+from .build import (
+    Common,
+    PathTrainer,
+    make_chord_check,
+    make_correction,
+    make_optimizer,
+    make_search,
+    module_seed,
+    user_optimizer,
+)
 from .phases import RoutePhases
 from .record import FindResult, TickProgress
+from .requests import ChordRequest, EvalRequest, TrainRequest
 from .screening import ScreeningEvaluator
-from .search import EvalRequest, TrainRequest
 from .task import TrainingData, make_task
 
 
@@ -50,7 +59,8 @@ class PathFinder:
         device: where to compute.
         out: the run directory; a new temporary folder when missing.
         progress: called after every tick.
-        resume: continue the run that ``out`` holds.
+        resume: continue the run that ``out`` holds; mend it where it is complete and its certificate refutes it
+            (:class:`~llpf_fast.find.mend.PathMender`).
         provenance: plain values to record in run.yaml (file names of the endpoints, recipe).
         is_norm: also counts a module for which it returns True as a normalization layer.
 
@@ -90,6 +100,7 @@ class PathFinder:
         target = endpoints.load(self.flat)
         task = make_task(settings, module, train, loss_fn, self._device)
         self._screening = ScreeningEvaluator(module, task, **common.layout)
+        self._chords = make_chord_check(module, task)
 
         def make_trainer(phases: RoutePhases) -> PathTrainer:
             factory = user_optimizer(settings, optimizer)
@@ -112,11 +123,18 @@ class PathFinder:
         )
 
     def run(self) -> FindResult:
-        """Search until arrival, ``max_ticks``, or the smallest step fails; returns at once when the run is complete."""
+        """Search until arrival, ``max_ticks``, or the smallest step fails; a complete run is at most mended."""
         steps = self._search.steps()
         try:
             request = next(steps)
             while True:
+                if isinstance(request, ChordRequest):
+                    suspect = self._chords.suspect(
+                        request.first, request.second, request.at, self._screening.numerators, request.limit
+                    )
+                    del request
+                    request = steps.send(suspect)
+                    continue
                 if isinstance(request, EvalRequest):
                     buffers = self.flat.persistent_buffers() if request.buffers is None else request.buffers
                     loss = self._screening.loss(request.values, buffers, request.stop_above)
@@ -175,7 +193,7 @@ def find_path(
         out: folder of the run; a new temporary folder when missing.
         device: "cpu" or "cuda".
         progress: called after every tick with a :class:`TickProgress`.
-        resume: continue the run in ``out``.
+        resume: continue the run in ``out``, or mend it where it is complete and ``verify_run`` refuted it.
         is_norm: also counts a module for which it returns True as a normalization layer.
 
     Returns:

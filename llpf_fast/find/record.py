@@ -54,6 +54,8 @@ class FindResult:
         ended: "arrived", "max_ticks", or "stuck": with adaptive pacing even the smallest step failed.
         waypoints: how many were recorded.
         notes: limits of the result, a line each: layers of norm 0, from which no norm sphere can be reached.
+        mending: what a resume of a complete run did about its certificate, or why nothing; empty where that has nothing
+            against the path.
     """
 
     folder: Path
@@ -63,6 +65,7 @@ class FindResult:
     ended: str
     waypoints: int
     notes: tuple[str, ...] = ()
+    mending: str = ""
 
     @property
     def arrived(self) -> bool:
@@ -202,8 +205,8 @@ class Record:
             **({"notes": notes} if notes else {}),
         )
 
-    def result(self) -> FindResult:
-        """The result of a complete run."""
+    def result(self, mending: str = "") -> FindResult:
+        """The result of a complete run; see :class:`FindResult` for ``mending``."""
         done = self.run.status or {}
         arrived = bool(done.get("arrived"))
         return FindResult(
@@ -214,4 +217,5 @@ class Record:
             str(done.get("ended") or ("arrived" if arrived else "max_ticks")),
             len(self.run.waypoints()),
             tuple(done.get("notes") or ()),
+            mending,
         )

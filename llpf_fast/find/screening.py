@@ -33,6 +33,8 @@ class ScreeningEvaluator:
         twin.eval().requires_grad_(False)
         self._module, self._task = twin, task
         self._weights = task.samples.weights(task.reduction)
+        #: Numerators of the samples' losses at the last point, a tensor a batch, as far as it was evaluated.
+        self.numerators: list[Tensor] = []
         laid = FlatParameters(twin, **flat)
         owners = dict(twin.named_parameters())
         #: Each parameter with the shape, stride and offset of its view of a flat point.
@@ -84,10 +86,13 @@ class ScreeningEvaluator:
         total: Tensor | float = 0.0
         mean: float | None = None
         share, count, next_check = 0.0, 0, self._task.min_samples
+        self.numerators = []
         for (inputs, targets, size), weight in zip(self._task.samples, self._weights, strict=True):
             output = forward(self._module, inputs)
             # Summed on the device, in float64: a read a batch would leave a GPU idle.
-            total = self._task.reduction.part(output, targets, weight, whole).detach() + total
+            numerators = self._task.reduction.numerators(output, targets, weight).detach()
+            total = numerators.sum() / whole + total
+            self.numerators.append(numerators)
             share, count, mean = share + weight / whole, count + size, None
             if count >= next_check and stop_above < math.inf:
                 next_check, mean = count + self._task.min_samples, float(total)
@@ -157,7 +162,7 @@ class BatchedScreening:
             def model(*values: Any, **named: Any) -> Any:
                 return functional_call(self._module, (parameters, buffers), values, named)
 
-            return self._task.reduction.part(forward(model, inputs), targets, weight, self._whole)
+            return self._task.reduction.numerators(forward(model, inputs), targets, weight).sum() / self._whole
 
         with float32_products("float32", self._task.device):
             losses: Tensor = vmap(loss)(parameters, buffers)

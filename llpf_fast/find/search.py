@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,39 +17,19 @@ from ..errors import LLPFError
 from ..flat import FlatParameters
 from ..path.polyline import interpolate
 from ..settings import Settings
+from ..types import StateDict
+from ..verify.evaluator import Evaluator
 from .endpoints import Endpoints
+from .mend import PathMender, find_fault
 from .pacing import AcceptedPoint, IterateAverage, StepController
 from .phases import RoutePhases, Schedule
 from .record import FindResult, Record
+from .requests import ChordRequest, EvalRequest, Request, TrainRequest
 from .search_state import SearchState, load_search_state, save_search_state
 
 #: Where the straight rest of the way is evaluated; the certificate takes more points. The middle comes first, because a
 #: barrier is highest there.
 _REST_FRACTIONS = sorted((i / 8 for i in range(1, 8)), key=lambda f: abs(f - 0.5))
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """Asks for a correction from batch ``first_round`` of the stream on; the answer is a ``CorrectionResult``.
-
-    ``continued`` and ``stop_at_nan`` as in :meth:`~llpf_fast.correct.Correction.run`, whose LLPFError is thrown in.
-    """
-
-    first_round: int
-    continued: bool
-    stop_at_nan: bool
-
-
-@dataclass(frozen=True)
-class EvalRequest:
-    """Asks for the loss of ``values [N]`` on the screening set, with ``buffers``, or else the module's present ones.
-
-    The answer may be the mean of the first samples where that is above ``stop_above``.
-    """
-
-    values: Tensor
-    stop_above: float = math.inf
-    buffers: Mapping[str, Tensor] | None = None
 
 
 class PathSearch:
@@ -61,6 +41,7 @@ class PathSearch:
     Args:
         flat: the path's module, with the start's values.
         trainer: of this path.
+        make_evaluator: of all training samples, to mend a complete path with.
         optimizer, rates: where a torch optimiser trains instead of ``sgd_``.
     """
 
@@ -73,12 +54,14 @@ class PathSearch:
         schedule: Schedule,
         trainer: Trainer,
         record: Record,
+        make_evaluator: Callable[[], Evaluator],
         optimizer: torch.optim.Optimizer | None = None,
         rates: LayerRates | None = None,
     ) -> None:
         self.settings, self.flat = settings, flat
         self._endpoints, self._phases, self._schedule, self._record = endpoints, phases, schedule, record
         self._trainer, self._optimizer, self._rates = trainer, optimizer, rates
+        self._make_evaluator = make_evaluator
         self._adaptive = settings.pacing.kind == "adaptive"
         #: What a failed tick goes back to.
         self._accepted = AcceptedPoint(flat, trainer, optimizer) if self._adaptive else None
@@ -103,14 +86,14 @@ class PathSearch:
         self._controller.scale = state.step_scale
         self._phases.current(state).scale_step(state.step_scale)
 
-    def steps(self) -> Generator[TrainRequest | EvalRequest, Any, FindResult]:
-        """Search until arrival, ``max_ticks``, or the smallest step fails; ends at once when the run is complete.
+    def steps(self) -> Generator[Request, Any, FindResult]:
+        """Search until arrival, ``max_ticks``, or the smallest step fails; mend a complete run whose path is too high.
 
         Every request is answered by ``send`` before the next one.
         """
         settings, state = self.settings, self._state
         if self._record.complete:
-            return self._record.result()
+            return self._record.result((yield from self._mend()))
         self._record.start_clock()
         if self._accepted is not None:
             self._accepted.save()
@@ -130,7 +113,7 @@ class PathSearch:
         self._finish(ended)
         return self._record.result()
 
-    def _one_tick(self) -> Generator[TrainRequest | EvalRequest, Any, bool]:
+    def _one_tick(self) -> Generator[Request, Any, bool]:
         """Move, train, project, evaluate, record; False where the smallest step has failed."""
         self._move()
         if self._accepted is None:
@@ -138,7 +121,9 @@ class PathSearch:
             self.flat.ensure()
             self._accept(corrected, self._phases.main.moments(self.flat.data))
             return True
-        corrected, moments = yield from self._correct_until_low()
+        corrected, moments = yield from self._correct_until_low(self.settings.correction.max_steps, self._is_low)
+        if moments is not None and not (yield from self._chord_is_low()):
+            moments = None
         if moments is not None:
             self._accept(corrected, moments)
             self._accepted.save()
@@ -158,7 +143,10 @@ class PathSearch:
         self._phases.advance(state, self._schedule)
         route = self._phases.current(state)
         route.tick(self.flat.data)
-        scale = route.lr_scale(self.flat.data)
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        scale = self._phases.current(self._state).lr_scale(self.flat.data)
         if self._phases.scales_lr:
             self._trainer.scale_lr(scale) if self._rates is None else self._rates.set(scale)
 
@@ -178,14 +166,16 @@ class PathSearch:
             state.step_scale = self._controller.scale
             self._phases.current(state).scale_step(state.step_scale)
 
-    def _correct_until_low(self) -> Generator[TrainRequest | EvalRequest, Any, tuple[CorrectionResult, Tensor | None]]:
-        """Correct, and again while the point is too high on the screening set and steps are left.
+    def _correct_until_low(
+        self, most: int, is_low: Callable[[Tensor], Generator[Request, Any, bool]]
+    ) -> Generator[Request, Any, tuple[CorrectionResult, Tensor | None]]:
+        """Correct, and again while the projected point ``[N]`` is too high and less than ``most`` steps were taken.
 
         Returns the point's moments beside the correction; None where it is too high in the end.
 
         A window of few batches may meet the threshold by chance; training on costs less than going back.
         """
-        most, steps, average = self.settings.correction.max_steps, 0, self._average
+        steps, average = 0, self._average
         average.clear()
         while True:
             corrected = yield from self._correct(continued=steps > 0)
@@ -198,14 +188,14 @@ class PathSearch:
                 if not corrected.met and steps < most:
                     continue
             projected, moments = self._projected_copy(point)
-            if (yield from self._is_low(projected)):
+            if (yield from is_low(projected)):
                 if average.values is not None:
                     self.flat.data.copy_(point)
-                return corrected, moments if (yield from self._midpoint_is_low(projected)) else None
+                return corrected, moments
             if steps >= most:
                 return corrected, None
 
-    def _correct(self, continued: bool = False) -> Generator[TrainRequest | EvalRequest, Any, CorrectionResult]:
+    def _correct(self, continued: bool = False) -> Generator[Request, Any, CorrectionResult]:
         state = self._state
         try:
             corrected: CorrectionResult = yield TrainRequest(state.sgd_steps, continued, stop_at_nan=self._adaptive)
@@ -237,7 +227,7 @@ class PathSearch:
                 return f" (first layer with values that are not finite: {name})"
         return ""
 
-    def _is_low(self, projected: Tensor) -> Generator[TrainRequest | EvalRequest, Any, bool]:
+    def _is_low(self, projected: Tensor) -> Generator[Request, Any, bool]:
         """Whether the projected point ``[N]`` passes the screening set."""
         limit = self.settings.threshold * self.settings.pacing.margin
         loss: float = yield EvalRequest(projected, self._early_reject_limit(limit))
@@ -248,20 +238,77 @@ class PathSearch:
         factor = self.settings.pacing.early_reject
         return math.inf if factor is None or not self._adaptive else limit * factor
 
-    def _midpoint_is_low(self, projected: Tensor) -> Generator[TrainRequest | EvalRequest, Any, bool]:
-        """With ``pacing.midpoint``: whether the middle of the way to ``projected [N]`` passes, half the margin wider.
+    def _chord_is_low(self) -> Generator[Request, Any, bool]:
+        """With ``pacing.midpoint``: whether the way to the present point, projected, is low, half the margin wider.
 
-        More training would not lower its loss; only shorter steps do. Overwrites ``projected``.
+        Its middle comes first. More training would not lower the loss; only shorter steps do.
         """
         if not self.settings.pacing.midpoint:
             return True
         assert self._accepted is not None
+        projected, _ = self._projected_copy(self.flat.data)
+        first, limit = self._accepted.values, self.settings.threshold * (1 + self.settings.pacing.margin) / 2
         # The certificate interpolates buffers too.
         now = self.flat.persistent_buffers()
-        buffers = interpolate({name: self._accepted.buffers[name] for name in now}, now, 0.5)
-        middle = torch.lerp(self._accepted.values, projected, 0.5, out=projected)
-        loss: float = yield EvalRequest(middle, buffers=buffers)
-        return loss <= self.settings.threshold * (1 + self.settings.pacing.margin) / 2
+        before = {name: self._accepted.buffers[name] for name in now}
+        middle = torch.lerp(first, projected, 0.5, out=projected)
+        if (yield EvalRequest(middle, buffers=interpolate(before, now, 0.5))) > limit:
+            return False
+        # The same values again: another memory for the middle would be one word more a parameter.
+        projected, _ = self._projected_copy(self.flat.data)
+        return (yield from self._nothing_is_above(limit, first, before, projected, now, at=0.5, out=projected))
+
+    def _nothing_is_above(
+        self,
+        limit: float,
+        first: Tensor,
+        first_buffers: StateDict,
+        second: Tensor,
+        second_buffers: StateDict,
+        *,
+        at: float,
+        out: Tensor,
+    ) -> Generator[Request, Any, bool]:
+        """Whether no point of a chord, whose ends are ``[N]``, is known to be above ``limit``; overwrites ``out [N]``.
+
+        ``at``: the fraction of the point that was evaluated last.
+        """
+        start = {**self.flat.state_dict(first, copied=False), **first_buffers}
+        end = {**self.flat.state_dict(second, copied=False), **second_buffers}
+        suspect: float | None = yield ChordRequest(start, end, at, limit)
+        if suspect is None:
+            return True
+        here = interpolate(first_buffers, second_buffers, suspect)
+        loss: float = yield EvalRequest(torch.lerp(first, second, suspect, out=out), buffers=here)
+        return loss <= limit
+
+    def _mend(self) -> Generator[Request, Any, str]:
+        """Mend a complete path that its certificate refutes; returns a line about it, empty where all is well."""
+        fault, line = find_fault(self._record.run)
+        if fault is None:
+            return line
+        state, status = self._state, self._record.run.status or {}
+        state.phase, state.accepted_tick, state.sgd_steps = "main", 1, int(status.get("sgd_steps") or 0)
+        run, evaluator = self._record.run, self._make_evaluator
+        mender = PathMender(
+            self.settings, run, self.flat, evaluator, self._correct_here, lambda point: self._projected_copy(point)[0]
+        )
+        return (yield from mender.steps(fault))
+
+    def _correct_here(self, most: int, is_low: Callable[[Tensor], bool]) -> Generator[Request, Any, tuple[int, bool]]:
+        """Correct the present point of a complete path; returns the gradient steps, and whether it is low then."""
+        if self.settings.spheres.variance == "shrink-first":
+            # How far the layers had shrunk here is in no file; the place itself tells.
+            here = self._phases.main
+            here.set_spheres(here.statistics.variance(here.moments(self.flat.data)))
+        self._set_rates()
+
+        def judged(projected: Tensor) -> Generator[Request, Any, bool]:
+            yield from ()
+            return is_low(projected)
+
+        corrected, moments = yield from self._correct_until_low(most, judged)
+        return corrected.steps, moments is not None
 
     def _projected_copy(self, point: Tensor) -> tuple[Tensor, Tensor]:
         """``point [N]`` as it would be accepted, in the gradients' memory; and the moments of ``point``."""
@@ -271,7 +318,7 @@ class PathSearch:
         self._phases.project_as_accepted(self._state, copy, shares, moments)
         return copy, moments
 
-    def _rest_is_low(self) -> Generator[TrainRequest | EvalRequest, Any, bool]:
+    def _rest_is_low(self) -> Generator[Request, Any, bool]:
         """Whether the straight way from the current point to its end stays below the threshold."""
         if self.settings.goal == "none" or self._state.phase != "main":
             return False
@@ -288,12 +335,18 @@ class PathSearch:
             return False
         between, buffers = self.flat.borrow_gradient_memory(), self.flat.persistent_buffers()
         last = self._last_buffers(buffers)
+        first = {name: buffers[name] for name in last}
+        losses = []
         for fraction in _REST_FRACTIONS:
             torch.lerp(point, end, fraction, out=between)
-            here = interpolate({name: buffers[name] for name in last}, last, fraction)
-            if (yield EvalRequest(between, stop, here)) > limit:
+            losses.append((yield EvalRequest(between, stop, interpolate(first, last, fraction))))
+            if losses[-1] > limit:
                 return False
-        return True
+        highest = _REST_FRACTIONS[losses.index(max(losses))]
+        if highest != _REST_FRACTIONS[-1]:
+            torch.lerp(point, end, highest, out=between)
+            yield EvalRequest(between, buffers=interpolate(first, last, highest))
+        return (yield from self._nothing_is_above(limit, point, first, end, last, at=highest, out=between))
 
     def _last_buffers(self, now: dict[str, Tensor]) -> dict[str, Tensor]:
         """The destination's buffers, of those the module has; ``now``, the module's, without a destination model."""

@@ -21,11 +21,11 @@ from ..flat.copying import copied
 from ..flat.wrappers import unwrapped
 from ..settings import Settings, as_settings
 from ..types import LossFunction, OptimizerFactory
-from .build import Common, PathTrainer, correction_arguments, make_search, module_seed
+from .build import Common, PathTrainer, correction_arguments, make_chord_check, make_search, module_seed
 from .phases import RoutePhases
 from .record import FindResult, TickProgress
+from .requests import ChordRequest, EvalRequest, Request
 from .screening import BatchedScreening, ScreeningEvaluator
-from .search import EvalRequest, TrainRequest
 from .task import TrainingData, make_task
 
 #: On a GPU: networks whose kernels leave most of it idle, and as many of them as fill it. Not measured yet.
@@ -69,7 +69,7 @@ class SearchJob:
     progress: Callable[[TickProgress], None] | None = None
 
 
-#: Of a request of a search: the result of a correction, a loss, or the error of either; None to begin.
+#: Of a request of a search: the result of a correction, a loss, where a chord may be high, or an error; None to begin.
 Answer = CorrectionResult | float | LLPFError | None
 
 
@@ -80,7 +80,9 @@ class _ActiveSearch:
     job: SearchJob
     flat: FlatParameters
     row: StackRow
-    steps: Generator[TrainRequest | EvalRequest, Any, FindResult]
+    steps: Generator[Request, Any, FindResult]
+    #: Of its last evaluation (:attr:`ScreeningEvaluator.numerators`); None where that was one of a batch.
+    numerators: list[Tensor] | None = None
 
 
 class StackedFinder:
@@ -153,6 +155,7 @@ class StackedFinder:
             flat, task.loss_fn, batches, paths=parallel, least=least, **correction_arguments(settings)
         )
         self._screening = ScreeningEvaluator(self._module, task, **self._common.layout)
+        self._chords = make_chord_check(self._module, task)
         self._batched_screening = BatchedScreening(flat, task)
         self._evaluate_batched = device.type == "cuda"
 
@@ -217,6 +220,7 @@ class StackedFinder:
         """Answer searches until all of them train again; yields those that end instead, and how."""
         while answers:
             requests: list[tuple[_ActiveSearch, EvalRequest]] = []
+            suspects: list[tuple[_ActiveSearch, Answer]] = []
             for search, answer in answers:
                 try:
                     request = search.steps.throw(answer) if isinstance(answer, LLPFError) else search.steps.send(answer)
@@ -226,6 +230,8 @@ class StackedFinder:
                     continue
                 if isinstance(request, EvalRequest):
                     requests.append((search, request))
+                elif isinstance(request, ChordRequest):
+                    suspects.append((search, self._suspect(search, request)))
                 else:
                     search.row.begin(
                         request.first_round,
@@ -233,20 +239,30 @@ class StackedFinder:
                         stop_at_nan=request.stop_at_nan,
                         seed=module_seed(self.settings.seed, request.first_round),
                     )
-            answers = list(zip([search for search, _ in requests], self._evaluate(requests), strict=True))
+            answers = [*zip([search for search, _ in requests], self._evaluate(requests), strict=True), *suspects]
+
+    def _suspect(self, search: _ActiveSearch, request: ChordRequest) -> float | LLPFError | None:
+        try:
+            return self._chords.suspect(request.first, request.second, request.at, search.numerators, request.limit)
+        except LLPFError as error:
+            return error
 
     def _evaluate(self, requests: list[tuple[_ActiveSearch, EvalRequest]]) -> list[float | LLPFError]:
         """The loss of each request, or the error that its evaluation ended with."""
         if self._evaluate_batched and len(requests) > 1:
             try:
-                return self._evaluate_as_batch(requests)
+                losses = self._evaluate_as_batch(requests)
+                for search, _ in requests:
+                    search.numerators = None
+                return losses
             except LLPFError:
                 # A network that trains as a stack need not run as one in eval mode.
                 self._evaluate_batched = False
-        losses: list[float | LLPFError] = []
+        losses = []
         for search, request in requests:
             try:
                 losses.append(self._screening.loss(request.values, _buffers(search, request), request.stop_above))
+                search.numerators = self._screening.numerators
             except LLPFError as error:
                 losses.append(error)
         return losses

@@ -31,6 +31,7 @@ from ..flat.copying import copied
 from ..path.fingerprint import loss_identity
 from ..settings import Settings
 from ..types import LossFunction
+from ..verify.evaluator import Evaluator
 
 #: Samples, a Dataset, a DataLoader, a list of batches: see :func:`llpf_fast.batches.as_data`.
 TrainingData = Any
@@ -49,8 +50,9 @@ class Task:
         loss_fn: the loss in use, the default included.
         reduction: how the losses of batches make up that of a set.
         mode: how points are evaluated.
-        samples: the fixed screening samples.
-        estimation: samples that BatchNorm statistics are re-estimated from; None where stored ones are used.
+        screened, samples: the fixed screening samples, in memory and in batches on the device.
+        estimated, estimation: likewise those that BatchNorm statistics are re-estimated from; None where stored ones
+            are used.
         summary: what run.yaml records of loss and data.
     """
 
@@ -61,7 +63,9 @@ class Task:
     loss_fn: LossFunction
     reduction: LossReduction
     mode: ForwardMode
+    screened: MaterializedData
     samples: FixedSamples
+    estimated: MaterializedData | None
     estimation: FixedSamples | None
     summary: dict[str, Any]
 
@@ -82,6 +86,25 @@ class Task:
     def min_samples(self) -> int:
         """Samples whose mean loss must be known before a point is given up; one batch of a loader is enough."""
         return 1 if isinstance(self.data, BatchedData) else _MIN_SAMPLES
+
+    def evaluator(self, module: nn.Module, data: MaterializedData) -> Evaluator:
+        """The certificate's evaluator of ``data``, with the loss, arithmetic and statistics of the search."""
+        return Evaluator(
+            module,
+            self.loss_fn,
+            data,
+            batch_size=self.summary["evaluation_batch_size"],
+            device=self.device,
+            statistics="stored" if self.estimated is None else "reestimated",
+            statistics_inputs=self.estimated,
+            dtype=self.dtype,
+        )
+
+    def evaluator_of_all(self, module: nn.Module) -> Evaluator:
+        """Likewise of all training samples; of the screening samples where the data may be a stream without an end."""
+        data = self.data
+        ends = not isinstance(data, BatchedData) or data.dataset_length is not None or isinstance(data.source, list)
+        return self.evaluator(module, materialize(data) if ends else self.screened)
 
     def run_once(self, module: nn.Module) -> None:
         """One forward pass on two screening samples (the first batch of a loader), to trace the data flow."""
@@ -131,9 +154,8 @@ def make_task(
         )
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
     options["channels_last"] = mode.channels_last
-    estimation = None
-    if settings.statistics == "reestimated":
-        estimation = FixedSamples(fixed_subset(read, STATISTICS_SIZE), **options)
+    estimated = fixed_subset(read, STATISTICS_SIZE) if settings.statistics == "reestimated" else None
+    estimation = None if estimated is None else FixedSamples(estimated, **options)
     summary = {
         "loss": loss_identity(loss_fn, reduction.name, named=reduction.exact),
         "data": _summarize_data(data, read, dtype),
@@ -144,7 +166,9 @@ def make_task(
     _refuse_nan(module, samples, loss_fn, reduction, mode)
     if isinstance(data, TensorData):
         data = data.to(device, dtype)
-    return Task(settings, data, device, dtype, loss_fn, reduction, mode, samples, estimation, summary)
+    return Task(
+        settings, data, device, dtype, loss_fn, reduction, mode, screened, samples, estimated, estimation, summary
+    )
 
 
 def channels_last(settings: Settings, device: torch.device) -> bool:

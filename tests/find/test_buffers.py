@@ -152,8 +152,9 @@ def test_arrival_is_judged_with_the_buffers_that_the_certificate_takes(data, tmp
     path = llpf_fast.find_path(normalized(), *networks, data=data, settings=given, out=tmp_path / "run")
     a, b = list(path)[-2:]
     evaluate = Evaluator(normalized(), None, data, statistics=statistics, statistics_inputs=data)
-    # The last judgements of an arrival: the point itself, then the chord from its middle outward.
-    for fraction, value in zip([0.0, *_REST_FRACTIONS], losses[-8:], strict=True):
+    # The last judgements of an arrival: the point itself, the chord from its middle outward, the highest once more.
+    highest = _REST_FRACTIONS[losses.index(max(losses[-8:-1]), len(losses) - 8) - (len(losses) - 8)]
+    for fraction, value in zip([0.0, *_REST_FRACTIONS, highest], losses[-9:], strict=True):
         assert value == pytest.approx(evaluate(interpolate(a, b, fraction)).loss, rel=1e-4)
         if statistics == "stored":
             assert value == pytest.approx(plain_loss(normalized(), a, b, fraction, data), rel=1e-4)

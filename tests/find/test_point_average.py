@@ -15,8 +15,8 @@ from llpf_fast.correct import CorrectionResult
 from llpf_fast.find import CorrectionSettings
 from llpf_fast.find.build import max_steps_of_a_run
 from llpf_fast.find.pacing import IterateAverage
+from llpf_fast.find.requests import EvalRequest, TrainRequest
 from llpf_fast.find.screening import ScreeningEvaluator
-from llpf_fast.find.search import EvalRequest, TrainRequest
 from llpf_fast.find.task import make_task
 from llpf_fast.flat import FlatParameters
 from llpf_fast.path import LowLossPath
