@@ -348,7 +348,7 @@ class LowerSettings:
 
     #: Gradient steps, one batch at one point each. Null: seven times those of the search.
     steps: Count | None = None
-    #: Stop before that, once no screened point of the curve has a higher loss.
+    #: Stop before that, once no screened point has a higher loss; and the threshold of the run that is written.
     to: Bound | None = None
     #: ``bezier``: a Bezier curve, fitted to the waypoints. ``polygon``: straight sides between pivots that lie on the
     #: path at equal distances.

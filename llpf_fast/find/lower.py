@@ -210,7 +210,7 @@ class PathLowering:
     def _open(self, out: str | os.PathLike[str], resume: bool, provenance: dict[str, Any]) -> None:
         """Create the run, or go back to its checkpoint."""
         lower = {**asdict(self.settings), "steps": self.steps, "lr": self._lr, "bends": self._trainer.curve.nodes - 2}
-        settings = {**self._search.as_dict(), "lower": lower}
+        settings = {**self._certified(self._search).as_dict(), "lower": lower}
         parent = self._parent
         content: dict[str, Any] = {
             "llpf_fast": FORMAT,
@@ -242,6 +242,15 @@ class PathLowering:
         restore_environment(recorded.get("environment", {}), self._device)
         if not self._run.complete:
             self._restore()
+
+    def _certified(self, search: Settings) -> Settings:
+        """The settings to record: with ``to`` for a threshold, which the certificate is then about."""
+        goal, correction = self.settings.to, search.correction.threshold
+        if goal is None:
+            return search
+        return search.changed(
+            threshold=goal, correction={"threshold": None if correction is None else min(correction, goal)}
+        )
 
     def _restore(self) -> None:
         saved = self._run.load_checkpoint()

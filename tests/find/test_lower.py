@@ -105,6 +105,7 @@ def test_it_ends_as_soon_as_it_is_low_enough(run, digits, tmp_path) -> None:
     result = make(run, tmp_path / "a", digits, steps=2000, to=0.1).run()
     assert result.low_enough
     assert result.steps < 1000
+    assert search_settings(RunDirectory.open(tmp_path / "a")).threshold == 0.1
     result = make(run, tmp_path / "b", digits, steps=40, to=1e-6).run()
     assert not result.low_enough
     assert result.steps == 40
