@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -137,6 +138,11 @@ def test_where_the_work_starts_it_looks_at_the_highest_bounds_first():
     assert coverage.violation is not None
     assert coverage.closed == []
     assert coverage.evaluations < 5 * 3_000
+    # One unit in which the pilot does not see it: 34 pieces are closed before, 331 in the order of the path.
+    threshold = 1.003 * Sines(3_000, frequency=20.0).highest(8)
+    hidden = prove(Sines(3_000, frequency=20.0, spike=([1_234], 6.3, 1e-3, 3_000.0)), threshold, 8)
+    assert hidden.violation is not None
+    assert len(hidden.closed) < 100
 
 
 def test_a_point_that_is_not_finite_is_a_violation():
@@ -189,6 +195,7 @@ def test_open_pieces_say_what_would_close_them():
     threshold = toy.highest(1) + 1e-4
     by_width = prove(toy, threshold, limits=Limits(finest=1 / 8))
     assert {piece.cause for piece in by_width.open} == {"width"}
+    assert min(piece.end - piece.start for piece in by_width.open) == 1 / 8
     by_budget = prove(toy, threshold, 4, limits=Limits(evaluations=1_000))
     assert "budget" in {piece.cause for piece in by_budget.open}
     assert by_budget.evaluations <= 1_000 + 4 * bisection._AT_ONCE
@@ -224,6 +231,20 @@ def test_units_set_aside_are_taken_back_where_their_chords_leave_no_slack():
     coverage = prove(Crossing(600), 0.502)
     assert coverage.open == []
     assert coverage.violation is None
+
+
+def test_chords_of_wider_pieces_are_rounded_up():
+    generator = torch.Generator().manual_seed(0)
+    upper = torch.randn(2, 200, generator=generator, dtype=torch.float64) * 10.0 ** torch.arange(-9, 1).repeat(20)
+    known = bisection._Known(0.25, 0.5, upper, upper, torch.ones(200))
+    start, end = 0.25 + 3 / 1024, 0.25 + 77 / 1024
+    part = known.on(bisection._Part(0, start, end, torch.arange(200)))
+    for computed, at in zip(part.upper, (start, end), strict=True):
+        share = (Fraction(at) - Fraction(1, 4)) * 4
+        for value, first, second in zip(computed.tolist(), *upper.tolist(), strict=True):
+            exact = (1 - share) * Fraction(first) + share * Fraction(second)
+            assert exact <= Fraction(value) <= exact + Fraction(abs(first) + abs(second)) / 10**14
+    assert torch.equal(part.ratio, torch.full((200,), 256 / 74))
 
 
 def test_workers_and_seeds_change_no_proof():
