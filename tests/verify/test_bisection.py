@@ -199,6 +199,7 @@ def test_open_pieces_say_what_would_close_them():
     by_budget = prove(toy, threshold, 4, limits=Limits(evaluations=1_000))
     assert "budget" in {piece.cause for piece in by_budget.open}
     assert by_budget.evaluations <= 1_000 + 4 * bisection._AT_ONCE
+    assert_covers(prove(Sines(2_000, frequency=20.0), threshold, 4, limits=Limits(evaluations=1_500)), range(4))
     by_time = prove(toy, threshold, 4, limits=Limits(seconds=0.0))
     assert (by_time.closed, by_time.evaluations) == ([], 0)
     assert [piece.bound for piece in by_time.open] == [math.inf] * 4
@@ -245,6 +246,14 @@ def test_chords_of_wider_pieces_are_rounded_up():
             exact = (1 - share) * Fraction(first) + share * Fraction(second)
             assert exact <= Fraction(value) <= exact + Fraction(abs(first) + abs(second)) / 10**14
     assert torch.equal(part.ratio, torch.full((200,), 256 / 74))
+
+
+def test_parts_of_a_piece_keep_its_bounds():
+    part = bisection._Part(2, 0.25, 0.5, torch.arange(3), bounds=(1.0, 3.0))
+    found = [(each.start, each.end, each.bounds) for each in part.split(4)]
+    assert found == [(0.25 + i / 16, 0.3125 + i / 16, (1 + i / 2, 1.5 + i / 2)) for i in range(4)]
+    unbounded = bisection._Part(2, 0.25, 0.5, torch.arange(3), bounds=(1.0, math.inf)).split(2)
+    assert [each.bounds for each in unbounded] == [(math.inf, math.inf)] * 2
 
 
 def test_workers_and_seeds_change_no_proof():
