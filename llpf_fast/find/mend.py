@@ -22,7 +22,7 @@ from ..verify.sample_choice import choose_units
 from .chord import MOST_PARAMETERS, ChordCheck, Effort, WeightedUnits
 
 #: A mended path is certified next, at many times this cost.
-_EFFORT = Effort(128, 64, 6_000, 256, 128, 16_000)
+_EFFORT = Effort(128, 64, 200, 256, 128, 16_000)
 #: Inner points of a new segment that are evaluated.
 _FRACTIONS = tuple(i / 8 for i in range(1, 8))
 #: How often a new segment is split again, and most new waypoints in place of one segment.
