@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -141,6 +142,7 @@ def _draw_loss(axes: Axes, certificate: Mapping[str, Any], points: Sequence[Any]
         axes.set_ylim(min(values) / 1.5, max(values) * 2)
     else:
         axes.set_ylim(0, max(values, default=1.0) * 1.2)
+    _draw_pieces(axes, certificate, x, loss)
     top = certificate["max_loss_at"]
     highest = certificate["max_loss"]
     if is_finite(highest):
@@ -152,6 +154,50 @@ def _draw_loss(axes: Axes, certificate: Mapping[str, Any], points: Sequence[Any]
         axes.plot([], [], color=LIMIT, linewidth=0.8, alpha=0.6, label="loss not finite")
     axes.set_ylabel("training loss")
     axes.legend(loc="best", fontsize=10)
+
+
+def _draw_pieces(axes: Axes, certificate: Mapping[str, Any], x: Sequence[float], loss: Sequence[float]) -> None:
+    """The bound as a band above the curve, the pieces as ticks, open pieces as bars, and the witness as a red mark."""
+    arcs = {
+        point["at"]["waypoint"]: point["at"]["arc"] for point in certificate["points"] if point["at"]["fraction"] == 0
+    }
+
+    def position(waypoint: int, fraction: float) -> float | None:
+        if fraction == 0:
+            return arcs.get(waypoint)
+        ends = arcs.get(waypoint), arcs.get(waypoint + 1)
+        return None if ends[0] is None or ends[1] is None else ends[0] + fraction * (ends[1] - ends[0])
+
+    edges, label = [], "bound of the loss"
+    for waypoint, start, end, start_bound, end_bound, cause in certificate.get("pieces", ()):
+        left, right = position(waypoint, start), position(waypoint, end)
+        if left is None or right is None:
+            continue
+        edges.append(left)
+        if cause is not None:
+            axes.axvspan(left, right, color=LIMIT, alpha=0.15, linewidth=0)
+        elif is_finite(start_bound) and is_finite(end_bound):
+            lower = [_at(x, loss, left), _at(x, loss, right)]
+            axes.fill_between(
+                [left, right], lower, [start_bound, end_bound], color=_PATH, alpha=0.2, linewidth=0, label=label
+            )
+            label = "_"  # one entry of the legend for all
+    axes.plot(edges, [0.0] * len(edges), "|", color=_PATH, markersize=6, transform=axes.get_xaxis_transform())
+    witness = certificate.get("witness")
+    if witness and is_finite(witness["loss"]):
+        at = position(witness["waypoint"], witness["fraction"])
+        if at is not None:
+            axes.plot(
+                at, witness["loss"], "X", color="red", markersize=10, zorder=5, label=f"witness {witness['loss']:.3g}"
+            )
+
+
+def _at(x: Sequence[float], values: Sequence[float], position: float) -> float:
+    """The curve's value at ``position``, between its points on their chord."""
+    i = min(max(bisect.bisect_left(x, position), 1), len(x) - 1)
+    width = x[i] - x[i - 1]
+    share = (position - x[i - 1]) / width if width > 0 else 0.0
+    return values[i - 1] + share * (values[i] - values[i - 1])
 
 
 def _draw_accuracy(axes: Axes, certificate: Mapping[str, Any], points: Sequence[Any], straight: Sequence[Any]) -> None:

@@ -32,6 +32,8 @@ _WHOLE_WAYPOINTS = 5
 _FORWARDS_OF_ENCLOSURE = 4
 #: Evaluations of samples that pictures may cost whatever the verdict did: two seconds of LeNet5 on one core.
 _CHEAP = 50_000
+#: Evaluations a chosen sample after which pieces stay open, where no limits are given. LeNet5 takes 70 to 140.
+_MOST_EVALUATIONS = 2_000
 #: Waypoints at which a network is tried for what it keeps between calls.
 _TRIED_WAYPOINTS = 4
 #: Samples on which new copies of the network are compared with those in use.
@@ -178,7 +180,8 @@ class Judgement:
 
         if enclosure is not None:
             try:
-                options: dict[str, Any] = {"workers": self._workers, "limits": self._limits, "seed": self._seed}
+                limits = self._limits or Limits(evaluations=_MOST_EVALUATIONS * len(self.chosen.units))
+                options: dict[str, Any] = {"workers": self._workers, "limits": limits, "seed": self._seed}
                 return bisect(enclosure, segments, self._threshold, self.chosen, **options, progress=report), None
             except NotEnclosedError as error:
                 not_enclosed = str(error)

@@ -132,6 +132,22 @@ def test_says_what_the_line_leads_through(certificate, tmp_path, reasons, run, w
     assert any(text.startswith(words + " (share") for text in texts(tmp_path / "partial.svg"))
 
 
+def test_bound_and_witness(certificate, tmp_path):
+    """Closed pieces are a band above the curve, an open one a bar, and the witness a mark with its loss."""
+    values = json.loads(json.dumps(certificate.as_dict()))
+    values["pieces"] = [[0, 0.0, 0.5, 0.07, 0.09, None], [0, 0.5, 1.0, math.inf, math.inf, "budget"]]
+    values["witness"] = {"waypoint": 0, "fraction": 0.75, "loss": 0.123, "samples": 100, "reproduce": ""}
+    draw_path(values, tmp_path / "with")
+    text = " ".join(texts(tmp_path / "with.svg"))
+    assert "bound of the loss" in text
+    assert "witness 0.123" in text
+    values |= {"pieces": [], "witness": None}
+    draw_path(values, tmp_path / "without")
+    text = " ".join(texts(tmp_path / "without.svg"))
+    assert "bound of the loss" not in text
+    assert "witness" not in text
+
+
 def test_one_waypoint(tmp_path):
     train = Evaluator(nn.Linear(1, 1), F.l1_loss, torch.zeros(3, 1), torch.zeros(3, 1))
     certificate = certify([nn.Linear(1, 1).state_dict()], train, threshold=9)

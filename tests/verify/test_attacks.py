@@ -560,6 +560,17 @@ class TestNumbers:
         else:
             assert_refuted(certificate, folder, model, data)
 
+    def test_bounds_that_stay_infinite(self, tmp_path):
+        """The path is honest, but nearly overflows: its verification ends."""
+        model, states = network(), [point(), point()]
+        for state, (first, second) in zip(states, ((0.3, 1.0), (1.0, 0.0)), strict=True):
+            state["0.weight"][6, :3], state["0.bias"][6] = 0, 1e19 * first
+            state["2.weight"][3:], state["2.bias"][3] = 0, 0
+            state["2.weight"][3:, 6] = 1e17 * second
+            state["4.weight"][0, 3], state["4.weight"][0, 4] = 1e-37, -1e-37
+        folder = write_run(tmp_path / "run", states, model, samples())
+        assert judged(folder, model, samples()).verdict in ("proved", "undecided")
+
     def test_large_weights_that_cancel(self, tmp_path):
         """Two units of 1e30 cancel exactly; the gate beside them does not become invisible."""
         model, data = network(), samples()

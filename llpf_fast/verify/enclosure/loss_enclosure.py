@@ -188,7 +188,6 @@ class LossEnclosure:
             }
             return functional_call(module, tensors, values, named)
 
-        before = torch.random.get_rng_state()
         try:
             with network_run(len(targets)), overflow_check() as passed:
                 output = forward(run, pytree.tree_map(enclosed, inputs))
@@ -200,8 +199,6 @@ class LossEnclosure:
             if isinstance(cause, NotEnclosedError):
                 raise cause from None
             raise NotEnclosedError(f"the network's forward cannot be enclosed: {error}") from error
-        if not torch.equal(before, torch.random.get_rng_state()):
-            raise NotEnclosedError("the network draws random numbers, which differ from batch to batch")
         if not isinstance(output, EnclosedTensor):
             raise NotEnclosedError("the network's output is not one tensor that depends on its parameters or inputs")
         form = output.form
@@ -332,7 +329,11 @@ class LossEnclosure:
                 raise NotEnclosedError(
                     "the loss of a sample depends on the others of its batch, or differs from one call to the next"
                 )
+            # Here only: later other threads change torch's global state at the same time.
+            before = torch.random.get_rng_state()
             bounds = self.bounds(waypoint, 0.5, 0.5 + 2.0**-16, few, precise=True)
+            if not torch.equal(before, torch.random.get_rng_state()):
+                raise NotEnclosedError("the network draws random numbers, which differ from batch to batch")
             if not bool(bounds.start.isfinite().all()):
                 if self._reads_past_exchange(middle, few):
                     raise NotEnclosedError(
