@@ -104,14 +104,14 @@ def test_repeats_exactly(verify, waypoints, tmp_path):
 
 def test_levels(waypoints, tmp_path, monkeypatch, digits):
     """Full by default for few samples; sampled for many, or where it is asked for."""
-    data = tuple(torch.cat([part, part]) for part in digits.train)
+    data = tuple(torch.cat([part] * 4) for part in digits.train)
     folder = write_run(tmp_path / "run", waypoints, data=data)
     given = {"model": build_model("mlp", hidden=32), "train": data, "workers": 1}
     full, sampled = verify_run(folder, **given), verify_run(folder, **given, level="sampled")
     assert (full.level, full.verdict) == ("full", "proved")
     assert (sampled.level, sampled.verdict, sampled.connected) == ("sampled", "sampled", True)
     train = sampled.evaluation["train"]
-    assert (train["screened"], train["screening_samples"], train["samples"]) == (True, 1500, len(data[1]))
+    assert (train["screened"], train["screening_samples"], train["samples"]) == (True, 2000, len(data[1]))
     assert 0.9 * full.bound < sampled.bound <= 0.15
     assert (sampled.start_loss, sampled.destination_loss) == (full.start_loss, full.destination_loss)
     monkeypatch.setattr("llpf_fast.verify.run.SAMPLED_ABOVE", 2000)
@@ -382,7 +382,7 @@ class TestCheck:
             check(folder, low)
 
     def test_sampled(self, waypoints, tmp_path, digits):
-        data = tuple(torch.cat([part, part]) for part in digits.train)
+        data = tuple(torch.cat([part] * 4) for part in digits.train)
         folder = write_run(tmp_path / "run", waypoints, data=data)
         given = {"model": build_model("mlp", hidden=32), "train": data}
         verify_run(folder, **given, level="sampled", workers=1)
