@@ -32,7 +32,7 @@ _LEAST_STEPS = 1_000
 #: Where a correction begins: at the place itself, then so far beside it, as a share of the segment's length.
 _BESIDE = (0.0, 0.1, 0.3)
 #: Causes of open pieces that a lower loss removes.
-_CLOSE_TO_HIGH = ("width", "rounding")
+_CLOSE_TO_HIGH = ("width", "rounding", "samples")
 
 
 @dataclass(frozen=True)
@@ -132,17 +132,21 @@ class PathMender:
         evaluator, lines = self._make_evaluator(), []
         certificate = self._run.certificate() or {}
         # From the end: numbers of waypoints before stay as they are.
+        untouched = len(self._run.waypoints())
         for place in sorted(fault.places, reverse=True):
+            if place.waypoint >= untouched:
+                continue  # its segment went with the one behind it
             began, before = time.monotonic(), self._sgd_steps
             segment = _Segment(self._run, place)
             loss = self._choose_samples(evaluator, segment.state, fault)
-            segment.widen(lambda state: self._loss(state)[0] > self._threshold)
+            segment.widen(lambda state: self._loss(state)[0], self._chord_limit, self._threshold)
             new = yield from self._between(segment)
             line = (
                 f"mended: the training loss was {loss:.4g} at waypoint {place.waypoint} + {place.fraction:.3g}; "
                 f"{len(new)} new waypoint{'s' * (len(new) != 1)}, {self._sgd_steps - before:,} gradient steps"
             )
             self._write(segment, new, line, self._sgd_steps - before, time.monotonic() - began)
+            untouched = segment.after
             lines.append(line)
         self._run.write_certificate({**certificate, "outdated": "; ".join(lines)})
         return "; ".join(lines)
@@ -196,7 +200,9 @@ class PathMender:
         """The waypoints that must lie between two others for the line to be low."""
         line = Polyline([first, second])
         last = depth == _DEEPEST or self._left == 0
-        high = self._highest(line, self._threshold if last else self._chord_limit)
+        # Beside an end that must stay nothing is lower than the end.
+        ends = max(self._loss(first)[0], self._loss(second)[0])
+        high = self._highest(line, self._threshold if last else min(max(self._chord_limit, ends), self._threshold))
         if high is None:
             return []
         if last:
@@ -274,18 +280,21 @@ class _Segment:
     def second(self) -> StateDict | None:
         return self._line.waypoint(self.before) if self.before <= self._last else None
 
-    def widen(self, is_high: Callable[[StateDict], bool]) -> None:
-        """Leave out neighbours that are high themselves."""
-        while is_high(self.first):
+    def widen(self, loss: Callable[[StateDict], float], limit: float, threshold: float) -> None:
+        """Leave out neighbours above ``limit``; LLPFError for an endpoint above ``threshold``."""
+        while loss(self.first) > (threshold if self._stays(self.after) else limit):
             self._replace(self.after)
             self.after -= 1
-        while self.second is not None and is_high(self.second):
+        while self.second is not None and loss(self.second) > (threshold if self._stays(self.before) else limit):
             self._replace(self.before)
             self.before += 1
 
+    def _stays(self, waypoint: int) -> bool:
+        """Whether the waypoint is an endpoint, which must stay."""
+        return waypoint == 0 or (waypoint == self._last and self._run.arrived)
+
     def _replace(self, waypoint: int) -> None:
-        """LLPFError where the waypoint is an endpoint, which must stay."""
-        if waypoint == 0 or (waypoint == self._last and self._run.arrived):
+        if self._stays(waypoint):
             name = "start" if waypoint == 0 else "destination"
             raise LLPFError(
                 f"the {name} of {self._run.folder} is itself above the threshold on all training samples, and must "

@@ -228,11 +228,26 @@ def test_open_pieces_close_to_the_threshold_are_mended(
     highest = max(certificate["points"], key=lambda point: point["train_loss"])["at"]
     waypoint = min(highest["waypoint"], len(index(out)) - 2)
     certificate |= {"verdict": "undecided", "connected": False}
-    certificate["pieces"] = [[waypoint, 0.25, 0.5, 0.2, 0.3, "rounding"], [waypoint, 0.5, 0.75, 0.1, 0.2, "budget"]]
+    pieces = [(0.0, 0.25, 0.2, "width"), (0.25, 0.5, 0.3, "samples"), (0.5, 1.0, 0.4, "budget"), (0.5, 1.0, 0.1, None)]
+    certificate["pieces"] = [[waypoint, start, end, bound, bound, cause] for start, end, bound, cause in pieces]
     RunDirectory.open(out).write_certificate(certificate)
     result = finder(out, settings=SETTINGS, resume=True).run()
     assert f"at waypoint {waypoint} + 0.375" in result.mending
     assert len(index(out)) > len(index(found))
+    assert certify(out, digits)["verdict"] == "proved"
+
+
+def test_open_pieces_on_both_sides_of_a_high_waypoint_are_one_fault(
+    finder: Callable[..., PathFinder], found: Path, digits: Data, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    before = spiked(found, out, 2, replace=False)
+    certificate = certify(out, digits) | {"verdict": "undecided"}
+    certificate["pieces"] = [[2, 0.75, 1.0, 0.1, 0.2, "samples"], [3, 0.0, 0.25, 0.2, 0.1, "samples"]]
+    RunDirectory.open(out).write_certificate(certificate)
+    result = finder(out, settings=SETTINGS, resume=True).run()
+    assert result.mending.count("mended: ") == 1
+    assert set(before) - set(index(out)) == {before[3]}
     assert certify(out, digits)["verdict"] == "proved"
 
 
