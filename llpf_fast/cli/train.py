@@ -260,7 +260,9 @@ def train_endpoint(
     results = []
     for name, samples in (("training", data.train), ("test", data.test)):
         try:
-            results += [] if samples is None else [_result(name, model, samples, loss_fn, torch_device)]
+            results.append(
+                f"no {name} data" if samples is None else _result(name, model, samples, loss_fn, torch_device)
+            )
         except LLPFError as error:
             raise LLPFError(f"{out} is written, but on the {name} data {error}") from error
     print(f"{out}: {model_name} on {data.label}, seed {seed}: {', '.join(results)}, {duration(seconds)}")

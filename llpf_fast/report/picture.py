@@ -106,7 +106,8 @@ def _draw(figure: Figure, certificate: Mapping[str, Any]) -> None:
 
 def _title(axes: Axes, certificate: Mapping[str, Any]) -> None:
     data = certificate["evaluation"]
-    names = [str(data[key]) for key in ("model", "data") if data.get(key)]
+    # Of code its file's name: a path would leave the layout no room.
+    names = [Path(str(data[key])).name for key in ("model", "data") if data.get(key)]
     verdict = verdict_words(str(certificate["verdict"]), bool(certificate["connected"]))
     head = f"{' on '.join(names)}: {verdict}" if names else verdict.capitalize()
     axes.set_title(f"{head} at training loss {certificate['threshold']:g}\n", loc="left", fontweight="bold")
@@ -175,14 +176,16 @@ def _draw_pieces(axes: Axes, certificate: Mapping[str, Any], x: Sequence[float],
             continue
         edges.append(left)
         if cause is not None:
-            axes.axvspan(left, right, color=LIMIT, alpha=0.15, linewidth=0)
+            axes.axvspan(left, right, color=LIMIT, alpha=0.15, linewidth=0).set_in_layout(False)
         elif is_finite(start_bound) and is_finite(end_bound):
             lower = [_at(x, loss, left), _at(x, loss, right)]
-            axes.fill_between(
-                [left, right], lower, [start_bound, end_bound], color=_PATH, alpha=0.2, linewidth=0, label=label
-            )
+            bounds = [start_bound, end_bound]
+            band = axes.fill_between([left, right], lower, bounds, color=_PATH, alpha=0.2, linewidth=0, label=label)
+            # A bound far above the picture would leave the layout no room.
+            band.set_in_layout(False)
             label = "_"  # one entry of the legend for all
-    axes.plot(edges, [0.0] * len(edges), "|", color=_PATH, markersize=6, transform=axes.get_xaxis_transform())
+    options: dict[str, Any] = {"color": _PATH, "markersize": 6, "transform": axes.get_xaxis_transform()}
+    axes.plot(edges, [0.0] * len(edges), "|", **options)[0].set_in_layout(False)
     witness = certificate.get("witness")
     if witness and is_finite(witness["loss"]):
         at = position(witness["waypoint"], witness["fraction"])
