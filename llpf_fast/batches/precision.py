@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -42,25 +43,57 @@ def check_precision(precision: Precision, device: torch.device, option: str = "c
         raise LLPFError(f"{option} tf32 belongs to NVIDIA GPUs, not to {device.type}: use float32")
 
 
+class SharedSwitches:
+    """Switches of the whole process, for several threads at once: the first sets them, the last puts them back.
+
+    Args:
+        set_all: sets the switches, and enters in the given stack what puts them back.
+    """
+
+    def __init__(self, set_all: Callable[[contextlib.ExitStack], None]) -> None:
+        self._set_all, self._lock = set_all, threading.Lock()
+        self._users, self._stack = 0, contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._set_all(self._stack)
+            self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._stack.close()
+
+
+def _set_precision(backends: Iterable[Any], wanted: str, stack: contextlib.ExitStack) -> None:
+    for backend in backends:
+        stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+        backend.fp32_precision = wanted
+
+
+# getattr: torch's stubs do not know these.
+_MKLDNN = tuple(getattr(torch.backends.mkldnn, name) for name in ("matmul", "conv"))
+_CUDA = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv")  # noqa: B009
+#: On a CPU certificates evaluate points in several threads.
+_IEEE_ON_CPU = SharedSwitches(functools.partial(_set_precision, _MKLDNN, "ieee"))
+
+
 @contextlib.contextmanager
 def float32_products(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Inside, float32 matrix products and convolutions on a GPU are true float32, or TF32 (10 bits of mantissa).
+    """Inside, float32 matrix products and convolutions are true float32, or TF32 (10 bits of mantissa) on a GPU.
 
-    torch's default is mixed: TF32 in convolutions, not in matrix products. On a CPU this does nothing.
+    On a GPU torch's default is mixed: TF32 in convolutions, not in matrix products. On a CPU
+    ``torch.set_float32_matmul_precision("medium")`` lets oneDNN round operands to bfloat16, where the processor can.
     """
     if device.type != "cuda":
-        yield
+        with _IEEE_ON_CPU:
+            yield
         return
-    backends = (torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv"))  # noqa: B009  (unknown to its stubs)
-    before = [backend.fp32_precision for backend in backends]
-    wanted = "tf32" if precision == "tf32" else "ieee"
-    try:
-        for backend in backends:
-            backend.fp32_precision = wanted
+    with contextlib.ExitStack() as stack:
+        _set_precision(_CUDA, "tf32" if precision == "tf32" else "ieee", stack)
         yield
-    finally:
-        for backend, old in zip(backends, before, strict=True):
-            backend.fp32_precision = old
 
 
 def as_channels_last(inputs: Any) -> Any:

@@ -20,7 +20,7 @@ from ...batches.batch import move_batch
 from ...batches.data import TensorData
 from ...batches.forward import forward
 from ...batches.loss import LossReduction
-from ...batches.precision import float32_products, loss_in
+from ...batches.precision import SharedSwitches, float32_products, loss_in
 from ...errors import LLPFError
 from ...path.polyline import Polyline, Position
 from ..evaluator import Evaluator
@@ -102,7 +102,7 @@ class LossEnclosure:
         Args:
             start, end: fractions of the segment, 0 <= start < end <= 1.
             units: int64 ``[n]``.
-            precise: compute in float64, at about 2.5 times the cost.
+            precise: compute in float64, at about 3.5 times the cost (LeNet5, one core).
 
         Raises:
             NotEnclosedError: as the constructor.
@@ -110,7 +110,7 @@ class LossEnclosure:
         dtype = torch.float64 if precise else self.dtype
         parameters = self._parameters(waypoint, start, end, dtype)
         parts: list[list[Tensor]] = [[], [], [], []]
-        with torch.no_grad(), float32_products("float32", self.device), direct_sums():
+        with torch.no_grad(), float32_products("float32", self.device), _DIRECT_SUMS:
             for inputs, targets, whole in self._batches(units, dtype):
                 for part, value in zip(parts, self._bound_batch(parameters, inputs, targets), strict=True):
                     part.append(value.sum(0, keepdim=True) if whole else value)
@@ -349,36 +349,17 @@ class LossEnclosure:
             self._check_losses(bounds, first)
 
 
-_direct = threading.Lock()
-_users = 0
-_before: Any = None
+def _switch_to_sums(stack: contextlib.ExitStack) -> None:
+    stack.enter_context(torch.backends.nnpack.flags(enabled=False))
+    stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
 
 
-@contextlib.contextmanager
-def direct_sums() -> Iterator[None]:
-    """Convolutions as sums of products inside, so that the bounds of their rounding hold.
-
-    NNPACK and cuDNN may use Winograd's algorithm, whose error is not bounded by that of a sum. oneDNN on x86 is asked
-    by torch for direct convolution; elsewhere it is switched off. The switches are the process's: the last user of
-    several threads puts them back.
-    """
-    global _users, _before
-    with _direct:
-        if _users == 0:
-            onednn = platform.machine().lower() in ("x86_64", "amd64")
-            _before = contextlib.ExitStack()
-            _before.enter_context(torch.backends.nnpack.flags(enabled=False))
-            _before.enter_context(torch.backends.cudnn.flags(enabled=False))
-            if not onednn:
-                _before.enter_context(torch.backends.mkldnn.flags(enabled=False))
-        _users += 1
-    try:
-        yield
-    finally:
-        with _direct:
-            _users -= 1
-            if _users == 0:
-                _before.close()
+#: Convolutions as sums of products inside, so that the bounds of their rounding hold. NNPACK and cuDNN may use
+#: Winograd's algorithm, whose error is not bounded by that of a sum. oneDNN on x86 is asked by torch for direct
+#: convolution; elsewhere it is switched off.
+_DIRECT_SUMS = SharedSwitches(_switch_to_sums)
 
 
 def check_products(device: torch.device, dtype: torch.dtype) -> None:
@@ -392,7 +373,7 @@ def check_products(device: torch.device, dtype: torch.dtype) -> None:
     shapes = (16, 8, 8, 8), (8, 8, 3, 3)
     x, w = (torch.randint(-(2**bits), 2**bits, shape, generator=generator).to(device, torch.int64) for shape in shapes)
     x = x % 2**4
-    with torch.no_grad(), float32_products("float32", device), direct_sums():
+    with torch.no_grad(), float32_products("float32", device), _DIRECT_SUMS:
         computed = (
             torch.nn.functional.conv2d(x.to(dtype), w.to(dtype)),
             x.flatten(1).to(dtype) @ w.flatten()[:512].to(dtype),
