@@ -303,11 +303,11 @@ class PathSearch:
             here.set_spheres(here.statistics.variance(here.moments(self.flat.data)))
         self._set_rates()
 
-        def judged(projected: Tensor) -> Generator[Request, Any, bool]:
+        def accepted(projected: Tensor) -> Generator[Request, Any, bool]:
             yield from ()
             return is_low(projected)
 
-        corrected, moments = yield from self._correct_until_low(most, judged)
+        corrected, moments = yield from self._correct_until_low(most, accepted)
         return corrected.steps, moments is not None
 
     def _projected_copy(self, point: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from .arc_length import PathLocation
 from .coverage import Piece
 from .enclosure.bisection import Limits
 from .evaluator import Evaluator
-from .judgement import Judgement, nan_as_inf
+from .verification import Verification, nan_as_inf
 from .pictures import LinePoint, PathPoint, straight_line
 from .verdict import Level, Verdict, Witness
 from .worker_pool import WorkerPool
@@ -151,17 +151,17 @@ def certify(
         workers = torch.get_num_threads() if train.device.type == "cpu" else 1
     seed = secrets.randbits(48) if seed is None else int(seed)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), WorkerPool(workers) as pool:
-        work = Judgement(
+        work = Verification(
             Polyline(waypoints), train, test, float(threshold), level, limits, parameter_names, workers, seed, pool
         )
         work.progress = progress
-        findings = work.judge()
+        findings = work.decide()
         work.draw(findings)
         findings = work.confirm_points(findings)
         straight = straight_line(work.line, train, test, straight_points, pool, work.report)
-        kept = work.kept_state()
+        unreliable = work.unreliable_losses()
     differs, about = list(differs), about or {}
-    reasons = [*findings.reasons(), *also_wrong, *kept]
+    reasons = [*findings.reasons(), *also_wrong, *unreliable]
     undecided = findings.undecided()
     points = [work.point(position) for position in sorted(work.measured)]
     highest = min(work.measured, key=lambda position: (-nan_as_inf(work.loss(position)), position))

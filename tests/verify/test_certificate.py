@@ -430,7 +430,7 @@ def test_pieces_that_leave_something_out_prove_nothing(change: str, monkeypatch:
         }
         return replace(found, closed=closed[change])
 
-    monkeypatch.setattr("llpf_fast.verify.judgement.bisect", broken)
+    monkeypatch.setattr("llpf_fast.verify.verification.bisect", broken)
     certificate = judge(Landscape(), [0, 1, 2])
     assert (certificate.verdict, certificate.connected, certificate.bound) == ("undecided", False, None)
     assert "no piece covers the segment after waypoint 0" in certificate.undecided[0]

@@ -1,4 +1,4 @@
-"""``Judgement``: the work of one certificate: samples, pieces, a witness, points for the picture."""
+"""``Verification``: the work of one certificate: samples, pieces, a witness, points for the picture."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ _TRIED_WAYPOINTS = 4
 _FEW = 500
 
 
-class Judgement:
-    """One certificate in progress: ``judge``, ``draw``, ``confirm_points`` and ``kept_state`` in this order.
+class Verification:
+    """One certificate in progress: ``decide``, ``draw``, ``confirm_points`` and ``unreliable_losses`` in this order.
 
     Attributes:
         whole: evaluations on all samples.
@@ -85,7 +85,7 @@ class Judgement:
             self._done = self._done if share is None else max(self._done, int(90 * share))
             self.progress(self._done, 100, text)
 
-    def judge(self) -> Findings:
+    def decide(self) -> Findings:
         """The verdict, before any picture."""
         try:
             enclosure: LossEnclosure | None = LossEnclosure(self.line, self._train)
@@ -240,7 +240,7 @@ class Judgement:
             self.measured[highest] = MeasuredPoint(evaluation, evaluation.loss, evaluation.loss)
         return self._findings(findings.coverage, findings.not_enclosed)
 
-    def kept_state(self) -> list[str]:
+    def unreliable_losses(self) -> list[str]:
         """Reasons why the losses are not those of points: the network changes, or samples share more than a mean."""
         generator, used = random.Random(self._seed), self._train.on_few(_FEW, self._seed)
         places = [Position(generator.choice(self._changing), generator.random())] if self._changing else []
