@@ -20,9 +20,9 @@ from .arc_length import PathLocation
 from .coverage import Piece
 from .enclosure.bisection import Limits
 from .evaluator import Evaluator
-from .verification import Verification, nan_as_inf
 from .pictures import LinePoint, PathPoint, straight_line
 from .verdict import Level, Verdict, Witness
+from .verification import Verification, nan_as_inf
 from .worker_pool import WorkerPool
 
 
