@@ -29,7 +29,7 @@ _FRACTIONS = tuple(i / 8 for i in range(1, 8))
 _DEEPEST, _MOST_NEW = 5, 24
 #: Gradient steps of one correction, where the settings allow fewer.
 _LEAST_STEPS = 1_000
-#: Where a correction begins: at the place itself, then so far beside it, as a share of the segment's length.
+#: Where a correction begins: at the position itself, then so far beside it, as a share of the segment's length.
 _BESIDE = (0.0, 0.1, 0.3)
 #: Causes of open pieces that a lower loss removes.
 _CLOSE_TO_HIGH = ("width", "rounding", "samples")
@@ -37,9 +37,9 @@ _CLOSE_TO_HIGH = ("width", "rounding", "samples")
 
 @dataclass(frozen=True)
 class Fault:
-    """Where a certificate asks for a lower loss: one place a segment, and the threshold."""
+    """Where a certificate asks for a lower loss: one position a segment, and the threshold."""
 
-    places: tuple[Position, ...]
+    positions: tuple[Position, ...]
     refuted: bool
     threshold: float
 
@@ -62,34 +62,34 @@ def find_fault(run: RunDirectory) -> tuple[Fault | None, str]:
         verdict, threshold = certificate["verdict"], float(certificate["threshold"])
         if verdict == "refuted":
             witness = certificate["witness"]
-            places = [Position(int(witness["waypoint"]), float(witness["fraction"]))]
+            positions = [Position(int(witness["waypoint"]), float(witness["fraction"]))]
         elif verdict == "undecided":
-            places = _open_places(certificate["pieces"])
-            if not places:
+            positions = _open_positions(certificate["pieces"])
+            if not positions:
                 return (
                     None,
                     f"nothing is mended: the certificate is undecided for another reason than the loss; {verify}",
                 )
         else:
             return None, ""
-        for waypoint, fraction in places:
+        for waypoint, fraction in positions:
             if not (0 <= waypoint < len(run.waypoints()) and 0 <= fraction < 1):
                 raise ValueError(f"waypoint {waypoint}, fraction {fraction}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LLPFError(f"{run.folder / 'certificate.json'} is damaged ({error}); {verify} makes a new one") from error
-    return Fault(tuple(places), verdict == "refuted", threshold), ""
+    return Fault(tuple(positions), verdict == "refuted", threshold), ""
 
 
-def _open_places(pieces: Any) -> list[Position]:
+def _open_positions(pieces: Any) -> list[Position]:
     """The middle of the open piece of the highest bound, in each segment that has one for the loss's sake."""
-    places: dict[int, tuple[float, Position]] = {}
+    positions: dict[int, tuple[float, Position]] = {}
     for waypoint, start, end, first, second, cause in pieces:
         if cause in _CLOSE_TO_HIGH:
             bound = max(math.inf if each is None else float(each) for each in (first, second))
             middle = Position(int(waypoint), (float(start) + float(end)) / 2)
-            if waypoint not in places or bound > places[waypoint][0]:
-                places[waypoint] = bound, middle
-    return [place for _, place in places.values()]
+            if waypoint not in positions or bound > positions[waypoint][0]:
+                positions[waypoint] = bound, middle
+    return [position for _, position in positions.values()]
 
 
 class PathMender:
@@ -133,16 +133,16 @@ class PathMender:
         certificate = self._run.certificate() or {}
         # From the end: numbers of waypoints before stay as they are.
         untouched = len(self._run.waypoints())
-        for place in sorted(fault.places, reverse=True):
-            if place.waypoint >= untouched:
+        for position in sorted(fault.positions, reverse=True):
+            if position.waypoint >= untouched:
                 continue  # its segment went with the one behind it
             began, before = time.monotonic(), self._sgd_steps
-            segment = _Segment(self._run, place)
+            segment = _Segment(self._run, position)
             loss = self._choose_samples(evaluator, segment.state, fault)
             segment.widen(lambda state: self._loss(state)[0], self._chord_limit, self._threshold)
             new = yield from self._between(segment)
             line = (
-                f"mended: the training loss was {loss:.4g} at waypoint {place.waypoint} + {place.fraction:.3g}; "
+                f"mended: the training loss was {loss:.4g} at waypoint {position.waypoint} + {position.fraction:.3g}; "
                 f"{len(new)} new waypoint{'s' * (len(new) != 1)}, {self._sgd_steps - before:,} gradient steps"
             )
             self._write(segment, new, line, self._sgd_steps - before, time.monotonic() - began)
@@ -258,18 +258,18 @@ class PathMender:
 
 
 class _Segment:
-    """A place of a path, its state, and the waypoints ``after`` and ``before`` that a new one goes between.
+    """A position of a path, its state, and the waypoints ``after`` and ``before`` that a new one goes between.
 
-    ``second`` is None where the place is the last waypoint of a path without a destination.
+    ``second`` is None where the position is the last waypoint of a path without a destination.
     """
 
-    def __init__(self, run: RunDirectory, place: Position) -> None:
+    def __init__(self, run: RunDirectory, position: Position) -> None:
         self._run, waypoints = run, run.waypoints()
         self._line, self._last = Polyline(waypoints), len(waypoints) - 1
-        self.state = {name: value.clone() for name, value in self._line.state(place).items()}
-        self.after, self.before = place.waypoint, place.waypoint + 1
-        if place.fraction == 0:
-            self._replace(place.waypoint)
+        self.state = {name: value.clone() for name, value in self._line.state(position).items()}
+        self.after, self.before = position.waypoint, position.waypoint + 1
+        if position.fraction == 0:
+            self._replace(position.waypoint)
             self.after -= 1
 
     @property

@@ -106,9 +106,11 @@ def verify_run(
     if level is None:
         small = task.train.device.type == "cuda" or task.train.samples <= SAMPLED_ABOVE
         level = "full" if small else "sampled"
-    found = list(differences(task.origin, task.train, task.given, task.samples, task.train.statistics, float(limit)))
+    deviations = list(
+        differences(task.origin, task.train, task.given, task.samples, task.train.statistics, float(limit))
+    )
     allowed = {"data": other_data, "loss": other_loss, "settings": other_settings}
-    blocking = [each.reason for each in found if each.matters and not allowed[each.kind]]
+    blocking = [each.reason for each in deviations if each.matters and not allowed[each.kind]]
     certificate = certify(
         run.waypoints(),
         task.train,
@@ -123,8 +125,8 @@ def verify_run(
         progress=progress,
         also_wrong=[*unreached(run), *blocking],
         way=way(run),
-        differs=[each.text for each in found if each.known],
-        notes=[each.text for each in found if not each.known],
+        differs=[each.text for each in deviations if each.known],
+        notes=[each.text for each in deviations if not each.known],
         about={"evaluation": task.evaluation(), "run": task.binding(run)},
     )
     run.write_certificate(certificate.as_dict())

@@ -273,10 +273,10 @@ class _Bisection:
 
         def bound(item: tuple[_Part, Tensor]) -> Tensor:
             part, units = item
-            found = self._enclosure.bounds(
+            bounds = self._enclosure.bounds(
                 part.waypoint, part.start, part.end, self._chosen.units[units], precise=part.precise
             )
-            return torch.stack([found.start, found.end, found.start_estimate, found.end_estimate])
+            return torch.stack([bounds.start, bounds.end, bounds.start_estimate, bounds.end_estimate])
 
         cut = [part.todo.split(_BATCH) for part in parts]
         results = self._pool.map(
@@ -343,15 +343,15 @@ class _Bisection:
         gaps = (known.gaps / slack.double()[:, None]).amax(0) * self._weights
         wider = known.ratio > 1
         steps = torch.tensor([1, 2, 4, 8])
-        kept = torch.stack([gaps, *(gaps / (known.ratio * step) ** _SHRINKS for step in steps.tolist())])
-        gains = (kept[:-1] - kept[1:]).flatten()
+        remaining = torch.stack([gaps, *(gaps / (known.ratio * step) ** _SHRINKS for step in steps.tolist())])
+        gains = (remaining[:-1] - remaining[1:]).flatten()
         cost = torch.tensor([[1.0], [1.0], [2.0], [4.0]]).double().repeat(1, len(gaps))
         # A unit that was bounded on this very piece goes from 0 to 2.
         cost[1, ~wider] = 2.0
         order = (gains / cost.flatten()).argsort(descending=True, stable=True)
         total = float(gaps.sum())
         # Where eight parts are not enough, only the largest gaps are cut.
-        target = max(_TAKEN, 1.5 * float(kept[-1].sum()))
+        target = max(_TAKEN, 1.5 * float(remaining[-1].sum()))
         # These sums do not know the standard error, and here they were not enough.
         target = target if target < total else total / 2
         count = int(torch.searchsorted(gains[order].cumsum(0), total - target)) + 1
