@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from fractions import Fraction
 
 import pytest
@@ -264,27 +263,6 @@ def test_workers_and_seeds_change_no_proof():
     assert (one.closed, one.open, one.evaluations) == (two.closed, two.open, two.evaluations)
     other = prove(toy, threshold, 2, seed=1)
     assert other.open == []
-
-
-def test_no_point_is_evaluated_while_pieces_are_bounded():
-    """Evaluations set torch's random numbers, which an enclosure compares to see whether the network draws any."""
-
-    class Timed(Sines):
-        bounding = 0
-
-        def bounds(self, *arguments, **options):
-            self.bounding += 1
-            time.sleep(0.002)
-            found = super().bounds(*arguments, **options)
-            self.bounding -= 1
-            return found
-
-        def losses(self, position, units):
-            assert self.bounding == 0
-            return super().losses(position, units)
-
-    toy = Timed(3_000, size=0.1, spike=(list(range(0, 3_000, 10)), 2.4, 0.3, 10.0))
-    assert prove(toy, 0.05, 4, workers=2).violation is not None
 
 
 def test_progress_goes_up_to_what_is_closed():

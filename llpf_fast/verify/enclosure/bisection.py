@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -264,12 +264,8 @@ class _Bisection:
             batch.append(heapq.heappop(self._queue)[1])
         return batch
 
-    def _bounds(self, parts: Sequence[_Part]) -> list[Tensor]:
-        """Of each part the bounds of its ``todo``: upper ones at start and end, estimates there, ``[4, n]``.
-
-        All are there before the first is looked at: a point that is evaluated meanwhile sets torch's random numbers,
-        and an enclosure in another thread would take that for a network that draws some.
-        """
+    def _bounds(self, parts: Sequence[_Part]) -> Iterator[Tensor]:
+        """Of each part the bounds of its ``todo``: upper ones at start and end, estimates there, ``[4, n]``."""
 
         def bound(item: tuple[_Part, Tensor]) -> Tensor:
             part, units = item
@@ -282,9 +278,10 @@ class _Bisection:
         results = self._pool.map(
             bound, [(part, units) for part, pieces in zip(parts, cut, strict=True) for units in pieces]
         )
-        self._evaluations += sum(len(part.todo) for part in parts)
-        self._precise += sum(len(part.todo) for part in parts if part.precise)
-        return [torch.cat([next(results) for _ in pieces], dim=1) for pieces in cut]
+        for part, pieces in zip(parts, cut, strict=True):
+            self._evaluations += len(part.todo)
+            self._precise += len(part.todo) * part.precise
+            yield torch.cat([next(results) for _ in pieces], dim=1)
 
     def _finish(self, part: _Part, values: Tensor) -> None:
         """Close ``part``, leave it open, or queue what is left to bound on it."""
