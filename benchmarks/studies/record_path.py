@@ -73,6 +73,9 @@ def readme_text(name: str, numbers: dict[str, Any]) -> str:
     environment = search["environment"]
     recipe = numbers["provenance"]["recipe"]
     train = certificate["evaluation"]["train"]
+    images = f"{train['samples']:,} images"
+    if train["screened"]:
+        images = f"{train['screening_samples']:,} of {images}"
     verdict = verdict_words(certificate["verdict"], certificate["connected"])
     lines = [
         f"{BEGIN}: written by benchmarks/studies/record_path.py; see CONTRIBUTING.md -->",
@@ -85,7 +88,7 @@ def readme_text(name: str, numbers: dict[str, Any]) -> str:
         f"Found in {search['seconds']:.0f} s ({search['ticks']} ticks, {search['sgd_steps']:,} gradient steps of batch "
         f"{numbers['settings']['correction']['batch_size']}, {environment['threads']} thread),",
         f"certified in {numbers['certified_in_seconds']:.0f} s ({certificate['resolution']['closed_pieces']} pieces, "
-        f"{train['samples']:,} images).",
+        f"{images}).",
         certificate["covers"],
         f"Machine: {numbers['machine']}, torch {environment['torch']}, kernels {environment['kernels']}, "
         f"{certificate['environment']['workers']} evaluation workers.",
